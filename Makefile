@@ -1,0 +1,40 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint bench clean
+
+help: ## Say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+run: $(VENV)/.run ## Install what is needed, boot a Linux, run uname in it, and leave nothing behind
+	$(BIN)/cerne run --rm tiny -- uname -a
+
+test: $(VENV)/.test lint ## Run the checks and the tests (under 15 minutes)
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(VENV)/.test lint ## Run every test, the slow ones too
+	$(BIN)/pytest
+
+lint: $(VENV)/.test ## Run ruff, mypy and import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.test ## Measure, and print the tables that docs/performance.md quotes
+	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+
+clean: ## Remove the virtual environment and the caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/.run: pyproject.toml scripts/install-system-packages
+	scripts/install-system-packages run
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	scripts/install-system-packages test
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@

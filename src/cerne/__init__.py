@@ -1,0 +1,1 @@
+"""Cerne: the kernel is the hypervisor, Python is the machine around it."""

@@ -1,0 +1,153 @@
+"""What the manager asks of an engine: one interface, served by ``native`` and by ``qemu``.
+
+An engine turns a `LaunchPlan`, in which every name has become a path, a size or a number, into one
+detached process, and says which. From then on the process is spoken to in QMP, the same for both
+engines (`cerne.engine.qmp`). An engine knows no store, no image names and no users.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol
+
+from cerne.host.process import ProcessIdentity
+
+AGENT_PORTS = 8
+"""How many agent ports a machine has: so many sessions (exec, cp, shell) can run side by side."""
+
+
+class Protocols(StrEnum):
+    """Transport protocols of a published port."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+@dataclass(frozen=True, slots=True)
+class KernelBoot:
+    """Boot a kernel directly, with no firmware."""
+
+    kernel: Path
+    """A bzImage or an ELF vmlinux."""
+    initrd: Path | None
+    command_line: str
+
+
+@dataclass(frozen=True, slots=True)
+class FirmwareBoot:
+    """Boot from the first disk by the machine's firmware."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiskPlan:
+    """A disk of the machine; the first is the root disk (vda)."""
+
+    path: Path
+    format: str
+    """``raw`` or ``qcow2``."""
+    read_only: bool = False
+    serial: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PortForward:
+    """A port of the host that leads to a port of the guest."""
+
+    host_address: str
+    host_port: int
+    guest_port: int
+    protocol: Protocols = Protocols.TCP
+
+
+@dataclass(frozen=True, slots=True)
+class UserNic:
+    """A network card behind user-mode networking: outbound NAT, published ports inbound."""
+
+    mac: str
+    forwards: tuple[PortForward, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SharePlan:
+    """A directory of the host that the guest may mount by its tag."""
+
+    tag: str
+    source: Path
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchPlan:
+    """All that an engine needs to start one machine."""
+
+    machine_id: str
+    name: str
+    cpus: int
+    memory: int
+    """Bytes of guest memory."""
+    boot: KernelBoot | FirmwareBoot
+    disks: tuple[DiskPlan, ...]
+    nics: tuple[UserNic, ...]
+    shares: tuple[SharePlan, ...]
+    runtime: Path
+    """A directory of this machine alone, on the runtime file system: sockets and pid."""
+    logs: Path
+    """A directory of this machine alone that lasts: ``console.log``, ``engine.log``."""
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.runtime / "qmp.sock"
+
+    @property
+    def console_socket(self) -> Path:
+        return self.runtime / "console.sock"
+
+    @property
+    def agent_sockets(self) -> tuple[Path, ...]:
+        return tuple(self.runtime / f"agent{i}.sock" for i in range(AGENT_PORTS))
+
+    @property
+    def console_log(self) -> Path:
+        return self.logs / "console.log"
+
+    @property
+    def engine_log(self) -> Path:
+        return self.logs / "engine.log"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a machine's process ended, as far as its engine can tell afterwards."""
+
+    orderly: bool
+    """True for a shutdown or a reset that was asked for, by the guest or by the host."""
+    reason: str
+    """One line for people, such as ``the guest shut down`` or ``the guest's kernel panicked``."""
+
+
+class Engine(Protocol):
+    """Starts machines of one kind."""
+
+    @property
+    def name(self) -> str:
+        """``native`` or ``qemu``."""
+
+    def require(self, plan: LaunchPlan) -> None:
+        """Refuse, before anything is created, what this engine cannot run on this host.
+
+        Raises:
+            HostError: a program or a device is missing; the hint names the command that mends it.
+            InputError: the plan asks for what this engine does not have.
+        """
+
+    def start(self, plan: LaunchPlan) -> ProcessIdentity:
+        """Start the machine's process, detached; return when its QMP answers and vCPUs run.
+
+        Raises:
+            EngineError: the process ended or did not answer; nothing of it is left running.
+        """
+
+    def ending(self, plan: LaunchPlan) -> Ending:
+        """Say how the machine's process, which is gone, ended (read from ``engine_log``)."""

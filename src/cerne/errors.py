@@ -1,0 +1,198 @@
+"""The one family of errors of Cerne, and the table of its exit and HTTP statuses.
+
+    CerneError
+    ├── InputError           what was asked makes no sense (a name, a size, a spec, an option)
+    ├── NotFoundError        no machine, image or other thing of that name
+    ├── ConflictError        it clashes with what is there (name in use, port in use)
+    │   ├── BusyError        another operation holds the machine
+    │   └── StateError       the machine's state does not allow it
+    ├── CapacityError        this host cannot guarantee what was asked
+    ├── HostError            the host lacks something or forbids it
+    │   ├── MissingProgramError  a program is not installed
+    │   └── KvmError         the kernel refused a KVM operation (keeps errno)
+    ├── ImageError           an image or its source is unusable
+    │   └── ChecksumError    content does not have the digest that was asked for
+    ├── StorageError         the disk is full or refuses to be written
+    ├── EngineError          the virtual machine's process failed
+    ├── GuestError           the guest failed or does not answer
+    │   ├── GuestPanicError  the guest's kernel panicked
+    │   └── GuestTimeoutError  the guest did not become ready, or did not answer, in time
+    ├── DamagedError         saved state (store, snapshot) is damaged or of an unknown version
+    └── InterruptedByUserError  Ctrl-C
+
+Each error says what was asked and what stands in the way (``message``), and the command or
+setting that mends it (``hint``). Raise with ``from`` whatever was caught.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class CerneError(Exception):
+    """The root of all errors that Cerne raises on purpose.
+
+    ``code`` is stable and meant for programs; ``message`` is one line for people; ``hint`` is the
+    command or setting that mends it, or an empty string where there is none.
+    """
+
+    code = "error"
+
+    def __init__(self, message: str, *, hint: str = "", machine: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.machine = machine
+
+    def __str__(self) -> str:
+        return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+
+class InputError(CerneError):
+    """What was asked makes no sense; nothing was created."""
+
+    code = "invalid-input"
+
+
+class NotFoundError(CerneError):
+    """There is nothing of that name."""
+
+    code = "not-found"
+
+
+class ConflictError(CerneError):
+    """What was asked clashes with what is there."""
+
+    code = "conflict"
+
+
+class BusyError(ConflictError):
+    """Another operation holds the machine."""
+
+    code = "busy"
+
+
+class StateError(ConflictError):
+    """The machine's state does not allow what was asked."""
+
+    code = "wrong-state"
+
+
+class CapacityError(CerneError):
+    """This host cannot guarantee what was asked."""
+
+    code = "no-capacity"
+
+
+class HostError(CerneError):
+    """The host lacks something, or forbids it to this user."""
+
+    code = "host"
+
+
+class MissingProgramError(HostError):
+    """A program that is needed is not installed."""
+
+    code = "missing-program"
+
+
+class KvmError(HostError):
+    """The kernel refused a KVM operation.
+
+    ``operation`` is the ioctl's name and ``errno`` the kernel's answer.
+    """
+
+    code = "kvm"
+
+    def __init__(
+        self, operation: str, errno: int, *, message: str | None = None, hint: str = ""
+    ) -> None:
+        super().__init__(message or f"{operation} failed: {os.strerror(errno)}", hint=hint)
+        self.operation = operation
+        self.errno = errno
+
+
+class ImageError(CerneError):
+    """An image, or what it was to be made from, is unusable."""
+
+    code = "image"
+
+
+class ChecksumError(ImageError):
+    """Content does not have the digest that was asked for."""
+
+    code = "checksum"
+
+
+class StorageError(CerneError):
+    """The disk is full, or refuses to be written."""
+
+    code = "storage"
+
+
+class EngineError(CerneError):
+    """The virtual machine's process failed, or did not do what it was told."""
+
+    code = "engine"
+
+
+class GuestError(CerneError):
+    """The guest failed, or does not answer."""
+
+    code = "guest"
+
+
+class GuestPanicError(GuestError):
+    """The guest's kernel panicked."""
+
+    code = "guest-panic"
+
+
+class GuestTimeoutError(GuestError):
+    """The guest did not become ready, or did not answer, in time."""
+
+    code = "guest-timeout"
+
+
+class DamagedError(CerneError):
+    """Saved state is damaged, or of a version that this Cerne does not know."""
+
+    code = "damaged"
+
+
+class InterruptedByUserError(CerneError):
+    """The user pressed Ctrl-C; what was begun has been undone."""
+
+    code = "interrupted"
+
+
+# The first class of an error's MRO that is listed here decides: (exit status, HTTP status).
+_STATUSES: dict[type[CerneError], tuple[int, int]] = {
+    CerneError: (1, 500),
+    InputError: (2, 422),
+    NotFoundError: (3, 404),
+    ConflictError: (4, 409),
+    CapacityError: (5, 507),
+    HostError: (6, 503),
+    ImageError: (7, 422),
+    GuestError: (8, 502),
+    EngineError: (9, 500),
+    DamagedError: (10, 500),
+    StorageError: (11, 507),
+    GuestTimeoutError: (12, 504),
+    InterruptedByUserError: (130, 499),
+}
+
+
+def exit_status(error: CerneError) -> int:
+    """The exit status of a ``cerne`` command that ends in this error."""
+    return _statuses(error)[0]
+
+
+def http_status(error: CerneError) -> int:
+    """The HTTP status of a request that ends in this error."""
+    return _statuses(error)[1]
+
+
+def _statuses(error: CerneError) -> tuple[int, int]:
+    return next(_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES)

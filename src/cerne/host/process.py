@@ -1,0 +1,82 @@
+"""Processes of this host, known by pid and start time so that a reused pid is never taken for one.
+
+Start time is field 22 of ``/proc/PID/stat`` (proc(5)), in clock ticks since boot; together with
+the boot ID it names a process for good. Signals go by pidfd, which cannot hit another process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def boot_id() -> str:
+    """The kernel's random ID of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessIdentity:
+    """One process, for good: neither a reused pid nor a reboot can be mistaken for it."""
+
+    pid: int
+    start_time: int
+    """Clock ticks since boot."""
+    boot_id: str
+
+    @classmethod
+    def of(cls, pid: int) -> ProcessIdentity | None:
+        """The identity of a running process, or None where there is none (or only a zombie)."""
+        start_time = _start_time(pid)
+        return None if start_time is None else cls(pid, start_time, boot_id())
+
+    def alive(self) -> bool:
+        """Whether this very process runs."""
+        return self.boot_id == boot_id() and _start_time(self.pid) == self.start_time
+
+    def send(self, signal_number: signal.Signals) -> bool:
+        """Send a signal; False where the process is gone."""
+        with self._pidfd() as descriptor:
+            if descriptor is None:
+                return False
+            try:
+                signal.pidfd_send_signal(descriptor, signal_number)
+            except ProcessLookupError:
+                return False
+            return True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the process to end, at most `timeout` seconds; whether it has ended."""
+        with self._pidfd() as descriptor:
+            if descriptor is None:
+                return True
+            readable, _, _ = select.select([descriptor], [], [], timeout)
+            return bool(readable)
+
+    @contextlib.contextmanager
+    def _pidfd(self) -> Iterator[int | None]:
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            yield None
+            return
+        try:
+            # Looked at after the pidfd is open: from here on the pid cannot change hands.
+            yield descriptor if self.alive() else None
+        finally:
+            os.close(descriptor)
+
+
+def _start_time(pid: int) -> int | None:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])

@@ -1,0 +1,49 @@
+"""Fixtures and skips that every part of the suite shares."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cerne.host.programs import find_program, install_command
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A CERNE_HOME of its own, with a path short enough for Unix sockets."""
+    directory = Path(tempfile.mkdtemp(prefix="cerne-", dir="/tmp"))
+    monkeypatch.setenv("CERNE_HOME", str(directory))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def kvm_device() -> Path:
+    """/dev/kvm, or a skip that says why it cannot be used."""
+    device = Path("/dev/kvm")
+    if not device.exists():
+        pytest.skip("this host has no /dev/kvm")
+    if not os.access(device, os.R_OK | os.W_OK):
+        pytest.skip("/dev/kvm is not open to this user")
+    return device
+
+
+@pytest.fixture(scope="session")
+def qemu() -> Path:
+    """QEMU's path, or a skip that names the command that installs it."""
+    path = find_program("qemu-system-x86_64")
+    if path is None:
+        pytest.skip(f"QEMU is not installed: {install_command('qemu-system-x86_64')}")
+    return path
+
+
+@pytest.fixture
+def root() -> None:
+    """Skips where the tests do not run as root."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
