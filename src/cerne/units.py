@@ -7,6 +7,7 @@ virtual machines are counted; ``kB``, ``MB``, ``GB``, ``TB`` are powers of 1000,
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from cerne.errors import InputError
 
@@ -17,9 +18,9 @@ TIB = 1024 * GIB
 
 _BINARY = {"": 1, "k": KIB, "m": MIB, "g": GIB, "t": TIB}
 _DECIMAL = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)\s*(ms|s|m|h|d|)", re.IGNORECASE)
+_DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d|)", re.IGNORECASE)
 
 
 def parse_size(text: str | int) -> int:
@@ -35,11 +36,10 @@ def parse_size(text: str | int) -> int:
         raise InputError(f"{text!r} is not a size", hint="write it as 512M, 2G or 1.5GiB")
     number, prefix, suffix = match.groups()
     table = _DECIMAL if suffix.lower() == "b" else _BINARY
-    value = float(number) * table[prefix.lower()] if "." in number else 0.0
-    size = int(value) if "." in number else int(number) * table[prefix.lower()]
-    if "." in number and size != value:
+    size = Fraction(number) * table[prefix.lower()]
+    if size.denominator != 1:
         raise InputError(f"{text!r} is not a whole number of bytes", hint="write it as 512M or 2G")
-    return size
+    return int(size)
 
 
 def format_size(size: int) -> str:

@@ -1,0 +1,51 @@
+"""The family of errors: codes, statuses and texts."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+
+import pytest
+
+from cerne import errors
+from cerne.errors import CerneError, KvmError
+
+FAMILY: list[type[CerneError]] = [
+    kind
+    for _, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, CerneError) and kind is not KvmError
+]
+
+
+def test_every_error_is_drawn_in_the_diagram() -> None:
+    assert errors.__doc__ is not None
+    for kind in [*FAMILY, KvmError]:
+        assert kind.__name__ in errors.__doc__
+
+
+def test_codes_are_unique() -> None:
+    codes = [kind.code for kind in [*FAMILY, KvmError]]
+    assert len(set(codes)) == len(codes)
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+def test_every_error_has_statuses(kind: type[CerneError]) -> None:
+    assert 1 <= errors.exit_status(kind("x")) <= 130
+    assert 400 <= errors.http_status(kind("x")) <= 599
+
+
+def test_a_subclass_without_a_row_takes_its_parents_statuses() -> None:
+    assert errors.exit_status(errors.BusyError("x")) == errors.exit_status(
+        errors.ConflictError("x")
+    )
+
+
+def test_the_text_ends_in_the_remedy() -> None:
+    assert str(CerneError("no QEMU", hint="install it")) == "no QEMU\ninstall it"
+
+
+def test_a_kvm_error_keeps_the_operation_and_the_errno() -> None:
+    error = KvmError("KVM_RUN", errno.EFAULT)
+    assert error.operation == "KVM_RUN"
+    assert error.errno == errno.EFAULT
+    assert "Bad address" in error.message
