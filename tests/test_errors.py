@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import errno
-import inspect
 
 import pytest
 
 from cerne import errors
 from cerne.errors import CerneError, KvmError
 
-FAMILY: list[type[CerneError]] = [
-    kind
-    for _, kind in inspect.getmembers(errors, inspect.isclass)
-    if issubclass(kind, CerneError) and kind is not KvmError
-]
+
+def descendants(kind: type[CerneError]) -> list[type[CerneError]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in descendants(child))]
+
+
+FAMILY = [kind for kind in descendants(CerneError) if kind is not KvmError]
 
 
 def test_every_error_is_drawn_in_the_diagram() -> None:
