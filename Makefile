@@ -31,10 +31,10 @@ clean: ## Remove the virtual environment and the caches
 $(VENV)/.run: pyproject.toml scripts/install-system-packages
 	scripts/install-system-packages run
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install -qq --disable-pip-version-check --editable .
 	touch $@
 
 $(VENV)/.test: $(VENV)/.run
 	scripts/install-system-packages test
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install -qq --disable-pip-version-check --editable '.[dev]'
 	touch $@
