@@ -28,7 +28,7 @@ class Sample:
             f"{value * scale:.{digits}f}"
             for value in (min(self.values), self.median, max(self.values))
         )
-        return f"{mid} ({low}–{high})"
+        return f"{mid} ({low} to {high})"
 
 
 def seconds(action: Callable[[], object]) -> float:

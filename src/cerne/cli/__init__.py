@@ -1,0 +1,18 @@
+"""The ``cerne`` command.
+
+Every command imports what it needs when it runs, so that listing machines does not pay for
+building images. The commands call the manager, the image store and the doctor, and decide nothing.
+"""
+
+from __future__ import annotations
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command line of this process and exit with the command's status."""
+    from cerne.cli.app import app
+    from cerne.cli.failure import reported
+
+    with reported():
+        app(prog_name="cerne")
