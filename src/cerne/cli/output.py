@@ -1,0 +1,123 @@
+"""What commands print: tables for people, JSON for programs, progress for those who wait.
+
+Tables are set by hand and not by rich, whose import alone costs a fifth of what ``cerne ls`` may
+take. Colours and progress appear on a terminal only, and no colours where NO_COLOR is set
+(https://no-color.org).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Protocol, TextIO
+
+
+class ProgressReport(Protocol):
+    """Told what is being done, how much of it is done, and how much there is if that is known."""
+
+    def __call__(self, what: str, done: int, total: int | None) -> None: ...
+
+
+def print_json(value: object) -> None:
+    """Print a value of plain types as JSON."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    colours: Mapping[str, str] | None = None,
+) -> None:
+    """Print rows under headings, each column as wide as its widest cell.
+
+    `colours` says which cells are painted: a cell's text to a colour's name.
+    """
+    cells = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    print(paint(_line(headings, widths), "bold"))
+    for row in cells:
+        print(_line(row, widths, colours or {}))
+
+
+def print_fields(fields: Mapping[str, str]) -> None:
+    """Print names and values, one a line, the values aligned."""
+    width = max(map(len, fields), default=0) + 2
+    for name, value in fields.items():
+        print(f"{paint(name.ljust(width), 'bold')}{printable(value)}")
+
+
+def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """The text in a colour where the stream (stdout) is a terminal that wants colours."""
+    if not coloured(stream or sys.stdout):
+        return text
+    return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether what is written to the stream may have colours."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+
+
+def printable(text: str) -> str:
+    """The text with control characters escaped: a guest must not steer the user's terminal."""
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs")
+        else character
+        for character in text
+    )
+
+
+def age(moment: datetime) -> str:
+    """How long ago a moment was, in its largest unit: ``5s``, ``3m``, ``2h``, ``9d``."""
+    seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
+    for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= unit:
+            return f"{seconds // unit}{name}"
+    return f"{seconds}s"
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[ProgressReport]:
+    """Bars on stderr where it is a terminal, and nothing in a pipe."""
+    if not sys.stderr.isatty():
+        yield _silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks = {}
+
+        def show(what: str, done: int, total: int | None) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(printable(what), total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def _silent(what: str, done: int, total: int | None) -> None:
+    pass
+
+
+def _line(
+    cells: Sequence[str], widths: Sequence[int], colours: Mapping[str, str] | None = None
+) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
+    padded[-1] = cells[-1]
+    if colours is None:
+        return "  ".join(padded).rstrip()
+    painted = zip(cells, padded, strict=True)
+    return "  ".join(
+        paint(text, colours[cell]) if cell in colours else text for cell, text in painted
+    ).rstrip()
+
+
+_COLOURS = {"red": 31, "green": 32, "yellow": 33, "dim": 2, "bold": 1}
