@@ -1,0 +1,148 @@
+"""One QMP session over `qemu.qmp`, on an event loop of its own (QMP: ``docs/interop/qmp-spec``).
+
+Apart from `cerne.engine.qmp` because of what the imports cost: asyncio and qemu.qmp take 30 ms, and
+a start spends them while the machine boots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from qemu.qmp import (
+    ConnectError,
+    ExecInterruptedError,
+    ExecuteError,
+    Message,
+    QMPClient,
+    QMPError,
+    Runstate,
+)
+
+from cerne.errors import EngineError
+
+_T = TypeVar("_T")
+
+
+class QmpCommandError(EngineError):
+    """The machine refused a command; `error_class` is the QMP class of the error."""
+
+    def __init__(self, command: str, error_class: str, description: str) -> None:
+        super().__init__(f"the machine refused {command}: {description}")
+        self.command = command
+        self.error_class = error_class
+
+
+class QmpTimeoutError(EngineError):
+    """The machine's process did not answer in time."""
+
+
+class QmpClosedError(EngineError):
+    """The machine's process closed the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class QmpEvent:
+    """Something that the machine's process reported by itself."""
+
+    name: str
+    """As the specification has it, such as ``SHUTDOWN``."""
+    data: Mapping[str, object]
+    time: float
+    """Seconds since the epoch."""
+
+
+class Session:
+    """A connected socket, past the greeting. Closes the socket where greeting fails."""
+
+    def __init__(self, connection: socket.socket, timeout: float) -> None:
+        self._runner = asyncio.Runner()
+        self._client = QMPClient()
+        try:
+            self._run(self._client.connect(connection), timeout)
+        except BaseException:
+            self._runner.close()
+            connection.close()
+            raise
+
+    def close(self) -> None:
+        """Disconnect. How the connection ended matters to nobody: each command told its outcome."""
+        with self._runner, contextlib.suppress(EngineError):
+            self._run(self._client.disconnect(), None)
+
+    def execute(
+        self, command: str, arguments: Mapping[str, object] | None, timeout: float | None
+    ) -> object:
+        """Run a command and return its value."""
+        try:
+            return self._run(self._client.execute(command, arguments), timeout)
+        except ExecuteError as error:
+            raise QmpCommandError(command, error.error_class, str(error)) from error
+
+    def events(self) -> tuple[QmpEvent, ...]:
+        """The events that have come since the last call."""
+        # A turn of the loop takes in what has reached the socket.
+        self._runner.run(asyncio.sleep(0))
+        return tuple(_event(message) for message in self._client.events.clear())
+
+    def wait_event(self, names: frozenset[str], timeout: float | None) -> QmpEvent:
+        """Wait for an event of one of these names, dropping others."""
+        return self._run(self._next_event(names), timeout)
+
+    async def _next_event(self, names: frozenset[str]) -> QmpEvent:
+        while True:
+            event = _event(await self._next_message())
+            if event.name in names:
+                return event
+
+    async def _next_message(self) -> Message:
+        # The listener does not wake up when the connection ends, so both are waited for.
+        coming = asyncio.ensure_future(self._client.events.get())
+        ended = asyncio.ensure_future(self._disconnected())
+        try:
+            await asyncio.wait((coming, ended), return_when=asyncio.FIRST_COMPLETED)
+            if not coming.done():
+                raise QmpClosedError("the machine's process closed its QMP connection")
+            return coming.result()
+        finally:
+            coming.cancel()
+            ended.cancel()
+
+    async def _disconnected(self) -> None:
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
+
+    def _run(self, action: Coroutine[object, object, _T], timeout: float | None) -> _T:
+        with _translated(timeout):
+            return self._runner.run(asyncio.wait_for(action, timeout))
+
+
+def _event(message: Message) -> QmpEvent:
+    name, data, stamp = (message.get(key) for key in ("event", "data", "timestamp"))
+    if not isinstance(name, str) or not isinstance(stamp, dict):
+        raise EngineError(f"the machine sent a malformed event: {dict(message)!r}")
+    seconds = float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
+    return QmpEvent(name, data if isinstance(data, dict) else {}, seconds)
+
+
+@contextlib.contextmanager
+def _translated(timeout: float | None) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError as error:
+        raise QmpTimeoutError(f"no answer by QMP within {timeout or 0:g} s") from error
+    except ExecuteError:
+        raise
+    except ConnectError as error:
+        cause = error.exc
+        if isinstance(cause, EOFError | ConnectionError):
+            raise QmpClosedError("the machine's process closed its QMP connection") from error
+        raise EngineError(f"the machine's process does not speak QMP: {error}") from error
+    except (ExecInterruptedError, EOFError, ConnectionError) as error:
+        raise QmpClosedError("the machine's process closed its QMP connection") from error
+    except QMPError as error:
+        raise EngineError(f"QMP failed: {error}") from error

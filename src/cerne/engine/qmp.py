@@ -1,0 +1,137 @@
+"""A synchronous QMP client, for both engines (QEMU Machine Protocol, ``docs/interop/qmp-spec``).
+
+A QMP socket serves one client at a time, and the kernel queues the others: connecting waits its
+turn, so that two commands at once need no lock between them. Keep clients short-lived.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from cerne.errors import EngineError
+
+if TYPE_CHECKING:
+    from cerne.engine._qmp_session import QmpEvent, Session
+
+
+class QmpClient:
+    """One connection to a machine's QMP socket; a context manager.
+
+    `timeout`, in seconds, bounds the wait for the connection (other clients' turns included) and
+    for each answer.
+
+    Raises, on entry:
+        EngineError: there is no such socket, nobody serves it, what answers is not QMP, or no
+            greeting came in time.
+    """
+
+    def __init__(self, path: Path, timeout: float = 10.0) -> None:
+        self._path = path
+        self._timeout = timeout
+        self._open: Session | None = None
+
+    def __enter__(self) -> Self:
+        deadline = time.monotonic() + self._timeout
+        connection = _connect(self._path, self._timeout)
+        from cerne.engine._qmp_session import Session
+
+        self._open = Session(connection, max(0.0, deadline - time.monotonic()))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        session, self._open = self._session, None
+        session.close()
+
+    def execute(
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None = None,
+        *,
+        timeout: float | None = None,
+    ) -> object:
+        """Run a command and return its value; `timeout` (seconds) replaces the client's.
+
+        Raises:
+            EngineError: the machine refused it (`QmpCommandError`, with the QMP error class), the
+                connection broke, or no answer came in time; the command may yet have its effect.
+        """
+        limit = self._timeout if timeout is None else timeout
+        return self._session.execute(command, arguments, limit)
+
+    def events(self) -> tuple[QmpEvent, ...]:
+        """The events that have come since the last call, without waiting."""
+        return self._session.events()
+
+    def wait_event(self, *names: str, timeout: float | None = None) -> QmpEvent:
+        """Wait for the next event of one of these names; events of other names are dropped.
+
+        With no `timeout` (seconds) it waits for as long as the connection lasts.
+
+        Raises:
+            EngineError: none came in time, or the connection broke.
+        """
+        return self._session.wait_event(frozenset(names), timeout)
+
+    def status(self) -> str:
+        """The machine's run state, such as ``running``, ``paused`` or ``shutdown``."""
+        answer = self.execute("query-status")
+        status = answer.get("status") if isinstance(answer, dict) else None
+        if not isinstance(status, str):
+            raise EngineError(f"the machine answered query-status with {answer!r}")
+        return status
+
+    def stop(self) -> None:
+        """Pause the vCPUs."""
+        self.execute("stop")
+
+    def cont(self) -> None:
+        """Let the vCPUs run."""
+        self.execute("cont")
+
+    def system_powerdown(self) -> None:
+        """Press the guest's power button."""
+        self.execute("system_powerdown")
+
+    def quit(self) -> None:
+        """End the machine's process at once."""
+        from cerne.engine._qmp_session import QmpClosedError
+
+        # The process may be gone before it has answered.
+        with contextlib.suppress(QmpClosedError):
+            self.execute("quit")
+
+    @property
+    def _session(self) -> Session:
+        if self._open is None:
+            raise EngineError("the QMP client is not connected")
+        return self._open
+
+
+def _connect(path: Path, timeout: float) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    # A blocking connect waits for a place in the server's queue, where a non-blocking one fails
+    # at once; SO_SNDTIMEO bounds the wait (unix(7), socket(7)).
+    whole = int(timeout)
+    interval = struct.pack("ll", whole, int((timeout - whole) * 1_000_000))
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
+    try:
+        connection.connect(str(path))
+    except OSError as error:
+        connection.close()
+        busy = isinstance(error, BlockingIOError)
+        why = f"others have held it for {timeout:g} s" if busy else error.strerror or str(error)
+        raise EngineError(f"the machine's QMP socket {path} cannot be reached: {why}") from error
+    connection.setblocking(False)
+    return connection
