@@ -1,0 +1,352 @@
+"""Guest memory: what the guest has as RAM, and the one way for this process to touch it.
+
+A guest's memory is made of regions, each a page-aligned range of guest-physical addresses over a
+mapping of this process (mmap(2)): anonymous, a memfd that other processes may map too (vhost-user),
+or a file mapped copy-on-write, from which a snapshot is restored. Every access names a guest
+address that the guest may have chosen, and is checked against the regions. Numbers are
+little-endian, as x86-64 and virtio have them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from types import TracebackType
+from typing import NewType, Self
+
+from cerne.errors import GuestError, HostError, InputError
+from cerne.kvm._address import address_of
+
+GuestAddress = NewType("GuestAddress", int)
+"""A guest-physical address."""
+
+MemoryRange = tuple[GuestAddress, int]
+"""Where memory begins, and its size in bytes."""
+
+PAGE_SIZE = mmap.PAGESIZE
+HUGE_PAGE_SIZE = 2 << 20
+
+# From <asm-generic/mman-common.h>; the mmap module has it from Python 3.13 on.
+_MAP_NORESERVE = 0x4000
+
+# In native mode the interpreter moves a number in one piece, so that an aligned index that a
+# guest's other CPU writes is never seen half-written; x86-64 is little-endian.
+_U16 = struct.Struct("@H")
+_U32 = struct.Struct("@I")
+_U64 = struct.Struct("@Q")
+
+
+class GuestMemoryError(GuestError):
+    """A range of guest addresses is not, or not wholly, within one region of its memory."""
+
+    code = "guest-memory"
+
+
+class Backing(Enum):
+    """What lies under a region, which decides how its pages can be given back."""
+
+    ANONYMOUS = "anonymous"
+    """Private to this process; copy-on-write in a forked child."""
+    SHARED = "shared"
+    """A memfd: whoever maps it sees the same bytes, a forked child too."""
+    PRIVATE_FILE = "private-file"
+    """A file under it is read and never written; copy-on-write."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRegion:
+    """One contiguous piece of guest memory."""
+
+    start: GuestAddress
+    size: int
+    """Bytes; a multiple of the page size."""
+    view: memoryview
+    """All of its bytes, writable."""
+    mapping: mmap.mmap
+    mapping_offset: int
+    """Where in the mapping the region begins (an anonymous one is aligned for huge pages)."""
+    backing: Backing
+    descriptor: int | None = None
+    """The memfd under a shared region; owned by the `GuestMemory`."""
+    file_offset: int = 0
+    """Where in the memfd or the file the region begins."""
+
+    @property
+    def end(self) -> int:
+        """The first address past the region."""
+        return self.start + self.size
+
+
+class GuestMemory:
+    """The memory of one guest; a context manager that unmaps it.
+
+    A view that is still held when the memory is closed keeps its mapping until it is dropped.
+    """
+
+    def __init__(self, regions: Iterable[MemoryRegion]) -> None:
+        """Take over regions, which must not overlap.
+
+        Raises:
+            InputError: there is none, two overlap, or one is not aligned to pages.
+        """
+        self._regions = tuple(sorted(regions, key=lambda region: region.start))
+        _check_ranges([(region.start, region.size) for region in self._regions])
+
+    @classmethod
+    def anonymous(cls, ranges: Sequence[MemoryRange], *, huge_pages: bool = False) -> Self:
+        """Zeroed memory of this process alone, copy-on-write in a forked child.
+
+        `huge_pages` asks for transparent huge pages, which make a fork and the guest's page
+        faults cheaper.
+
+        Raises:
+            InputError: the ranges are empty, overlap, or are not aligned to pages.
+            HostError: the host does not have that much memory.
+        """
+        _check_ranges(ranges)
+        with contextlib.ExitStack() as undo:
+            regions = []
+            for start, size in ranges:
+                region = _anonymous_region(start, size, huge_pages)
+                undo.callback(_unmap, region)
+                regions.append(region)
+            memory = cls(regions)
+            undo.pop_all()
+        return memory
+
+    @classmethod
+    def shared(cls, ranges: Sequence[MemoryRange], *, name: str = "cerne-guest") -> Self:
+        """Zeroed memory in one memfd, which other processes can map (vhost-user).
+
+        Raises:
+            InputError: the ranges are empty, overlap, or are not aligned to pages.
+            HostError: the host does not have that much memory.
+        """
+        _check_ranges(ranges)
+        descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, descriptor)
+            os.ftruncate(descriptor, sum(size for _, size in ranges))
+            memory = cls(_file_regions(ranges, descriptor, 0, Backing.SHARED, undo))
+            undo.pop_all()
+        return memory
+
+    @classmethod
+    def private_file(
+        cls, ranges: Sequence[MemoryRange], descriptor: int, *, offset: int = 0
+    ) -> Self:
+        """Memory whose first content is a file's, from `offset` on, one range after the other.
+
+        The file is never written: what the guest writes is kept in pages of this process.
+        The descriptor stays the caller's, and may be closed.
+
+        Raises:
+            InputError: the ranges or the offset are not aligned, or the file is too short.
+            HostError: the file cannot be mapped.
+        """
+        _check_ranges(ranges)
+        wanted = offset + sum(size for _, size in ranges)
+        if offset < 0 or offset % PAGE_SIZE:
+            raise InputError(f"memory cannot begin at {offset} of a file, which is inside a page")
+        if os.fstat(descriptor).st_size < wanted:
+            raise InputError(f"the memory file is shorter than the {wanted} bytes it should have")
+        with contextlib.ExitStack() as undo:
+            memory = cls(_file_regions(ranges, descriptor, offset, Backing.PRIVATE_FILE, undo))
+            undo.pop_all()
+        return memory
+
+    @property
+    def regions(self) -> tuple[MemoryRegion, ...]:
+        """The regions by address."""
+        return self._regions
+
+    @property
+    def size(self) -> int:
+        """Bytes in all regions."""
+        return sum(region.size for region in self._regions)
+
+    def __contains__(self, address: int) -> bool:
+        return any(region.start <= address < region.end for region in self._regions)
+
+    def read(self, address: int, length: int) -> bytes:
+        """A copy of `length` bytes.
+
+        Raises:
+            GuestMemoryError: they do not lie within one region.
+        """
+        return bytes(self.view(address, length))
+
+    def write(self, address: int, data: bytes | bytearray | memoryview) -> None:
+        """Copy `data` into the guest.
+
+        Raises:
+            GuestMemoryError: it would not lie within one region.
+        """
+        self.view(address, len(data))[:] = data
+
+    def view(self, address: int, length: int) -> memoryview:
+        """The guest's own bytes, writable, with no copy; fit for preadv and pwritev.
+
+        Raises:
+            GuestMemoryError: they do not lie within one region.
+        """
+        region, offset = self._locate(address, length)
+        return region.view[offset : offset + length]
+
+    def read_u16(self, address: int) -> int:
+        """A 16-bit number; raises GuestMemoryError outside memory."""
+        return self._unpack(_U16, address)
+
+    def read_u32(self, address: int) -> int:
+        """A 32-bit number; raises GuestMemoryError outside memory."""
+        return self._unpack(_U32, address)
+
+    def read_u64(self, address: int) -> int:
+        """A 64-bit number; raises GuestMemoryError outside memory."""
+        return self._unpack(_U64, address)
+
+    def write_u16(self, address: int, value: int) -> None:
+        """Write a 16-bit number; raises GuestMemoryError outside memory."""
+        region, offset = self._locate(address, 2)
+        _U16.pack_into(region.view, offset, value)
+
+    def write_u32(self, address: int, value: int) -> None:
+        """Write a 32-bit number; raises GuestMemoryError outside memory."""
+        region, offset = self._locate(address, 4)
+        _U32.pack_into(region.view, offset, value)
+
+    def write_u64(self, address: int, value: int) -> None:
+        """Write a 64-bit number; raises GuestMemoryError outside memory."""
+        region, offset = self._locate(address, 8)
+        _U64.pack_into(region.view, offset, value)
+
+    def discard(self, address: int, length: int) -> None:
+        """Give the whole pages of a range back to the host; the guest finds them zero.
+
+        Pages of a private file have the file's content again instead.
+
+        Raises:
+            GuestMemoryError: the range does not lie within one region, or is not whole pages.
+        """
+        region, offset = self._locate(address, length)
+        if address % PAGE_SIZE or length % PAGE_SIZE:
+            raise GuestMemoryError(
+                f"{length} bytes at {address:#x} of the guest are no whole pages"
+            )
+        if length == 0:
+            return
+        shared = region.backing is Backing.SHARED
+        advice = mmap.MADV_REMOVE if shared else mmap.MADV_DONTNEED
+        region.mapping.madvise(advice, region.mapping_offset + offset, length)
+
+    def close(self) -> None:
+        """Unmap the memory; the VM that had it must be closed before."""
+        for region in self._regions:
+            _unmap(region)
+        descriptors = {region.descriptor for region in self._regions}
+        for descriptor in descriptors:
+            if descriptor is not None:
+                os.close(descriptor)
+        self._regions = ()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _unpack(self, number: struct.Struct, address: int) -> int:
+        region, offset = self._locate(address, number.size)
+        value: int = number.unpack_from(region.view, offset)[0]
+        return value
+
+    def _locate(self, address: int, length: int) -> tuple[MemoryRegion, int]:
+        for region in self._regions:
+            offset = address - region.start
+            if offset >= 0 and 0 <= length <= region.size - offset:
+                return region, offset
+        raise GuestMemoryError(f"{length} bytes at {address:#x} are not in the guest's memory")
+
+
+def _check_ranges(ranges: Sequence[MemoryRange]) -> None:
+    if not ranges:
+        raise InputError("a guest needs memory")
+    end = 0
+    for start, size in sorted(ranges):
+        if size <= 0 or start < 0 or start % PAGE_SIZE or size % PAGE_SIZE:
+            raise InputError(f"memory of {size} bytes at {start:#x} is not made of whole pages")
+        if start < end:
+            raise InputError(f"memory at {start:#x} overlaps the memory before it")
+        end = start + size
+
+
+def _anonymous_region(start: GuestAddress, size: int, huge_pages: bool) -> MemoryRegion:
+    # Huge pages serve a guest only where both addresses are equal modulo their size.
+    slack = HUGE_PAGE_SIZE if huge_pages else 0
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+    mapping = _map(-1, size + slack, flags, 0)
+    offset = (start - address_of(mapping)) % HUGE_PAGE_SIZE if huge_pages else 0
+    if huge_pages:
+        # A kernel without transparent huge pages says EINVAL, and serves small ones.
+        with contextlib.suppress(OSError):
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+    view = memoryview(mapping)[offset : offset + size]
+    return MemoryRegion(start, size, view, mapping, offset, Backing.ANONYMOUS)
+
+
+def _file_regions(
+    ranges: Sequence[MemoryRange],
+    descriptor: int,
+    offset: int,
+    backing: Backing,
+    undo: contextlib.ExitStack,
+) -> list[MemoryRegion]:
+    shared = backing is Backing.SHARED
+    flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | _MAP_NORESERVE
+    regions = []
+    for start, size in ranges:
+        mapping = _map(descriptor, size, flags, offset)
+        region = MemoryRegion(
+            start,
+            size,
+            memoryview(mapping),
+            mapping,
+            0,
+            backing,
+            descriptor=descriptor if shared else None,
+            file_offset=offset,
+        )
+        undo.callback(_unmap, region)
+        regions.append(region)
+        offset += size
+    return regions
+
+
+def _map(descriptor: int, size: int, flags: int, offset: int) -> mmap.mmap:
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    try:
+        return mmap.mmap(descriptor, size, flags=flags, prot=access, offset=offset)
+    except OSError as error:
+        raise HostError(
+            f"the host does not map {size} bytes as guest memory: {error.strerror}",
+            hint="give the machine less memory",
+        ) from error
+    except OverflowError as error:
+        raise InputError(f"{size} bytes are more than a process can map") from error
+
+
+def _unmap(region: MemoryRegion) -> None:
+    region.view.release()
+    # Somebody still looks at it; the mapping goes when the last view does.
+    with contextlib.suppress(BufferError):
+        region.mapping.close()
