@@ -8,21 +8,18 @@ engines (`cerne.engine.qmp`). An engine knows no store, no image names and no us
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from cerne.host.process import ProcessIdentity
+from cerne.network.ports import Protocols as Protocols
+from cerne.network.ports import PublishedPort
+
+PortForward = PublishedPort
+"""A port of the host that leads to a port of the guest."""
 
 AGENT_PORTS = 8
 """How many agent ports a machine has: so many sessions (exec, cp, shell) can run side by side."""
-
-
-class Protocols(StrEnum):
-    """Transport protocols of a published port."""
-
-    TCP = "tcp"
-    UDP = "udp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +46,6 @@ class DiskPlan:
     """``raw`` or ``qcow2``."""
     read_only: bool = False
     serial: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PortForward:
-    """A port of the host that leads to a port of the guest."""
-
-    host_address: str
-    host_port: int
-    guest_port: int
-    protocol: Protocols = Protocols.TCP
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,5 +136,5 @@ class Engine(Protocol):
             EngineError: the process ended or did not answer; nothing of it is left running.
         """
 
-    def ending(self, plan: LaunchPlan) -> Ending:
-        """Say how the machine's process, which is gone, ended (read from ``engine_log``)."""
+    def ending(self, logs: Path) -> Ending:
+        """Say how the machine's process, which is gone, ended: read from its `LaunchPlan.logs`."""

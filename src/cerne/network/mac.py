@@ -1,0 +1,19 @@
+"""Hardware addresses of machines' network cards (IEEE 802: 48 bits, locally administered)."""
+
+from __future__ import annotations
+
+import hashlib
+
+_GROUP = 0b01
+_LOCAL = 0b10
+
+
+def mac_address(machine_id: str, index: int) -> str:
+    """The address of a machine's card of this number: always the same, and its own.
+
+    It is a digest of the machine's id, so that no register of addresses is needed: 46 bits are
+    free, and among 10,000 cards the chance that any two are alike is below one in a million.
+    """
+    digest = hashlib.sha256(f"{machine_id}/{index}".encode()).digest()
+    first = digest[0] & ~_GROUP | _LOCAL
+    return bytes([first, *digest[1:6]]).hex(":")

@@ -1,0 +1,126 @@
+"""Published ports: their text, and their being free."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerne.errors import ConflictError, HostError, InputError
+from cerne.network.ports import Protocols, PublishedPort, parse_publish, require_free
+
+PORTS = st.integers(1, 65535)
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [
+        ("8080:80", PublishedPort("127.0.0.1", 8080, 80)),
+        ("0.0.0.0:8080:80", PublishedPort("0.0.0.0", 8080, 80)),
+        ("5353:53/udp", PublishedPort("127.0.0.1", 5353, 53, Protocols.UDP)),
+        ("[::1]:8080:80/tcp", PublishedPort("::1", 8080, 80)),
+        (" 1:65535 ", PublishedPort("127.0.0.1", 1, 65535)),
+    ],
+)
+def test_ports_are_read(text: str, port: PublishedPort) -> None:
+    assert parse_publish(text) == port
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "80",
+        ":80",
+        "80:",
+        "0:80",
+        "80:0",
+        "65536:80",
+        "80:65536",
+        "-1:80",
+        "eighty:80",
+        "80:80/sctp",
+        "80:80/",
+        "example.org:80:80",
+        "1.2.3:80:80",
+        "::1:80:80",
+        "[1.2.3.4]:80:80:80",
+        "[::1]]:80:80",
+        "80:80\n,hostfwd=tcp::22-:22",
+        "٨٠:80",
+        f"{'9' * 5000}:80",
+    ],
+)
+def test_what_is_no_port_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        parse_publish(text)
+
+
+@given(PORTS, PORTS, st.sampled_from(Protocols), st.ip_addresses())
+def test_what_is_written_is_read(host: int, guest: int, protocol: Protocols, ip: object) -> None:
+    address = f"[{ip}]" if ":" in str(ip) else str(ip)
+    expected = PublishedPort(str(ip), host, guest, protocol)
+    assert parse_publish(f"{address}:{host}:{guest}/{protocol}") == expected
+
+
+@given(st.text(alphabet="0123456789.:[]/abcdeftcpu, =-\n", max_size=40))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    try:
+        port = parse_publish(text)
+    except InputError:
+        return
+    assert 1 <= port.host_port <= 65535
+    assert 1 <= port.guest_port <= 65535
+    assert not set(port.host_address) & set(", =-\n[]/")
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A TCP port of loopback that somebody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def test_a_free_port_is_left_free() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number: int = listener.getsockname()[1]
+    port = PublishedPort("127.0.0.1", number, 80)
+    require_free([port])
+    require_free([port])
+
+
+def test_a_port_in_use_is_named(taken: int) -> None:
+    with pytest.raises(ConflictError, match=f"127.0.0.1:{taken}/tcp"):
+        require_free([PublishedPort("127.0.0.1", taken, 80)])
+
+
+def test_a_port_in_use_is_not_free_on_all_addresses(taken: int) -> None:
+    with pytest.raises(ConflictError):
+        require_free([PublishedPort("0.0.0.0", taken, 80)])
+
+
+def test_a_udp_port_in_use_is_named() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        number: int = other.getsockname()[1]
+        with pytest.raises(ConflictError, match="udp"):
+            require_free([PublishedPort("127.0.0.1", number, 53, Protocols.UDP)])
+
+
+def test_an_address_of_another_host_is_refused() -> None:
+    with pytest.raises(InputError, match=r"192\.0\.2\.1"):
+        require_free([PublishedPort("192.0.2.1", 8080, 80)])
+
+
+def test_a_privileged_port_is_refused_with_the_remedy() -> None:
+    first = int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text())
+    if os.geteuid() == 0 or first < 2:
+        pytest.skip("this user may have every port")
+    with pytest.raises(HostError) as caught:
+        require_free([PublishedPort("127.0.0.1", first - 1, 80)])
+    assert "ip_unprivileged_port_start" in caught.value.hint
