@@ -1,0 +1,48 @@
+"""What goes on inside a guest: our agent in it, and the client that speaks to it.
+
+The protocol is described in ``docs/agent.md``. Everything here is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cerne.guest.client import GuestAgent, GuestInfo
+    from cerne.guest.process import (
+        ExecResult,
+        ExitStatus,
+        GuestProcess,
+        Output,
+        Stream,
+        TerminalSize,
+    )
+
+_HOMES = {
+    "ExecResult": "cerne.guest.process",
+    "ExitStatus": "cerne.guest.process",
+    "GuestAgent": "cerne.guest.client",
+    "GuestInfo": "cerne.guest.client",
+    "GuestProcess": "cerne.guest.process",
+    "Output": "cerne.guest.process",
+    "Stream": "cerne.guest.process",
+    "TerminalSize": "cerne.guest.process",
+}
+
+__all__ = [
+    "ExecResult",
+    "ExitStatus",
+    "GuestAgent",
+    "GuestInfo",
+    "GuestProcess",
+    "Output",
+    "Stream",
+    "TerminalSize",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
