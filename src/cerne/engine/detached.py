@@ -1,0 +1,82 @@
+"""Starting a machine's process so that it survives the command that started it.
+
+The process is given a session of its own, no terminal, no environment beyond the locale, and no
+open file but those that are named here.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from cerne.errors import EngineError, StorageError
+
+# Children of this process, kept until they have ended, so that none stays behind as a zombie in a
+# program that starts many machines.
+_children: list[subprocess.Popen[bytes]] = []
+
+
+def spawn(argv: Sequence[str], log: Path, descriptors: Sequence[int]) -> int:
+    """Start a detached process that writes to `log` and inherits `descriptors`; its pid.
+
+    Raises:
+        EngineError: the program cannot be run.
+        StorageError: the log cannot be written.
+    """
+    reap()
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    except OSError as error:
+        raise StorageError(f"{log} cannot be written: {error.strerror}") from error
+    with os.fdopen(descriptor, "wb") as output:
+        try:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=descriptors,
+                start_new_session=True,
+                cwd="/",
+                env={"LC_ALL": "C"},
+            )
+        except OSError as error:
+            raise EngineError(f"{argv[0]} cannot be run: {error.strerror}") from error
+    _children.append(child)
+    return child.pid
+
+
+def reap() -> None:
+    """Take leave of the processes started here that have ended."""
+    _children[:] = [child for child in _children if child.poll() is None]
+
+
+def listening_socket(path: Path) -> socket.socket:
+    """A Unix socket that listens at `path`, for the process to inherit.
+
+    Made before the process is, it can be connected to at once; and the connection breaks when the
+    process dies, so that nobody need poll for either.
+
+    Raises:
+        EngineError: it cannot be made.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        listener.listen(16)
+    except OSError as error:
+        listener.close()
+        raise EngineError(f"{path} cannot be made: {error.strerror}") from error
+    return listener
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something, or an empty string."""
+    try:
+        lines = log.read_bytes()[-65536:].decode(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

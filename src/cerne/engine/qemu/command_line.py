@@ -1,0 +1,183 @@
+"""From a `LaunchPlan` to the arguments of qemu-system-x86_64 (qemu(1), QEMU 6.2 and later).
+
+A pure function. The machine has what is named here and nothing else, and its process may neither
+raise its privileges nor start another program.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from enum import StrEnum
+from pathlib import Path
+
+from cerne.engine.base import (
+    DiskPlan,
+    FirmwareBoot,
+    KernelBoot,
+    LaunchPlan,
+    PortForward,
+    SharePlan,
+    UserNic,
+)
+from cerne.units import MIB
+
+AGENT_PORT_NAME = "org.cerne.agent"
+PID_FILE = "qemu.pid"
+"""In `LaunchPlan.logs`. QEMU removes it when it ends by itself; after a kill it stays."""
+
+
+class Accelerator(StrEnum):
+    """What runs the guest's instructions."""
+
+    KVM = "kvm"
+    TCG = "tcg"
+
+
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+# The translation cache grows as it is used; at the default the kernel's boot flushes it.
+_PROCESSORS = {
+    Accelerator.KVM: ("-accel", "kvm", "-cpu", "host"),
+    Accelerator.TCG: ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
+}
+
+# A panicked kernel resets at once, which ends the process: otherwise it would spin for ever.
+_KERNEL_FLAGS = ("panic=-1",)
+# What an emulated CPU need not do at boot: measure its clock against emulated timers, guard
+# against speculation that does not happen, test its ciphers.
+_TCG_KERNEL_FLAGS = (
+    "no_timer_check",
+    "tsc=reliable",
+    "mitigations=off",
+    "random.trust_cpu=on",
+    "cryptomgr.notests",
+)
+
+
+def command_line(
+    binary: Path, plan: LaunchPlan, accelerator: Accelerator, qmp_descriptor: int
+) -> list[str]:
+    """The arguments that start this machine; `qmp_descriptor` is a listening socket."""
+    return [
+        str(binary),
+        *("-name", f"guest={_escaped(plan.name)},debug-threads=on"),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-sandbox", _SANDBOX),
+        *("-pidfile", str(plan.logs / PID_FILE)),
+        # Says in the log, which is its standard error, why the machine ended.
+        *("-trace", "enable=qemu_system_shutdown_request"),
+        *_board(plan, accelerator),
+        *_boot(plan.boot, accelerator),
+        *_qmp(qmp_descriptor),
+        *_console(plan),
+        *_agent(plan.agent_sockets),
+        *_flatten(_disk(index, disk) for index, disk in enumerate(plan.disks)),
+        *_flatten(_nic(index, nic, plan.name) for index, nic in enumerate(plan.nics)),
+        *_flatten(_share(index, share) for index, share in enumerate(plan.shares)),
+        *("-device", "virtio-rng-pci"),
+        *("-device", "virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on"),
+        *("-device", "pvpanic-pci"),
+        *("-device", "vmgenid,guid=auto"),
+    ]
+
+
+def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
+    # What no guest of ours uses is left out; each device that is probed costs time at boot.
+    absent = "smbus=off,sata=off,usb=off,vmport=off,hpet=off"
+    yield from ("-machine", f"q35,{absent},dump-guest-core=off")
+    yield from _PROCESSORS[accelerator]
+    yield from ("-smp", f"cpus={plan.cpus},maxcpus={plan.cpus}")
+    yield from ("-m", f"size={plan.memory // MIB}M")
+
+
+def _boot(boot: KernelBoot | FirmwareBoot, accelerator: Accelerator) -> Iterator[str]:
+    if isinstance(boot, FirmwareBoot):
+        return
+    flags = _KERNEL_FLAGS + (_TCG_KERNEL_FLAGS if accelerator is Accelerator.TCG else ())
+    yield from ("-kernel", str(boot.kernel))
+    if boot.initrd is not None:
+        yield from ("-initrd", str(boot.initrd))
+    yield from ("-append", _with_flags(boot.command_line, flags))
+
+
+def _with_flags(text: str, flags: Iterable[str]) -> str:
+    # What the image says of a parameter stands. Flags come before "--", behind which init's begin.
+    kernel, separator, init = text.partition(" -- ")
+    said = {word.partition("=")[0] for word in kernel.split()}
+    added = [flag for flag in flags if flag.partition("=")[0] not in said]
+    return " ".join([*kernel.split(), *added]) + separator + init
+
+
+def _qmp(descriptor: int) -> Iterator[str]:
+    yield from ("-chardev", f"socket,id=qmp,fd={descriptor},server=on,wait=off")
+    yield from ("-mon", "chardev=qmp,mode=control")
+
+
+def _console(plan: LaunchPlan) -> Iterator[str]:
+    log = f"logfile={_escaped(plan.console_log)},logappend=on"
+    yield from ("-chardev", f"{_socket('console', plan.console_socket)},{log}")
+    yield from ("-serial", "chardev:console")
+
+
+def _agent(sockets: Iterable[Path]) -> Iterator[str]:
+    yield from ("-device", "virtio-serial-pci,id=agents")
+    for index, path in enumerate(sockets):
+        yield from ("-chardev", _socket(f"agent{index}", path))
+        # Port 0 is kept for consoles.
+        port = f"virtserialport,bus=agents.0,nr={index + 1},chardev=agent{index}"
+        yield from ("-device", f"{port},name={AGENT_PORT_NAME}.{index}")
+
+
+def _disk(index: int, disk: DiskPlan) -> Iterator[str]:
+    # Written back through the host's page cache, with the guest's flushes honoured: what the guest
+    # was told is on the disk survives a crash of the host.
+    file = {
+        "driver": "file",
+        "filename": str(disk.path),
+        "discard": "unmap",
+        "read-only": disk.read_only,
+    }
+    node = {
+        "node-name": f"disk{index}",
+        "driver": disk.format,
+        "discard": "unmap",
+        "read-only": disk.read_only,
+        "file": file,
+    }
+    yield from ("-blockdev", json.dumps(node))
+    serial = f",serial={_escaped(disk.serial)}" if disk.serial else ""
+    yield from ("-device", f"virtio-blk-pci,drive=disk{index}{serial}")
+
+
+def _nic(index: int, nic: UserNic, name: str) -> Iterator[str]:
+    forwards = "".join(f",hostfwd={_forward(forward)}" for forward in nic.forwards)
+    yield from ("-netdev", f"user,id=net{index},hostname={_escaped(name)}{forwards}")
+    # Without a boot ROM: no machine of ours boots from the network by firmware.
+    yield from ("-device", f"virtio-net-pci,netdev=net{index},mac={nic.mac},romfile=")
+
+
+def _forward(port: PortForward) -> str:
+    return f"{port.protocol}:{port.host_address}:{port.host_port}-:{port.guest_port}"
+
+
+def _share(index: int, share: SharePlan) -> Iterator[str]:
+    # The owners and modes that a guest sets on a writable share stay in extended attributes: no
+    # guest makes a setuid program, a device or a symbolic link on the host.
+    model = "none,readonly=on" if share.read_only else "mapped-xattr"
+    source = f"path={_escaped(share.source)},security_model={model},multidevs=remap"
+    yield from ("-fsdev", f"local,id=share{index},{source}")
+    yield from ("-device", f"virtio-9p-pci,fsdev=share{index},mount_tag={_escaped(share.tag)}")
+
+
+def _socket(name: str, path: Path) -> str:
+    return f"socket,id={name},path={_escaped(path)},server=on,wait=off"
+
+
+def _escaped(value: str | Path) -> str:
+    # In a list of options a comma is written twice.
+    return str(value).replace(",", ",,")
+
+
+def _flatten(parts: Iterable[Iterator[str]]) -> Iterator[str]:
+    return (argument for part in parts for argument in part)
