@@ -1,0 +1,353 @@
+/* The guest as a whole: what it is, its clock, its entropy, its file systems, its end. */
+
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <mntent.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/reboot.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "agent.h"
+
+/* From linux/fs.h and linux/random.h, which musl's compiler does not find. */
+#ifndef FIFREEZE
+#define FIFREEZE _IOWR('X', 119, int)
+#define FITHAW _IOWR('X', 120, int)
+#endif
+#define RNDADDENTROPY _IOW('R', 0x03, int[2])
+#define RNDRESEEDCRNG _IO('R', 0x07)
+
+enum {
+	SHUTDOWN_POWEROFF = 1,
+	SHUTDOWN_REBOOT = 2,
+	MAX_ENTROPY = 512,
+	MAX_MOUNTS = 64,
+	TERM_WAIT = 3000, /* ms that processes have to end by themselves */
+	LOOK_AGAIN = 20,  /* ms */
+};
+
+static void read_line(const char *path, char *text, size_t size)
+{
+	FILE *file = fopen(path, "re");
+
+	if (!file || !fgets(text, (int)size, file))
+		*text = 0;
+	if (file)
+		fclose(file);
+	text[strcspn(text, "\n")] = 0;
+}
+
+static void read_system_name(char *name, size_t size)
+{
+	static const char key[] = "PRETTY_NAME=";
+	FILE *file = fopen("/etc/os-release", "re");
+	char line[256];
+
+	snprintf(name, size, "Linux");
+	while (file && fgets(line, sizeof line, file)) {
+		char *value = line + sizeof key - 1;
+
+		if (strncmp(line, key, sizeof key - 1) != 0)
+			continue;
+		value += *value == '"' || *value == '\'';
+		value[strcspn(value, "\"'\n")] = 0;
+		snprintf(name, size, "%s", value);
+	}
+	if (file)
+		fclose(file);
+}
+
+static void tell_info(struct wire *wire)
+{
+	struct utsname names;
+	char text[2048], system[256], boot_id[64], uptime[64];
+	int length;
+
+	uname(&names);
+	read_system_name(system, sizeof system);
+	read_line("/proc/sys/kernel/random/boot_id", boot_id, sizeof boot_id);
+	read_line("/proc/uptime", uptime, sizeof uptime);
+	uptime[strcspn(uptime, " ")] = 0;
+	length = snprintf(text, sizeof text,
+			  "hostname=%s\nkernel=%s\narchitecture=%s\nsystem=%s\nboot_id=%s\n"
+			  "uptime=%s\nagent_version=%s\n",
+			  names.nodename, names.release, names.machine, system, boot_id, uptime,
+			  AGENT_VERSION);
+	wire_send(wire, FRAME_DONE, text, (size_t)length);
+}
+
+static void set_time(struct wire *wire, const struct frame *frame)
+{
+	struct timespec now;
+	int64_t seconds;
+	uint32_t nanoseconds;
+
+	if (frame->length != 12) {
+		wire_error(wire, EINVAL, "cannot set the clock");
+		return;
+	}
+	memcpy(&seconds, frame->payload, 8);
+	memcpy(&nanoseconds, frame->payload + 8, 4);
+	now.tv_sec = seconds;
+	now.tv_nsec = nanoseconds;
+	if (clock_settime(CLOCK_REALTIME, &now) < 0)
+		wire_error(wire, errno, "cannot set the clock");
+	else
+		wire_send(wire, FRAME_DONE, NULL, 0);
+}
+
+static void add_entropy(struct wire *wire, const struct frame *frame)
+{
+	struct {
+		int bits;
+		int size;
+		uint8_t data[MAX_ENTROPY];
+	} pool;
+	int fd, error = 0;
+
+	if (frame->length == 0 || frame->length > MAX_ENTROPY) {
+		wire_error(wire, EINVAL, "cannot add entropy");
+		return;
+	}
+	pool.bits = (int)frame->length * 8;
+	pool.size = (int)frame->length;
+	memcpy(pool.data, frame->payload, frame->length);
+	fd = open("/dev/random", O_RDWR | O_CLOEXEC);
+	if (fd < 0 || ioctl(fd, RNDADDENTROPY, &pool) < 0)
+		error = errno;
+	else
+		ioctl(fd, RNDRESEEDCRNG); /* before 4.14 there is none; the next reseed takes it */
+	if (fd >= 0)
+		close(fd);
+	if (error)
+		wire_error(wire, error, "cannot add entropy");
+	else
+		wire_send(wire, FRAME_DONE, NULL, 0);
+}
+
+/* The file systems that live on a device of this guest, in the order in which they were mounted. */
+static int open_mounts(int fds[MAX_MOUNTS])
+{
+	FILE *mounts = setmntent("/proc/self/mounts", "re");
+	struct mntent *mount;
+	int count = 0;
+
+	while (mounts && count < MAX_MOUNTS && (mount = getmntent(mounts))) {
+		if (strncmp(mount->mnt_fsname, "/dev/", 5) != 0)
+			continue;
+		fds[count] = open(mount->mnt_dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		count += fds[count] >= 0;
+	}
+	if (mounts)
+		endmntent(mounts);
+	return count;
+}
+
+static uint32_t thaw_all(void)
+{
+	int fds[MAX_MOUNTS];
+	int count = open_mounts(fds);
+	uint32_t thawed = 0;
+
+	for (int i = 0; i < count; i++) {
+		thawed += ioctl(fds[i], FITHAW, 0) == 0;
+		close(fds[i]);
+	}
+	return thawed;
+}
+
+static bool cannot_freeze(int error)
+{
+	/* EBUSY: frozen already, as the same file system mounted a second time is. */
+	return error == EOPNOTSUPP || error == ENOTTY || error == EINVAL || error == EBUSY;
+}
+
+static void freeze(struct system_state *state, struct wire *wire, const struct frame *frame)
+{
+	int fds[MAX_MOUNTS];
+	int count, error = 0;
+	uint32_t frozen = 0, milliseconds;
+
+	if (frame->length != sizeof milliseconds) {
+		wire_error(wire, EINVAL, "cannot freeze the file systems");
+		return;
+	}
+	memcpy(&milliseconds, frame->payload, sizeof milliseconds);
+	sync();
+	count = open_mounts(fds);
+	/* Backwards: what lies on another file system comes before the one below it. */
+	for (int i = count - 1; i >= 0; i--) {
+		if (!error && ioctl(fds[i], FIFREEZE, 0) == 0)
+			frozen++;
+		else if (!error && !cannot_freeze(errno))
+			error = errno;
+		close(fds[i]);
+	}
+	if (error) {
+		thaw_all();
+		wire_error(wire, error, "cannot freeze the file systems");
+		return;
+	}
+	if (frozen)
+		state->thaw_at = now_milliseconds() + milliseconds;
+	wire_send(wire, FRAME_DONE, &frozen, sizeof frozen);
+}
+
+static void thaw(struct system_state *state, struct wire *wire)
+{
+	uint32_t thawed = thaw_all();
+
+	state->thaw_at = 0;
+	wire_send(wire, FRAME_DONE, &thawed, sizeof thawed);
+}
+
+/* Whether any process but the first and ourselves is left (kernel threads have no command line). */
+static bool others_run(void)
+{
+	DIR *processes = opendir("/proc");
+	struct dirent *process;
+	bool found = false;
+
+	while (processes && !found && (process = readdir(processes))) {
+		char path[64], text[8];
+		int pid = atoi(process->d_name);
+
+		if (pid <= 1 || pid == getpid())
+			continue;
+		snprintf(path, sizeof path, "/proc/%d/cmdline", pid);
+		read_line(path, text, sizeof text);
+		found = *text != 0;
+	}
+	if (processes)
+		closedir(processes);
+	return found;
+}
+
+static void end_all_processes(void)
+{
+	const struct timespec pause = {.tv_nsec = LOOK_AGAIN * 1000000};
+	int64_t end = now_milliseconds() + TERM_WAIT;
+
+	kill(-1, SIGTERM);
+	kill(-1, SIGCONT);
+	while (others_run() && now_milliseconds() < end) {
+		nanosleep(&pause, NULL);
+		while (waitpid(-1, NULL, WNOHANG) > 0)
+			;
+	}
+	kill(-1, SIGKILL);
+}
+
+static void run(const char *const *argv)
+{
+	pid_t pid = vfork();
+
+	if (pid == 0) {
+		execv(argv[0], (char *const *)argv);
+		_exit(127);
+	}
+	if (pid > 0)
+		waitpid(pid, NULL, 0);
+}
+
+/* Whether the first process is one that has no shutdown of its own worth waiting for. */
+static bool init_is_simple(void)
+{
+	char path[PATH_MAX];
+	ssize_t length = readlink("/proc/1/exe", path, sizeof path - 1);
+	const char *name;
+
+	if (length < 0)
+		return true;
+	path[length] = 0;
+	name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+	return strncmp(name, "busybox", 7) == 0 || strncmp(name, "cerne-agent", 11) == 0 ||
+	       strcmp(name, "init") == 0 || strcmp(name, "sh") == 0 || strcmp(name, "dash") == 0;
+}
+
+static void shut_down(bool again)
+{
+	if (access("/run/systemd/system", F_OK) == 0) {
+		run((const char *const[]){"/bin/systemctl", "--no-block",
+					  again ? "reboot" : "poweroff", NULL});
+		return;
+	}
+	if (!init_is_simple()) {
+		run((const char *const[]){again ? "/sbin/reboot" : "/sbin/poweroff", NULL});
+		return;
+	}
+	end_all_processes();
+	sync();
+	mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL);
+	reboot(again ? RB_AUTOBOOT : RB_POWER_OFF);
+}
+
+static void take_shutdown(struct wire *wire, const struct frame *frame)
+{
+	uint8_t how = frame->length == 1 ? frame->payload[0] : 0;
+
+	if (how != SHUTDOWN_POWEROFF && how != SHUTDOWN_REBOOT) {
+		wire_error(wire, EINVAL, "cannot shut down");
+		return;
+	}
+	wire_send(wire, FRAME_DONE, NULL, 0);
+	wire_wait_flushed(wire, 1000);
+	shut_down(how == SHUTDOWN_REBOOT);
+}
+
+bool system_takes(uint8_t type)
+{
+	return type >= FRAME_INFO && type <= FRAME_THAW;
+}
+
+void system_frame(struct system_state *state, struct wire *wire, const struct frame *frame)
+{
+	/* On a socket we serve a test on a host, whose clock and power are not ours. */
+	if (!wire->is_port && frame->type != FRAME_INFO) {
+		wire_error(wire, EPERM, "this agent does not serve a guest");
+		return;
+	}
+	switch (frame->type) {
+	case FRAME_INFO:
+		tell_info(wire);
+		break;
+	case FRAME_SHUTDOWN:
+		take_shutdown(wire, frame);
+		break;
+	case FRAME_SET_TIME:
+		set_time(wire, frame);
+		break;
+	case FRAME_ENTROPY:
+		add_entropy(wire, frame);
+		break;
+	case FRAME_FREEZE:
+		freeze(state, wire, frame);
+		break;
+	case FRAME_THAW:
+		thaw(state, wire);
+		break;
+	}
+}
+
+void system_tick(struct system_state *state)
+{
+	if (state->thaw_at && now_milliseconds() >= state->thaw_at) {
+		state->thaw_at = 0;
+		thaw_all();
+	}
+}
+
+int system_timeout(const struct system_state *state)
+{
+	return state->thaw_at ? milliseconds_until(state->thaw_at) : -1;
+}
