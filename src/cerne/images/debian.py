@@ -1,0 +1,167 @@
+"""Debian images: a minimal system by mmdebstrap, with apt and the agent, on an ext4 disk.
+
+There is no systemd in them: the agent is the first process, and the machine is ready in a few
+seconds even where the guest's instructions are emulated. The file system is written by mke2fs from
+the directory, so that nothing is mounted and no root is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from cerne.errors import ImageError
+from cerne.guest.build import agent_binary
+from cerne.host.programs import require_program
+from cerne.images.distribution_kernel import distribution_kernel
+from cerne.images.files import locked, work_directory
+from cerne.images.initramfs import AGENT, write_loader
+from cerne.images.kernel import current_kernel
+from cerne.images.progress import Progress
+from cerne.images.store import Parts
+from cerne.units import GIB, MIB
+
+COMMAND_LINE = "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 init=/usr/sbin/cerne-agent"
+DISK_SIZE = 4 * GIB
+"""What the guest sees; the file has holes where nothing was written."""
+
+_PACKAGES = "ca-certificates,iproute2,iputils-ping,procps,less"
+_TIMEOUT = 1800.0
+# What a machine does not need and dpkg would otherwise unpack.
+_EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
+
+
+def build(suite: str, work: Path, cache: Path, progress: Progress) -> Parts:
+    """Make the parts of a suite's image in a work directory."""
+    agent = agent_binary(cache)
+    disk = work / "disk.raw"
+    _make_disk(_system(suite, cache, progress), agent, disk, work, progress)
+    kernel = work / "kernel"
+    own = current_kernel(cache)
+    if own is not None:
+        shutil.copyfile(own.path, kernel)
+        return Parts(kernel, None, COMMAND_LINE, disk, "raw", DISK_SIZE, agent=True)
+    stock = distribution_kernel(cache, progress)
+    shutil.copyfile(stock.kernel, kernel)
+    loader = work / "initrd"
+    write_loader(loader, stock.modules)
+    return Parts(kernel, loader, COMMAND_LINE, disk, "raw", DISK_SIZE, agent=True)
+
+
+def _system(suite: str, cache: Path, progress: Progress) -> Path:
+    """A tar archive of the suite's minimal system, from the cache where it is there."""
+    directory = cache / "debian"
+    directory.mkdir(parents=True, exist_ok=True)
+    target = directory / f"{suite}.tar"
+    with locked(directory / f"{suite}.lock"):
+        if not target.exists():
+            with work_directory(directory) as work:
+                archive = work / "root.tar"
+                _mmdebstrap(suite, archive, progress)
+                archive.rename(target)
+    return target
+
+
+def _mmdebstrap(suite: str, archive: Path, progress: Progress) -> None:
+    command: list[str | Path] = [
+        require_program("mmdebstrap"),
+        "--variant=minbase",
+        "--format=tar",
+        f"--include={_PACKAGES}",
+        "--aptopt=APT::Install-Recommends false",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
+        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        suite,
+        archive,
+        *_mirror(),
+    ]
+    log = archive.with_suffix(".log")
+    with log.open("w+") as output:
+        running = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            _follow(running, f"Installing Debian {suite}", progress)
+        except BaseException:
+            running.terminate()
+            running.wait()
+            raise
+        if running.returncode != 0:
+            output.seek(0)
+            said = [line.strip() for line in output if line.startswith(("E:", "W:"))]
+            raise ImageError(
+                f"mmdebstrap could not make {suite}: {' '.join(said[-3:]) or 'it said nothing'}",
+                hint="see that the mirror in /etc/apt/sources.list can be reached",
+            )
+
+
+def _mirror() -> list[str]:
+    """The mirror of Debian that this host's apt is configured for; none for mmdebstrap's own."""
+    sources = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
+    for path in sources:
+        if path.is_file():
+            for word in path.read_text(errors="replace").split():
+                if word.startswith(("http://", "https://")) and word.rstrip("/").endswith(
+                    "/debian"
+                ):
+                    return [word]
+    return []
+
+
+def _make_disk(system: Path, agent: Path, disk: Path, work: Path, progress: Progress) -> None:
+    progress("Writing the disk", 0, None)
+    root = work / "root"
+    root.mkdir()
+    _run([*_as_root(), "tar", "-xpf", system, "-C", root, "--numeric-owner", "--exclude=./dev/*"])
+    additions = Path(tempfile.mkdtemp(dir=work))
+    _add(additions, agent)
+    # Files of the system belong to root, and may be made so only as root or as one in a name space.
+    _run([*_as_root(), "cp", "-a", "--no-preserve=ownership", f"{additions}/.", root])
+    with disk.open("wb") as file:
+        file.truncate(DISK_SIZE)
+    options = ["-L", "root", "-E", "lazy_itable_init=1"]
+    _run([*_as_root(), "mke2fs", "-q", "-t", "ext4", *options, "-d", root, disk])
+    _run([*_as_root(), "rm", "-rf", root])
+    if disk.stat().st_blocks * 512 < MIB:
+        raise ImageError("mke2fs wrote an empty disk")
+
+
+def _add(additions: Path, agent: Path) -> None:
+    """What we put into the system: the agent, and the name server that the kernel was told."""
+    target = additions / AGENT
+    target.parent.mkdir(parents=True)
+    shutil.copyfile(agent, target)
+    target.chmod(0o755)
+    (additions / "etc").mkdir()
+    (additions / "etc" / "resolv.conf").symlink_to("/proc/net/pnp")
+    (additions / "etc" / "hostname").write_text("cerne\n")
+    (additions / "etc" / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
+
+
+def _as_root() -> list[str]:
+    """What makes a command root: nothing for root, a user name space for others."""
+    return [] if os.geteuid() == 0 else ["unshare", "--map-auto", "--map-root-user"]
+
+
+def _run(command: list[str | Path]) -> None:
+    program = require_program(str(command[0]))
+    done = subprocess.run(
+        [program, *command[1:]], capture_output=True, text=True, check=False, timeout=_TIMEOUT
+    )
+    if done.returncode != 0:
+        raise ImageError(f"{command[0]} failed: {done.stderr.strip()[-300:]}")
+
+
+def _follow(process: subprocess.Popen[str], what: str, progress: Progress) -> None:
+    for seconds in range(int(_TIMEOUT)):
+        progress(what, seconds, None)
+        try:
+            process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            continue
+        return
+    process.kill()
+    raise ImageError(f"{what} took longer than {_TIMEOUT:g} s")

@@ -1,0 +1,91 @@
+"""Fetching an image over HTTP: into the cache, resumed where it broke off, checked at the end."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from cerne.errors import ChecksumError, ImageError, NotFoundError
+from cerne.images.files import locked, require_checksum
+from cerne.images.progress import Progress
+
+_CHUNK = 1 << 20
+_SILENCE = 60.0
+
+
+def fetch(url: str, checksum: str | None, cache: Path, progress: Progress) -> Path:
+    """The path in the cache of what is at an address, whole and with the right checksum.
+
+    Two fetches of one address share one. What a fetch that was broken off left is gone on with.
+
+    Raises:
+        NotFoundError: the server has no such thing.
+        ImageError: it cannot be reached, or broke off; trying again goes on from there.
+        ChecksumError: it is not what was asked for; it is not kept.
+    """
+    directory = cache / "downloads"
+    directory.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(f"{url}\n{checksum or ''}".encode()).hexdigest()[:32]
+    whole, part = directory / name, directory / f"{name}.part"
+    with locked(directory / f"{name}.lock"):
+        if whole.exists() and checksum is not None:
+            return whole
+        try:
+            _receive(url, part, progress)
+        except urllib.error.HTTPError as error:
+            raise _refusal(url, error) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise ImageError(
+                f"{url} cannot be fetched: {getattr(error, 'reason', None) or error}",
+                hint="try again: it goes on from where it broke off",
+            ) from error
+        if checksum is not None:
+            _require(part, checksum, url)
+        part.replace(whole)
+    return whole
+
+
+def _receive(url: str, part: Path, progress: Progress) -> None:
+    begun = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url)
+    if begun:
+        request.add_header("Range", f"bytes={begun}-")
+    try:
+        answer = urllib.request.urlopen(request, timeout=_SILENCE)
+    except urllib.error.HTTPError as error:
+        if begun and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            # All of it is there already, or it was another thing: the checksum will tell.
+            return
+        raise
+    with answer:
+        resumed = answer.status == http.client.PARTIAL_CONTENT
+        done = begun if resumed else 0
+        length = answer.headers.get("Content-Length", "")
+        total = done + int(length) if length.isdecimal() else None
+        with part.open("ab" if resumed else "wb") as file:
+            while chunk := answer.read(_CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                progress("Fetching the image", done, total)
+    if total is not None and done != total:
+        raise ImageError(
+            f"{url} broke off after {done} of {total} bytes",
+            hint="try again: it goes on from where it broke off",
+        )
+
+
+def _require(part: Path, checksum: str, url: str) -> None:
+    try:
+        require_checksum(part, checksum, url)
+    except ChecksumError:
+        part.unlink()
+        raise
+
+
+def _refusal(url: str, error: urllib.error.HTTPError) -> ImageError | NotFoundError:
+    if error.code in (http.client.NOT_FOUND, http.client.GONE):
+        return NotFoundError(f"there is nothing at {url}", hint="see the address")
+    return ImageError(f"{url} cannot be fetched: {error.code} {error.reason}", hint="try later")

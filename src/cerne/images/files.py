@@ -1,0 +1,140 @@
+"""Files kept by the digest of their content: written once, shared by all images, never changed.
+
+files/SHA256            content, read-only
+manifests/SHA256.json   what an image is made of; its own digest is its name
+names/NAME              which manifest a name means, replaced as a whole
+work/                   what is being made; leftovers of killed builds are swept
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cerne.errors import CerneError, ChecksumError, StorageError
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 digest of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that whoever looks finds all of it or what was there before."""
+    descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, path)  # noqa: PTH105
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def keep(path: Path, files: Path) -> str:
+    """Move a file to where its content is kept, on the same file system; its digest."""
+    digest = sha256_of(path)
+    target = files / digest
+    if target.exists():
+        path.unlink()
+        return digest
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    path.chmod(0o444)
+    path.replace(target)
+    sync_directory(files)
+    return digest
+
+
+def sync_directory(directory: Path) -> None:
+    """See that what was renamed in a directory stays so after a crash."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a file's lock; whoever else wants it waits. The kernel frees it at our end."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def work_directory(root: Path) -> Iterator[Path]:
+    """A directory to make something in, gone at the end; leftovers of others are swept first."""
+    # Under one lock, so that no sweep sees a directory before it is locked.
+    with locked(root / "lock"):
+        _sweep(root)
+        directory = Path(tempfile.mkdtemp(prefix="work-", dir=root))
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        # Held for as long as this process lives: by it a sweep knows what is still in use.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def storage_errors(what: str, place: Path) -> Iterator[None]:
+    """Say in words that the disk is full, or refuses to be written.
+
+    Raises:
+        StorageError: in place of an OSError.
+    """
+    try:
+        yield
+    except CerneError:
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = "the disk is full" if full else error.strerror or str(error)
+        raise StorageError(
+            f"{what} failed: {why}", hint=f"see that there is space: df -h {place}"
+        ) from error
+
+
+def require_checksum(path: Path, checksum: str, source: str) -> None:
+    """Refuse a file that does not have the digest ``sha256:HEX`` (or sha512).
+
+    Raises:
+        ChecksumError: it has another.
+    """
+    algorithm, _, expected = checksum.rpartition(":")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, algorithm or "sha256").hexdigest()
+    if found != expected.lower():
+        raise ChecksumError(
+            f"{source} has the checksum {found}, and {expected} was asked for",
+            hint="fetch it again, or ask its publisher for the right checksum",
+        )
+
+
+def _sweep(root: Path) -> None:
+    for leftover in root.glob("work-*"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(leftover, ignore_errors=True)
+            finally:
+                os.close(descriptor)

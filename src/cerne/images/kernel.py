@@ -1,0 +1,168 @@
+"""The guest kernel: Cerne's own where it has been built, the distribution's elsewhere.
+
+Cerne's own is built from the distribution's source package and ``kernel.config``: all that a guest
+of ours needs is built in, so that it boots without modules, without firmware and in less time. It
+is kept in the cache by the digest of the source's version and the configuration.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cerne.errors import HostError, ImageError, MissingProgramError
+from cerne.host.programs import find_program, install_command, require_program
+from cerne.images.files import locked, storage_errors, work_directory
+from cerne.images.packages import download, newest, unpack
+from cerne.images.progress import Progress, silent
+
+CONFIG = Path(__file__).with_name("kernel.config")
+_NAME = re.compile(r"vmlinux-(?P<version>[0-9][^-]*)-(?P<digest>[0-9a-f]{12})")
+_SOURCE_PACKAGE = re.compile(r"linux-source-[0-9]+\.[0-9]+")
+_BUILD_TIMEOUT = 3600.0
+_HEADERS = {
+    "libelf-dev": Path("/usr/include/gelf.h"),
+    "libssl-dev": Path("/usr/include/openssl/opensslv.h"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltKernel:
+    """A guest kernel of Cerne's own, in the cache."""
+
+    path: Path
+    """An ELF vmlinux, which is booted by PVH or the 64-bit protocol."""
+    version: str
+    digest: str
+    """Of the source's version and the configuration: twelve hexadecimal digits."""
+
+
+def built_kernels(cache: Path) -> list[BuiltKernel]:
+    """The kernels that have been built, the newest first."""
+    found = [(path, _NAME.fullmatch(path.name)) for path in (cache / "kernel").glob("vmlinux-*")]
+    kernels = [
+        BuiltKernel(path, match["version"], match["digest"]) for path, match in found if match
+    ]
+    return sorted(kernels, key=lambda kernel: kernel.path.stat().st_mtime, reverse=True)
+
+
+def current_kernel(cache: Path) -> BuiltKernel | None:
+    """The kernel that was built from this very configuration, or None."""
+    wanted = _config_digest()
+    return next((k for k in built_kernels(cache) if k.digest.startswith(wanted)), None)
+
+
+def build_kernel(cache: Path, progress: Progress | None = None) -> BuiltKernel:
+    """Build the guest kernel, or take it from the cache; minutes of work on two CPUs.
+
+    Two builds at once share one.
+
+    Raises:
+        MissingProgramError: a program that builds kernels is not installed.
+        HostError: no source package is to be had.
+        ImageError: it did not compile; its log is kept.
+    """
+    directory = cache / "kernel"
+    directory.mkdir(parents=True, exist_ok=True)
+    report = progress or silent
+    with locked(directory / "lock"):
+        current = current_kernel(cache)
+        if current is not None:
+            return current
+        _require_tools()
+        with storage_errors("building the guest kernel", cache), work_directory(directory) as work:
+            tree, version = _source(work, report)
+            _configure(tree)
+            _compile(tree, directory / "build.log", report)
+            # Half a digest of the configuration, by which it is looked for, half of the source.
+            digest = _config_digest() + hashlib.sha256(version.encode()).hexdigest()[:6]
+            target = directory / f"vmlinux-{version}-{digest}"
+            stripped = tree / "vmlinux.stripped"
+            _run(["objcopy", "--strip-debug", tree / "vmlinux", stripped], tree)
+            with stripped.open("rb") as file:
+                os.fsync(file.fileno())
+            stripped.chmod(0o444)
+            stripped.replace(target)
+    return BuiltKernel(target, version, digest)
+
+
+def _config_digest() -> str:
+    return hashlib.sha256(CONFIG.read_bytes()).hexdigest()[:6]
+
+
+def _require_tools() -> None:
+    tools = ("gcc", "make", "flex", "bison", "bc")
+    missing = [tool for tool in tools if find_program(tool) is None]
+    if missing:
+        raise MissingProgramError(
+            f"a kernel cannot be built: {', '.join(missing)} is not installed",
+            hint=install_command(*missing),
+        )
+    headers = [package for package, header in _HEADERS.items() if not header.exists()]
+    if headers:
+        raise HostError(
+            f"a kernel cannot be built: {', '.join(headers)} is not installed",
+            hint=f"sudo apt-get install -y {' '.join(headers)}",
+        )
+
+
+def _source(work: Path, progress: Progress) -> tuple[Path, str]:
+    """Fetch and unpack the newest source package; the tree and the kernel's version."""
+    package = newest(_SOURCE_PACKAGE)
+    progress("Fetching the kernel's source", 0, None)
+    unpack(download(package, work), work / "package")
+    archives = list((work / "package" / "usr" / "src").glob("linux-source-*.tar.xz"))
+    if len(archives) != 1:
+        raise ImageError(f"the package {package} holds no kernel source")
+    progress("Unpacking the kernel's source", 0, None)
+    tree = work / "linux"
+    tree.mkdir()
+    _run(["tar", "-xf", archives[0], "-C", tree, "--strip-components=1"], work)
+    shutil.rmtree(work / "package")
+    return tree, _run(["make", "-s", "kernelversion"], tree).strip()
+
+
+def _configure(tree: Path) -> None:
+    shutil.copyfile(CONFIG, tree / ".config")
+    _run(["make", "-s", "olddefconfig"], tree)
+
+
+def _compile(tree: Path, log: Path, progress: Progress) -> None:
+    cpus = len(os.sched_getaffinity(0))
+    command = ["make", f"-j{cpus}", "vmlinux"]
+    with log.open("w") as output:
+        build = subprocess.Popen(
+            command, cwd=tree, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        try:
+            for done, line in enumerate(_lines(build)):
+                output.write(line)
+                progress("Compiling the kernel", done, None)
+            status = build.wait(_BUILD_TIMEOUT)
+        except BaseException:
+            build.kill()
+            build.wait()
+            raise
+    if status != 0:
+        raise ImageError("the guest kernel did not compile", hint=f"its log is {log}")
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    yield from process.stdout
+
+
+def _run(command: list[str | Path], directory: Path) -> str:
+    require_program(str(command[0]))
+    done = subprocess.run(
+        command, cwd=directory, capture_output=True, text=True, check=False, timeout=_BUILD_TIMEOUT
+    )
+    if done.returncode != 0:
+        raise ImageError(f"{command[0]} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout

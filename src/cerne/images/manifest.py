@@ -1,0 +1,80 @@
+"""What an image is made of, as JSON whose digest names the image. Files are digests of content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+
+from cerne.errors import DamagedError
+
+_VERSION = 1
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The parts of an image. Digests are SHA-256 in hexadecimal."""
+
+    kernel: str | None
+    initrd: str | None
+    command_line: str
+    disk: str | None
+    disk_format: str
+    disk_size: int
+    """Bytes, as the guest sees them."""
+    agent: bool
+
+    def files(self) -> set[str]:
+        """The digests of all files that it is made of."""
+        return {digest for digest in (self.kernel, self.initrd, self.disk) if digest}
+
+    def encoded(self) -> bytes:
+        """As JSON, the same bytes for the same parts."""
+        fields = {"version": _VERSION, **asdict(self)}
+        return json.dumps(fields, sort_keys=True, indent=1).encode()
+
+    def digest(self) -> str:
+        """Its SHA-256 digest, in hexadecimal."""
+        return hashlib.sha256(self.encoded()).hexdigest()
+
+
+def decoded(text: bytes, origin: str) -> Manifest:
+    """The manifest in some JSON.
+
+    Raises:
+        DamagedError: it is none, or one of another version.
+    """
+    try:
+        fields: dict[str, object] = dict(json.loads(text))
+        version = fields.pop("version")
+        if version == _VERSION:
+            return _checked(fields)
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{origin} is no image manifest: {error}") from error
+    raise DamagedError(
+        f"{origin} is of version {version}, and this Cerne knows version {_VERSION}",
+        hint="use the Cerne that made it",
+    )
+
+
+def _checked(fields: dict[str, object]) -> Manifest:
+    kernel, initrd, disk = (_digest(fields.pop(part)) for part in ("kernel", "initrd", "disk"))
+    command_line, disk_format = fields.pop("command_line"), fields.pop("disk_format")
+    disk_size, agent = fields.pop("disk_size"), fields.pop("agent")
+    if fields:
+        raise ValueError(f"{', '.join(fields)} is unknown")
+    if not isinstance(command_line, str) or disk_format not in ("raw", "qcow2"):
+        raise ValueError("its command line or its disk's format cannot be")
+    if not isinstance(disk_size, int) or not isinstance(agent, bool) or disk_size < 0:
+        raise ValueError("its disk's size or its agent cannot be")
+    return Manifest(kernel, initrd, command_line, disk, str(disk_format), disk_size, agent)
+
+
+def _digest(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _DIGEST.fullmatch(value):
+        raise ValueError(f"{value!r} is no digest")
+    return value

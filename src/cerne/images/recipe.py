@@ -1,0 +1,64 @@
+"""The built-in recipes: what ``cerne image build`` can make with nothing given."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache as memoized
+from pathlib import Path
+
+from cerne.images.kernel import current_kernel
+from cerne.images.progress import Progress
+from cerne.images.store import Parts
+
+Build = Callable[[Path, Path, Progress], Parts]
+"""Makes an image's parts in a work directory, with the cache and a progress report."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How one built-in image is made."""
+
+    name: str
+    description: str
+    build: Build
+
+    def key(self, cache: Path) -> str:
+        """Changes whenever the recipe would make another image: our own sources, the kernel."""
+        kernel = current_kernel(cache)
+        return f"{self.name} {_sources_digest()} {kernel.digest if kernel else 'distribution'}"
+
+
+@memoized
+def _sources_digest() -> str:
+    images = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted([*images.glob("*.py"), *(images.parent / "guest" / "agent").iterdir()]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _tiny(work: Path, cache: Path, progress: Progress) -> Parts:
+    from cerne.images.tiny import build
+
+    return build(work, cache, progress)
+
+
+def _debian(suite: str) -> Build:
+    def made(work: Path, cache: Path, progress: Progress) -> Parts:
+        from cerne.images.debian import build
+
+        return build(suite, work, cache, progress)
+
+    return made
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe("tiny", "busybox in memory, boots in a moment", _tiny),
+        Recipe("debian:12", "Debian 12 (bookworm), minimal, with apt", _debian("bookworm")),
+        Recipe("debian:13", "Debian 13 (trixie), minimal, with apt", _debian("trixie")),
+    )
+}

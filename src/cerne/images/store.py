@@ -1,0 +1,293 @@
+"""The images of one home: built by recipes, imported, kept by digest, found by name."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne.errors import DamagedError, ImageError, InputError, NotFoundError
+from cerne.images.files import (
+    keep,
+    locked,
+    storage_errors,
+    sync_directory,
+    work_directory,
+    write_whole,
+)
+from cerne.images.image import Image, ImageBoot, ImageDisk
+from cerne.images.manifest import Manifest, decoded
+from cerne.images.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from cerne.images.recipe import Recipe
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(?::[A-Za-z0-9][A-Za-z0-9._-]{0,62})?")
+_DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
+_FILES = "files"
+_MANIFESTS = "manifests"
+_NAMES = "names"
+_WORK = "work"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a recipe or an import has made, in files that the store may take for its own."""
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    command_line: str = ""
+    disk: Path | None = None
+    disk_format: str = "raw"
+    disk_size: int = 0
+    agent: bool = False
+
+
+class ImageStore:
+    """Images under one directory; `cache` holds what several homes share."""
+
+    def __init__(self, root: Path, cache: Path) -> None:
+        self._root = root
+        self._cache = cache
+        with storage_errors(f"making {root}", root.parent):
+            for directory in (_FILES, _MANIFESTS, _NAMES, _WORK):
+                (root / directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._cache.mkdir(parents=True, exist_ok=True)
+
+    def list(self) -> Iterator[Image]:
+        """All images that have a name, in the order of their names."""
+        for path in sorted((self._root / _NAMES).iterdir()):
+            if not path.name.startswith("."):
+                yield self._named(path)
+
+    def names_available(self) -> Iterator[str]:
+        """The names of all images here, and of those that can be built."""
+        from cerne.images.recipe import RECIPES
+
+        names = {path.name for path in (self._root / _NAMES).iterdir()} | set(RECIPES)
+        yield from sorted(name for name in names if not name.startswith("."))
+
+    def get(self, reference: str) -> Image:
+        """The image of this name, or of this digest or the beginning of one.
+
+        Raises:
+            NotFoundError: there is none.
+            DamagedError: what is kept of it cannot be read.
+        """
+        path = self._root / _NAMES / reference
+        if _NAME.fullmatch(reference) and path.exists():
+            return self._named(path)
+        digest = _DIGEST.fullmatch(reference)
+        found = sorted((self._root / _MANIFESTS).glob(f"{digest[1]}*.json")) if digest else []
+        if len(found) != 1:
+            raise _unknown(reference)
+        name = f"sha256:{found[0].stem[:12]}"
+        return self._image(name, found[0].stem, found[0].stat().st_mtime, "")
+
+    def ensure(self, reference: str, progress: Progress | None = None) -> Image:
+        """The image of this name, built first where a built-in recipe makes it.
+
+        Raises:
+            NotFoundError: there is none, and no recipe of that name.
+            CerneError: it could not be built; nothing is left of it.
+        """
+        from cerne.images.recipe import RECIPES
+
+        recipe = RECIPES.get(reference)
+        if recipe is None:
+            return self.get(reference)
+        return self._current(recipe) or self.build(reference, progress)
+
+    def build(self, reference: str, progress: Progress | None = None) -> Image:
+        """Build a built-in recipe's image, anew even where there is one that is still current.
+
+        Two builds at once share one: the second waits, and takes what the first has made.
+
+        Raises:
+            NotFoundError: there is no such recipe.
+            CerneError: it could not be built; nothing is left of it.
+        """
+        from cerne.images.recipe import RECIPES
+
+        recipe = RECIPES.get(reference)
+        if recipe is None:
+            raise _unknown(reference)
+        asked = time.time()
+        with locked(self._root / _WORK / f"{reference}.lock"):
+            current = self._current(recipe)
+            if current is not None and current.created >= asked:
+                return current
+            key = recipe.key(self._cache)
+            with (
+                storage_errors(f"building {reference}", self._root),
+                work_directory(self._root / _WORK) as work,
+            ):
+                parts = recipe.build(work, self._cache, progress or silent)
+                return self.add(reference, parts, source=f"recipe {reference}", key=key)
+
+    def import_(
+        self,
+        source: str,
+        name: str | None = None,
+        *,
+        checksum: str | None = None,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Take a disk image (qcow2, raw, vmdk, vdi, ISO) from a path or an address.
+
+        Args:
+            checksum: what it must have, as ``sha256:HEX``.
+
+        Raises:
+            InputError: the name cannot be an image's.
+            ImageError: it is damaged, is no image, or refers to other files.
+            ChecksumError: it is not what was asked for.
+            NotFoundError: there is nothing at `source`.
+        """
+        from cerne.images.importing import import_disk, name_of
+
+        chosen = _checked_name(name or name_of(source))
+        with (
+            storage_errors(f"importing {source}", self._root),
+            work_directory(self._root / _WORK) as work,
+        ):
+            parts = import_disk(source, checksum, work, self._cache, progress or silent)
+            return self.add(chosen, parts, source=source)
+
+    def add(self, name: str, parts: Parts, *, source: str, key: str = "") -> Image:
+        """Keep an image under a name. Its files are moved, and must be on this file system."""
+        _checked_name(name)
+        files = self._root / _FILES
+        with locked(self._root / _WORK / "files.lock"):
+            manifest = Manifest(
+                kernel=keep(parts.kernel, files) if parts.kernel else None,
+                initrd=keep(parts.initrd, files) if parts.initrd else None,
+                command_line=parts.command_line,
+                disk=keep(parts.disk, files) if parts.disk else None,
+                disk_format=parts.disk_format,
+                disk_size=parts.disk_size,
+                agent=parts.agent,
+            )
+            digest = manifest.digest()
+            write_whole(self._root / _MANIFESTS / f"{digest}.json", manifest.encoded())
+            note = {"digest": digest, "created": time.time(), "source": source, "key": key}
+            write_whole(self._root / _NAMES / name, json.dumps(note).encode())
+        return self.get(name)
+
+    def remove(self, reference: str) -> None:
+        """Remove an image's name, and what no other name or image is made of.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        image = self.get(reference)
+        with locked(self._root / _WORK / "files.lock"):
+            (self._root / _NAMES / reference).unlink(missing_ok=True)
+            digest = image.digest.removeprefix("sha256:")
+            named = {self._note(path)[0] for path in self._name_files()}
+            if digest not in named:
+                (self._root / _MANIFESTS / f"{digest}.json").unlink(missing_ok=True)
+            self._collect()
+
+    def export(self, reference: str, target: Path, format_: str = "qcow2") -> None:
+        """Write an image's disk to a file of its own, in a format that qemu-img knows.
+
+        Raises:
+            NotFoundError: there is no such image.
+            ImageError: it has no disk, or the disk cannot be written in this format.
+            InputError: the file is there already.
+        """
+        from cerne.images.importing import convert
+
+        image = self.get(reference)
+        if image.disk is None:
+            raise ImageError(
+                f"{reference} has no disk: it runs from memory",
+                hint=f"its kernel and initramfs are named by: cerne image inspect {reference}",
+            )
+        if target.exists():
+            raise InputError(f"{target} is there already", hint="give another path")
+        with storage_errors(f"exporting {reference}", target.parent):
+            convert(image.disk.path, image.disk.format, target, format_)
+            sync_directory(target.absolute().parent)
+
+    def _current(self, recipe: Recipe) -> Image | None:
+        """What the recipe made last, where it would make the same again."""
+        path = self._root / _NAMES / recipe.name
+        if not path.exists() or self._note(path)[3] != recipe.key(self._cache):
+            return None
+        return self._named(path)
+
+    def _named(self, path: Path) -> Image:
+        digest, created, source, _ = self._note(path)
+        return self._image(path.name, digest, created, source)
+
+    def _note(self, path: Path) -> tuple[str, float, str, str]:
+        try:
+            note = json.loads(path.read_bytes())
+            return note["digest"], note["created"], note["source"], note["key"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DamagedError(
+                f"{path} does not say which image it means",
+                hint=f"remove it and make the image again: rm {path}",
+            ) from error
+
+    def _image(self, name: str, digest: str, created: float, source: str) -> Image:
+        path = self._root / _MANIFESTS / f"{digest}.json"
+        try:
+            manifest = decoded(path.read_bytes(), str(path))
+            size = sum(self._file(part).stat().st_blocks * 512 for part in manifest.files())
+        except FileNotFoundError as error:
+            raise DamagedError(
+                f"the image {name} is not whole: {error.filename} is missing",
+                hint=f"make it again: cerne image rm {name}; cerne image build {name}",
+            ) from error
+        boot = disk = None
+        if manifest.kernel:
+            initrd = self._file(manifest.initrd) if manifest.initrd else None
+            boot = ImageBoot(self._file(manifest.kernel), initrd, manifest.command_line)
+        if manifest.disk:
+            file = self._file(manifest.disk)
+            disk = ImageDisk(file, manifest.disk_format, manifest.disk_size)
+        return Image(
+            name, f"sha256:{digest}", created, source, size, boot, disk, agent=manifest.agent
+        )
+
+    def _file(self, digest: str) -> Path:
+        return self._root / _FILES / digest
+
+    def _name_files(self) -> Iterator[Path]:
+        return (path for path in (self._root / _NAMES).iterdir() if path.name[0] != ".")
+
+    def _collect(self) -> None:
+        """Remove the files that no image is made of."""
+        used: set[str] = set()
+        for path in (self._root / _MANIFESTS).glob("*.json"):
+            used |= decoded(path.read_bytes(), str(path)).files()
+        for file in (self._root / _FILES).iterdir():
+            if file.name not in used:
+                file.unlink()
+
+
+def _checked_name(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        shown = name if len(name) <= 40 else f"{name[:40]}…"
+        raise InputError(
+            f"{shown!r} cannot be an image's name",
+            hint="use lower-case letters, digits, dots and dashes, and a version after a colon",
+        )
+    return name
+
+
+def _unknown(reference: str) -> NotFoundError:
+    from cerne.images.recipe import RECIPES
+
+    shown = reference if len(reference) <= 80 else f"{reference[:80]}…"
+    return NotFoundError(
+        f"there is no image named {shown!r}",
+        hint=f"built in are {', '.join(RECIPES)}; see: cerne image ls, cerne image import",
+    )

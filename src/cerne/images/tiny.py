@@ -1,0 +1,34 @@
+"""The image ``tiny``: a kernel, and busybox and the agent in an initramfs. Made in seconds."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from cerne.guest.build import agent_binary
+from cerne.images.distribution_kernel import distribution_kernel
+from cerne.images.initramfs import write_tiny
+from cerne.images.kernel import current_kernel
+from cerne.images.progress import Progress
+from cerne.images.store import Parts
+
+COMMAND_LINE = "console=ttyS0 quiet"
+
+
+def build(work: Path, cache: Path, progress: Progress) -> Parts:
+    """Make the image's parts in a work directory."""
+    own = current_kernel(cache)
+    progress("Building the agent", 0, None)
+    agent = agent_binary(cache)
+    if own is not None:
+        source: Path = own.path
+        modules: tuple[Path, ...] = ()
+    else:
+        stock = distribution_kernel(cache, progress)
+        source, modules = stock.kernel, stock.modules
+    progress("Writing the initramfs", 0, None)
+    initrd = work / "initrd"
+    write_tiny(initrd, agent, modules)
+    kernel = work / "kernel"
+    shutil.copyfile(source, kernel)
+    return Parts(kernel, initrd, COMMAND_LINE, agent=True)

@@ -1,0 +1,157 @@
+"""What a disk image of unknown origin says of itself, read here before any other program reads it.
+
+An image that refers to another file could make whoever opens it read that file: such images are
+refused. Formats: docs/interop/qcow2.txt of QEMU; the VMDK specification 5.0; VDI and VHDX headers.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from cerne.errors import ImageError
+
+_QCOW2 = b"QFI\xfb"
+_VMDK_SPARSE = b"KDMV"
+_VMDK_TEXT = b"# Disk DescriptorFile"
+_VDI = 0xBEDA107F
+_VHDX = b"vhdxfile"
+_SECTOR = 512
+_SMALLEST_RAW = 512
+
+_QCOW2_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
+_QCOW2_EXTERNAL_DATA = 1 << 2
+_QCOW2_KNOWN_INCOMPATIBLE = 0b11111
+_QCOW2_VERSION_2_LENGTH = 72
+_VMDK_HEADER = struct.Struct("<4sIIQQQQ")
+_VMDK_LARGEST_DESCRIPTOR = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class DiskFormat:
+    """A disk image's format, and its size as a guest would see it."""
+
+    format: str
+    """As qemu-img names it."""
+    virtual_size: int
+    """Bytes."""
+
+
+def require_self_contained(path: Path) -> DiskFormat:
+    """The format of a disk image that refers to no other file.
+
+    Raises:
+        ImageError: it is no disk image, is truncated or encrypted, or refers to another file.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(_SECTOR)
+        if head.startswith(_QCOW2):
+            return _qcow2(path, head, size)
+        if head.startswith(_VMDK_SPARSE):
+            return _vmdk(path, file, head, size)
+        if head.startswith(_VMDK_TEXT):
+            raise _refers(path, "it is a VMDK descriptor, which names the files that hold the data")
+        if head.startswith(_VHDX):
+            # Its size lies in a region that qemu-img reads; differencing disks it refuses itself.
+            return DiskFormat("vhdx", size)
+        if len(head) >= 72 and struct.unpack_from("<I", head, 64)[0] == _VDI:
+            return _vdi(path, file)
+        return _raw(path, file, head, size)
+
+
+def _qcow2(path: Path, head: bytes, size: int) -> DiskFormat:
+    if len(head) < _QCOW2_VERSION_2_LENGTH:
+        raise _damaged(path, "its header is cut off")
+    (_, version, backing_offset, _, cluster_bits, virtual_size, crypt, l1_size, l1_offset, *_) = (
+        _QCOW2_HEADER.unpack_from(head)
+    )
+    if version not in (2, 3):
+        raise _damaged(path, f"it is of version {version}")
+    if backing_offset:
+        raise _refers(path, "it has a backing file")
+    if crypt:
+        raise _damaged(path, "it is encrypted")
+    if not 9 <= cluster_bits <= 21:
+        raise _damaged(path, f"its clusters are of 2^{cluster_bits} bytes")
+    if version == 3:
+        features = struct.unpack_from(">Q", head, 72)[0]
+        if features & _QCOW2_EXTERNAL_DATA:
+            raise _refers(path, "its data is in another file")
+        if features & ~_QCOW2_KNOWN_INCOMPATIBLE:
+            raise _damaged(path, "it has features that are not known")
+    if l1_offset + 8 * l1_size > size:
+        raise _damaged(path, "it is cut off")
+    return DiskFormat("qcow2", virtual_size)
+
+
+def _vmdk(path: Path, file: BinaryIO, head: bytes, size: int) -> DiskFormat:
+    (_, _, _, capacity, _, offset, length) = _VMDK_HEADER.unpack_from(head)
+    if length * _SECTOR > _VMDK_LARGEST_DESCRIPTOR or (offset + length) * _SECTOR > size:
+        raise _damaged(path, "its descriptor is cut off")
+    file.seek(offset * _SECTOR)
+    descriptor = file.read(length * _SECTOR)
+    lines = [line.strip() for line in descriptor.split(b"\0")[0].splitlines()]
+    if any(line.startswith(b"parentFileNameHint") for line in lines):
+        raise _refers(path, "it has a parent disk")
+    extents = [line for line in lines if line.startswith((b"RW ", b"RDONLY ", b"NOACCESS "))]
+    if len(extents) > 1 or any(b" SPARSE " not in extent for extent in extents):
+        raise _refers(path, "its data is in other files")
+    return DiskFormat("vmdk", capacity * _SECTOR)
+
+
+def _vdi(path: Path, file: BinaryIO) -> DiskFormat:
+    file.seek(0)
+    head = file.read(_SECTOR)
+    if len(head) < _SECTOR:
+        raise _damaged(path, "its header is cut off")
+    image_type = struct.unpack_from("<I", head, 76)[0]
+    if image_type not in (1, 2):
+        raise _refers(path, "it is a differencing disk")
+    return DiskFormat("vdi", struct.unpack_from("<Q", head, 368)[0])
+
+
+def _raw(path: Path, file: BinaryIO, head: bytes, size: int) -> DiskFormat:
+    """A raw disk or an ISO: it has a boot signature, a partition table or a known file system."""
+    if size < _SMALLEST_RAW or size % _SECTOR:
+        raise _no_image(path)
+    bootable = head[510:512] == b"\x55\xaa"
+    known = any(
+        _at(file, offset, len(magic)) == magic
+        for offset, magic in (
+            (512, b"EFI PART"),
+            (1080, b"\x53\xef"),
+            (32769, b"CD001"),
+            (0, b"XFSB"),
+            (65600, b"_BHRfS_M"),
+            (0, b"hsqs"),
+        )
+    )
+    if not bootable and not known and head != bytes(_SECTOR):
+        raise _no_image(path)
+    return DiskFormat("raw", size)
+
+
+def _at(file: BinaryIO, offset: int, length: int) -> bytes:
+    file.seek(offset)
+    return file.read(length)
+
+
+def _no_image(path: Path) -> ImageError:
+    return ImageError(
+        f"{path} is no disk image",
+        hint="qcow2, raw, vmdk, vdi, vhdx and ISO are taken; unpack archives first",
+    )
+
+
+def _damaged(path: Path, why: str) -> ImageError:
+    return ImageError(f"{path} cannot be used: {why}", hint="fetch it again, or convert it")
+
+
+def _refers(path: Path, why: str) -> ImageError:
+    return ImageError(
+        f"{path} refers to other files: {why}",
+        hint=f"make it whole where you trust it: qemu-img convert -O qcow2 {path} whole.qcow2",
+    )
