@@ -2,6 +2,11 @@
 
 A pure function. The machine has what is named here and nothing else, and its process may neither
 raise its privileges nor start another program.
+
+The board is q35. Measured on 2026-11-24 (QEMU 7.2, TCG, a kernel of 20 MB with all these devices,
+from exec to power-off, 15 boots each): q35 0.59 s with a vmlinux and 0.84 s with a bzImage; microvm
+0.47 s with a vmlinux, but 8 of 15 boots hung while the kernel measured its clock, and 0.66 s with a
+bzImage. So q35 with a vmlinux is the quickest that always boots, and it has a VM generation ID.
 """
 
 from __future__ import annotations
@@ -14,12 +19,12 @@ from pathlib import Path
 from cerne.engine.base import (
     DiskPlan,
     FirmwareBoot,
-    KernelBoot,
     LaunchPlan,
     PortForward,
     SharePlan,
     UserNic,
 )
+from cerne.network.user import kernel_parameter
 from cerne.units import MIB
 
 AGENT_PORT_NAME = "org.cerne.agent"
@@ -68,7 +73,7 @@ def command_line(
         # Says in the log, which is its standard error, why the machine ended.
         *("-trace", "enable=qemu_system_shutdown_request"),
         *_board(plan, accelerator),
-        *_boot(plan.boot, accelerator),
+        *_boot(plan, accelerator),
         *_qmp(qmp_descriptor),
         *_console(plan),
         *_agent(plan.agent_sockets),
@@ -91,10 +96,13 @@ def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
     yield from ("-m", f"size={plan.memory // MIB}M")
 
 
-def _boot(boot: KernelBoot | FirmwareBoot, accelerator: Accelerator) -> Iterator[str]:
+def _boot(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
+    boot = plan.boot
     if isinstance(boot, FirmwareBoot):
         return
     flags = _KERNEL_FLAGS + (_TCG_KERNEL_FLAGS if accelerator is Accelerator.TCG else ())
+    if plan.nics:
+        flags += (kernel_parameter(plan.name),)
     yield from ("-kernel", str(boot.kernel))
     if boot.initrd is not None:
         yield from ("-initrd", str(boot.initrd))
