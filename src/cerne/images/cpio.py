@@ -25,7 +25,7 @@ class CpioWriter:
 
     def directory(self, path: str, mode: int = 0o755) -> None:
         """Add a directory, and those it lies in that are not there yet."""
-        place = PurePosixPath(path)
+        place = _inside(path)
         if place in self._directories:
             return
         self.directory(str(place.parent))
@@ -49,15 +49,13 @@ class CpioWriter:
         self._entry(PurePosixPath(_TRAILER), 0, b"")
 
     def _add(self, path: str, mode: int, content: bytes, device: tuple[int, int] = (0, 0)) -> None:
-        place = PurePosixPath(path)
+        place = _inside(path)
         self.directory(str(place.parent))
         self._entry(place, mode, content, device)
 
     def _entry(
         self, path: PurePosixPath, mode: int, content: bytes, device: tuple[int, int] = (0, 0)
     ) -> None:
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{path} is no path inside of an archive")
         if len(content) > _LARGEST:
             raise ValueError(f"{path} is too large for a cpio archive")
         name = str(path).encode() + b"\0"
@@ -69,3 +67,10 @@ class CpioWriter:
 
     def _padded(self, data: bytes) -> None:
         self._file.write(data + bytes(-len(data) % 4))
+
+
+def _inside(path: str) -> PurePosixPath:
+    place = PurePosixPath(path)
+    if place.is_absolute() or ".." in place.parts:
+        raise ValueError(f"{path} is no path inside of an archive")
+    return place

@@ -19,12 +19,10 @@ _VMDK_TEXT = b"# Disk DescriptorFile"
 _VDI = 0xBEDA107F
 _VHDX = b"vhdxfile"
 _SECTOR = 512
-_SMALLEST_RAW = 512
 
 _QCOW2_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _QCOW2_EXTERNAL_DATA = 1 << 2
 _QCOW2_KNOWN_INCOMPATIBLE = 0b11111
-_QCOW2_VERSION_2_LENGTH = 72
 _VMDK_HEADER = struct.Struct("<4sIIQQQQ")
 _VMDK_LARGEST_DESCRIPTOR = 1 << 20
 
@@ -48,23 +46,23 @@ def require_self_contained(path: Path) -> DiskFormat:
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(_SECTOR)
+        if head.startswith(_VMDK_TEXT):
+            raise _refers(path, "it is a VMDK descriptor, which names the files that hold the data")
+        if len(head) < _SECTOR:
+            raise _no_image(path)
         if head.startswith(_QCOW2):
             return _qcow2(path, head, size)
         if head.startswith(_VMDK_SPARSE):
             return _vmdk(path, file, head, size)
-        if head.startswith(_VMDK_TEXT):
-            raise _refers(path, "it is a VMDK descriptor, which names the files that hold the data")
         if head.startswith(_VHDX):
             # Its size lies in a region that qemu-img reads; differencing disks it refuses itself.
             return DiskFormat("vhdx", size)
-        if len(head) >= 72 and struct.unpack_from("<I", head, 64)[0] == _VDI:
-            return _vdi(path, file)
+        if struct.unpack_from("<I", head, 64)[0] == _VDI:
+            return _vdi(path, head)
         return _raw(path, file, head, size)
 
 
 def _qcow2(path: Path, head: bytes, size: int) -> DiskFormat:
-    if len(head) < _QCOW2_VERSION_2_LENGTH:
-        raise _damaged(path, "its header is cut off")
     (_, version, backing_offset, _, cluster_bits, virtual_size, crypt, l1_size, l1_offset, *_) = (
         _QCOW2_HEADER.unpack_from(head)
     )
@@ -102,11 +100,7 @@ def _vmdk(path: Path, file: BinaryIO, head: bytes, size: int) -> DiskFormat:
     return DiskFormat("vmdk", capacity * _SECTOR)
 
 
-def _vdi(path: Path, file: BinaryIO) -> DiskFormat:
-    file.seek(0)
-    head = file.read(_SECTOR)
-    if len(head) < _SECTOR:
-        raise _damaged(path, "its header is cut off")
+def _vdi(path: Path, head: bytes) -> DiskFormat:
     image_type = struct.unpack_from("<I", head, 76)[0]
     if image_type not in (1, 2):
         raise _refers(path, "it is a differencing disk")
@@ -115,7 +109,7 @@ def _vdi(path: Path, file: BinaryIO) -> DiskFormat:
 
 def _raw(path: Path, file: BinaryIO, head: bytes, size: int) -> DiskFormat:
     """A raw disk or an ISO: it has a boot signature, a partition table or a known file system."""
-    if size < _SMALLEST_RAW or size % _SECTOR:
+    if size % _SECTOR:
         raise _no_image(path)
     bootable = head[510:512] == b"\x55\xaa"
     known = any(

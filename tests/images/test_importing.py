@@ -1,0 +1,194 @@
+"""Disk images from elsewhere: none is trusted."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.server
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cerne.errors import ChecksumError, ImageError, InputError, NotFoundError
+from cerne.images import ImageStore
+from cerne.images.importing import name_of
+
+
+def _made(path: Path, *options: str, size: str = "1M") -> Path:
+    subprocess.run(["qemu-img", "create", "-q", *options, str(path), size], check=True)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["qcow2", "raw", "vmdk", "vdi", "vhdx"])
+def test_formats_that_are_taken(store: ImageStore, tmp_path: Path, kind: str) -> None:
+    image = store.import_(str(_made(tmp_path / f"disk.{kind}", "-f", kind, size="8M")))
+    assert image.name == "disk"
+    assert image.disk is not None
+    assert (image.disk.format, image.disk.virtual_size) == ("qcow2", 8 << 20)
+
+
+def test_an_iso_is_taken(store: ImageStore, tmp_path: Path) -> None:
+    path = tmp_path / "small.iso"
+    path.write_bytes(bytes(32769) + b"CD001" + bytes(40960 - 32774))
+    assert store.import_(str(path)).name == "small"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/shadow"),
+        ("-f", "qcow2", "-o", "data_file=DATA,data_file_raw=on"),
+        ("-f", "vmdk", "-o", "subformat=monolithicFlat"),
+        ("-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"),
+    ],
+)
+def test_an_image_that_refers_to_another_file_is_refused(
+    store: ImageStore, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    words = [option.replace("DATA", str(tmp_path / "data")) for option in options]
+    path = _made(tmp_path / "thief", *words)
+    with pytest.raises(ImageError, match="refers to other files"):
+        store.import_(str(path), "thief")
+    assert list(store.list()) == []
+
+
+def test_a_truncated_image_is_refused(store: ImageStore, tmp_path: Path) -> None:
+    path = _made(tmp_path / "whole.qcow2", "-f", "qcow2", size="64M")
+    for length in (4, 20, 72, 104, 70_000):
+        cut = tmp_path / "cut.qcow2"
+        cut.write_bytes(path.read_bytes()[:length])
+        with pytest.raises(ImageError):
+            store.import_(str(cut))
+    assert list(store.list()) == []
+
+
+def test_what_is_no_image_is_refused(store: ImageStore, tmp_path: Path) -> None:
+    for content in (b"", b"text\n", b"#!/bin/sh\n" * 512, b"PK\3\4" + bytes(508)):
+        path = tmp_path / "file"
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match="no disk image"):
+            store.import_(str(path))
+    with pytest.raises(NotFoundError):
+        store.import_(str(tmp_path / "missing"))
+    with pytest.raises(ImageError, match="is no file"):
+        store.import_(str(tmp_path))
+
+
+def test_a_bomb_is_not_unpacked(store: ImageStore, tmp_path: Path) -> None:
+    path = tmp_path / "bomb.img.gz"
+    with gzip.open(path, "wb") as file:
+        file.write(bytes(50_000_000))
+    with pytest.raises(ImageError, match="no disk image"):
+        store.import_(str(path))
+
+
+def test_a_disk_that_claims_to_be_enormous_is_refused(store: ImageStore, tmp_path: Path) -> None:
+    path = _made(tmp_path / "huge.qcow2", "-f", "qcow2", size="100T")
+    with pytest.raises(ImageError, match="100T"):
+        store.import_(str(path))
+
+
+def test_checksums(store: ImageStore, raw: Path) -> None:
+    digest = hashlib.sha256(raw.read_bytes()).hexdigest()
+    with pytest.raises(ChecksumError):
+        store.import_(str(raw), checksum="sha256:" + "0" * 64)
+    with pytest.raises(InputError, match="no checksum"):
+        store.import_(str(raw), checksum="md5:1")
+    assert store.import_(str(raw), checksum=f"sha256:{digest}").name == "blank"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("https://x.org/a/debian-12-genericcloud-amd64.qcow2?x=1", "debian-12-genericcloud-amd64"),
+        ("/tmp/My Disk.IMG", "my-disk"),
+        ("file:///tmp/a.raw", "a"),
+    ],
+)
+def test_names_made_of_sources(source: str, name: str) -> None:
+    assert name_of(source) == name
+
+
+def test_a_source_without_a_name() -> None:
+    with pytest.raises(InputError):
+        name_of("https://x.org/")
+
+
+class _Server(http.server.ThreadingHTTPServer):
+    """Serves one content, and breaks off after `breaks_off_after` bytes where that is set."""
+
+    content = b""
+    breaks_off_after: int | None = None
+    ranges: list[str | None]
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    server: _Server
+
+    def do_GET(self) -> None:
+        if self.path != "/disk.raw":
+            self.send_error(404)
+            return
+        wanted = self.headers.get("Range")
+        self.server.ranges.append(wanted)
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        if start >= len(self.server.content):
+            self.send_error(416)
+            return
+        body = self.server.content[start:]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.server.breaks_off_after])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(raw: Path) -> Iterator[_Server]:
+    made = _Server(("127.0.0.1", 0), _Handler)
+    made.content, made.ranges = raw.read_bytes(), []
+    thread = threading.Thread(target=made.serve_forever)
+    thread.start()
+    yield made
+    made.shutdown()
+    thread.join()
+    made.server_close()
+
+
+def test_an_address_is_fetched_and_resumed(store: ImageStore, server: _Server) -> None:
+    url = f"http://127.0.0.1:{server.server_port}/disk.raw"
+    checksum = "sha256:" + hashlib.sha256(server.content).hexdigest()
+    server.breaks_off_after = 300_000
+    with pytest.raises(ImageError) as caught:
+        store.import_(url, checksum=checksum)
+    assert "goes on from where it broke off" in caught.value.hint
+    server.breaks_off_after = None
+    told: list[tuple[int, int | None]] = []
+    image = store.import_(
+        url, checksum=checksum, progress=lambda _, done, total: told.append((done, total))
+    )
+    assert image.name == "disk"
+    assert server.ranges == [None, "bytes=300000-"]
+    assert (len(server.content), len(server.content)) in told
+    store.import_(url, "again", checksum=checksum)
+    assert len(server.ranges) == 2
+
+
+def test_a_wrong_checksum_is_refused_and_not_kept(store: ImageStore, server: _Server) -> None:
+    url = f"http://127.0.0.1:{server.server_port}/disk.raw"
+    with pytest.raises(ChecksumError):
+        store.import_(url, checksum="sha256:" + "0" * 64)
+    assert list((store._cache / "downloads").glob("*.part")) == []
+    assert list(store.list()) == []
+
+
+def test_an_address_that_has_nothing(store: ImageStore, server: _Server) -> None:
+    with pytest.raises(NotFoundError):
+        store.import_(f"http://127.0.0.1:{server.server_port}/other.raw")
+    with pytest.raises(ImageError, match="cannot be fetched"):
+        store.import_("http://127.0.0.1:1/disk.raw")

@@ -1,0 +1,210 @@
+"""The image store: by digest, never changed, shared by builds."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cerne.errors import DamagedError, ImageError, InputError, NotFoundError, StorageError
+from cerne.images import ImageStore, Parts, Progress
+from cerne.images import recipe as recipes
+from cerne.images.files import work_directory
+from cerne.images.manifest import Manifest, decoded
+from cerne.images.recipe import Recipe
+
+Build = Callable[[Path, Path, Progress], Parts]
+
+
+def _add_recipe(monkeypatch: pytest.MonkeyPatch, build: Build) -> None:
+    monkeypatch.setitem(recipes.RECIPES, "toy", Recipe("toy", "for tests", build))
+
+
+def _kernel(work: Path, content: bytes = b"kernel") -> Parts:
+    path = work / "kernel"
+    path.write_bytes(content)
+    return Parts(kernel=path, command_line="quiet", agent=True)
+
+
+def _files(store: ImageStore) -> Iterator[Path]:
+    return (store._root / "files").iterdir()
+
+
+def test_an_image_is_found_by_name_and_digest(store: ImageStore, raw: Path) -> None:
+    image = store.import_(str(raw), "blank")
+    assert image.disk is not None
+    assert (image.boot, image.disk.virtual_size, image.agent) == (None, 1 << 20, False)
+    assert store.get("blank") == image
+    assert store.get(image.digest).digest == image.digest
+    assert store.get(image.digest.removeprefix("sha256:")[:12]).digest == image.digest
+    assert [found.name for found in store.list()] == ["blank"]
+
+
+@pytest.mark.parametrize(
+    "reference", ["nothing", "a/b", "..", "../names", "", "sha256:" + "0" * 40]
+)
+def test_what_is_not_there_is_not_found(store: ImageStore, reference: str) -> None:
+    with pytest.raises(NotFoundError) as caught:
+        store.get(reference)
+    assert "tiny" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["UPPER", "a/b", "..", ".a", "x" * 200, "a:b:c"])
+def test_names_that_are_refused(store: ImageStore, raw: Path, name: str) -> None:
+    with pytest.raises(InputError):
+        store.import_(str(raw), name)
+    assert list(store.list()) == []
+
+
+def test_equal_content_is_kept_once_and_never_changed(store: ImageStore, raw: Path) -> None:
+    one, two = store.import_(str(raw), "one"), store.import_(str(raw), "two")
+    assert one.digest == two.digest
+    (file,) = _files(store)
+    assert file.stat().st_mode & 0o222 == 0
+    store.remove("one")
+    assert store.get("two").disk is not None
+    store.remove("two")
+    assert list(_files(store)) == []
+    with pytest.raises(NotFoundError):
+        store.remove("two")
+
+
+def test_a_recipe_is_built_once_while_it_is_current(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+
+    def build(work: Path, cache: Path, progress: Progress) -> Parts:
+        built.append(work)
+        progress("Building", 1, 2)
+        return _kernel(work)
+
+    _add_recipe(monkeypatch, build)
+    told: list[str] = []
+    image = store.ensure("toy", lambda what, done, total: told.append(what))
+    assert image.boot is not None
+    assert (image.boot.kernel.read_bytes(), image.boot.command_line) == (b"kernel", "quiet")
+    assert store.ensure("toy") == image
+    assert (len(built), told) == (1, ["Building"])
+    store.build("toy")
+    assert len(built) == 2
+
+
+def test_two_builds_at_once_share_one(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = []
+    both_asked = threading.Barrier(2)
+
+    def build(work: Path, cache: Path, progress: Progress) -> Parts:
+        built.append(work)
+        return _kernel(work)
+
+    _add_recipe(monkeypatch, build)
+
+    def ask() -> None:
+        both_asked.wait(10)
+        ImageStore(store._root, store._cache).ensure("toy")
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(built) == 1
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()]
+)
+def test_a_build_that_fails_leaves_nothing(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+) -> None:
+    def build(work: Path, cache: Path, progress: Progress) -> Parts:
+        _kernel(work)
+        raise failure
+
+    _add_recipe(monkeypatch, build)
+    with pytest.raises((StorageError, KeyboardInterrupt)) as caught:
+        store.ensure("toy")
+    if isinstance(caught.value, StorageError):
+        assert "the disk is full" in caught.value.message
+    assert list(store.list()) == []
+    assert list((store._root / "work").glob("work-*")) == []
+
+
+def test_what_a_killed_build_left_is_swept(store: ImageStore, raw: Path) -> None:
+    left = store._root / "work" / "work-left"
+    left.mkdir()
+    (left / "large").write_bytes(b"x")
+    with work_directory(store._root / "work") as in_use:
+        store.import_(str(raw), "blank")
+        assert in_use.exists()
+    assert not left.exists()
+
+
+def test_a_name_that_points_nowhere_is_damage(store: ImageStore, raw: Path) -> None:
+    image = store.import_(str(raw), "blank")
+    assert image.disk is not None
+    image.disk.path.unlink()
+    with pytest.raises(DamagedError) as caught:
+        store.get("blank")
+    assert "cerne image rm blank" in caught.value.hint
+    (store._root / "names" / "blank").write_text("{}")
+    with pytest.raises(DamagedError):
+        store.get("blank")
+
+
+def test_export(store: ImageStore, raw: Path, tmp_path: Path) -> None:
+    store.import_(str(raw), "blank")
+    target = tmp_path / "out.vmdk"
+    store.export("blank", target, "vmdk")
+    command = ["qemu-img", "info", "--output=json", str(target)]
+    found = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert (found["format"], found["virtual-size"]) == ("vmdk", 1 << 20)
+    with pytest.raises(InputError, match="there already"):
+        store.export("blank", target, "vmdk")
+    with pytest.raises(InputError, match="no format"):
+        store.export("blank", tmp_path / "other", "exe")
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_image_without_a_disk_is_not_exported(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _add_recipe(monkeypatch, lambda work, _cache, _progress: _kernel(work))
+    store.ensure("toy")
+    with pytest.raises(ImageError, match="has no disk"):
+        store.export("toy", tmp_path / "out")
+
+
+def test_manifests() -> None:
+    manifest = Manifest("a" * 64, None, "quiet", "b" * 64, "raw", 512, agent=True)
+    assert decoded(manifest.encoded(), "m") == manifest
+    assert manifest.files() == {"a" * 64, "b" * 64}
+    for damaged in (
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        manifest.encoded().replace(b'"version": 1', b'"version": 2'),
+        manifest.encoded().replace(b'"raw"', b'"exe"'),
+        manifest.encoded().replace(b"a" * 64, b"../../etc/shadow"),
+        manifest.encoded().replace(b"512", b"-1"),
+    ):
+        with pytest.raises(DamagedError):
+            decoded(damaged, "m")
+
+
+def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        ImageStore(tmp_path / "file" / "images", tmp_path)
+
+
+def test_root_is_not_needed(store: ImageStore) -> None:
+    assert (store._root / "files").stat().st_uid == os.geteuid()
