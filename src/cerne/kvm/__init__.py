@@ -1,0 +1,1 @@
+"""The kernel's hypervisor as Python objects: /dev/kvm, virtual machines, vCPUs, guest memory."""

@@ -31,6 +31,12 @@ def c_layout(cls: type[_Layout]) -> type[_Layout]:
     return cls
 
 
+def offset_of(kind: type[ctypes.Structure], field: str) -> int:
+    """Where a field begins in a structure, in bytes."""
+    offset: int = getattr(kind, field).offset
+    return offset
+
+
 def _c_type(annotation: object) -> type[ctypes.Structure]:
     kind: type[ctypes.Structure] = (get_args(annotation) or (annotation,))[-1]
     return kind
