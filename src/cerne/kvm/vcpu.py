@@ -14,6 +14,7 @@ import signal
 import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from ctypes import Structure, sizeof
 from types import FrameType
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from cerne.errors import KvmError
 from cerne.kvm import abi, exits
 from cerne.kvm._descriptor import Descriptor
 from cerne.kvm._ioctl import ioctl, signal_thread
+from cerne.kvm._structure import offset_of
 from cerne.kvm.abi import ExitReason, Flexible, GuestDebug, InternalError, Ioctl, MpState
 from cerne.kvm.msr import read_msrs, write_msrs
 from cerne.kvm.stats import Statistics, read_stats
@@ -28,18 +30,18 @@ from cerne.kvm.stats import Statistics, read_stats
 KICK_SIGNAL = signal.SIGRTMIN
 """The signal that takes a vCPU out of the guest; `handle_kicks` installs its handler."""
 
-_EXIT = abi.kvm_run.exit.offset
-_IMMEDIATE_EXIT = abi.kvm_run.immediate_exit.offset
-_MMIO_DATA = _EXIT + abi.kvm_run_mmio.data.offset
+_EXIT = offset_of(abi.kvm_run, "exit")
+_IMMEDIATE_EXIT = offset_of(abi.kvm_run, "immediate_exit")
+_MMIO_DATA = _EXIT + offset_of(abi.kvm_run_mmio, "data")
 # The fields of kvm_run_io and kvm_run_mmio in one move; the tests compare them with the ABI.
 _IO = struct.Struct("=BBHIQ")
 _MMIO = struct.Struct("=Q8xIB")
 _REASON = struct.Struct("=I")
-_REASON_OFFSET = abi.kvm_run.exit_reason.offset
+_REASON_OFFSET = offset_of(abi.kvm_run, "exit_reason")
 
 _MAX_CPUID_ENTRIES = 256
 
-_State = TypeVar("_State", bound=abi.Structure)
+_State = TypeVar("_State", bound=Structure)
 
 
 def handle_kicks() -> None:
@@ -66,10 +68,6 @@ class Vcpu(Descriptor):
         self._xsave_size = xsave_size
         self._thread = 0
         self._native_thread = 0
-
-    def close(self) -> None:
-        """Close the vCPU; no thread may be running it. Its memory goes with the object."""
-        super().close()
 
     @property
     def kvm_run(self) -> abi.kvm_run:
@@ -161,7 +159,7 @@ class Vcpu(Descriptor):
     def get_xsave(self) -> bytearray:
         """The extended state, laid out as the host's XSAVE does."""
         state = bytearray(self._xsave_size)
-        large = self._xsave_size > abi.kvm_xsave.region.size
+        large = self._xsave_size > sizeof(abi.kvm_xsave)
         operation = Ioctl.KVM_GET_XSAVE2 if large else Ioctl.KVM_GET_XSAVE
         ioctl(self._descriptor, operation, state)
         return state
