@@ -15,7 +15,15 @@ from cerne.errors import HostError, MissingProgramError
 from cerne.host.programs import find_program, install_command
 
 _SOURCE = Path(__file__).parent / "agent"
-_FLAGS = ("-static", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-ffunction-sections", "-fdata-sections")
+_FLAGS = (
+    "-static",
+    "-Os",
+    "-std=gnu11",
+    "-Wall",
+    "-Wextra",
+    "-ffunction-sections",
+    "-fdata-sections",
+)
 _LINK_FLAGS = ("-s", "-Wl,--gc-sections", "-Wl,--build-id=none")
 _COMPILE_TIMEOUT = 120
 

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from io import IOBase
 from pathlib import Path
+from signal import SIGKILL
 from typing import BinaryIO
 
-from cerne.guest.process import ExecResult, GuestProcess, TerminalSize
+from cerne.errors import GuestError, GuestTimeoutError, InputError
+from cerne.guest import files, wire
+from cerne.guest.process import ExecResult, GuestProcess, Stream, TerminalSize
+from cerne.guest.session import Session
+from cerne.guest.wire import FrameType
+from cerne.units import MIB
+
+_ANSWER_TIMEOUT = 30.0
+_POWER_OFF, _REBOOT = b"\x01", b"\x02"
+_MAX_ENTROPY = 512
+_MAX_ARGUMENTS = 65535 - 2
+_LONGEST_FREEZE = 3600
+_MOST_GATHERED = 256 * MIB
+_LONGEST_NAME = 256
+_INFO_NAMES = ("hostname", "kernel", "architecture", "system", "boot_id", "agent_version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +49,8 @@ class GuestAgent:
 
     Each call takes a free port for as long as it lasts, so that as many calls can run side by
     side as there are sockets; processes on this host agree by a lock file beside each socket.
+    Any call may raise `GuestTimeoutError` where the agent does not answer, `GuestError` where the
+    guest is gone or says that it cannot, and `BusyError` where all ports are in use.
     """
 
     def __init__(self, sockets: Sequence[Path]) -> None:
@@ -45,11 +65,16 @@ class GuestAgent:
             GuestTimeoutError: the agent did not answer in time.
             GuestError: the machine ended first, or the agent speaks another version.
         """
-        raise NotImplementedError
+        try:
+            self._open(timeout, alive).close()
+        except GuestTimeoutError as error:
+            raise GuestTimeoutError(
+                f"the guest was not ready after {timeout:g} s: {error.message}"
+            ) from error
 
     def info(self) -> GuestInfo:
         """What the guest says of itself."""
-        raise NotImplementedError
+        return _parse_info(self._ask(FrameType.INFO))
 
     def run(
         self,
@@ -61,21 +86,34 @@ class GuestAgent:
         stdin: bytes | BinaryIO | Iterable[bytes] | None = None,
         timeout: float | None = None,
     ) -> ExecResult:
-        """Run a command and gather what it writes.
+        """Run a command and gather what it writes, up to 256 MiB.
 
         Args:
+            argv: the program, looked for in PATH, and its arguments.
             env: set over the guest's own (PATH, HOME, USER, LOGNAME, SHELL).
-            cwd: the user's home where none is given.
+            cwd: where it runs; the user's home where none is given.
             user: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root where none is given.
+            stdin: what it reads; nothing where none is given.
             timeout: seconds, after which the command is killed.
 
         Raises:
-            InputError: an argument that no process could be given (a NUL, no program, too long).
+            InputError: an argument that no process could be given (a zero byte, no program, too
+                long).
             GuestTimeoutError: the command was killed at `timeout`.
             GuestError: it could not be started (in the guest's words), or the guest went away.
-            BusyError: all ports are taken.
         """
-        raise NotImplementedError
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self.popen(argv, env=env, cwd=cwd, user=user) as process:
+            feeder = _Feeder(process, stdin)
+            try:
+                gathered = _gather(process, deadline)
+            except GuestTimeoutError as error:
+                process.signal(SIGKILL)
+                raise GuestTimeoutError(
+                    f"{argv[0]} was killed after {timeout:g} s in the guest"
+                ) from error
+            feeder.finish()
+        return gathered
 
     def popen(
         self,
@@ -87,48 +125,182 @@ class GuestAgent:
         terminal: TerminalSize | None = None,
     ) -> GuestProcess:
         """Start a command, with streams or on a terminal of its own; as `run` otherwise."""
-        raise NotImplementedError
+        variables = _variables(env or {})
+        if not argv or not argv[0]:
+            raise InputError("there is no command to run in the guest")
+        size = terminal or TerminalSize(0, 0)
+        request = wire.EXEC.pack(
+            terminal is not None,
+            size.rows,
+            size.columns,
+            min(len(argv), _MAX_ARGUMENTS),
+            len(variables),
+        )
+        strings = [cwd or "", user or "", *argv, *variables]
+        if len(argv) > _MAX_ARGUMENTS:
+            raise InputError(f"{len(argv)} arguments are too many for a command in a guest")
+        session = self._open(_ANSWER_TIMEOUT)
+        try:
+            session.send_strings(strings)
+            session.send(FrameType.EXEC, request)
+            started = session.expect(FrameType.STARTED, _ANSWER_TIMEOUT)
+            return GuestProcess(session, _count(started))
+        except BaseException:
+            session.close()
+            raise
 
     def push(self, local: Path, remote: str) -> None:
         """Copy a file or a directory into the guest.
 
-        It goes into `remote` where that is a directory, or else becomes `remote`. Modes, times
-        and symbolic links are kept; a file is replaced whole or not at all.
+        It goes into `remote` where that is a directory, or else becomes `remote`; a relative path
+        is taken from the guest's root directory. Modes, times and symbolic links are kept; a file
+        is replaced whole or not at all. Sockets, FIFOs and devices are left out.
 
         Raises:
             NotFoundError: there is nothing at `local`.
+            InputError: `local` cannot be read.
             GuestError: the guest could not write it (in its words).
         """
-        raise NotImplementedError
+        with self._open(_ANSWER_TIMEOUT) as session:
+            files.push(session, local, remote)
 
     def pull(self, remote: str, local: Path) -> None:
         """Copy a file or a directory out of the guest.
 
         It goes into `local` where that is a directory, or else becomes `local`. Nothing that the
-        guest says leads outside of `local`.
+        guest says leads outside of `local`. Sockets, FIFOs and devices are left out.
 
         Raises:
+            NotFoundError: there is no directory to write into.
             GuestError: the guest could not read it, or sent what makes no sense.
             StorageError: this host could not write it.
         """
-        raise NotImplementedError
+        with self._open(_ANSWER_TIMEOUT) as session:
+            files.pull(session, remote, local)
 
     def shutdown(self, *, reboot: bool = False) -> None:
         """Ask the guest to shut down, or to reboot; returns once it has agreed."""
-        raise NotImplementedError
+        self._ask(FrameType.SHUTDOWN, _REBOOT if reboot else _POWER_OFF)
 
     def set_time(self) -> None:
         """Set the guest's clock to this host's."""
-        raise NotImplementedError
+        # Taken once the session is open: waiting for the agent must not age it.
+        with self._open(_ANSWER_TIMEOUT) as session:
+            session.send(FrameType.SET_TIME, wire.TIME.pack(*divmod(time.time_ns(), 10**9)))
+            session.expect(FrameType.DONE, _ANSWER_TIMEOUT)
 
     def add_entropy(self, data: bytes) -> None:
-        """Give the guest's random number generator up to 512 bytes of entropy, and reseed it."""
-        raise NotImplementedError
+        """Give the guest's random number generator up to 512 bytes of entropy, and reseed it.
+
+        Raises:
+            InputError: there is no data, or too much.
+        """
+        if not 0 < len(data) <= _MAX_ENTROPY:
+            raise InputError(f"{len(data)} bytes of entropy; from 1 to {_MAX_ENTROPY} are taken")
+        self._ask(FrameType.ENTROPY, data)
 
     def freeze(self, timeout: float = 10.0) -> int:
         """Freeze the guest's file systems; how many. They thaw by themselves after `timeout` s."""
-        raise NotImplementedError
+        if not 0 < timeout <= _LONGEST_FREEZE:
+            raise InputError(f"file systems can be frozen for up to {_LONGEST_FREEZE} s")
+        return _count(self._ask(FrameType.FREEZE, wire.COUNT.pack(int(timeout * 1000))))
 
     def thaw(self) -> int:
         """Thaw the guest's file systems; how many were frozen."""
-        raise NotImplementedError
+        return _count(self._ask(FrameType.THAW))
+
+    def _open(self, timeout: float, alive: Callable[[], bool] = lambda: True) -> Session:
+        return Session.open(self._sockets, timeout, alive)
+
+    def _ask(self, kind: FrameType, payload: bytes = b"") -> bytes:
+        with self._open(_ANSWER_TIMEOUT) as session:
+            session.send(kind, payload)
+            return session.expect(FrameType.DONE, _ANSWER_TIMEOUT)
+
+
+class _Feeder:
+    """Writes a process's standard input, beside the thread that reads its output."""
+
+    def __init__(
+        self, process: GuestProcess, stdin: bytes | BinaryIO | Iterable[bytes] | None
+    ) -> None:
+        self._process = process
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+        if stdin is None:
+            process.close_stdin()
+        else:
+            self._thread = threading.Thread(target=self._feed, args=(_chunks(stdin),), daemon=True)
+            self._thread.start()
+
+    def _feed(self, chunks: Iterable[bytes]) -> None:
+        try:
+            for chunk in chunks:
+                self._process.write(chunk)
+            self._process.close_stdin()
+        except Exception as error:  # noqa: BLE001 - raised again in finish(), whatever it is
+            self._error = error
+            self._process.signal(SIGKILL)
+
+    def finish(self) -> None:
+        """The process has ended: raise what went wrong with its input, if anything did.
+
+        A source that still has more to give is left behind, as a shell does with a pipe.
+        """
+        if self._error is not None:
+            raise self._error
+
+
+def _chunks(stdin: bytes | BinaryIO | Iterable[bytes]) -> Iterable[bytes]:
+    if isinstance(stdin, bytes):
+        return (stdin,)
+    if isinstance(stdin, IOBase):
+        return iter(lambda: stdin.read(wire.MAX_PAYLOAD), b"")
+    return stdin
+
+
+def _gather(process: GuestProcess, deadline: float | None) -> ExecResult:
+    streams: dict[Stream, list[bytes]] = {Stream.STDOUT: [], Stream.STDERR: []}
+    size = 0
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        output = process.read(left)
+        if output is None:
+            break
+        size += len(output.data)
+        if size > _MOST_GATHERED:
+            raise GuestError(
+                f"the command wrote more than {_MOST_GATHERED // MIB} MiB",
+                hint="stream it with popen(), or write it to a file and pull that",
+            )
+        streams[output.stream].append(output.data)
+    end = process.wait()
+    return ExecResult(
+        end.status, end.signal, b"".join(streams[Stream.STDOUT]), b"".join(streams[Stream.STDERR])
+    )
+
+
+def _variables(env: Mapping[str, str]) -> list[str]:
+    for name in env:
+        if not name or "=" in name:
+            raise InputError(f"{name!r} is no name of an environment variable")
+    return [f"{name}={value}" for name, value in env.items()]
+
+
+def _count(payload: bytes) -> int:
+    if len(payload) != wire.COUNT.size:
+        raise wire.nonsense("a number that makes no sense")
+    number: int = wire.COUNT.unpack(payload)[0]
+    return number
+
+
+def _parse_info(payload: bytes) -> GuestInfo:
+    lines = payload.decode(errors="replace").splitlines()
+    said = dict(line.split("=", 1) for line in lines if "=" in line)
+    try:
+        return GuestInfo(
+            uptime=float(said.pop("uptime")),
+            **{name: wire.readable(said[name].encode(), _LONGEST_NAME) for name in _INFO_NAMES},
+        )
+    except (KeyError, ValueError) as error:
+        raise wire.nonsense("words about itself that make no sense") from error

@@ -23,6 +23,7 @@ enum {
 	MAX_ARGUMENTS = 1024 * 1024, /* bytes of all strings of one request */
 	WINDOW = 256 * 1024,	     /* credit that each stream begins with */
 	CONTROL_ROOM = 4096,	     /* kept free in the output for frames that are not data */
+	ANSWER_ROOM = 2048,	     /* of which so much must be left for a frame to be taken */
 	MAX_DEPTH = 256,	     /* of directories in a tree that is copied */
 };
 

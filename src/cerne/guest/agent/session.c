@@ -113,7 +113,7 @@ static void take_all(struct session *session)
 {
 	struct frame frame;
 
-	while (wire_room(&session->wire) >= CONTROL_ROOM && wire_next(&session->wire, &frame))
+	while (wire_room(&session->wire) >= ANSWER_ROOM && wire_next(&session->wire, &frame))
 		take(session, &frame);
 }
 
@@ -145,7 +145,7 @@ static bool has_work(struct session *session)
 	struct wire *wire = &session->wire;
 
 	if (wire_has_frame(wire))
-		return wire_room(wire) >= CONTROL_ROOM;
+		return wire_room(wire) >= ANSWER_ROOM;
 	return wire->readable || wire->host_left || wire->closed;
 }
 

@@ -1,0 +1,340 @@
+"""Trees of files, into a guest and out of it, as a stream of entries (``docs/agent.md``).
+
+What comes out of a guest is hostile. A name is one component, checked; every file is made relative
+to the descriptor of the directory that holds it, and no symbolic link is ever followed, so that
+nothing leads outside of the destination.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from cerne.errors import ConflictError, GuestError, InputError, NotFoundError, StorageError
+from cerne.guest import wire
+from cerne.guest.session import Session, error_of
+from cerne.guest.wire import MAX_DEPTH, MAX_PAYLOAD, Entry, EntryKind, FrameType
+
+_NAME_MAX = 255
+_OPEN_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# What a file's time can be on every file system that we meet: ext4 ends in 2446.
+_EARLIEST, _LATEST = -(2**31), 15_000_000_000
+
+
+def push(session: Session, local: Path, remote: str) -> None:
+    """Copy a file or a directory into the guest; see `GuestAgent.push`."""
+    root = _real(local)
+    session.send_strings([remote, root.name or "root"])
+    session.send(FrameType.PUSH)
+    try:
+        _send_tree(session, root)
+    except OSError as error:
+        _give_up(session)
+        raise InputError(f"cannot read {error.filename or local}: {error.strerror}") from error
+    except _RefusedError as refused:
+        session.send(FrameType.END)
+        raise refused.error from refused
+    session.send(FrameType.END)
+    session.expect(FrameType.DONE)
+
+
+class _RefusedError(Exception):
+    """The agent answered before all was sent: it cannot go on."""
+
+    def __init__(self, error: GuestError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+def _real(local: Path) -> Path:
+    try:
+        root = local.resolve(strict=True)
+    except FileNotFoundError as error:
+        raise NotFoundError(f"there is no file {local}") from error
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"cannot read {local}: {error}") from error
+    if not root.is_file() and not root.is_dir():
+        raise InputError(f"{local} is neither a file nor a directory")
+    return root
+
+
+def _give_up(session: Session) -> None:
+    session.send(FrameType.END)
+    with contextlib.suppress(GuestError):
+        session.expect(FrameType.DONE)
+
+
+def _send_tree(session: Session, root: Path) -> None:
+    """Send a tree depth first, without recursion."""
+    stack = [iter([root])]
+    directories: list[os.stat_result] = []
+    while stack:
+        path = next(stack[-1], None)
+        if path is not None:
+            status = path.lstat()
+            children = _send_one(session, path, status)
+            if children is not None:
+                stack.append(children)
+                directories.append(status)
+            continue
+        stack.pop()
+        if directories:
+            _send_entry(session, EntryKind.LEAVE, b"", directories.pop())
+
+
+def _send_one(session: Session, path: Path, status: os.stat_result) -> Iterator[Path] | None:
+    """Send one entry; a directory's children are returned for the walk."""
+    name = os.fsencode(path.name)
+    if stat.S_ISDIR(status.st_mode):
+        _send_entry(session, EntryKind.DIRECTORY, name, status)
+        return iter(sorted(path.iterdir()))
+    if stat.S_ISLNK(status.st_mode):
+        target = os.fsencode(path.readlink())
+        _send_entry(session, EntryKind.SYMLINK, name, status, target)
+    elif stat.S_ISREG(status.st_mode):
+        _send_file(session, path, name)
+    return None
+
+
+def _send_entry(
+    session: Session, kind: EntryKind, name: bytes, status: os.stat_result, target: bytes = b""
+) -> None:
+    seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
+    size = status.st_size if kind is EntryKind.FILE else 0
+    mode = stat.S_IMODE(status.st_mode)
+    entry = Entry(kind, mode, seconds, nanoseconds, size, name, target)
+    _send(session, FrameType.ENTRY, entry.pack())
+
+
+def _send_file(session: Session, path: Path, name: bytes) -> None:
+    descriptor = os.open(path, _OPEN_TO_READ)
+    try:
+        status = os.fstat(descriptor)
+        _send_entry(session, EntryKind.FILE, name, status)
+        left = status.st_size
+        while left:
+            data = os.read(descriptor, min(left, MAX_PAYLOAD))
+            if not data:
+                raise OSError(0, "it was shortened while it was read", str(path))
+            _send(session, FrameType.DATA, data)
+            left -= len(data)
+    finally:
+        os.close(descriptor)
+
+
+def _send(session: Session, kind: FrameType, payload: bytes) -> None:
+    # The agent speaks before the end only to say what went wrong.
+    if session.has_answer():
+        frame = session.receive()
+        if frame.type is FrameType.ERROR:
+            raise _RefusedError(error_of(frame.payload))
+        raise wire.nonsense(f"{frame.type.name} in the middle of a copy")
+    session.send(kind, payload)
+
+
+def pull(session: Session, remote: str, local: Path) -> None:
+    """Copy a file or a directory out of the guest; see `GuestAgent.pull`."""
+    target = local / _base_name(remote) if local.is_dir() else local
+    try:
+        parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotFoundError(f"there is no directory {target.parent}") from error
+    receiver = _Receiver(parent, target.name)
+    try:
+        session.send_strings([remote])
+        session.send(FrameType.PULL)
+        _receive_tree(session, receiver)
+        receiver.finish()
+    except OSError as error:
+        raise StorageError(f"cannot write {target}: {error.strerror}") from error
+    finally:
+        receiver.abandon()
+        os.close(parent)
+
+
+def _base_name(remote: str) -> str:
+    name = PurePosixPath(remote).name
+    if name in ("", ".."):
+        raise InputError(
+            f"{remote!r} has no name to be copied under", hint="name the target, not only its place"
+        )
+    return name
+
+
+def _receive_tree(session: Session, receiver: _Receiver) -> None:
+    while True:
+        frame = session.receive()
+        match frame.type:
+            case FrameType.ENTRY:
+                receiver.entry(Entry.unpack(frame.payload))
+            case FrameType.DATA:
+                receiver.data(frame.payload)
+            case FrameType.DONE:
+                return
+            case FrameType.ERROR:
+                raise error_of(frame.payload)
+            case _:
+                raise wire.nonsense(f"{frame.type.name} in the middle of a copy")
+
+
+class _Receiver:
+    """Writes one tree from its entries, as `name` in the directory of descriptor `parent`.
+
+    A new directory is made under another name, and gets its own when it is whole.
+    """
+
+    def __init__(self, parent: int, name: str) -> None:
+        self._parent = parent
+        self._name = name
+        self._directories: list[int] = []
+        self._root_seen = False
+        self._root_temporary: str | None = None
+        self._file: int | None = None
+        self._file_entry = Entry(EntryKind.FILE)
+        self._file_name = ""
+        self._temporary = ""
+        self._left = 0
+
+    def entry(self, entry: Entry) -> None:
+        """Take the next entry."""
+        if self._file is not None:
+            raise wire.nonsense("an entry in the middle of a file")
+        if entry.kind is EntryKind.LEAVE:
+            self._leave(entry)
+            return
+        name = self._next_name(entry)
+        match entry.kind:
+            case EntryKind.DIRECTORY:
+                self._enter(name)
+            case EntryKind.FILE:
+                self._begin_file(name, entry)
+            case EntryKind.SYMLINK:
+                self._symlink(name, entry)
+
+    def data(self, data: bytes) -> None:
+        """Take the next bytes of the file that is being written."""
+        if self._file is None or len(data) > self._left:
+            raise wire.nonsense("more of a file than it announced")
+        view = memoryview(data)
+        while view:
+            view = view[os.write(self._file, view) :]
+        self._left -= len(data)
+        if not self._left:
+            self._finish_file(self._file)
+
+    def finish(self) -> None:
+        """All has come: put a new directory in its place.
+
+        Raises:
+            GuestError: not all has come.
+        """
+        if not self._root_seen or self._directories or self._file is not None:
+            raise wire.nonsense("only a part of what was to be copied")
+        if self._root_temporary is not None:
+            self._rename(self._parent, self._root_temporary, self._name)
+            self._root_temporary = None
+
+    def abandon(self) -> None:
+        """Take away whatever is not finished."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._place)
+        while self._directories:
+            os.close(self._directories.pop())
+        if self._root_temporary is not None:
+            shutil.rmtree(self._root_temporary, ignore_errors=True, dir_fd=self._parent)
+
+    @property
+    def _place(self) -> int:
+        return self._directories[-1] if self._directories else self._parent
+
+    def _next_name(self, entry: Entry) -> str:
+        """A checked name; the root's is ours, whatever the guest calls it."""
+        if not self._root_seen:
+            self._root_seen = True
+            return self._name
+        name = entry.name
+        if not self._directories or len(self._directories) >= MAX_DEPTH:
+            raise wire.nonsense("a file that belongs to no directory of the copy")
+        if name in (b"", b".", b"..") or b"/" in name or b"\0" in name or len(name) > _NAME_MAX:
+            raise wire.nonsense(f"a file called {wire.readable(name)!r}")
+        return os.fsdecode(name)
+
+    def _enter(self, name: str) -> None:
+        place = self._place
+        if not self._directories and not _exists(place, name):
+            name = self._root_temporary = _temporary_name()
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=place)
+        try:
+            self._directories.append(os.open(name, _OPEN_DIRECTORY, dir_fd=place))
+        except NotADirectoryError as error:
+            raise ConflictError(f"{name} is there, and is not a directory") from error
+
+    def _leave(self, entry: Entry) -> None:
+        if not self._directories:
+            raise wire.nonsense("the end of a directory that never began")
+        descriptor = self._directories.pop()
+        try:
+            os.fchmod(descriptor, entry.mode & 0o777)
+            os.utime(descriptor, ns=_times(entry))
+        finally:
+            os.close(descriptor)
+
+    def _begin_file(self, name: str, entry: Entry) -> None:
+        self._file_name, self._file_entry, self._left = name, entry, entry.size
+        self._temporary = _temporary_name()
+        self._file = os.open(self._temporary, _OPEN_NEW, 0o600, dir_fd=self._place)
+        if not self._left:
+            self._finish_file(self._file)
+
+    def _finish_file(self, descriptor: int) -> None:
+        # The owner changes, so that setuid and setgid would mean something else here.
+        os.fchmod(descriptor, self._file_entry.mode & 0o777)
+        os.utime(descriptor, ns=_times(self._file_entry))
+        self._rename(self._place, self._temporary, self._file_name)
+        self._file = None
+        os.close(descriptor)
+
+    def _symlink(self, name: str, entry: Entry) -> None:
+        if not entry.target or b"\0" in entry.target:
+            raise wire.nonsense("a symbolic link to nowhere")
+        temporary = _temporary_name()
+        os.symlink(os.fsdecode(entry.target), temporary, dir_fd=self._place)
+        try:
+            os.utime(temporary, ns=_times(entry), dir_fd=self._place, follow_symlinks=False)
+            self._rename(self._place, temporary, name)
+        except OSError:
+            os.unlink(temporary, dir_fd=self._place)
+            raise
+
+    @staticmethod
+    def _rename(place: int, temporary: str, name: str) -> None:
+        os.rename(temporary, name, src_dir_fd=place, dst_dir_fd=place)
+
+
+def _temporary_name() -> str:
+    return f".cerne-{secrets.token_hex(8)}"
+
+
+def _exists(place: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=place, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _times(entry: Entry) -> tuple[int, int]:
+    seconds = min(max(entry.seconds, _EARLIEST), _LATEST)
+    moment = seconds * 10**9 + entry.nanoseconds
+    return moment, moment

@@ -1,0 +1,188 @@
+"""Frames of the guest agent's protocol, version 1 (``docs/agent.md``).
+
+A frame is a type, a length and a payload, little-endian. What comes from the guest is hostile:
+every length is checked before it is believed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
+
+from cerne.errors import GuestError
+
+VERSION = 1
+MAGIC = b"cerne\0ag"
+NONCE_SIZE = 16
+HEADER = struct.Struct("<B3xI")
+HELLO = struct.Struct(f"<{len(MAGIC)}sI{NONCE_SIZE}s")
+EXEC = struct.Struct("<B1xHHHI")
+ENTRY = struct.Struct("<B3xIqIIQ")
+EXITED = struct.Struct("<II")
+ERROR = struct.Struct("<i")
+COUNT = struct.Struct("<I")
+SIZE = struct.Struct("<HH")
+TIME = struct.Struct("<qI")
+
+MAX_PAYLOAD = 32 * 1024
+MAX_ARGUMENTS = 1024 * 1024
+"""Bytes of all strings of one request, each with its final zero."""
+MAX_STRINGS = 65536
+WINDOW = 256 * 1024
+"""Credit, in bytes, that each side of a process's streams begins with."""
+MAX_DEPTH = 256
+"""Of directories in a tree that is copied."""
+
+
+class FrameType(IntEnum):
+    """What a frame is; below 65 the host's, and above it the guest's."""
+
+    HELLO = 1
+    ARGUMENTS = 2
+    EXEC = 3
+    STDIN = 4
+    STDIN_END = 5
+    RESIZE = 6
+    SIGNAL = 7
+    CREDIT = 8
+    """Both ways."""
+    PUSH = 9
+    ENTRY = 10
+    """Both ways."""
+    DATA = 11
+    """Both ways."""
+    END = 12
+    PULL = 13
+    INFO = 14
+    SHUTDOWN = 15
+    SET_TIME = 16
+    ENTROPY = 17
+    FREEZE = 18
+    THAW = 19
+    WELCOME = 65
+    STARTED = 66
+    STDOUT = 67
+    STDERR = 68
+    EXITED = 69
+    ERROR = 70
+    DONE = 71
+    RESTARTED = 72
+
+
+class EntryKind(IntEnum):
+    """What an entry of a copied tree is."""
+
+    FILE = 1
+    DIRECTORY = 2
+    LEAVE = 3
+    SYMLINK = 4
+
+
+_FRAME_TYPES = frozenset(map(int, FrameType))
+_ENTRY_KINDS = frozenset(map(int, EntryKind))
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame from the guest."""
+
+    type: FrameType
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One step of a copied tree; a name is one component, never a path."""
+
+    kind: EntryKind
+    mode: int = 0
+    seconds: int = 0
+    nanoseconds: int = 0
+    size: int = 0
+    name: bytes = b""
+    target: bytes = b""
+    """Where a symbolic link leads."""
+
+    def pack(self) -> bytes:
+        """The payload of its frame."""
+        fixed = ENTRY.pack(
+            self.kind, self.mode, self.seconds, self.nanoseconds, len(self.name), self.size
+        )
+        return fixed + self.name + self.target
+
+    @classmethod
+    def unpack(cls, payload: bytes) -> Entry:
+        """The entry of a payload.
+
+        Raises:
+            GuestError: it makes no sense.
+        """
+        if len(payload) < ENTRY.size:
+            raise nonsense("an entry that is too short")
+        kind, mode, seconds, nanoseconds, name_length, size = ENTRY.unpack_from(payload)
+        rest = payload[ENTRY.size :]
+        if kind not in _ENTRY_KINDS or name_length > len(rest) or nanoseconds >= 10**9:
+            raise nonsense("an entry that makes no sense")
+        return cls(
+            EntryKind(kind),
+            mode,
+            seconds,
+            nanoseconds,
+            size,
+            rest[:name_length],
+            rest[name_length:],
+        )
+
+
+class Decoder:
+    """Cuts the stream of bytes from the guest into frames."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._frames: deque[Frame] = deque()
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the stream.
+
+        Raises:
+            GuestError: they are no frames.
+        """
+        self._buffer += data
+        start = 0
+        while len(self._buffer) - start >= HEADER.size:
+            kind, length = HEADER.unpack_from(self._buffer, start)
+            if length > MAX_PAYLOAD or kind not in _FRAME_TYPES:
+                raise nonsense(f"a frame of type {kind} with {length} bytes")
+            end = start + HEADER.size + length
+            if len(self._buffer) < end:
+                break
+            payload = bytes(self._buffer[start + HEADER.size : end])
+            self._frames.append(Frame(FrameType(kind), payload))
+            start = end
+        del self._buffer[:start]
+
+    def next(self) -> Frame | None:
+        """The next whole frame, or None."""
+        return self._frames.popleft() if self._frames else None
+
+
+def encode(kind: FrameType, payload: bytes = b"") -> bytes:
+    """A frame's bytes."""
+    return HEADER.pack(kind, len(payload)) + payload
+
+
+def nonsense(what: str) -> GuestError:
+    """The error that the guest does not keep to the protocol."""
+    return GuestError(
+        f"the guest's agent sent {what}",
+        hint="its agent may be damaged or of another make; restart the machine, or build its "
+        "image anew",
+    )
+
+
+def readable(data: bytes, most: int = 1024) -> str:
+    """A guest's words, made safe to show on a terminal."""
+    text = data[:most].decode(errors="replace")
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
