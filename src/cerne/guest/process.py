@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from types import TracebackType
 from typing import Self
 
-from cerne.errors import GuestError, GuestTimeoutError
+from cerne.errors import GuestTimeoutError, InputError
 from cerne.guest import wire
 from cerne.guest.session import Session, error_of
-from cerne.guest.wire import WINDOW, Frame, FrameType
+from cerne.guest.wire import MAX_PAYLOAD, WINDOW, Frame, FrameType
+
+_MAX_STATUS = 255
+_MAX_SIGNAL = 64
+_MAX_SIDE = 65535
 
 
 class Stream(IntEnum):
@@ -29,6 +34,14 @@ class TerminalSize:
 
     rows: int
     columns: int
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.rows <= _MAX_SIDE and 0 <= self.columns <= _MAX_SIDE):
+            raise InputError(f"{self.rows} by {self.columns} is no size of a terminal")
+
+    def pack(self) -> bytes:
+        """The payload of the frame that tells it."""
+        return wire.SIZE.pack(self.rows, self.columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,19 +73,23 @@ class ExecResult(ExitStatus):
 class GuestProcess:
     """A process that runs in a guest; iterate over it for what it writes, until it ends.
 
-    One thread may iterate while another writes. A context manager: leaving it ends the session,
-    and with it (by SIGHUP) a process that still runs.
+    One thread may iterate while another writes. As with a pipe, a process whose output nobody
+    reads comes to a stop, and then reads no input either. A context manager: leaving it ends the
+    session, and with it (by SIGHUP) a process that still runs.
     """
 
     def __init__(self, session: Session, pid: int) -> None:
         self._session = session
         self.pid = pid
-        self._end: ExitStatus | None = None
-        self._taken = 0
-        # Guards _credit and _input_open.
-        self._change = threading.Condition()
+        # Guards all below. Whoever needs something from the guest receives, for all.
+        self._changed = threading.Condition()
+        self._receiving = False
+        self._output: deque[Output] = deque()
+        self._owed = 0
+        self._unread = 0
         self._credit = WINDOW
-        self._input_open = True
+        self._stdin_open = True
+        self._end: ExitStatus | None = None
 
     def __iter__(self) -> Iterator[Output]:
         """What the process writes, as it comes, until it ends.
@@ -80,59 +97,65 @@ class GuestProcess:
         Raises:
             GuestError: the guest or its agent went away.
         """
-        return iter(self.read, None)
+        while True:
+            output = self.read()
+            if output is None:
+                return
+            yield output
 
     def read(self, timeout: float | None = None) -> Output | None:
-        """What it writes next, waited for at most `timeout` seconds; None once it has ended.
+        """The next bytes that the process writes; None at its end.
 
         Raises:
-            GuestTimeoutError: nothing came in time; it still runs.
+            GuestTimeoutError: there are none in `timeout` seconds.
             GuestError: the guest or its agent went away.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        try:
-            while self._end is None:
-                output = self._take(self._session.receive(deadline))
-                if output is not None:
-                    return output
-        except GuestTimeoutError:
-            raise
-        except GuestError:
-            self._close_input()
-            raise
-        return None
+        self._wait_until(lambda: bool(self._output) or self._end is not None, timeout)
+        with self._changed:
+            if not self._output:
+                return None
+            output = self._output.popleft()
+            self._unread -= len(output.data)
+            self._owed += len(output.data)
+            if self._owed < WINDOW // 4 or self._end is not None:
+                return output
+            owed, self._owed = self._owed, 0
+        self._session.send(FrameType.CREDIT, wire.COUNT.pack(owed))
+        return output
 
     def write(self, data: bytes) -> None:
         """Write to its standard input; waits while the process does not read.
 
-        Another thread has to iterate meanwhile. After the process's end, or once it has closed
-        its input, the data goes nowhere.
+        After the process's end, or once it has closed its input, the data goes nowhere.
+
+        Raises:
+            GuestError: the guest or its agent went away.
         """
         view = memoryview(data)
         while view:
-            with self._change:
-                self._change.wait_for(lambda: self._credit > 0 or not self._input_open)
-                if not self._input_open:
+            self._wait_until(lambda: self._credit > 0 or self._end is not None, None)
+            with self._changed:
+                if self._end is not None:
                     return
-                length = min(len(view), self._credit, wire.MAX_PAYLOAD)
-                self._credit -= length
-            self._session.send(FrameType.STDIN, bytes(view[:length]))
-            view = view[length:]
+                size = min(self._credit, MAX_PAYLOAD, len(view))
+                self._credit -= size
+            self._session.send(FrameType.STDIN, bytes(view[:size]))
+            view = view[size:]
 
     def close_stdin(self) -> None:
         """Let it read the end of its standard input."""
-        with self._change:
-            was_open, self._input_open = self._input_open, False
-        if was_open:
+        with self._changed:
+            is_open, self._stdin_open = self._stdin_open, False
+        if is_open:
             self._session.send(FrameType.STDIN_END)
 
     def resize(self, size: TerminalSize) -> None:
         """Tell its terminal a new size; may be called from a signal handler."""
-        self._session.send(FrameType.RESIZE, wire.SIZE.pack(size.rows, size.columns))
+        self._session.send_urgent(FrameType.RESIZE, size.pack())
 
     def signal(self, number: int) -> None:
         """Send a signal to the process and its group; may be called from a signal handler."""
-        self._session.send(FrameType.SIGNAL, wire.COUNT.pack(number))
+        self._session.send_urgent(FrameType.SIGNAL, wire.COUNT.pack(number))
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
         """Wait for its end, at most `timeout` seconds; what it writes meanwhile is dropped.
@@ -142,14 +165,61 @@ class GuestProcess:
             GuestError: the guest or its agent went away.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._end is None:
-            self.read(None if deadline is None else max(0.0, deadline - time.monotonic()))
-        return self._end
+        while self.read(_left(deadline)) is not None:
+            pass
+        with self._changed:
+            if self._end is None:
+                raise wire.nonsense("the end of a process without its status")
+            return self._end
 
     def close(self) -> None:
         """End the session; a process that still runs gets SIGHUP."""
-        self._close_input()
         self._session.close()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _wait_until(self, ready: Callable[[], bool], timeout: float | None) -> None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while not ready():
+                if not self._receiving:
+                    self._receive(deadline)
+                elif not self._changed.wait(_left(deadline)):
+                    raise GuestTimeoutError("the process in the guest says nothing")
+
+    def _receive(self, deadline: float | None) -> None:
+        """Receive one frame, without holding up those who only look."""
+        self._receiving = True
+        self._changed.release()
+        frame = None
+        try:
+            frame = self._session.receive(_left(deadline))
+        finally:
+            self._changed.acquire()
+            self._receiving = False
+            self._changed.notify_all()
+        self._take(frame)
+
+    def _take(self, frame: Frame) -> None:
+        payload = frame.payload
+        match frame.type:
+            case FrameType.STDOUT | FrameType.STDERR:
+                self._take_output(frame)
+            case FrameType.CREDIT if len(payload) == wire.COUNT.size:
+                self._credit = min(WINDOW, self._credit + wire.COUNT.unpack(payload)[0])
+            case FrameType.EXITED if len(payload) == wire.EXITED.size:
+                self._end = _exit_status(*wire.EXITED.unpack(payload))
+            case FrameType.ERROR:
+                raise error_of(payload)
+            case _:
+                raise wire.nonsense(f"{frame.type.name} from a process that runs")
+
+    def _take_output(self, frame: Frame) -> None:
+        self._unread += len(frame.payload)
+        if self._unread + self._owed > WINDOW:
+            raise wire.nonsense("more output than it had leave to")
+        stream = Stream.STDOUT if frame.type is FrameType.STDOUT else Stream.STDERR
+        self._output.append(Output(stream, frame.payload))
 
     def __enter__(self) -> Self:
         return self
@@ -162,36 +232,14 @@ class GuestProcess:
     ) -> None:
         self.close()
 
-    def _take(self, frame: Frame) -> Output | None:
-        match frame.type:
-            case FrameType.STDOUT | FrameType.STDERR:
-                self._give_credit(len(frame.payload))
-                stream = Stream.STDOUT if frame.type is FrameType.STDOUT else Stream.STDERR
-                return Output(stream, frame.payload)
-            case FrameType.CREDIT if len(frame.payload) == wire.COUNT.size:
-                with self._change:
-                    # Never more than the window, whatever the guest says.
-                    given = wire.COUNT.unpack(frame.payload)[0]
-                    self._credit = min(WINDOW, self._credit + given)
-                    self._change.notify_all()
-            case FrameType.EXITED if len(frame.payload) == wire.EXITED.size:
-                by_signal, number = wire.EXITED.unpack(frame.payload)
-                number &= 0xFF
-                self._end = ExitStatus(128 + number, number) if by_signal else ExitStatus(number)
-                self._close_input()
-            case FrameType.ERROR:
-                raise error_of(frame.payload)
-            case _:
-                raise wire.nonsense(f"{frame.type.name} out of turn")
-        return None
 
-    def _give_credit(self, length: int) -> None:
-        self._taken += length
-        if self._taken >= WINDOW // 4:
-            self._session.send(FrameType.CREDIT, wire.COUNT.pack(self._taken))
-            self._taken = 0
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
-    def _close_input(self) -> None:
-        with self._change:
-            self._input_open = False
-            self._change.notify_all()
+
+def _exit_status(by_signal: int, code: int) -> ExitStatus:
+    if by_signal == 0 and code <= _MAX_STATUS:
+        return ExitStatus(code)
+    if by_signal == 1 and 0 < code <= _MAX_SIGNAL:
+        return ExitStatus(128 + code, code)
+    raise wire.nonsense("the end of a process that makes no sense")

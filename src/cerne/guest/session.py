@@ -1,7 +1,8 @@
 """One session with a guest's agent: a port claimed, connected and in step (``docs/agent.md``).
 
-What the guest sends is bounded and checked: an agent that breaks the protocol ends its session and
-nothing else.
+A port is a Unix socket that one client may use at a time. Clients agree by flock(2) on a file
+beside it; the file is not empty while a client is in the middle of something, so that the next one
+knows that it takes over from one that died.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,158 +26,272 @@ from cerne.guest import wire
 from cerne.guest.wire import Decoder, Frame, FrameType
 
 _CHUNK = 256 * 1024
-_REPEAT = 1.0
-_LOOK_UP = 0.05
-_PATIENCE = 10.0
+_CLAIM_TIMEOUT = 10.0
+_PAUSE = 0.02
+_LOOK = 0.25
+"""Seconds between looks at whether the machine still runs."""
+_SAY_AGAIN = 1.0
+"""Seconds after which an unanswered HELLO is repeated: the guest may have dropped the first."""
+
+
+class Port:
+    """A claimed port: no other client on this host uses it until it is given back."""
+
+    def __init__(self, path: Path, lock: int) -> None:
+        self.path = path
+        self._lock = lock
+        self.died = os.fstat(lock).st_size > 0
+        """Whether the client before this one died in the middle of something."""
+        os.pwrite(lock, b"1", 0)
+
+    @classmethod
+    def claim(cls, sockets: Sequence[Path]) -> Port:
+        """Claim a free port, waiting a little for one.
+
+        Raises:
+            BusyError: others hold them all.
+            GuestError: the machine has no directory for sockets (it does not run).
+        """
+        deadline = time.monotonic() + _CLAIM_TIMEOUT
+        while True:
+            for path in sockets:
+                port = cls._try(path)
+                if port is not None:
+                    return port
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    f"all {len(sockets)} of the guest's agent ports are in use",
+                    hint="wait for a command or a copy in the guest to end",
+                )
+            time.sleep(_PAUSE)
+
+    @classmethod
+    def _try(cls, path: Path) -> Port | None:
+        try:
+            lock = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except FileNotFoundError as error:
+            raise GuestError("the machine has no agent ports: it does not run") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        return cls(path, lock)
+
+    def release(self, *, clean: bool) -> None:
+        """Give it back; `clean` where no frame was cut off."""
+        if clean:
+            os.ftruncate(self._lock, 0)
+        os.close(self._lock)
 
 
 class Session:
-    """A connection on which requests and answers go as whole frames.
+    """A connection on which whole frames go; a context manager.
 
-    One thread receives; any thread, and a signal handler, may send.
+    Frames may be sent by several threads, and received by one at a time.
     """
 
-    def __init__(self, connection: socket.socket, lock: int | None = None) -> None:
+    def __init__(self, connection: socket.socket, port: Port | None = None) -> None:
         self._connection = connection
-        self._lock = lock
+        self._port = port
         self._decoder = Decoder()
-        self._outgoing: deque[bytes] = deque()
         self._sending = threading.Lock()
+        self._urgent: deque[bytes] = deque()
+        self._whole = True
+        self._closed = False
 
     @classmethod
     def open(
-        cls,
-        sockets: Sequence[Path],
-        timeout: float,
-        alive: Callable[[], bool] = lambda: True,
+        cls, sockets: Sequence[Path], timeout: float, alive: Callable[[], bool] = lambda: True
     ) -> Self:
-        """Claim a free port, connect to it and come into step with the agent.
+        """Claim a port, connect to it and come into step with the agent.
 
         Raises:
-            BusyError: all ports are taken, and stay so.
-            GuestTimeoutError: the agent did not answer within `timeout` seconds.
-            GuestError: the machine does not run.
+            BusyError: all ports are in use.
+            GuestTimeoutError: the agent did not answer in `timeout` seconds.
+            GuestError: the machine ended, or the agent speaks another version.
         """
-        path, lock = _claim(sockets)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        session = cls(connection, lock)
+        deadline = time.monotonic() + timeout
+        port = Port.claim(sockets)
+        connected = False
         try:
-            connection.connect(str(path))
-            session.greet(timeout, alive)
-        except OSError as error:
-            session.close()
-            raise GuestError(f"the machine's agent cannot be reached: {error.strerror}") from error
+            session = cls(_connect(port.path, deadline, alive), port)
+            connected = True
+        finally:
+            if not connected:
+                port.release(clean=not port.died)
+        try:
+            session.greet(deadline, alive)
         except BaseException:
             session.close()
             raise
         return session
 
-    def greet(self, timeout: float, alive: Callable[[], bool] = lambda: True) -> None:
-        """Come into step with the agent, which may not be there yet.
-
-        Raises:
-            GuestTimeoutError: it did not answer within `timeout` seconds.
-            GuestError: the machine ended, or the agent speaks another version.
-        """
+    def greet(self, deadline: float, alive: Callable[[], bool] = lambda: True) -> None:
+        """Say HELLO until the agent answers it; whatever came before is of a former session."""
         nonce = secrets.token_bytes(wire.NONCE_SIZE)
-        hello = wire.HELLO.pack(wire.MAGIC, wire.VERSION, nonce)
-        deadline = time.monotonic() + timeout
-        repeat = 0.0
-        stream = bytearray()
-        while (version := _welcomed(stream, nonce)) is None:
+        hello = wire.encode(FrameType.HELLO, wire.HELLO.pack(wire.MAGIC, wire.VERSION, nonce))
+        cut_off = self._port is not None and self._port.died
+        # Zeros complete a frame that a dead client cut off, and mean nothing after that.
+        self._transmit(bytes(wire.HEADER.size + wire.MAX_PAYLOAD) + hello if cut_off else hello)
+        heard = bytearray()
+        say_again = time.monotonic() + _SAY_AGAIN
+        while not self._welcome(heard, nonce):
             now = time.monotonic()
-            if not alive():
-                raise GuestError("the machine ended")
             if now >= deadline:
-                raise GuestTimeoutError(f"the guest's agent did not answer within {timeout:g} s")
-            if now >= repeat:
-                self.send(FrameType.HELLO, hello)
-                repeat = now + _REPEAT
-            stream += self._read(min(_LOOK_UP, deadline - now))
+                raise GuestTimeoutError("the guest's agent does not answer")
+            if not alive():
+                raise GuestError("the machine ended before its agent answered")
+            if now >= say_again:
+                self._transmit_if_possible(hello)
+                say_again = now + _SAY_AGAIN
+            if self._wait_readable(min(deadline, now + _LOOK) - now):
+                heard += self._receive_bytes()
+
+    def _welcome(self, heard: bytearray, nonce: bytes) -> bool:
+        """Whether the answer to our HELLO is in what was heard; if so, be in step from there."""
+        found = heard.find(nonce)
+        if found < 0:
+            # The nonce may yet be in the middle of coming.
+            del heard[: -(wire.HEADER.size + wire.HELLO.size)]
+            return False
+        start = found + wire.NONCE_SIZE - wire.HELLO.size
+        if start < wire.HEADER.size:
+            raise wire.nonsense("a welcome that makes no sense")
+        magic, version, _ = wire.HELLO.unpack_from(heard, start)
+        if magic != wire.MAGIC:
+            raise wire.nonsense("a welcome that makes no sense")
         if version != wire.VERSION:
             raise GuestError(
-                f"the guest's agent speaks version {version} of the protocol, and this is"
-                f" version {wire.VERSION}",
-                hint="build the image again with this Cerne",
+                f"the guest's agent speaks version {version} of the protocol, and this Cerne "
+                f"version {wire.VERSION}",
+                hint="build the image anew with this Cerne",
             )
-        self._decoder.feed(bytes(stream))
+        self._decoder.feed(bytes(heard[found + wire.NONCE_SIZE :]))
+        return True
 
     def send(self, kind: FrameType, payload: bytes = b"") -> None:
-        """Send a frame; whole, whoever else is sending.
+        """Send a frame, waiting for room.
 
         Raises:
-            GuestError: the guest went away.
+            GuestError: the machine ended.
         """
-        self._outgoing.append(wire.encode(kind, payload))
-        # Whoever has the lock sends everybody's frames, and looks again once it has let go: no
-        # frame stays behind, and a signal handler that interrupts a sender need not wait for it.
-        while self._outgoing and self._sending.acquire(blocking=False):
+        with self._sending:
+            self._transmit(wire.encode(kind, payload))
+        self._send_urgent_frames()
+
+    def send_urgent(self, kind: FrameType, payload: bytes = b"") -> None:
+        """Send a frame as soon as may be; may be called from a signal handler.
+
+        If a frame is on its way, whoever sends that one sends this one after it.
+        """
+        self._urgent.append(wire.encode(kind, payload))
+        self._send_urgent_frames()
+
+    def _send_urgent_frames(self) -> None:
+        while self._urgent and self._sending.acquire(blocking=False):
             try:
-                while self._outgoing:
-                    self._send_all(self._outgoing.popleft())
+                while self._urgent:
+                    self._transmit(self._urgent.popleft())
             finally:
                 self._sending.release()
 
-    def send_strings(self, strings: Sequence[str]) -> None:
-        """Send a request's strings, ahead of the request.
+    def send_strings(self, strings: Iterable[str]) -> None:
+        """Send the strings of the request that follows.
 
         Raises:
-            InputError: one has a zero byte in it, or they are too many or too long.
+            InputError: they are too many or too long, or hold a zero byte.
         """
         encoded = [os.fsencode(text) for text in strings]
         if any(b"\0" in text for text in encoded):
-            raise InputError("an argument with a zero byte in it cannot be given to the guest")
+            raise InputError("an argument with a zero byte cannot be given to a program")
         joined = b"".join(text + b"\0" for text in encoded)
         if len(joined) > wire.MAX_ARGUMENTS or len(encoded) > wire.MAX_STRINGS:
             raise InputError(
-                f"arguments of {len(joined)} bytes are too long for the guest's agent",
-                hint="write them to a file, and copy that into the guest",
+                f"the command and its environment are {len(joined)} bytes, and at most "
+                f"{wire.MAX_ARGUMENTS} are taken",
+                hint="copy long data into the guest, or send it on the standard input",
             )
         for start in range(0, len(joined), wire.MAX_PAYLOAD):
             self.send(FrameType.ARGUMENTS, joined[start : start + wire.MAX_PAYLOAD])
 
-    def receive(self, deadline: float | None = None) -> Frame:
-        """The next frame, waited for until `deadline` on the monotonic clock.
+    def receive(self, timeout: float | None = None) -> Frame:
+        """The next frame.
 
         Raises:
-            GuestTimeoutError: none came in time.
-            GuestError: the guest went away, or broke the protocol.
+            GuestTimeoutError: none came in `timeout` seconds.
+            GuestError: the machine ended, its agent started anew, or it sent what is no frame.
         """
-        while (frame := self._decoder.next()) is None:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise GuestTimeoutError("the guest did not answer in time")
-            self._decoder.feed(self._read(left))
-        if frame.type is FrameType.RESTARTED:
-            raise GuestError("the guest's agent was restarted")
-        return frame
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            frame = self._decoder.next()
+            if frame is None:
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                if not self._wait_readable(left):
+                    raise GuestTimeoutError("the guest's agent does not answer")
+                self._decoder.feed(self._receive_bytes())
+            elif frame.type is FrameType.RESTARTED:
+                raise GuestError("the guest's agent started anew; what it was doing is lost")
+            elif frame.type is not FrameType.WELCOME:
+                return frame
 
     def expect(self, kind: FrameType, timeout: float | None = None) -> bytes:
-        """The payload of the next frame, which must be of this kind, within `timeout` seconds.
+        """The payload of the next frame, which is to be of this type.
 
         Raises:
-            GuestTimeoutError: none came in time.
-            GuestError: the guest refused what it was asked (in its words), or went away.
+            GuestError: the agent answers that it cannot, in its words.
+            GuestTimeoutError: as `receive`.
         """
-        frame = self.receive(None if timeout is None else time.monotonic() + timeout)
+        frame = self.receive(timeout)
         if frame.type is FrameType.ERROR:
             raise error_of(frame.payload)
         if frame.type is not kind:
-            raise wire.nonsense(f"{frame.type.name} in place of {kind.name}")
+            raise wire.nonsense(f"{frame.type.name} where {kind.name} was due")
         return frame.payload
 
     def has_answer(self) -> bool:
-        """Whether the guest has said something, without waiting for it."""
-        return bool(select.select([self._connection], [], [], 0)[0])
+        """Whether bytes from the guest are waiting to be received."""
+        return self._wait_readable(0)
 
     def close(self) -> None:
         """Give the port back."""
+        if self._closed:
+            return
+        self._closed = True
+        # A thread that waits for the guest in receive() is woken by this, not by close(2).
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        if self._port is not None:
+            self._port.release(clean=self._whole)
+
+    def _transmit(self, data: bytes) -> None:
+        self._whole = False
+        try:
+            self._connection.sendall(data)
+        except OSError as error:
+            raise _gone() from error
+        self._whole = True
+
+    def _transmit_if_possible(self, data: bytes) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._whole = self._connection.send(data, socket.MSG_DONTWAIT) == len(data)
+
+    def _wait_readable(self, timeout: float | None) -> bool:
+        if self._closed:
+            raise _gone()
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
+
+    def _receive_bytes(self) -> bytes:
+        try:
+            data = self._connection.recv(_CHUNK)
+        except OSError as error:
+            raise _gone() from error
+        if not data:
+            raise _gone()
+        return data
 
     def __enter__(self) -> Self:
         return self
@@ -189,69 +304,31 @@ class Session:
     ) -> None:
         self.close()
 
-    def _send_all(self, data: bytes) -> None:
-        try:
-            self._connection.sendall(data)
-        except OSError as error:
-            raise GuestError(f"the guest went away: {error.strerror}") from error
-
-    def _read(self, timeout: float | None) -> bytes:
-        """What has come, waited for `timeout` seconds at most; empty where nothing has."""
-        try:
-            readable, _, _ = select.select([self._connection], [], [], timeout)
-            data = self._connection.recv(_CHUNK) if readable else None
-        except (OSError, ValueError) as error:
-            raise GuestError("the guest went away") from error
-        if data == b"":
-            raise GuestError("the guest went away: its machine ended")
-        return data or b""
-
-
-def _claim(sockets: Sequence[Path]) -> tuple[Path, int]:
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        for path in sockets:
-            lock = _locked(path)
-            if lock is not None:
-                return path, lock
-        if time.monotonic() >= deadline:
-            raise BusyError(
-                f"all {len(sockets)} sessions with the guest are in use",
-                hint="end one of them, or try again later",
-            )
-        time.sleep(_LOOK_UP)
-
-
-def _locked(path: Path) -> int | None:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-    try:
-        lock = os.open(path.with_name(f"{path.name}.lock"), flags, 0o600)
-    except OSError as error:
-        raise GuestError(f"the machine does not run: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        return None
-    return lock
-
 
 def error_of(payload: bytes) -> GuestError:
-    """The error that the guest's agent told of, in its own words."""
-    words = wire.readable(payload[wire.ERROR.size :]).strip()
-    return GuestError(words or "the guest's agent refused, and did not say why")
+    """The error that the agent tells of."""
+    if len(payload) < wire.ERROR.size:
+        return wire.nonsense("an error that makes no sense")
+    return GuestError(wire.readable(payload[wire.ERROR.size :]))
 
 
-def _welcomed(stream: bytearray, nonce: bytes) -> int | None:
-    """The protocol version of the agent's answer to our greeting, or None until it has come.
+def _gone() -> GuestError:
+    return GuestError("the connection to the guest's agent ended: the machine is gone")
 
-    What a session that was cut off left on the port comes first, and need not be whole frames. It
-    is dropped; what follows the answer stays.
-    """
-    at = stream.find(nonce)
-    start = at + len(nonce) - wire.HELLO.size
-    if at < 0 or start < wire.HEADER.size:
-        return None
-    magic, version, _ = wire.HELLO.unpack_from(stream, start)
-    del stream[: at + len(nonce)]
-    return int(version) if magic == wire.MAGIC else None
+
+def _connect(path: Path, deadline: float, alive: Callable[[], bool]) -> socket.socket:
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(path))
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError) as error:
+            connection.close()
+            if not alive():
+                raise GuestError("the machine ended before its agent answered") from error
+            if time.monotonic() >= deadline:
+                raise GuestTimeoutError("the machine does not serve its agent's ports") from error
+        except BaseException:
+            connection.close()
+            raise
+        time.sleep(_PAUSE)
