@@ -218,7 +218,8 @@ int supervise(const char *const *paths, int count)
 		} else if (got == 1 && event.data.u32 == FROM_KERNEL) {
 			drain(kernel);
 			find_ports();
-		} else if (got == 1 && event.events & EPOLLIN) {
+		} else if (got == 1 && event.events & EPOLLIN && !(event.events & EPOLLHUP)) {
+			/* With HUP no host is there, and IN says no more than that. */
 			serve(&ports[event.data.u32]);
 		}
 	}
