@@ -1,8 +1,8 @@
 """One session with a guest's agent: a port claimed, connected and in step (``docs/agent.md``).
 
 A port is a Unix socket that one client may use at a time. Clients agree by flock(2) on a file
-beside it; the file is not empty while a client is in the middle of something, so that the next one
-knows that it takes over from one that died.
+beside it; the file is left not empty where a frame may have been cut off, by a client that died or
+by a hypervisor that dropped what a client had sent before it left.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ _LOOK = 0.25
 """Seconds between looks at whether the machine still runs."""
 _SAY_AGAIN = 1.0
 """Seconds after which an unanswered HELLO is repeated: the guest may have dropped the first."""
+_UNACKNOWLEDGED = frozenset((FrameType.STDIN, FrameType.DATA, FrameType.ENTRY))
+"""Frames of which the hypervisor may drop a part if we leave before the guest has read them."""
 
 
 class Port:
@@ -40,8 +42,8 @@ class Port:
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
-        self.died = os.fstat(lock).st_size > 0
-        """Whether the client before this one died in the middle of something."""
+        self.cut_off = os.fstat(lock).st_size > 0
+        """Whether the agent may still wait for the rest of a frame of the client before."""
         os.pwrite(lock, b"1", 0)
 
     @classmethod
@@ -98,6 +100,7 @@ class Session:
         self._sending = threading.Lock()
         self._urgent: deque[bytes] = deque()
         self._whole = True
+        self._unacknowledged = False
         self._closed = False
 
     @classmethod
@@ -119,7 +122,7 @@ class Session:
             connected = True
         finally:
             if not connected:
-                port.release(clean=not port.died)
+                port.release(clean=not port.cut_off)
         try:
             session.greet(deadline, alive)
         except BaseException:
@@ -131,9 +134,10 @@ class Session:
         """Say HELLO until the agent answers it; whatever came before is of a former session."""
         nonce = secrets.token_bytes(wire.NONCE_SIZE)
         hello = wire.encode(FrameType.HELLO, wire.HELLO.pack(wire.MAGIC, wire.VERSION, nonce))
-        cut_off = self._port is not None and self._port.died
-        # Zeros complete a frame that a dead client cut off, and mean nothing after that.
-        self._transmit(bytes(wire.HEADER.size + wire.MAX_PAYLOAD) + hello if cut_off else hello)
+        # Zeros complete a frame that was cut off, and mean nothing after that.
+        with_zeros = bytes(wire.HEADER.size + wire.MAX_PAYLOAD) + hello
+        cut_off = self._port is None or self._port.cut_off
+        self._transmit(with_zeros if cut_off else hello)
         heard = bytearray()
         say_again = time.monotonic() + _SAY_AGAIN
         while not self._welcome(heard, nonce):
@@ -143,7 +147,7 @@ class Session:
             if not alive():
                 raise GuestError("the machine ended before its agent answered")
             if now >= say_again:
-                self._transmit_if_possible(hello)
+                self._transmit_if_possible(with_zeros)
                 say_again = now + _SAY_AGAIN
             if self._wait_readable(min(deadline, now + _LOOK) - now):
                 heard += self._receive_bytes()
@@ -176,6 +180,8 @@ class Session:
         Raises:
             GuestError: the machine ended.
         """
+        if kind in _UNACKNOWLEDGED:
+            self._unacknowledged = True
         with self._sending:
             self._transmit(wire.encode(kind, payload))
         self._send_urgent_frames()
@@ -247,6 +253,8 @@ class Session:
             raise error_of(frame.payload)
         if frame.type is not kind:
             raise wire.nonsense(f"{frame.type.name} where {kind.name} was due")
+        if kind is FrameType.DONE:
+            self._unacknowledged = False
         return frame.payload
 
     def has_answer(self) -> bool:
@@ -263,7 +271,7 @@ class Session:
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
         if self._port is not None:
-            self._port.release(clean=self._whole)
+            self._port.release(clean=self._whole and not self._unacknowledged)
 
     def _transmit(self, data: bytes) -> None:
         self._whole = False
