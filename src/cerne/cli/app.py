@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cerne.cli import host
+from cerne.cli import doctor, guests, host, images, lifecycle, listing
 
 app = typer.Typer(
     name="cerne",
@@ -30,4 +30,30 @@ def options(
         logging.getLogger("cerne").setLevel(logging.DEBUG)
 
 
+# A command whose options belong to what it runs: everything after the first word is the guest's.
+_GUEST_COMMAND = {"allow_interspersed_args": False}
+
+app.command(context_settings=_GUEST_COMMAND)(guests.run)
+app.command(name="exec", context_settings=_GUEST_COMMAND)(guests.exec_)
+app.command()(guests.shell)
+app.command()(guests.cp)
+app.command()(guests.console)
+app.command()(lifecycle.create)
+app.command()(lifecycle.start)
+app.command()(lifecycle.stop)
+app.command()(lifecycle.kill)
+app.command()(lifecycle.pause)
+app.command()(lifecycle.resume)
+app.command()(lifecycle.restart)
+app.command()(lifecycle.rm)
+app.command()(lifecycle.rename)
+app.command()(listing.ls)
+app.command()(listing.inspect)
+app.command()(listing.logs)
+app.command()(listing.events)
+app.command()(listing.wait)
+app.command()(listing.stats)
+app.add_typer(images.app, name="image")
+app.add_typer(images.kernel_app, name="kernel")
+app.command()(doctor.doctor)
 app.command()(host.version)

@@ -1,0 +1,44 @@
+"""A session at a machine's serial console, left with Ctrl-] as in telnet(1)."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import sys
+
+from cerne.cli.terminal import raw_terminal, require_terminal, write_all
+
+_DETACH = b"\x1d"
+_CHUNK = 65536
+
+
+def attach(connection: socket.socket, name: str) -> None:
+    """Join the user's terminal to a console until Ctrl-] is pressed or the machine ends.
+
+    Raises:
+        InputError: stdin is no terminal.
+    """
+    require_terminal("cerne logs -f NAME follows the console without one")
+    print(f"At the console of {name}. Ctrl-] leaves it.", file=sys.stderr)
+    with raw_terminal():
+        ended = _join(connection)
+    print(f"\nThe console of {name} ended." if ended else f"\nLeft {name}.", file=sys.stderr)
+
+
+def _join(connection: socket.socket) -> bool:
+    """Carry bytes both ways; whether it was the console that ended, and not the user."""
+    keys, screen = sys.stdin.fileno(), sys.stdout.fileno()
+    while True:
+        readable, _, _ = select.select([keys, connection], [], [])
+        if connection in readable:
+            shown = connection.recv(_CHUNK)
+            if not shown:
+                return True
+            write_all(screen, shown)
+        if keys in readable:
+            typed = os.read(keys, _CHUNK)
+            before, detach, _ = typed.partition(_DETACH)
+            connection.sendall(before)
+            if detach or not typed:
+                return False

@@ -1,0 +1,39 @@
+"""``cerne doctor``: what this host can do for virtual machines, and what would do it good."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from cerne.cli.options import JsonOption
+from cerne.cli.output import paint, print_json, printable
+
+if TYPE_CHECKING:
+    from cerne.host.finding import Finding
+
+_MARKS = {True: ("ok", "green"), False: ("--", "yellow"), None: ("  ", "dim")}
+
+
+def doctor(json: JsonOption = False) -> None:
+    """Say what this host can do, and what would do it good; fails where no machine can run."""
+    from cerne.host.report import make_report
+    from cerne.manager.home import Home
+
+    report = make_report(Home.of_this_user().guest_speed)
+    if json:
+        print_json(report.as_json())
+    else:
+        _print(report.findings)
+    if not report.able:
+        raise typer.Exit(1)
+
+
+def _print(findings: tuple[Finding, ...]) -> None:
+    width = max(len(finding.topic) for finding in findings)
+    for finding in findings:
+        mark, colour = _MARKS[finding.good]
+        topic = finding.topic.ljust(width)
+        print(f"{paint(mark, colour)}  {paint(topic, 'bold')}  {printable(finding.value)}")
+        if finding.advice:
+            print(f"{' ' * (width + 6)}{paint(printable(finding.advice), 'dim')}")

@@ -1,0 +1,191 @@
+"""Commands that work inside a guest: run, exec, shell, cp and console."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cerne.cli.failure import own_failures_are_125
+from cerne.cli.options import (
+    CommandArgument,
+    CpusOption,
+    DiskOption,
+    EngineOption,
+    EnvOption,
+    ImageArgument,
+    InteractiveOption,
+    LabelOption,
+    MemoryOption,
+    MountOption,
+    NameArgument,
+    NameOption,
+    PublishOption,
+    TerminalOption,
+    TimeoutOption,
+    command_words,
+    make_spec,
+    pairs,
+)
+from cerne.cli.session import Request, run_session, shell_request
+from cerne.errors import InputError
+
+WorkdirOption = Annotated[
+    str | None, typer.Option("--workdir", "-w", help="The directory to run it in.")
+]
+UserOption = Annotated[str | None, typer.Option("--user", "-u", help="The user to run it as.")]
+
+
+def run(
+    image: ImageArgument,
+    command: CommandArgument = None,
+    name: NameOption = None,
+    remove: Annotated[bool, typer.Option("--rm", help="Remove the machine at the end.")] = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Leave it running; print its name.")
+    ] = False,
+    interactive: InteractiveOption = False,
+    terminal: TerminalOption = False,
+    env: EnvOption = None,
+    workdir: WorkdirOption = None,
+    user: UserOption = None,
+    cpus: CpusOption = None,
+    memory: MemoryOption = None,
+    disk: DiskOption = None,
+    publish: PublishOption = None,
+    mount: MountOption = None,
+    label: LabelOption = None,
+    engine: EngineOption = None,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Make a machine, start it, and run a command in it; without one, open a shell.
+
+    The exit status is the command's; 125 where Cerne itself failed.
+    """
+    from cerne.cli.output import progress
+    from cerne.manager import Manager
+    from cerne.units import parse_duration
+
+    with own_failures_are_125():
+        request = _request(command, env, workdir, user, interactive, terminal)
+        if detach and (remove or request.words):
+            raise InputError(
+                "--detach leaves the machine running and runs no command in it",
+                hint="leave --rm and the command out, and use: cerne exec",
+            )
+        if not detach and not request.words:
+            request = shell_request(user)
+        manager = Manager()
+        spec = make_spec(
+            image,
+            name or manager.free_name(),
+            cpus=cpus,
+            memory=memory,
+            disk=disk,
+            publish=publish,
+            mount=mount,
+            label=label,
+            engine=engine,
+        )
+        limit = None if timeout is None else parse_duration(timeout)
+        with progress() as report_progress:
+            machine = manager.run(
+                spec, timeout=limit, keep_failed=not remove, progress=report_progress
+            )
+        if detach:
+            print(machine.name)
+            return
+        try:
+            status = run_session(machine.agent(), request)
+        finally:
+            if remove:
+                machine.remove(force=True)
+    raise typer.Exit(status)
+
+
+def exec_(
+    name: NameArgument,
+    command: CommandArgument = None,
+    interactive: InteractiveOption = False,
+    terminal: TerminalOption = False,
+    env: EnvOption = None,
+    workdir: WorkdirOption = None,
+    user: UserOption = None,
+) -> None:
+    """Run a command in a running machine.
+
+    The exit status is the command's, or 128 and the signal's number where a signal ended it; 125
+    where Cerne itself failed.
+    """
+    from cerne.manager import Manager
+
+    with own_failures_are_125():
+        request = _request(command, env, workdir, user, interactive, terminal)
+        if not request.words:
+            raise InputError(
+                "there is no command to run", hint=f"cerne exec {name} -- COMMAND, or cerne shell"
+            )
+        status = run_session(Manager().get(name).agent(), request)
+    raise typer.Exit(status)
+
+
+def shell(name: NameArgument, user: UserOption = None) -> None:
+    """Open a shell in a running machine, on this terminal."""
+    from cerne.manager import Manager
+
+    with own_failures_are_125():
+        status = run_session(Manager().get(name).agent(), shell_request(user))
+    raise typer.Exit(status)
+
+
+def cp(
+    source: Annotated[str, typer.Argument(help="PATH here, or NAME:PATH in a machine.")],
+    target: Annotated[str, typer.Argument(help="PATH here, or NAME:PATH in a machine.")],
+) -> None:
+    """Copy files and directories into a machine or out of it."""
+    from cerne.manager import Manager
+
+    from_machine, source_path = _place(source)
+    to_machine, target_path = _place(target)
+    if (from_machine is None) == (to_machine is None):
+        raise InputError(
+            "one side of a copy is in a machine and the other is here",
+            hint="cerne cp NAME:/path ./here, or cerne cp ./here NAME:/path",
+        )
+    manager = Manager()
+    if to_machine is not None:
+        manager.get(to_machine).copy_in(source_path, target_path)
+    elif from_machine is not None:
+        manager.get(from_machine).copy_out(source_path, target_path)
+
+
+def console(name: NameArgument) -> None:
+    """Attach this terminal to a machine's serial console; Ctrl-] leaves it."""
+    from cerne.cli.console import attach
+    from cerne.manager import Manager
+
+    with Manager().get(name).console() as connection:
+        attach(connection, name)
+
+
+def _request(
+    command: list[str] | None,
+    env: list[str] | None,
+    workdir: str | None,
+    user: str | None,
+    interactive: bool,
+    terminal: bool,
+) -> Request:
+    words = command_words(command)
+    return Request(words, pairs(env, "--env"), workdir, user, interactive, terminal)
+
+
+def _place(text: str) -> tuple[str | None, str]:
+    """The machine, or None for this host, and the path that a side of a copy names.
+
+    A path here that has a colon in it is written with a slash before the colon, as in ``./a:b``.
+    """
+    name, colon, path = text.partition(":")
+    if colon and name and "/" not in name:
+        return name, path or "."
+    return None, text

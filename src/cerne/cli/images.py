@@ -1,0 +1,182 @@
+"""Commands about images, and about the kernel that Cerne's own images boot."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerne.cli.complete import image_names
+from cerne.cli.options import JsonOption
+from cerne.cli.output import age, print_fields, print_json, print_table, progress
+from cerne.units import format_size
+
+if TYPE_CHECKING:
+    from cerne.images import Image
+
+app = typer.Typer(help="Images: build, import, list, export.", no_args_is_help=True)
+kernel_app = typer.Typer(help="The kernel of Cerne's own images.", no_args_is_help=True)
+
+ImageName = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="The image.", autocompletion=image_names)
+]
+
+
+@app.command("ls")
+def list_images(json: JsonOption = False) -> None:
+    """List the images that are here."""
+    from cerne.manager import Manager
+
+    images = list(Manager().images.list())
+    if json:
+        print_json([_summary(image) for image in images])
+        return
+    rows = [
+        (
+            image.name,
+            image.digest.removeprefix("sha256:")[:12],
+            format_size(image.size),
+            "yes" if image.agent else "no",
+            f"{age(datetime.fromtimestamp(image.created, UTC))} ago",
+            image.source,
+        )
+        for image in images
+    ]
+    print_table(("NAME", "DIGEST", "SIZE", "AGENT", "CREATED", "SOURCE"), rows)
+
+
+@app.command()
+def build(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="tiny, debian:12 or debian:13.")],
+) -> None:
+    """Build a built-in image, anew where it is here already."""
+    from cerne.manager import Manager
+
+    with progress() as report:
+        image = Manager().images.build(recipe, report)
+    print(f"{image.name}  {image.digest}")
+
+
+@app.command("import")
+def import_image(
+    source: Annotated[
+        str, typer.Argument(help="A path or an http(s) address: qcow2, raw, vmdk, vdi, vhdx, ISO.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="Its name; made of the source if not given.")
+    ] = None,
+    checksum: Annotated[
+        str | None, typer.Option(help="What it must have, as sha256:HEX or sha512:HEX.")
+    ] = None,
+) -> None:
+    """Take a disk image that others made."""
+    from cerne.manager import Manager
+
+    with progress() as report:
+        image = Manager().images.import_(source, name, checksum=checksum, progress=report)
+    print(f"{image.name}  {image.digest}")
+
+
+@app.command()
+def inspect(name: ImageName, json: JsonOption = False) -> None:
+    """Say all that is known of an image."""
+    from cerne.manager import Manager
+
+    image = Manager().images.get(name)
+    if json:
+        print_json(_summary(image) | _paths(image))
+        return
+    fields = {
+        "name": image.name,
+        "digest": image.digest,
+        "source": image.source,
+        "created": datetime.fromtimestamp(image.created, UTC).isoformat(timespec="seconds"),
+        "size": format_size(image.size),
+        "agent": "yes" if image.agent else "no",
+        **{field: str(value) for field, value in _paths(image).items() if value},
+    }
+    print_fields(fields)
+
+
+@app.command()
+def rm(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Images.", autocompletion=image_names),
+    ],
+) -> None:
+    """Remove images that no machine is made of."""
+    from cerne.manager import Manager
+
+    manager = Manager()
+    for name in names:
+        manager.remove_image(name)
+        print(name)
+
+
+@app.command()
+def export(
+    name: ImageName,
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    format_: Annotated[
+        str, typer.Option("--format", help="qcow2, raw, vmdk, vdi or vhdx.")
+    ] = "qcow2",
+) -> None:
+    """Write an image's disk to a file of its own."""
+    from cerne.manager import Manager
+
+    Manager().images.export(name, target, format_)
+    print(target)
+
+
+@kernel_app.command("build")
+def build_kernel() -> None:
+    """Build the guest kernel from the distribution's source; minutes, once."""
+    from cerne.images.kernel import build_kernel as build_now
+    from cerne.manager import Home
+
+    with progress() as report:
+        kernel = build_now(Home.of_this_user().cache, report)
+    print(f"{kernel.version}  {kernel.path}")
+
+
+@kernel_app.command("ls")
+def list_kernels(json: JsonOption = False) -> None:
+    """List the guest kernels that have been built."""
+    from cerne.images.kernel import built_kernels, current_kernel
+    from cerne.manager import Home
+
+    cache = Home.of_this_user().cache
+    kernels, current = built_kernels(cache), current_kernel(cache)
+    if json:
+        print_json(
+            [{"version": k.version, "path": str(k.path), "current": k == current} for k in kernels]
+        )
+        return
+    rows = [(k.version, "yes" if k == current else "no", str(k.path)) for k in kernels]
+    print_table(("VERSION", "CURRENT", "PATH"), rows)
+
+
+def _summary(image: Image) -> dict[str, object]:
+    return {
+        "name": image.name,
+        "digest": image.digest,
+        "source": image.source,
+        "created": datetime.fromtimestamp(image.created, UTC).isoformat(timespec="milliseconds"),
+        "size_bytes": image.size,
+        "agent": image.agent,
+    }
+
+
+def _paths(image: Image) -> dict[str, object]:
+    boot, disk = image.boot, image.disk
+    return {
+        "kernel": str(boot.kernel) if boot else None,
+        "initrd": str(boot.initrd) if boot and boot.initrd else None,
+        "command_line": boot.command_line if boot else None,
+        "disk": str(disk.path) if disk else None,
+        "disk_format": disk.format if disk else None,
+        "virtual_size_bytes": disk.virtual_size if disk else None,
+    }

@@ -1,0 +1,142 @@
+"""Commands that make machines, change their state and remove them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerne.cli.failure import report
+from cerne.cli.options import (
+    CpusOption,
+    DiskOption,
+    EngineOption,
+    ImageArgument,
+    LabelOption,
+    MemoryOption,
+    MountOption,
+    NameArgument,
+    NameOption,
+    NamesArgument,
+    PublishOption,
+    TimeoutOption,
+    make_spec,
+)
+from cerne.errors import CerneError, exit_status
+
+if TYPE_CHECKING:
+    from cerne.manager import Machine
+
+StopTimeoutOption = Annotated[
+    str, typer.Option("--timeout", help="How long it may take to shut down before it is killed.")
+]
+
+
+def create(
+    image: ImageArgument,
+    name: NameOption = None,
+    cpus: CpusOption = None,
+    memory: MemoryOption = None,
+    disk: DiskOption = None,
+    publish: PublishOption = None,
+    mount: MountOption = None,
+    label: LabelOption = None,
+    engine: EngineOption = None,
+) -> None:
+    """Define a machine without starting it, and print its name."""
+    from cerne.cli.output import progress
+    from cerne.manager import Manager
+
+    manager = Manager()
+    spec = make_spec(
+        image,
+        name or manager.free_name(),
+        cpus=cpus,
+        memory=memory,
+        disk=disk,
+        publish=publish,
+        mount=mount,
+        label=label,
+        engine=engine,
+    )
+    with progress() as report_progress:
+        print(manager.create(spec, report_progress).name)
+
+
+def start(names: NamesArgument, timeout: TimeoutOption = None) -> None:
+    """Start machines and wait until they are ready."""
+    from cerne.units import parse_duration
+
+    limit = None if timeout is None else parse_duration(timeout)
+    _each(names, lambda machine: machine.start(timeout=limit))
+
+
+def stop(names: NamesArgument, timeout: StopTimeoutOption = "10s") -> None:
+    """Shut machines down; kill those that do not in time."""
+    from cerne.units import parse_duration
+
+    limit = parse_duration(timeout)
+    _each(names, lambda machine: machine.stop(timeout=limit))
+
+
+def kill(names: NamesArgument) -> None:
+    """End machines at once, as if their power were cut."""
+    _each(names, lambda machine: machine.kill())
+
+
+def pause(names: NamesArgument) -> None:
+    """Hold machines' CPUs where they are."""
+    _each(names, lambda machine: machine.pause())
+
+
+def resume(names: NamesArgument) -> None:
+    """Let paused machines run on."""
+    _each(names, lambda machine: machine.resume())
+
+
+def restart(names: NamesArgument, timeout: StopTimeoutOption = "10s") -> None:
+    """Stop machines and start them again."""
+    from cerne.units import parse_duration
+
+    limit = parse_duration(timeout)
+    _each(names, lambda machine: machine.restart(timeout=limit))
+
+
+def rm(
+    names: NamesArgument,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Kill it first if it runs.")] = False,
+) -> None:
+    """Remove machines and their disks."""
+    _each(names, lambda machine: machine.remove(force=force))
+
+
+def rename(
+    name: NameArgument, new_name: Annotated[str, typer.Argument(help="The name to give it.")]
+) -> None:
+    """Give a machine another name."""
+    from cerne.manager import Manager
+
+    Manager().get(name).rename(new_name)
+
+
+def _each(names: list[str], act: Callable[[Machine], object]) -> None:
+    """Act on each machine, whatever happens to the others, and print the names of those done.
+
+    Raises:
+        SystemExit: one failed, and was reported; the status is the first failure's.
+    """
+    from cerne.manager import Manager
+
+    manager = Manager()
+    status = 0
+    for name in names:
+        try:
+            act(manager.get(name))
+        except CerneError as error:
+            report(error)
+            status = status or exit_status(error)
+        else:
+            print(name)
+    if status:
+        raise SystemExit(status)

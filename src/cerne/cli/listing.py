@@ -1,0 +1,257 @@
+"""Commands that say what there is: machines, their logs, their events, what they use."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerne.cli.options import JsonOption, NameArgument, NamesArgument
+from cerne.cli.output import age, print_fields, print_json, print_table, printable
+from cerne.units import format_size
+
+if TYPE_CHECKING:
+    from cerne.manager import Event, Machine, Record
+
+FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")]
+
+_COLOURS = {"running": "green", "paused": "yellow", "failed": "red", "starting": "yellow"}
+_POLL = 0.2
+
+
+def ls(
+    json: JsonOption = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the names alone.")] = False,
+) -> None:
+    """List the machines."""
+    from cerne.manager import Manager
+
+    records = [machine.record for machine in Manager().machines()]
+    if json:
+        print_json([_summary(record) for record in records])
+    elif quiet:
+        print("".join(f"{record.name}\n" for record in records), end="")
+    else:
+        headings = ("NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ENGINE", "CREATED")
+        print_table(headings, [_row(record) for record in records], _COLOURS)
+
+
+def inspect(name: NameArgument, json: JsonOption = False) -> None:
+    """Say all that is known of a machine."""
+    from cerne.manager import Manager
+
+    machine = Manager().get(name)
+    record = machine.record
+    if json:
+        print_json(_details(machine, record))
+        return
+    spec = machine.spec
+    fields = {
+        "name": record.name,
+        "id": record.id,
+        "state": record.state + (f" ({record.reason})" if record.reason else ""),
+        "image": f"{record.image} ({record.digest})",
+        "cpus": str(record.cpus),
+        "memory": format_size(record.memory),
+        "engine": record.engine or spec.engine,
+        "process": str(record.process.pid) if record.process else "",
+        "ports": ", ".join(
+            f"{p.host_address}:{p.host_port} → {p.guest_port}/{p.protocol}" for p in spec.ports
+        ),
+        "mounts": ", ".join(f"{m.source} → {m.target}" for m in spec.mounts),
+        "labels": ", ".join(f"{key}={value}" for key, value in spec.labels.items()),
+        "created": _moment(record.created) or "",
+        "started": _moment(record.started) or "",
+        "ready": _moment(record.ready) or "",
+        "console log": str(machine.console_log),
+    }
+    print_fields({field: value for field, value in fields.items() if value})
+
+
+def logs(
+    name: NameArgument,
+    follow: FollowOption = False,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="The log of its process, not its console.")
+    ] = False,
+) -> None:
+    """Print what a machine's serial console said in its last run."""
+    from cerne.manager import Manager
+
+    machine = Manager().get(name)
+    offset = _print_from(machine.engine_log if engine else machine.console_log, 0)
+    while follow and machine.state.live:
+        time.sleep(_POLL)
+        offset = _print_from(machine.engine_log if engine else machine.console_log, offset)
+
+
+def events(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of this machine.")] = None,
+    json: JsonOption = False,
+    follow: FollowOption = False,
+) -> None:
+    """List what happened to machines; with --json and --follow, one object a line."""
+    from cerne.manager import Manager
+
+    manager = Manager()
+    source = manager if name is None else manager.get(name)
+    if json and not follow:
+        print_json([_event(event) for event in source.events()])
+        return
+    last = 0
+    while True:
+        for event in source.events(last):
+            _print_event(event, json)
+            last = event.number
+        if not follow:
+            return
+        sys.stdout.flush()
+        time.sleep(_POLL)
+
+
+def wait(
+    names: NamesArgument,
+    timeout: Annotated[str | None, typer.Option(help="How long to wait, such as 90s.")] = None,
+) -> None:
+    """Wait until machines have ended, and print the state of each."""
+    from cerne.manager import Manager
+    from cerne.units import parse_duration
+
+    manager = Manager()
+    limit = None if timeout is None else parse_duration(timeout)
+    for machine in [manager.get(name) for name in names]:
+        print(machine.wait(limit))
+
+
+def stats(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Machines; all that run.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Say what running machines use of this host."""
+    from cerne.manager import Manager, State
+
+    manager = Manager()
+    if names:
+        machines = [manager.get(name) for name in names]
+    else:
+        running = (State.RUNNING, State.PAUSED)
+        machines = [machine for machine in manager.machines() if machine.state in running]
+    measured = [(machine.name, machine.stats()) for machine in machines]
+    if json:
+        print_json(
+            [
+                {
+                    "name": name,
+                    "uptime_seconds": round(found.uptime, 3),
+                    "cpu_seconds": found.cpu_seconds,
+                    "resident_bytes": found.resident,
+                    "memory_bytes": found.memory,
+                    "disk_bytes": found.disk,
+                    "threads": found.threads,
+                }
+                for name, found in measured
+            ]
+        )
+        return
+    rows = [
+        (
+            name,
+            f"{found.uptime:.0f}s",
+            f"{found.cpu_seconds:.1f}s",
+            format_size(found.resident),
+            format_size(found.memory),
+            format_size(found.disk),
+        )
+        for name, found in measured
+    ]
+    print_table(("NAME", "UPTIME", "CPU", "RESIDENT", "MEMORY", "DISK"), rows)
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    created = age(datetime.fromtimestamp(record.created, UTC))
+    return (
+        record.name,
+        record.state,
+        record.image,
+        str(record.cpus),
+        format_size(record.memory),
+        record.engine,
+        f"{created} ago",
+    )
+
+
+def _summary(record: Record) -> dict[str, object]:
+    return {
+        "id": record.id,
+        "name": record.name,
+        "state": record.state,
+        "reason": record.reason,
+        "image": record.image,
+        "digest": record.digest,
+        "cpus": record.cpus,
+        "memory_bytes": record.memory,
+        "engine": record.engine,
+        "pid": record.process.pid if record.process else None,
+        "created": _moment(record.created),
+        "started": _moment(record.started),
+        "ready": _moment(record.ready),
+    }
+
+
+def _details(machine: Machine, record: Record) -> dict[str, object]:
+    return _summary(record) | {
+        "spec": machine.spec.model_dump(mode="json"),
+        "console_log": str(machine.console_log),
+        "engine_log": str(machine.engine_log),
+    }
+
+
+def _moment(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def _event(event: Event) -> dict[str, object]:
+    return {
+        "number": event.number,
+        "time": _moment(event.time),
+        "machine": event.machine,
+        "name": event.name,
+        "kind": event.kind,
+        "detail": event.detail,
+    }
+
+
+def _print_event(event: Event, json: bool) -> None:
+    if json:
+        from json import dumps
+
+        print(dumps(_event(event), ensure_ascii=False))
+    else:
+        words = f"{_moment(event.time)}  {event.name}  {event.kind}  {event.detail}"
+        print(printable(words).rstrip())
+
+
+def _print_from(path: Path, offset: int) -> int:
+    """Print a log from an offset on; the offset of its end. A log that is not there is empty."""
+    try:
+        with path.open("rb") as log:
+            log.seek(offset)
+            text = log.read()
+    except FileNotFoundError:
+        return offset
+    if sys.stdout.isatty():
+        # What a guest wrote must not steer the user's terminal.
+        lines = text.decode(errors="replace").replace("\r\n", "\n").split("\n")
+        sys.stdout.write("\n".join(printable(line) for line in lines))
+    else:
+        sys.stdout.buffer.write(text)
+    sys.stdout.flush()
+    return offset + len(text)

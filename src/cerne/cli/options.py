@@ -1,0 +1,125 @@
+"""The arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerne.cli.complete import image_names, machine_names
+from cerne.errors import InputError
+
+if TYPE_CHECKING:
+    from cerne.manager.spec import MachineSpec
+
+NameArgument = Annotated[
+    str, typer.Argument(metavar="NAME", help="The machine.", autocompletion=machine_names)
+]
+NamesArgument = Annotated[
+    list[str], typer.Argument(metavar="NAME...", help="Machines.", autocompletion=machine_names)
+]
+ImageArgument = Annotated[
+    str, typer.Argument(metavar="IMAGE", help="The image.", autocompletion=image_names)
+]
+CommandArgument = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[--] COMMAND...", help="What to run, and its arguments."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+NameOption = Annotated[str | None, typer.Option(help="Its name; one is made up if not given.")]
+CpusOption = Annotated[int | None, typer.Option(help="Virtual CPUs.")]
+MemoryOption = Annotated[str | None, typer.Option(help="Memory, such as 512M or 2G.")]
+DiskOption = Annotated[str | None, typer.Option(help="Size of the root disk, such as 20G.")]
+PublishOption = Annotated[
+    list[str] | None,
+    typer.Option("--publish", "-p", help="[ADDRESS:]HOST:GUEST[/udp]; may be repeated."),
+]
+MountOption = Annotated[
+    list[str] | None,
+    typer.Option("--mount", help="SOURCE:TARGET[:ro], a directory of this host; may be repeated."),
+]
+EngineOption = Annotated[str | None, typer.Option(help="auto, qemu or native.")]
+LabelOption = Annotated[
+    list[str] | None, typer.Option("--label", help="KEY=VALUE; may be repeated.")
+]
+EnvOption = Annotated[
+    list[str] | None,
+    typer.Option("--env", "-e", help="KEY=VALUE for the command; may be repeated."),
+]
+InteractiveOption = Annotated[
+    bool, typer.Option("--interactive", "-i", help="Connect stdin to the command.")
+]
+TerminalOption = Annotated[
+    bool, typer.Option("--tty", "-t", help="Give the command a terminal, this one.")
+]
+TimeoutOption = Annotated[
+    str | None, typer.Option(help="How long to wait until it is ready, such as 90s or 5m.")
+]
+
+
+def pairs(words: list[str] | None, option: str) -> dict[str, str]:
+    """The keys and values of a repeated option KEY=VALUE.
+
+    Raises:
+        InputError: one of them has no key or no ``=``.
+    """
+    found: dict[str, str] = {}
+    for word in words or ():
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise InputError(
+                f"{option} {word!r} is not KEY=VALUE", hint=f"write it as {option} COLOUR=blue"
+            )
+        found[key] = value
+    return found
+
+
+def command_words(words: list[str] | None) -> list[str]:
+    """The command that was given after the machine or the image, without its leading ``--``.
+
+    Raises:
+        InputError: it begins with an option, which was meant for Cerne.
+    """
+    if not words:
+        return []
+    if words[0] == "--":
+        return words[1:]
+    if words[0].startswith("-"):
+        raise InputError(
+            f"{words[0]} stands after the image or the machine, where the command begins",
+            hint=f"options go before it; if {words[0]} is the command, write -- before it",
+        )
+    return words
+
+
+def make_spec(
+    image: str,
+    name: str,
+    *,
+    cpus: int | None = None,
+    memory: str | None = None,
+    disk: str | None = None,
+    publish: list[str] | None = None,
+    mount: list[str] | None = None,
+    label: list[str] | None = None,
+    engine: str | None = None,
+) -> MachineSpec:
+    """The specification that the options of ``create`` and ``run`` make.
+
+    Raises:
+        InputError: one of them cannot be.
+    """
+    from cerne.manager.spec import machine_spec
+
+    asked: dict[str, object] = {
+        "cpus": cpus,
+        "memory": memory,
+        "disk": disk,
+        "ports": publish,
+        "mounts": mount,
+        "labels": pairs(label, "--label") or None,
+        "engine": engine,
+    }
+    given = {field: value for field, value in asked.items() if value is not None}
+    return machine_spec(image=image, name=name, **given)

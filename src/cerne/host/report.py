@@ -1,0 +1,134 @@
+"""The doctor's report: what this host can do for virtual machines, and what would do it good."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cerne.host.finding import Finding
+from cerne.host.hypervisor import kvm_findings, virtualization_finding
+from cerne.host.kernel import kernel_findings
+from cerne.host.probe import GuestSpeed, cached_guest_speed
+from cerne.host.programs import find_program, install_command
+
+_QEMU = "qemu-system-x86_64"
+_QEMU_TIMEOUT = 20
+
+_PROGRAMS = {
+    "qemu-img": "images cannot be imported",
+    "mmdebstrap": "Debian images cannot be built",
+    "musl-gcc": "the guest agent cannot be built, which images need",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which engine ``auto`` takes on this host, and why."""
+
+    engine: str | None
+    """``native``, ``qemu``, or None where no machine can run."""
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that was found."""
+
+    findings: tuple[Finding, ...]
+    speed: GuestSpeed | None
+    verdict: Verdict
+
+    @property
+    def able(self) -> bool:
+        """Whether a machine can be run here."""
+        return self.verdict.engine is not None
+
+    def as_json(self) -> dict[str, object]:
+        """The report in plain types."""
+        return {
+            "able": self.able,
+            "engine": self.verdict.engine,
+            "why": self.verdict.why,
+            "guest_speed": None if self.speed is None else asdict(self.speed),
+            "findings": [asdict(finding) for finding in self.findings],
+        }
+
+
+def make_report(cache: Path) -> Report:
+    """Find out all about this host; takes less than a second.
+
+    `cache` is the file in which measured speeds are kept.
+    """
+    speed = cached_guest_speed(cache)
+    verdict = judge(speed, has_qemu=find_program(_QEMU) is not None)
+    findings = (
+        *kvm_findings(speed),
+        virtualization_finding(),
+        *qemu_findings(),
+        *program_findings(),
+        *kernel_findings(),
+        engine_finding(verdict),
+    )
+    return Report(findings, speed, verdict)
+
+
+def judge(speed: GuestSpeed | None, *, has_qemu: bool) -> Verdict:
+    """Which engine ``auto`` takes, given how fast KVM runs guests (None: not at all)."""
+    if speed is not None and speed.ring0_native:
+        return Verdict("native", "KVM runs the guest's kernel at hardware speed")
+    slow = "there is no usable KVM" if speed is None else "KVM emulates the guest's kernel"
+    if has_qemu:
+        return Verdict("qemu", f"{slow}, so QEMU runs machines by TCG")
+    return Verdict(None, f"{slow}, and QEMU is not installed")
+
+
+def engine_finding(verdict: Verdict) -> Finding:
+    """The verdict as a line of the report."""
+    if verdict.engine is None:
+        return Finding("engine", verdict.why, False, install_command(_QEMU))
+    return Finding("engine", f"{verdict.engine}: {verdict.why}", True)
+
+
+def qemu_findings() -> Iterator[Finding]:
+    """QEMU's version, and whether it has TCG."""
+    path = find_program(_QEMU)
+    if path is None:
+        yield Finding("QEMU", "not installed", False, install_command(_QEMU))
+        return
+    version = _output(path, "--version").partition("\n")[0]
+    if not version:
+        yield Finding("QEMU", f"{path} does not run", False, f"see what it says: {path} --version")
+        return
+    yield Finding("QEMU", version.removeprefix("QEMU emulator version "), True)
+    if "tcg" in _output(path, "-accel", "help").split():
+        yield Finding("TCG", "in QEMU", True)
+    else:
+        yield Finding("TCG", "not in this QEMU", False, "install a QEMU that is built with TCG")
+
+
+def program_findings() -> Iterator[Finding]:
+    """The other programs that Cerne uses, and what cannot be done without them."""
+    for name, without in _PROGRAMS.items():
+        path = find_program(name)
+        if path is None:
+            yield Finding(name, "not installed", False, f"{without}: {install_command(name)}")
+        else:
+            yield Finding(name, str(path), True)
+
+
+def _output(program: Path, *arguments: str) -> str:
+    """What a program prints; empty where it fails."""
+    try:
+        ran = subprocess.run(
+            (program, *arguments),
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            timeout=_QEMU_TIMEOUT,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return ran.stdout

@@ -1,0 +1,47 @@
+"""What this host can promise: a machine's CPUs and memory are refused where they cannot be had."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from cerne.errors import CapacityError
+from cerne.units import MIB, format_size
+
+if TYPE_CHECKING:
+    from cerne.manager.spec import MachineSpec
+
+_LEAST_RESERVE = 256 * MIB
+_RESERVED_PART = 20
+
+
+def memory_limit() -> int:
+    """Bytes that all running machines may have together: the host's memory less a reserve.
+
+    The reserve, a twentieth or 256 MiB, is for the host itself and for the machines' processes.
+    """
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return max(0, total - max(_LEAST_RESERVE, total // _RESERVED_PART))
+
+
+def check_host(spec: MachineSpec) -> None:
+    """Refuse what this host could not give even if nothing else ran.
+
+    Raises:
+        CapacityError: more CPUs or memory than the host has.
+    """
+    cpus = len(os.sched_getaffinity(0))
+    if spec.cpus > cpus:
+        raise CapacityError(
+            f"{spec.name} wants {spec.cpus} CPUs, and this host has {cpus}",
+            hint=f"ask for at most --cpus {cpus}",
+            machine=spec.name,
+        )
+    limit = memory_limit()
+    if spec.memory > limit:
+        raise CapacityError(
+            f"{spec.name} wants {format_size(spec.memory)} of memory, and this host can give"
+            f" {format_size(limit)}",
+            hint=f"ask for at most --memory {limit // MIB}M",
+            machine=spec.name,
+        )

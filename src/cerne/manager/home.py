@@ -1,0 +1,144 @@
+"""Every file and directory of Cerne on this host, named in this one module.
+
+Data lasts and lies under ``$XDG_DATA_HOME/cerne`` (root: ``/var/lib/cerne``); sockets and locks
+live as long as this boot under ``$XDG_RUNTIME_DIR/cerne`` (root: ``/run/cerne``); what can be made
+anew is shared under ``$XDG_CACHE_HOME/cerne`` (root: ``/var/cache/cerne``). ``CERNE_HOME`` moves
+data and runtime, ``CERNE_CACHE`` the cache.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cerne.errors import HostError, InputError, StorageError
+
+# sun_path of unix(7), less its closing zero.
+_LONGEST_SOCKET_PATH = 107
+_LONGEST_SOCKET_NAME = len("/0123456789ab/console.sock.lock")
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where this user's machines, images and sockets are."""
+
+    data: Path
+    runtime: Path
+    cache: Path
+
+    @classmethod
+    def of_this_user(cls) -> Home:
+        """The home that the environment names, with its directories made.
+
+        Raises:
+            InputError: the runtime directory's path leaves no room for a socket's name.
+            HostError, StorageError: a directory cannot be made.
+        """
+        data, runtime = _data_and_runtime()
+        home = cls(data, runtime, _cache())
+        if len(str(home.machines_runtime)) + _LONGEST_SOCKET_NAME > _LONGEST_SOCKET_PATH:
+            raise InputError(
+                f"{runtime} is too long a path for Unix sockets",
+                hint="set CERNE_HOME to a directory with a shorter path",
+            )
+        for directory in (home.machines, home.machines_runtime, home.locks, home.failures):
+            _make(directory)
+        return home
+
+    @property
+    def store(self) -> Path:
+        """The SQLite database of machines and events."""
+        return self.data / "store.sqlite"
+
+    @property
+    def images(self) -> Path:
+        return self.data / "images"
+
+    @property
+    def guest_speed(self) -> Path:
+        """How fast this host runs guests, as measured since its boot."""
+        return self.cache / "guest-speed.json"
+
+    @property
+    def machines(self) -> Path:
+        """Holds a directory of each machine: its disks and its logs."""
+        return self.data / "machines"
+
+    @property
+    def failures(self) -> Path:
+        """Holds the console logs of removed machines that had failed, the newest few."""
+        return self.data / "failures"
+
+    @property
+    def machines_runtime(self) -> Path:
+        """Holds a directory of each running machine: its sockets."""
+        return self.runtime / "m"
+
+    @property
+    def locks(self) -> Path:
+        return self.runtime / "locks"
+
+    def machine_directory(self, machine_id: str) -> Path:
+        return self.machines / machine_id
+
+    def machine_runtime(self, machine_id: str) -> Path:
+        return self.machines_runtime / machine_id
+
+    def machine_lock(self, machine_id: str) -> Path:
+        return self.locks / f"{machine_id}.lock"
+
+    def root_disk(self, machine_id: str) -> Path:
+        return self.machine_directory(machine_id) / "root.qcow2"
+
+    def failure_log(self, name: str) -> Path:
+        return self.failures / f"{name}.console.log"
+
+
+def _data_and_runtime() -> tuple[Path, Path]:
+    moved = os.environ.get("CERNE_HOME")
+    if moved:
+        root = Path(moved).expanduser().absolute()
+        return root, root / "run"
+    if _is_root():
+        return Path("/var/lib/cerne"), Path("/run/cerne")
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    if runtime:
+        return data / "cerne", Path(runtime) / "cerne"
+    # Without a session manager there is no runtime directory: one of this user's alone.
+    return data / "cerne", Path(tempfile.gettempdir()) / f"cerne-{os.geteuid()}"
+
+
+def _cache() -> Path:
+    moved = os.environ.get("CERNE_CACHE")
+    if moved:
+        return Path(moved).expanduser().absolute()
+    if _is_root():
+        return Path("/var/cache/cerne")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cerne"
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _make(directory: Path) -> None:
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = directory.stat().st_uid
+    except PermissionError as error:
+        raise HostError(
+            f"{directory} cannot be made: {error.strerror}",
+            hint="set CERNE_HOME to a directory of your own",
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"{directory} cannot be made: {error.strerror}",
+            hint="free some space, or set CERNE_HOME to another directory",
+        ) from error
+    if owner != os.geteuid():
+        raise HostError(
+            f"{directory} belongs to another user", hint="set CERNE_HOME to a directory of your own"
+        )

@@ -1,0 +1,70 @@
+"""One operation at a time on a machine, across processes, by flock(2).
+
+The kernel frees the lock when its holder dies, whatever killed it. What the holder is doing is
+written into the lock's file, so that whoever waits can say what it waits for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cerne.errors import BusyError
+
+PATIENCE = 30.0
+"""Seconds that an operation waits for another one on the same machine."""
+
+_POLL = 0.02
+
+
+@contextlib.contextmanager
+def held(path: Path, operation: str, machine: str, patience: float | None = None) -> Iterator[None]:
+    """Hold a machine's lock for an operation such as ``start``.
+
+    Raises:
+        BusyError: another operation still holds it after `patience` seconds (`PATIENCE`).
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        deadline = time.monotonic() + (PATIENCE if patience is None else patience)
+        while not _taken(descriptor):
+            if time.monotonic() >= deadline:
+                raise BusyError(
+                    f"{machine} is busy: {_holder(descriptor)}",
+                    hint="try again when that is done",
+                    machine=machine,
+                )
+            time.sleep(_POLL)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{operation} by process {os.getpid()}".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_held(path: Path) -> bool:
+    """Whether an operation holds this lock right now."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _taken(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _taken(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _holder(descriptor: int) -> str:
+    return os.pread(descriptor, 200, 0).decode(errors="replace") or "another operation"

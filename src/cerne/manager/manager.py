@@ -1,0 +1,207 @@
+"""All machines of this user on this host: making, finding and listing them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from cerne.errors import CerneError, ConflictError, InputError, NotFoundError
+from cerne.manager.admission import check_host
+from cerne.manager.home import Home
+from cerne.manager.lock import held, is_held
+from cerne.manager.machine import Machine, Surroundings
+from cerne.manager.names import made_up_name
+from cerne.manager.recovery import discard, kill_strays
+from cerne.manager.store import Event, Record, State, Store, name_in_use
+from cerne.units import format_size
+
+if TYPE_CHECKING:
+    from cerne.engine.base import Engine
+    from cerne.images import Image, ImageStore, Progress
+    from cerne.manager.spec import MachineSpec
+
+
+def _choose_engine(requested: str) -> Engine:
+    from cerne.engine.select import choose_engine
+
+    return choose_engine(requested, Home.of_this_user().guest_speed)
+
+
+class Manager:
+    """The machines and the images of one home. Cheap to make; no daemon is behind it."""
+
+    def __init__(
+        self,
+        home: Home | None = None,
+        choose_engine: Callable[[str], Engine] = _choose_engine,
+    ) -> None:
+        """Open a home: this user's, or another.
+
+        Raises:
+            StorageError, DamagedError: its store cannot be used.
+        """
+        self.home = home or Home.of_this_user()
+        self._store = Store(self.home.store)
+        self._surroundings = Surroundings(
+            self.home, self._store, lambda: self.images, choose_engine
+        )
+
+    @cached_property
+    def images(self) -> ImageStore:
+        """The images of this home."""
+        from cerne.images import ImageStore
+
+        return ImageStore(self.home.images, self.home.cache)
+
+    def create(self, spec: MachineSpec, progress: Progress | None = None) -> Machine:
+        """Define a machine, with its image made or fetched and its disks ready.
+
+        Raises:
+            ConflictError: its name is in use.
+            CapacityError: this host could never run it.
+            NotFoundError, ImageError: its image is not there and cannot be made.
+        """
+        if self._store.find(spec.name) is not None:
+            raise name_in_use(spec.name)
+        check_host(spec)
+        self._sweep()
+        image = self.images.ensure(spec.image, progress)
+        _check_disk(spec, image)
+        record = _new_record(spec, image)
+        directory = self.home.machine_directory(record.id)
+        with held(self.home.machine_lock(record.id), "create", record.name):
+            try:
+                directory.mkdir(mode=0o700)
+                self._make_disk(record, spec, image)
+                self._store.add(record)
+            except BaseException:
+                discard(directory)
+                self.home.machine_lock(record.id).unlink(missing_ok=True)
+                raise
+        return Machine(self._surroundings, record)
+
+    def run(
+        self,
+        spec: MachineSpec,
+        *,
+        timeout: float | None = None,
+        keep_failed: bool = False,
+        progress: Progress | None = None,
+    ) -> Machine:
+        """Define a machine, start it, and wait at most `timeout` seconds until it is ready.
+
+        Where that fails nothing is left, unless `keep_failed` asks for the failed machine to be
+        kept, to be looked at. An interrupt (Ctrl-C) always undoes it.
+
+        Raises:
+            CerneError: what `create` and `Machine.start` raise.
+        """
+        machine = self.create(spec, progress)
+        try:
+            machine.start(timeout)
+        except BaseException as error:
+            if not (keep_failed and isinstance(error, CerneError)):
+                machine.remove(force=True)
+            raise
+        return machine
+
+    def free_name(self) -> str:
+        """A made-up name that no machine has."""
+        taken = {record.name for record in self._store.machines()}
+        return next(name for name in iter(made_up_name, "") if name not in taken)
+
+    def get(self, name: str) -> Machine:
+        """The machine of this name or ID.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        record = self._store.find(name)
+        if record is None:
+            raise NotFoundError(f"there is no machine named {name}", hint="see: cerne ls")
+        return Machine(self._surroundings, record)
+
+    def machines(self) -> list[Machine]:
+        """All machines, the oldest first."""
+        return [Machine(self._surroundings, record) for record in self._store.machines()]
+
+    def events(self, after: int = 0) -> list[Event]:
+        """What happened to all machines, from the event numbered `after` on."""
+        return self._store.events(after)
+
+    def remove_image(self, reference: str) -> None:
+        """Remove an image that no machine is made of.
+
+        Raises:
+            NotFoundError: there is no such image.
+            ConflictError: machines are made of it.
+        """
+        digest = self.images.get(reference).digest
+        users = [record.name for record in self._store.machines() if record.digest == digest]
+        if users:
+            raise ConflictError(
+                f"{reference} is the image of {', '.join(users)}",
+                hint=f"remove the machines first: cerne rm {' '.join(users)}",
+            )
+        self.images.remove(reference)
+
+    def _make_disk(self, record: Record, spec: MachineSpec, image: Image) -> None:
+        from cerne.storage.overlay import create_overlay
+
+        if image.disk is not None:
+            create_overlay(
+                image.disk.path, image.disk.format, self.home.root_disk(record.id), spec.disk
+            )
+
+    def _sweep(self) -> None:
+        """Remove what commands that were killed left of machines that are not in the store."""
+        known = {record.id for record in self._store.machines()}
+        for directory in self.home.machines.iterdir():
+            lock = self.home.machine_lock(directory.name)
+            if directory.name not in known and not is_held(lock) and self._unknown(directory.name):
+                kill_strays(self.home.machine_runtime(directory.name))
+                discard(self.home.machine_runtime(directory.name))
+                discard(directory)
+                lock.unlink(missing_ok=True)
+
+    def _unknown(self, machine_id: str) -> bool:
+        """Look again: it may have been added, and its lock freed, since the list was read."""
+        return self._store.find(machine_id) is None
+
+
+def _check_disk(spec: MachineSpec, image: Image) -> None:
+    if spec.disk is None:
+        return
+    if image.disk is None:
+        raise InputError(
+            f"{spec.image} has no disk of its own: it runs from memory",
+            hint="leave --disk out, or take an image with a disk, such as debian:12",
+        )
+    if spec.disk < image.disk.virtual_size:
+        raise InputError(
+            f"a disk of {format_size(spec.disk)} is smaller than the image's"
+            f" {format_size(image.disk.virtual_size)}",
+            hint=f"ask for at least --disk {format_size(image.disk.virtual_size)}",
+        )
+
+
+def _new_record(spec: MachineSpec, image: Image) -> Record:
+    return Record(
+        id=uuid.uuid4().hex[:12],
+        name=spec.name,
+        spec=spec.model_dump_json(),
+        image=spec.image,
+        digest=image.digest,
+        cpus=spec.cpus,
+        memory=spec.memory,
+        state=State.DEFINED,
+        reason="",
+        engine="",
+        process=None,
+        created=time.time(),
+        started=None,
+        ready=None,
+    )

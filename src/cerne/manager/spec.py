@@ -1,0 +1,167 @@
+"""What a person asks for: one machine, as the command line, Python and files all say it.
+
+A specification is immutable and carries a version, so that a stored one is read for what it is.
+Sizes and ports may be written as people write them (``512M``, ``8080:80``); they are kept as
+numbers. Everything that can be refused without looking at the host is refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from cerne.errors import DamagedError, InputError
+from cerne.manager.names import check_name
+from cerne.network.ports import PublishedPort, parse_publish
+from cerne.units import GIB, MIB, format_size, parse_size
+
+SMALLEST_MEMORY = 32 * MIB
+LARGEST_MEMORY = 64 * 1024 * GIB
+MOST_CPUS = 255
+SMALLEST_DISK = MIB
+LARGEST_DISK = 64 * 1024 * GIB
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Mount(_Part):
+    """A directory of the host, at a place in the guest."""
+
+    source: Path
+    target: str
+    read_only: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The mount that ``SOURCE:TARGET[:ro|:rw]`` names.
+
+        Raises:
+            InputError: it is written otherwise, or the guest's path is not absolute.
+        """
+        source, _, rest = text.partition(":")
+        target, _, mode = rest.partition(":")
+        if not source or not target.startswith("/") or mode not in ("", "ro", "rw"):
+            raise InputError(
+                f"{text!r} is not a mount",
+                hint="write it as SOURCE:TARGET or SOURCE:TARGET:ro, TARGET an absolute path",
+            )
+        return cls(
+            source=Path(source).expanduser().absolute(), target=target, read_only=mode == "ro"
+        )
+
+
+def _port(value: object) -> object:
+    return parse_publish(value) if isinstance(value, str) else value
+
+
+def _mount(value: object) -> object:
+    return Mount.parse(value) if isinstance(value, str) else value
+
+
+def _bytes(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
+
+
+class MachineSpec(_Part):
+    """What one machine is to be. Make one with `machine_spec`, which refuses in words."""
+
+    version: Literal[1] = 1
+    name: str
+    image: str = "tiny"
+    cpus: int = 1
+    memory: Annotated[int, BeforeValidator(_bytes)] = 512 * MIB
+    """Bytes of guest memory."""
+    disk: Annotated[int | None, BeforeValidator(_bytes)] = None
+    """Bytes of the root disk; None for the image's own size."""
+    ports: tuple[Annotated[PublishedPort, BeforeValidator(_port)], ...] = ()
+    mounts: tuple[Annotated[Mount, BeforeValidator(_mount)], ...] = ()
+    labels: dict[str, str] = Field(default_factory=dict)
+    engine: Literal["auto", "native", "qemu"] = "auto"
+
+
+def machine_spec(**fields: object) -> MachineSpec:
+    """A specification of these fields (see `MachineSpec`), all of them checked.
+
+    Raises:
+        InputError: a field is unknown, or its value cannot be.
+    """
+    try:
+        spec = MachineSpec.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(
+            f"{where}: {first['msg'].lower()}", hint="see: cerne create --help"
+        ) from error
+    _check(spec)
+    return spec
+
+
+def stored_spec(text: str) -> MachineSpec:
+    """The specification that the store holds as JSON.
+
+    Raises:
+        DamagedError: it is none of this version.
+    """
+    try:
+        return MachineSpec.model_validate_json(text)
+    except ValidationError as error:
+        raise DamagedError(
+            "the machine's stored specification cannot be read",
+            hint="it was written by another version of Cerne: use that one",
+        ) from error
+
+
+def _check(spec: MachineSpec) -> None:
+    check_name(spec.name)
+    if not 1 <= spec.cpus <= MOST_CPUS:
+        raise InputError(
+            f"a machine cannot have {spec.cpus} CPUs", hint=f"ask for 1 to {MOST_CPUS}"
+        )
+    _check_size("memory", spec.memory, SMALLEST_MEMORY, LARGEST_MEMORY)
+    if spec.memory % MIB:
+        raise InputError(f"memory of {spec.memory} bytes", hint="ask for a whole number of MiB")
+    if spec.disk is not None:
+        _check_size("a disk", spec.disk, SMALLEST_DISK, LARGEST_DISK)
+    _check_unique([(p.host_address, p.host_port, p.protocol) for p in spec.ports], "port")
+    _check_unique([mount.target for mount in spec.mounts], "mount's target")
+    for port in spec.ports:
+        _check_port(port)
+    for mount in spec.mounts:
+        _check_mount(mount)
+
+
+def _check_size(what: str, size: int, smallest: int, largest: int) -> None:
+    if not smallest <= size <= largest:
+        raise InputError(
+            f"{what} of {format_size(size)} cannot be",
+            hint=f"ask for {format_size(smallest)} to {format_size(largest)}",
+        )
+
+
+def _check_unique(values: Sequence[object], what: str) -> None:
+    for value in values:
+        if values.count(value) > 1:
+            raise InputError(f"the same {what} is asked for twice", hint="name each one once")
+
+
+def _check_port(port: PublishedPort) -> None:
+    for number in (port.host_port, port.guest_port):
+        if not 1 <= number <= 65535:
+            raise InputError(f"{number} is not a port", hint="ports are 1 to 65535")
+
+
+def _check_mount(mount: Mount) -> None:
+    if not mount.source.is_dir():
+        stands = "is no directory" if mount.source.exists() else "does not exist"
+        raise InputError(
+            f"{mount.source} cannot be mounted: it {stands}",
+            hint=f"make it first: mkdir -p {mount.source}",
+        )
+    if not mount.target.startswith("/") or "\0" in mount.target:
+        raise InputError(f"{mount.target!r} is no place in the guest", hint="give an absolute path")

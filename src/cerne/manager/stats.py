@@ -1,0 +1,69 @@
+"""What a running machine uses of its host, read from /proc (proc(5)) and its files."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne.errors import StateError
+
+if TYPE_CHECKING:
+    from cerne.manager.store import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What one machine uses of its host."""
+
+    uptime: float
+    """Seconds since its process was started."""
+    cpu_seconds: float
+    """CPU time of its process, vCPUs and devices together."""
+    resident: int
+    """Bytes of the host's memory that its process holds, guest memory and all."""
+    memory: int
+    """Bytes of guest memory that it was given."""
+    disk: int
+    """Bytes of the host's disk that its own files take."""
+    threads: int
+    """Threads of its process."""
+
+
+def measure(record: Record, directory: Path) -> Stats:
+    """Read what a machine uses now.
+
+    Raises:
+        StateError: it has just ended.
+    """
+    fields = _stat(record)
+    ticks = os.sysconf("SC_CLK_TCK")
+    return Stats(
+        uptime=max(0.0, time.time() - (record.started or time.time())),
+        cpu_seconds=(int(fields[11]) + int(fields[12])) / ticks,
+        resident=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
+        memory=record.memory,
+        disk=sum(_allocated(path) for path in directory.iterdir()),
+        threads=int(fields[17]),
+    )
+
+
+def _stat(record: Record) -> list[bytes]:
+    """The fields of the process's stat file after its name, so that field 3 is the first."""
+    ended = StateError(f"{record.name} has just ended", machine=record.name)
+    if record.process is None or not record.process.alive():
+        raise ended
+    try:
+        stat = Path(f"/proc/{record.process.pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ended from error
+    return stat.rpartition(b")")[2].split()
+
+
+def _allocated(path: Path) -> int:
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0

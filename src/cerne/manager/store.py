@@ -1,0 +1,381 @@
+"""What is known of machines across commands: SQLite in WAL mode, one transaction a change.
+
+The store says what was asked for and what was last seen. Whether a machine runs is told by its
+process alone (`ProcessIdentity`), never by a row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundError, StorageError
+from cerne.host.process import ProcessIdentity
+from cerne.units import format_size
+
+_VERSION = 1
+_BUSY_SECONDS = 20.0
+_EVENTS_KEPT = 10_000
+
+_SCHEMA = """
+CREATE TABLE machines (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    spec TEXT NOT NULL,
+    image TEXT NOT NULL,
+    digest TEXT NOT NULL,
+    cpus INTEGER NOT NULL,
+    memory INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL DEFAULT '',
+    engine TEXT NOT NULL DEFAULT '',
+    pid INTEGER,
+    start_time INTEGER,
+    boot_id TEXT,
+    created REAL NOT NULL,
+    started REAL,
+    ready REAL
+) STRICT;
+CREATE TABLE events (
+    number INTEGER PRIMARY KEY AUTOINCREMENT,
+    time REAL NOT NULL,
+    machine TEXT NOT NULL,
+    name TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    detail TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX events_of_machine ON events (machine);
+"""
+
+
+class State(StrEnum):
+    """Where a machine is in its life."""
+
+    DEFINED = "defined"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def live(self) -> bool:
+        """Whether a machine in this state has a process, or is about to."""
+        return self in _LIVE
+
+
+_LIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One machine's row. Times are seconds since the epoch."""
+
+    id: str
+    name: str
+    spec: str
+    """The machine's specification, as JSON."""
+    image: str
+    digest: str
+    """The image's digest, which holds whatever its name comes to mean later."""
+    cpus: int
+    memory: int
+    """Bytes."""
+    state: State
+    reason: str
+    """Why it failed or stopped; empty otherwise."""
+    engine: str
+    """The engine that it last ran on; empty before its first start."""
+    process: ProcessIdentity | None
+    created: float
+    started: float | None
+    ready: float | None
+    """When this run's guest was ready; None until then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a machine."""
+
+    number: int
+    time: float
+    """Seconds since the epoch."""
+    machine: str
+    """The machine's ID."""
+    name: str
+    """The name that it had then."""
+    kind: str
+    detail: str
+
+
+class Store:
+    """The database of machines and events, open for the life of this object."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the store, or make it.
+
+        Raises:
+            DamagedError: the file is no store, or one of a newer Cerne.
+            StorageError: it cannot be written.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        with self._errors():
+            self._database = sqlite3.connect(
+                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            )
+            self._database.row_factory = sqlite3.Row
+            self._prepare()
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def add(self, record: Record) -> None:
+        """Add a machine.
+
+        Raises:
+            ConflictError: its name is in use.
+        """
+        with self._transaction() as database:
+            try:
+                database.execute(
+                    "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state,"
+                    " created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        record.id,
+                        record.name,
+                        record.spec,
+                        record.image,
+                        record.digest,
+                        record.cpus,
+                        record.memory,
+                        record.state,
+                        record.created,
+                    ),
+                )
+            except sqlite3.IntegrityError as error:
+                raise name_in_use(record.name) from error
+            _note(database, record.id, record.name, "created", record.image)
+
+    def find(self, name: str) -> Record | None:
+        """The machine of this name or ID, or None."""
+        rows = self._rows("WHERE name = ? OR id = ?", (name, name))
+        return rows[0] if rows else None
+
+    def get(self, machine_id: str) -> Record:
+        """The machine of this ID.
+
+        Raises:
+            NotFoundError: it has been removed.
+        """
+        rows = self._rows("WHERE id = ?", (machine_id,))
+        if not rows:
+            raise NotFoundError("the machine has been removed", hint="see: cerne ls")
+        return rows[0]
+
+    def machines(self) -> list[Record]:
+        """All machines, the oldest first."""
+        return self._rows("ORDER BY created, name", ())
+
+    def reserve(self, record: Record, engine: str, memory_limit: int) -> None:
+        """Move a machine to ``starting``, its memory counted against the host's.
+
+        Raises:
+            CapacityError: the running machines' memory and its own exceed `memory_limit` bytes.
+        """
+        with self._transaction() as database:
+            states = ",".join(f"'{state}'" for state in sorted(_LIVE))
+            query = f"SELECT total(memory) FROM machines WHERE state IN ({states}) AND id != ?"
+            used = int(database.execute(query, (record.id,)).fetchone()[0])
+            if used + record.memory > memory_limit:
+                raise CapacityError(
+                    f"{record.name} wants {format_size(record.memory)} of memory, and"
+                    f" {format_size(max(0, memory_limit - used))} of this host's"
+                    f" {format_size(memory_limit)} are not promised to others",
+                    hint="stop a machine that is not needed, or ask for less with --memory",
+                    machine=record.name,
+                )
+            self._write(
+                database,
+                record,
+                {"state": State.STARTING, "reason": "", "engine": engine, "ready": None},
+                "starting",
+                engine,
+            )
+
+    def change(
+        self, record: Record, state: State, *, reason: str = "", kind: str | None = None
+    ) -> Record:
+        """Move a machine to a state, with an event of that name or of `kind`; its new record.
+
+        In a state without a process the process is forgotten.
+        """
+        values: dict[str, str | float | None] = {"state": state, "reason": reason}
+        if not state.live:
+            values |= {"pid": None, "start_time": None, "boot_id": None, "ready": None}
+        with self._transaction() as database:
+            self._write(database, record, values, kind or state, reason)
+        return self.get(record.id)
+
+    def set_process(self, record: Record, process: ProcessIdentity) -> Record:
+        """Move a machine to ``running`` in this process; its new record."""
+        values: dict[str, str | float | None] = {
+            "state": State.RUNNING,
+            "pid": process.pid,
+            "start_time": process.start_time,
+            "boot_id": process.boot_id,
+            "started": time.time(),
+        }
+        with self._transaction() as database:
+            self._write(database, record, values, "started", f"process {process.pid}")
+        return self.get(record.id)
+
+    def set_ready(self, record: Record) -> Record:
+        """Note that a machine's guest is ready; its new record."""
+        with self._transaction() as database:
+            self._write(database, record, {"ready": time.time()}, "ready", "")
+        return self.get(record.id)
+
+    def rename(self, record: Record, name: str, spec: str) -> None:
+        """Give a machine another name, and the specification that says so.
+
+        Raises:
+            ConflictError: the name is in use.
+        """
+        with self._transaction() as database:
+            try:
+                self._write(database, record, {"name": name, "spec": spec}, "renamed", f"to {name}")
+            except sqlite3.IntegrityError as error:
+                raise name_in_use(name) from error
+
+    def remove(self, record: Record) -> None:
+        """Forget a machine; its events are kept."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM machines WHERE id = ?", (record.id,))
+            _note(database, record.id, record.name, "removed", "")
+
+    def events(self, after: int = 0, machine_id: str | None = None) -> list[Event]:
+        """Events with a number above `after`, of all machines or of one, the oldest first."""
+        with self._errors(), self._lock:
+            rows = self._database.execute(
+                "SELECT number, time, machine, name, kind, detail FROM events"
+                " WHERE number > ?1 AND (?2 IS NULL OR machine = ?2) ORDER BY number",
+                (after, machine_id),
+            ).fetchall()
+        return [Event(*row) for row in rows]
+
+    def _prepare(self) -> None:
+        version = self._version()
+        if version == 0:
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._create()
+        elif version != _VERSION:
+            raise DamagedError(
+                f"{self._path} was written by another version of Cerne (store version {version})",
+                hint="use that version, or set CERNE_HOME to another directory",
+            )
+
+    def _create(self) -> None:
+        with self._transaction() as database:
+            # Another process may have made it since the version was read.
+            if self._version() == 0:
+                for statement in _SCHEMA.split(";\n"):
+                    database.execute(statement)
+                database.execute(f"PRAGMA user_version = {_VERSION}")
+
+    def _version(self) -> int:
+        return int(self._database.execute("PRAGMA user_version").fetchone()[0])
+
+    def _rows(self, clause: str, values: tuple[str, ...]) -> list[Record]:
+        with self._errors(), self._lock:
+            rows = self._database.execute(f"SELECT * FROM machines {clause}", values).fetchall()
+        return [_record(row) for row in rows]
+
+    def _write(
+        self,
+        database: sqlite3.Connection,
+        record: Record,
+        values: Mapping[str, str | float | None],
+        kind: str,
+        detail: str,
+    ) -> None:
+        columns = ", ".join(f"{column} = ?" for column in values)
+        changed = database.execute(
+            f"UPDATE machines SET {columns} WHERE id = ?",
+            (*values.values(), record.id),
+        ).rowcount
+        if not changed:
+            raise NotFoundError(f"{record.name} has been removed", hint="see: cerne ls")
+        _note(database, record.id, record.name, kind, detail)
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._errors(), self._lock:
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StorageError(
+                f"{self._path} cannot be used: {error}",
+                hint=f"see that {self._path.parent} is writable and has space: df -h",
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise DamagedError(
+                f"{self._path} is damaged: {error}",
+                hint=f"move {self._path} away; the machines' disks are beside it",
+            ) from error
+
+
+def name_in_use(name: str) -> ConflictError:
+    """The error that a name is another machine's."""
+    return ConflictError(
+        f"a machine named {name} is there already",
+        hint=f"take another name, or remove that one: cerne rm {name}",
+        machine=name,
+    )
+
+
+def _note(database: sqlite3.Connection, machine_id: str, name: str, kind: str, detail: str) -> None:
+    number = database.execute(
+        "INSERT INTO events (time, machine, name, kind, detail) VALUES (?, ?, ?, ?, ?)",
+        (time.time(), machine_id, name, kind, detail),
+    ).lastrowid
+    database.execute("DELETE FROM events WHERE number <= ?", ((number or 0) - _EVENTS_KEPT,))
+
+
+def _record(row: sqlite3.Row) -> Record:
+    pid = row["pid"]
+    return Record(
+        id=row["id"],
+        name=row["name"],
+        spec=row["spec"],
+        image=row["image"],
+        digest=row["digest"],
+        cpus=row["cpus"],
+        memory=row["memory"],
+        state=State(row["state"]),
+        reason=row["reason"],
+        engine=row["engine"],
+        process=None if pid is None else ProcessIdentity(pid, row["start_time"], row["boot_id"]),
+        created=row["created"],
+        started=row["started"],
+        ready=row["ready"],
+    )

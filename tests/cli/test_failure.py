@@ -1,0 +1,48 @@
+"""How commands fail: one line, a remedy, a status that does not change."""
+
+from __future__ import annotations
+
+import pytest
+
+from cerne.cli.failure import own_failures_are_125, reported
+from cerne.errors import GuestError, InputError, InterruptedByUserError, NotFoundError
+
+
+def _status(error: BaseException) -> object:
+    with pytest.raises(SystemExit) as caught, reported():
+        raise error
+    return caught.value.code
+
+
+def test_a_failure_is_one_line_and_its_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _status(NotFoundError("there is no machine named x", hint="see: cerne ls")) == 3
+    assert capsys.readouterr().err == "cerne: there is no machine named x\n  see: cerne ls\n"
+
+
+def test_text_from_a_guest_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    _status(GuestError("it said \x1b[2J"))
+    assert "\x1b" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (InputError("x"), 2),
+        (KeyboardInterrupt(), 130),
+        (InterruptedByUserError("x"), 130),
+        (OSError(28, "No space left on device"), 1),
+    ],
+)
+def test_statuses(error: BaseException, status: int) -> None:
+    assert _status(error) == status
+
+
+def test_cernes_own_failure_is_not_the_guests_status() -> None:
+    with pytest.raises(SystemExit) as caught, own_failures_are_125():
+        raise NotFoundError("there is no machine named x")
+    assert caught.value.code == 125
+
+
+def test_what_is_no_failure_passes() -> None:
+    with reported(), own_failures_are_125():
+        pass

@@ -1,0 +1,54 @@
+"""What commands print."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerne.cli.output import age, print_fields, print_json, print_table, printable
+
+
+def test_a_table_is_aligned_and_has_no_colours_in_a_pipe(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    print_table(("NAME", "STATE"), [("a-long-name", "running"), ("b", "failed")], {"failed": "red"})
+    assert capsys.readouterr().out.splitlines() == [
+        "NAME         STATE",
+        "a-long-name  running",
+        "b            failed",
+    ]
+
+
+def test_an_empty_table_has_its_headings(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(("NAME", "STATE"), [])
+    assert capsys.readouterr().out == "NAME  STATE\n"
+
+
+def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    print_fields({"id": "1", "state": "on"})
+    assert capsys.readouterr().out == "id     1\nstate  on\n"
+
+
+def test_json_keeps_letters_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"name": "é"})
+    assert '"é"' in capsys.readouterr().out
+
+
+@given(st.text())
+def test_nothing_printable_steers_a_terminal(text: str) -> None:
+    shown = printable(text)
+    assert "\x1b" not in shown
+    assert "\x9b" not in shown
+    assert "\r" not in shown
+    assert "\n" not in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "0s"), (59, "59s"), (61, "1m"), (7300, "2h"), (200_000, "2d")]
+)
+def test_ages_are_said_in_their_largest_unit(seconds: int, said: str) -> None:
+    # Half a second of slack, so that the time the test itself takes does not count.
+    assert age(datetime.now(UTC) - timedelta(seconds=seconds + 0.5)) == said

@@ -1,0 +1,145 @@
+"""End to end: the command line, as a user has it, against real guests."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+_CERNE = Path(sys.executable).with_name("cerne")
+
+
+class Cerne:
+    """The command line, in a home of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environment = {**os.environ, "CERNE_HOME": str(home), "TERM": "xterm"}
+        self.program = str(_CERNE)
+
+    def __call__(
+        self, *words: str, stdin: bytes = b"", timeout: float = 240
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command to its end, whatever that is."""
+        return subprocess.run(
+            [self.program, *words],
+            input=stdin,
+            capture_output=True,
+            timeout=timeout,
+            env=self.environment,
+            check=False,
+        )
+
+    def ok(self, *words: str, stdin: bytes = b"", timeout: float = 240) -> str:
+        """What a command that must succeed prints."""
+        done = self(*words, stdin=stdin, timeout=timeout)
+        assert done.returncode == 0, f"cerne {' '.join(words)}: {done.stderr.decode()}"
+        return done.stdout.decode()
+
+    def refused(self, *words: str, status: int | None = None) -> str:
+        """What a command that must be refused says, which is never a traceback."""
+        done = self(*words)
+        said = done.stderr.decode()
+        assert done.returncode != 0, f"cerne {' '.join(words)} was not refused"
+        assert status is None or done.returncode == status, said
+        assert "Traceback" not in said
+        assert said.startswith("cerne: "), said
+        return said
+
+    def begin(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start a command and go on, in a process group of its own."""
+        return subprocess.Popen(
+            [self.program, *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=self.environment,
+            start_new_session=True,
+        )
+
+    def machine(self, name: str) -> dict[str, object]:
+        """What inspect says of a machine."""
+        found: dict[str, object] = json.loads(self.ok("inspect", "--json", name))
+        return found
+
+    def names(self) -> list[str]:
+        """The names of all machines."""
+        return self.ok("ls", "--quiet").split()
+
+    def leftovers(self) -> list[str]:
+        """Directories of machines, and processes that name this home."""
+        found = [str(path) for path in (self.home / "machines").iterdir()]
+        found += [str(path) for path in (self.home / "run" / "m").iterdir()]
+        return found + [f"process {pid}" for pid in self.processes()]
+
+    def processes(self) -> list[int]:
+        """Processes of virtual machines of this home."""
+        marker = str(self.home / "run").encode()
+        found = []
+        for entry in Path("/proc").iterdir():
+            if not entry.name.isdecimal():
+                continue
+            try:
+                command = (entry / "cmdline").read_bytes()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if marker in command and not command.startswith(sys.executable.encode()):
+                found.append(int(entry.name))
+        return found
+
+
+@pytest.fixture(scope="session")
+def _session_home() -> Iterator[Path]:
+    directory = Path(tempfile.mkdtemp(prefix="cerne-", dir="/tmp"))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def _built(_session_home: Path, qemu: Path) -> Cerne:
+    cerne = Cerne(_session_home)
+    cerne.ok("image", "build", "tiny", timeout=280)
+    return cerne
+
+
+@pytest.fixture
+def cerne(_built: Cerne) -> Iterator[Cerne]:
+    """The command line, the tiny image built; no machine outlives a test."""
+    yield _built
+    for name in _built.names():
+        _built("rm", "--force", name)
+    assert _built.leftovers() == []
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Waits until something is so, half a minute at most."""
+
+    def wait(so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not so():
+            assert time.monotonic() < deadline, "it never came to be so"
+            time.sleep(0.05)
+
+    return wait
+
+
+@pytest.fixture
+def interrupt() -> Callable[[subprocess.Popen[bytes]], int]:
+    """Presses Ctrl-C in a command's terminal and waits for its end; its exit status."""
+
+    def press(process: subprocess.Popen[bytes]) -> int:
+        os.killpg(process.pid, signal.SIGINT)
+        process.communicate(timeout=60)
+        return process.returncode
+
+    return press

@@ -1,0 +1,149 @@
+"""Machines live as their state machine says, whatever is killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+from tests.e2e.conftest import Cerne
+
+Eventually = Callable[[Callable[[], bool]], None]
+Interrupt = Callable[[subprocess.Popen[bytes]], int]
+
+
+def _pid(cerne: Cerne, name: str) -> int:
+    pid = cerne.machine(name)["pid"]
+    assert isinstance(pid, int)
+    return pid
+
+
+def test_a_life(cerne: Cerne) -> None:
+    assert cerne.ok("create", "--name", "a", "tiny") == "a\n"
+    assert cerne.machine("a")["state"] == "defined"
+    cerne.ok("start", "a")
+    assert "running already" in cerne.refused("start", "a", status=4)
+    cerne.ok("pause", "a")
+    assert cerne.machine("a")["state"] == "paused"
+    assert "resume it" in cerne.refused("exec", "a", "true", status=125)
+    cerne.ok("resume", "a")
+    assert cerne.ok("exec", "a", "echo", "awake") == "awake\n"
+    cerne.ok("restart", "a")
+    assert "running" in cerne.refused("rename", "a", "b", status=4)
+    cerne.ok("stop", "a")
+    stopped = cerne.machine("a")
+    assert (stopped["state"], stopped["reason"], stopped["pid"]) == ("stopped", "shut down", None)
+    cerne.ok("rename", "a", "b")
+    cerne.ok("start", "b")
+    assert "cerne rm --force b" in cerne.refused("rm", "b", status=4)
+    cerne.ok("kill", "b")
+    assert cerne.machine("b")["reason"] == "killed"
+    assert cerne.ok("wait", "b") == "stopped\n"
+    cerne.ok("rm", "b")
+    assert cerne.names() == []
+
+
+def test_a_guest_that_shuts_itself_down_is_stopped(cerne: Cerne) -> None:
+    cerne.ok("run", "-d", "--name", "a", "tiny")
+    cerne("exec", "a", "poweroff")
+    assert cerne.ok("wait", "--timeout", "60s", "a") == "stopped\n"
+
+
+def test_a_process_killed_by_hand_is_noticed(cerne: Cerne) -> None:
+    cerne.ok("run", "-d", "--name", "a", "tiny")
+    os.kill(_pid(cerne, "a"), signal.SIGKILL)
+    assert cerne.ok("wait", "--timeout", "10s", "a") == "failed\n"
+    assert "killed" in str(cerne.machine("a")["reason"])
+    cerne.ok("start", "a")
+    assert cerne.ok("exec", "a", "echo", "again") == "again\n"
+
+
+def test_a_guest_that_does_not_shut_down_is_killed(cerne: Cerne) -> None:
+    cerne.ok("run", "-d", "--name", "a", "tiny")
+    os.kill(_pid(cerne, "a"), signal.SIGSTOP)
+    cerne.ok("stop", "--timeout", "1s", "a")
+    assert "did not shut down within 1 s" in str(cerne.machine("a")["reason"])
+
+
+def test_a_command_killed_midway_leaves_what_the_next_one_mends(
+    cerne: Cerne, eventually: Eventually
+) -> None:
+    for moment in (0.1, 0.25, 0.4, 0.7):
+        name = f"a{int(moment * 100)}"
+        command = cerne.begin("run", "-d", "--name", name, "tiny")
+        time.sleep(moment)
+        os.killpg(command.pid, signal.SIGKILL)
+        command.communicate()
+        if name in cerne.names():
+            assert cerne.machine(name)["state"] in ("defined", "failed", "running")
+            cerne.ok("rm", "--force", name)
+        eventually(lambda: cerne.processes() == [])
+    cerne.ok("create", "--name", "after", "tiny")
+
+
+def test_ctrl_c_undoes_what_was_begun(cerne: Cerne, interrupt: Interrupt) -> None:
+    for moment in (0.3, 0.6, 0.9):
+        command = cerne.begin("run", "--name", "a", "tiny", "--", "sleep", "1000")
+        time.sleep(moment)
+        if command.poll() is None:
+            interrupt(command)
+        cerne("rm", "--force", "a")
+        assert cerne.processes() == []
+    command = cerne.begin("run", "--rm", "tiny", "--", "sleep", "1000")
+    time.sleep(6)
+    assert interrupt(command) in (130, 128 + 2)
+    assert cerne.names() == []
+
+
+def test_two_commands_on_one_machine(cerne: Cerne) -> None:
+    cerne.ok("create", "--name", "a", "tiny")
+    both = [cerne.begin("start", "a") for _ in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in both]
+    assert sorted(process.returncode for process in both) == [0, 4], said
+    assert cerne.ok("exec", "a", "echo", "one") == "one\n"
+
+
+def test_a_name_is_given_once(cerne: Cerne) -> None:
+    both = [cerne.begin("create", "--name", "a", "tiny") for _ in range(2)]
+    for process in both:
+        process.communicate(timeout=60)
+    assert sorted(process.returncode for process in both) == [0, 4]
+    assert cerne.names() == ["a"]
+
+
+def test_a_restarted_host_is_told_from_a_crash(cerne: Cerne) -> None:
+    import sqlite3
+
+    cerne.ok("run", "-d", "--name", "a", "tiny")
+    pid = _pid(cerne, "a")
+    with sqlite3.connect(cerne.home / "store.sqlite") as database:
+        database.execute("UPDATE machines SET boot_id = 'an earlier boot'")
+    assert cerne.machine("a")["reason"] == "the host was restarted"
+    os.kill(pid, signal.SIGKILL)
+
+
+def test_ten_machines_at_once(cerne: Cerne) -> None:
+    names = [f"m{number}" for number in range(10)]
+    begun = [cerne.begin("run", "-d", "--name", n, "--memory", "128M", "tiny") for n in names]
+    for process in begun:
+        _, said = process.communicate(timeout=280)
+        assert process.returncode == 0, said.decode()
+    running = [machine["state"] for machine in json.loads(cerne.ok("ls", "--json"))]
+    assert running == ["running"] * 10
+    for name in names:
+        assert cerne.ok("exec", name, "hostname").strip() == name
+    cerne.ok("rm", "--force", *names)
+    assert cerne.leftovers() == []
+
+
+def test_more_memory_than_is_left_is_refused(cerne: Cerne) -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+    most = str(total * 3 // 5)
+    cerne.ok("create", "--name", "a", "--memory", f"{most}M", "tiny")
+    cerne.ok("create", "--name", "b", "--memory", f"{most}M", "tiny")
+    cerne.ok("start", "a")
+    assert "are not promised to others" in cerne.refused("start", "b", status=5)
+    assert cerne.machine("b")["state"] == "defined"

@@ -1,0 +1,222 @@
+"""`cerne run`, `exec`, `shell` and `cp`: an operating system with one command."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pexpect
+import pytest
+from tests.e2e.conftest import Cerne
+
+
+@pytest.fixture
+def web(cerne: Cerne) -> str:
+    """A running machine."""
+    return cerne.ok("run", "--detach", "--name", "web", "tiny").strip()
+
+
+def test_a_linux_says_its_name_and_is_gone(cerne: Cerne) -> None:
+    said = cerne.ok("run", "--rm", "tiny", "--", "uname", "-a")
+    assert said.startswith("Linux ")
+    assert cerne.names() == []
+    assert cerne.leftovers() == []
+
+
+def test_the_status_is_the_commands_own(cerne: Cerne) -> None:
+    done = cerne("run", "--rm", "tiny", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
+
+
+def test_commands_in_a_running_machine(cerne: Cerne, web: str) -> None:
+    assert cerne.ok("exec", web, "--", "cat", "/proc/sys/kernel/hostname").strip() == "web"
+    environment = cerne.ok("exec", "-e", "COLOUR=deep blue", web, "--", "sh", "-c", "echo $COLOUR")
+    assert environment == "deep blue\n"
+    assert cerne.ok("exec", "--workdir", "/tmp", web, "pwd") == "/tmp\n"
+    assert (
+        cerne.ok("exec", "-i", web, "--", "wc", "-c", stdin=b"x" * 1_000_000).strip() == "1000000"
+    )
+    killed = cerne("exec", web, "--", "sh", "-c", "kill -TERM $$")
+    assert killed.returncode == 128 + 15
+    missing = cerne("exec", web, "--", "no-such-program")
+    assert missing.returncode in (125, 127)
+    assert b"no-such-program" in missing.stderr
+
+
+def test_commands_run_side_by_side(cerne: Cerne, web: str) -> None:
+    running = [cerne.begin("exec", web, "--", "sh", "-c", f"sleep 1; echo {n}") for n in range(4)]
+    assert [process.communicate(timeout=60)[0] for process in running] == [
+        f"{n}\n".encode() for n in range(4)
+    ]
+
+
+def test_a_terminal_session(cerne: Cerne, web: str) -> None:
+    terminal = pexpect.spawn(
+        cerne.program,
+        ["shell", web],
+        env=cerne.environment,
+        dimensions=(31, 97),
+        timeout=30,
+        encoding="utf-8",
+    )
+    terminal.expect("[#$] ")
+    terminal.sendline("stty size")
+    terminal.expect("31 97")
+    terminal.setwinsize(42, 111)
+    terminal.expect("[#$] ")
+    terminal.sendline("sleep 0.2; stty size")
+    terminal.expect("42 111")
+    terminal.sendline("sleep 1000")
+    terminal.sendcontrol("c")
+    terminal.sendline("exit 3")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 3
+
+
+def test_the_console_is_left_by_its_key(cerne: Cerne, web: str) -> None:
+    terminal = pexpect.spawn(
+        cerne.program, ["console", web], env=cerne.environment, timeout=30, encoding="utf-8"
+    )
+    terminal.expect("leaves it")
+    terminal.sendline("")
+    terminal.sendline("echo $((6 * 7))")
+    terminal.expect("42")
+    terminal.send("\x1d")
+    terminal.expect("Left web")
+    terminal.expect(pexpect.EOF)
+    assert cerne.machine(web)["state"] == "running"
+
+
+def test_files_go_in_and_out_unharmed(cerne: Cerne, web: str, tmp_path: Path) -> None:
+    large = tmp_path / "large"
+    block = os.urandom(1 << 20)
+    with large.open("wb") as file:
+        for _ in range(100):
+            file.write(block)
+    cerne.ok("cp", str(large), f"{web}:/tmp/large")
+    cerne.ok("cp", f"{web}:/tmp/large", str(tmp_path / "back"))
+    assert _digest(tmp_path / "back") == _digest(large)
+
+
+def test_directories_go_in_and_out(cerne: Cerne, web: str, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    (tree / "inner").mkdir(parents=True)
+    (tree / "inner" / "script").write_text("#!/bin/sh\necho ran\n")
+    (tree / "inner" / "script").chmod(0o755)
+    (tree / "link").symlink_to("inner/script")
+    cerne.ok("cp", str(tree), f"{web}:/tmp/tree")
+    assert cerne.ok("exec", web, "/tmp/tree/link") == "ran\n"
+    cerne.ok("cp", f"{web}:/tmp/tree", str(tmp_path / "back"))
+    assert (tmp_path / "back" / "inner" / "script").stat().st_mode & 0o111
+    assert (tmp_path / "back" / "link").readlink() == Path("inner/script")
+
+
+def test_a_copy_that_cannot_be_is_refused(cerne: Cerne, web: str, tmp_path: Path) -> None:
+    assert "here" in cerne.refused("cp", "/etc/passwd", "/tmp/x")
+    cerne.refused("cp", f"{web}:/no/such/file", str(tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+    cerne.refused("cp", str(tmp_path / "missing"), f"{web}:/tmp/x")
+
+
+def test_a_published_port_leads_to_a_web_server(
+    cerne: Cerne, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    port = _free_port()
+    cerne.ok("run", "-d", "--name", "www", "--publish", f"{port}:80", "tiny")
+    serve = "mkdir -p /www && echo heartwood > /www/index.html && httpd -p 80 -h /www"
+    cerne.ok("exec", "www", "--", "sh", "-c", serve)
+    eventually(lambda: _fetched(port) == "heartwood\n")
+    assert "in use" in cerne.refused("run", "--rm", "--publish", f"{port}:80", "tiny", "true")
+    assert cerne.names() == ["www"]
+
+
+def test_a_guest_reaches_a_server_on_the_host(cerne: Cerne, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("from the host\n")
+    port = _free_port()
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        fetch = f"wget -q -O - http://10.0.2.2:{port}/file"
+        assert cerne.ok("run", "--rm", "tiny", "--", "sh", "-c", fetch) == "from the host\n"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_a_directory_of_the_host_is_mounted(cerne: Cerne, tmp_path: Path) -> None:
+    (tmp_path / "in").write_text("seen\n")
+    script = "cat /mnt/here/in && echo written > /mnt/here/out"
+    mount = f"{tmp_path}:/mnt/here"
+    assert cerne.ok("run", "--rm", "--mount", mount, "tiny", "--", "sh", "-c", script) == "seen\n"
+    assert (tmp_path / "out").read_text() == "written\n"
+    done = cerne("run", "--rm", "--mount", f"{mount}:ro", "tiny", "--", "touch", "/mnt/here/no")
+    assert done.returncode != 0
+    assert not (tmp_path / "no").exists()
+
+
+def test_the_library_does_what_the_command_line_does(cerne: Cerne) -> None:
+    script = """
+import cerne
+with cerne.run("tiny", memory="256M", labels={"of": "test"}) as vm:
+    assert vm.state == "running"
+    done = vm.exec(["sh", "-c", "cat; exit 4"], stdin=b"round trip")
+    assert (done.status, done.stdout) == (4, b"round trip"), done
+    name = vm.name
+assert name not in [machine.name for machine in cerne.Manager().machines()]
+"""
+    subprocess.run([sys.executable, "-c", script], env=cerne.environment, check=True, timeout=120)
+
+
+def test_the_library_from_asyncio(cerne: Cerne) -> None:
+    script = """
+import asyncio, cerne
+async def name(number):
+    async with cerne.run_async("tiny", memory="128M") as vm:
+        return (await asyncio.to_thread(vm.exec, ["echo", str(number)])).stdout
+async def main():
+    assert await asyncio.gather(name(1), name(2)) == [b"1\\n", b"2\\n"]
+asyncio.run(main())
+"""
+    subprocess.run([sys.executable, "-c", script], env=cerne.environment, check=True, timeout=120)
+
+
+def test_listings_are_also_for_programs(cerne: Cerne, web: str) -> None:
+    (listed,) = json.loads(cerne.ok("ls", "--json"))
+    assert (listed["name"], listed["state"], listed["image"]) == ("web", "running", "tiny")
+    (used,) = json.loads(cerne.ok("stats", "--json"))
+    assert used["resident_bytes"] > 50_000_000
+    kinds = [event["kind"] for event in json.loads(cerne.ok("events", web, "--json"))]
+    assert kinds == ["created", "starting", "started", "ready"]
+    assert "\x1b" not in cerne.ok("ls")
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def _fetched(port: int) -> str:
+    from urllib.error import URLError
+    from urllib.request import urlopen
+
+    try:
+        with urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+            text: bytes = answer.read()
+    except (URLError, OSError):
+        return ""
+    return text.decode()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,103 @@
+"""What the manager's tests share."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cerne.engine.base import Ending, LaunchPlan
+from cerne.errors import CerneError
+from cerne.host.process import ProcessIdentity
+from cerne.manager import Home, Manager
+from cerne.manager.store import Record, State
+from cerne.units import MIB
+
+
+@pytest.fixture
+def new_record() -> Callable[[str], Record]:
+    """Makes records of machines that were just defined."""
+
+    def make(name: str) -> Record:
+        return Record(
+            id=uuid.uuid4().hex[:12],
+            name=name,
+            spec="{}",
+            image="tiny",
+            digest="sha256:0",
+            cpus=1,
+            memory=512 * MIB,
+            state=State.DEFINED,
+            reason="",
+            engine="",
+            process=None,
+            created=time.time(),
+            started=None,
+            ready=None,
+        )
+
+    return make
+
+
+class FakeEngine:
+    """An engine whose machines are sleeping processes, and which fails where it is told to."""
+
+    name = "fake"
+
+    def __init__(self) -> None:
+        self.plans: list[LaunchPlan] = []
+        self.refusal: CerneError | None = None
+        self.failure: BaseException | None = None
+        self.how_it_ended = Ending(orderly=False, reason="its process was killed")
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def require(self, plan: LaunchPlan) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+
+    def start(self, plan: LaunchPlan) -> ProcessIdentity:
+        self.plans.append(plan)
+        # Its argv[0] names the runtime directory, as every engine's command line does.
+        sleeper = subprocess.Popen([f"{plan.runtime}/sleeper", "1000"], executable="/bin/sleep")
+        self._processes.append(sleeper)
+        while not Path(f"/proc/{sleeper.pid}/cmdline").read_bytes():
+            pass  # in the midst of its exec it has none
+        if self.failure is not None:
+            raise self.failure
+        identity = ProcessIdentity.of(sleeper.pid)
+        assert identity is not None
+        return identity
+
+    def ending(self, logs: Path) -> Ending:
+        return self.how_it_ended
+
+    def running(self) -> int:
+        """How many of its processes run."""
+        return sum(process.poll() is None for process in self._processes)
+
+    def close(self) -> None:
+        """Kill whatever a test left."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def engine() -> Iterator[FakeEngine]:
+    fake = FakeEngine()
+    yield fake
+    fake.close()
+
+
+@pytest.fixture
+def manager(home: Path, engine: FakeEngine, tmp_path: Path) -> Manager:
+    """A manager over the fake engine, with one image: an empty disk named ``blank``."""
+    made = Manager(Home.of_this_user(), lambda _requested: engine)
+    raw = tmp_path / "blank.raw"
+    raw.write_bytes(bytes(1 << 20))
+    made.images.import_(str(raw), "blank")
+    return made

@@ -1,0 +1,53 @@
+"""Where everything lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cerne.errors import HostError, InputError, StorageError
+from cerne.manager import home as home_module
+from cerne.manager.home import Home
+
+
+def test_cerne_home_moves_data_and_runtime(home: Path) -> None:
+    found = Home.of_this_user()
+    assert found.store.is_relative_to(home)
+    assert found.machines_runtime.is_relative_to(home)
+    assert found.machines.is_dir()
+    assert found.machines.stat().st_mode & 0o077 == 0
+
+
+def test_without_it_the_desktop_conventions_hold(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("CERNE_HOME", raising=False)
+    monkeypatch.delenv("CERNE_CACHE", raising=False)
+    # Root has directories of its own, which a test leaves alone.
+    monkeypatch.setattr(home_module, "_is_root", lambda: False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    found = Home.of_this_user()
+    assert found.data == tmp_path / "data" / "cerne"
+    assert found.runtime == tmp_path / "run" / "cerne"
+
+
+def test_a_path_too_long_for_sockets_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CERNE_HOME", str(tmp_path / ("x" * 100)))
+    with pytest.raises(InputError) as caught:
+        Home.of_this_user()
+    assert "CERNE_HOME" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CERNE_HOME", str(tmp_path / "file" / "home"))
+    with pytest.raises((HostError, StorageError)) as caught:
+        Home.of_this_user()
+    assert "CERNE_HOME" in caught.value.hint

@@ -1,0 +1,269 @@
+"""The life of a machine, over an engine that only pretends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+from tests.manager.conftest import FakeEngine
+
+from cerne.engine.base import Ending
+from cerne.errors import (
+    BusyError,
+    CapacityError,
+    ConflictError,
+    EngineError,
+    HostError,
+    InputError,
+    NotFoundError,
+    StateError,
+)
+from cerne.manager import Manager, State
+from cerne.manager.lock import held
+from cerne.manager.machine import Machine
+from cerne.manager.spec import MachineSpec, machine_spec
+
+
+def _spec(**fields: object) -> MachineSpec:
+    return machine_spec(**{"name": "web", "image": "blank", "memory": "64M", **fields})
+
+
+@pytest.fixture
+def machine(manager: Manager) -> Machine:
+    return manager.create(_spec())
+
+
+def _state(machine: Machine) -> State:
+    # Asked anew each time, which a type checker would not do for an attribute.
+    return machine.state
+
+
+def _pid(machine: Machine) -> int:
+    process = machine.record.process
+    assert process is not None
+    return process.pid
+
+
+def test_a_life(manager: Manager, machine: Machine, engine: FakeEngine) -> None:
+    assert _state(machine) is State.DEFINED
+    machine.start()
+    assert _state(machine) is State.RUNNING
+    (plan,) = engine.plans
+    assert (plan.name, plan.cpus, plan.memory) == ("web", 1, 64 << 20)
+    assert plan.disks[0].path.exists()
+    machine.kill()
+    assert (_state(machine), machine.record.reason) == (State.STOPPED, "killed")
+    assert engine.running() == 0
+    machine.start()
+    machine.remove(force=True)
+    assert manager.machines() == []
+    assert list(manager.home.machines.iterdir()) == []
+    assert list(manager.home.machines_runtime.iterdir()) == []
+    assert list(manager.home.locks.iterdir()) == []
+
+
+def test_it_is_found_by_name_and_by_id(manager: Manager, machine: Machine) -> None:
+    assert manager.get("web").id == machine.id
+    assert manager.get(machine.id).name == "web"
+    with pytest.raises(NotFoundError, match="no machine named other"):
+        manager.get("other")
+
+
+def test_starting_twice_is_refused(machine: Machine, engine: FakeEngine) -> None:
+    machine.start()
+    with pytest.raises(StateError, match="running already"):
+        machine.start()
+    assert len(engine.plans) == 1
+
+
+def test_a_machine_that_runs_is_not_removed(machine: Machine) -> None:
+    machine.start()
+    with pytest.raises(StateError) as caught:
+        machine.remove()
+    assert "--force" in caught.value.hint
+
+
+def test_operations_on_a_machine_that_does_not_run(machine: Machine) -> None:
+    machine.stop()
+    machine.kill()
+    for operation in (machine.pause, machine.resume, machine.agent, machine.stats, machine.console):
+        with pytest.raises(StateError, match="web is defined"):
+            operation()
+    assert _state(machine) is State.DEFINED
+
+
+def test_renaming(manager: Manager, machine: Machine) -> None:
+    manager.create(_spec(name="other"))
+    with pytest.raises(ConflictError):
+        machine.rename("other")
+    with pytest.raises(InputError):
+        machine.rename("a/b")
+    machine.rename("renamed")
+    assert manager.get("renamed").spec.name == "renamed"
+    machine.start()
+    with pytest.raises(StateError):
+        machine.rename("again")
+
+
+def test_a_process_killed_by_hand_is_noticed(machine: Machine) -> None:
+    machine.start()
+    os.kill(_pid(machine), signal.SIGKILL)
+    assert machine.wait(timeout=10) is State.FAILED
+    assert machine.record.reason == "its process was killed"
+
+
+def test_a_guest_that_shut_down_is_stopped(machine: Machine, engine: FakeEngine) -> None:
+    machine.start()
+    engine.how_it_ended = Ending(orderly=True, reason="the guest shut down")
+    os.kill(_pid(machine), signal.SIGTERM)
+    assert machine.wait(timeout=10) is State.STOPPED
+    assert machine.record.reason == "the guest shut down"
+
+
+def test_an_engine_that_refuses_changes_nothing(machine: Machine, engine: FakeEngine) -> None:
+    engine.refusal = HostError("no such thing here", hint="get one")
+    with pytest.raises(HostError):
+        machine.start()
+    assert _state(machine) is State.DEFINED
+
+
+@pytest.mark.parametrize("failure", [EngineError("it broke"), KeyboardInterrupt()])
+def test_a_start_that_fails_leaves_no_process(
+    machine: Machine, engine: FakeEngine, failure: BaseException
+) -> None:
+    engine.failure = failure
+    with pytest.raises(type(failure)):
+        machine.start()
+    assert engine.running() == 0
+    assert _state(machine) is State.FAILED
+    engine.failure = None
+    machine.start()
+    assert _state(machine) is State.RUNNING
+
+
+def test_a_start_whose_command_was_killed_is_put_right(
+    manager: Manager, machine: Machine, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise SystemExit
+
+    # As if the command had died after the process was there and before it was written down.
+    with monkeypatch.context() as patch:
+        patch.setattr("cerne.manager.store.Store.set_process", killed)
+        patch.setattr("cerne.manager.machine.kill_strays", lambda _: None)
+        patch.setattr("cerne.manager.machine.Machine._ended", killed)
+        with pytest.raises(SystemExit):
+            machine.start()
+    assert engine.running() == 1
+    found = manager.get("web")
+    assert found.state is State.FAILED
+    assert found.record.reason == "the command that started it was interrupted"
+    assert engine.running() == 0
+
+
+def test_what_an_interrupted_create_left_is_swept(manager: Manager, machine: Machine) -> None:
+    left = manager.home.machine_directory("0123456789ab")
+    left.mkdir()
+    (left / "root.qcow2").write_bytes(b"x")
+    busy = manager.home.machine_directory("ba9876543210")
+    busy.mkdir()
+    with held(manager.home.machine_lock("ba9876543210"), "create", "other"):
+        manager.create(_spec(name="next"))
+    assert not left.exists()
+    assert busy.exists()
+    assert manager.home.machine_directory(machine.id).exists()
+
+
+def test_a_create_that_fails_leaves_nothing(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cerne.storage.overlay.create_overlay", full)
+    with pytest.raises(OSError, match="No space"):
+        manager.create(_spec())
+    assert manager.machines() == []
+    assert list(manager.home.machines.iterdir()) == []
+
+
+def test_more_than_the_host_has_is_refused_before_anything(manager: Manager) -> None:
+    for fields in ({"cpus": 250}, {"memory": "60T"}):
+        with pytest.raises(CapacityError):
+            manager.create(_spec(**fields))
+    with pytest.raises(InputError, match="smaller than the image"):
+        manager.create(_spec().model_copy(update={"disk": 4096}))
+    assert list(manager.home.machines.iterdir()) == []
+
+
+def test_another_operation_is_waited_for_or_named(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cerne.manager.lock.PATIENCE", 0.05)
+    with (
+        held(machine._lock_path, "snapshot", "web"),
+        pytest.raises(BusyError, match="web is busy: snapshot"),
+    ):
+        machine.start()
+
+
+def test_many_starts_at_once_start_it_once(machine: Machine, engine: FakeEngine) -> None:
+    refused: list[StateError] = []
+
+    def start() -> None:
+        try:
+            machine.start()
+        except StateError as error:
+            refused.append(error)
+
+    threads = [threading.Thread(target=start) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(engine.plans), len(refused)) == (1, 7)
+
+
+def test_an_image_in_use_is_kept(manager: Manager, machine: Machine) -> None:
+    with pytest.raises(ConflictError, match="the image of web"):
+        manager.remove_image("blank")
+    machine.remove()
+    manager.remove_image("blank")
+    with pytest.raises(NotFoundError):
+        manager.images.get("blank")
+
+
+def test_run_leaves_nothing_of_a_machine_that_did_not_start(
+    manager: Manager, engine: FakeEngine
+) -> None:
+    engine.failure = EngineError("it broke")
+    with pytest.raises(EngineError):
+        manager.run(_spec())
+    assert manager.machines() == []
+    with pytest.raises(EngineError):
+        manager.run(_spec(), keep_failed=True)
+    assert [machine.state for machine in manager.machines()] == [State.FAILED]
+
+
+def test_what_a_failed_machine_said_is_kept(manager: Manager, machine: Machine) -> None:
+    machine.start()
+    machine.console_log.write_text("last words")
+    os.kill(_pid(machine), signal.SIGKILL)
+    machine.wait(timeout=10)
+    machine.remove()
+    assert manager.home.failure_log("web").read_text() == "last words"
+
+
+def test_stats_are_the_processs_own(machine: Machine) -> None:
+    machine.start()
+    found = machine.stats()
+    assert found.memory == 64 << 20
+    assert 0 < found.resident < 64 << 20
+    assert found.threads == 1
+    assert found.disk > 0
+
+
+def test_free_names_are_free(manager: Manager, machine: Machine) -> None:
+    assert manager.free_name() != machine.name

@@ -1,0 +1,86 @@
+"""The specification of a machine, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from cerne.errors import CerneError, DamagedError, InputError
+from cerne.manager.spec import MachineSpec, machine_spec, stored_spec
+from cerne.network.ports import PublishedPort
+from cerne.units import GIB, MIB
+
+
+def test_what_people_write_is_kept_as_numbers(tmp_path: Path) -> None:
+    spec = machine_spec(
+        name="web",
+        image="debian:12",
+        memory="1.5G",
+        disk="4GiB",
+        ports=["8080:80"],
+        mounts=[f"{tmp_path}:/srv:ro"],
+    )
+    assert spec.memory == 1536 * MIB
+    assert spec.disk == 4 * GIB
+    assert spec.ports == (PublishedPort("127.0.0.1", 8080, 80),)
+    assert (spec.mounts[0].source, spec.mounts[0].target) == (tmp_path, "/srv")
+    assert spec.mounts[0].read_only
+
+
+def test_a_stored_specification_is_the_same_again(tmp_path: Path) -> None:
+    spec = machine_spec(name="a", ports=["1:2/udp"], mounts=[f"{tmp_path}:/x"], labels={"k": "v"})
+    assert stored_spec(spec.model_dump_json()) == spec
+
+
+def test_a_specification_does_not_change() -> None:
+    spec = machine_spec(name="a")
+    with pytest.raises(ValidationError):
+        spec.cpus = 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"cpus": 0}, "0 CPUs"),
+        ({"cpus": 10_000}, "10000 CPUs"),
+        ({"memory": "1K"}, "memory of 1K"),
+        ({"memory": "12 bananas"}, "'12 bananas' is not a size"),
+        ({"memory": 64 * MIB + 1}, "memory of"),
+        ({"disk": "0"}, "a disk of 0"),
+        ({"ports": ["0:80"]}, "0 is not a port"),
+        ({"ports": ["80:70000"]}, "70000 is not a port"),
+        ({"ports": [{"host_address": "127.0.0.1", "host_port": 0, "guest_port": 1}]}, "0"),
+        ({"ports": ["81:80", "81:81"]}, "port is asked for twice"),
+        ({"mounts": ["/nowhere/at/all:/x"]}, "does not exist"),
+        ({"mounts": ["/etc/hostname:/x"]}, "is no directory"),
+        ({"mounts": ["/tmp:x"]}, "is not a mount"),
+        ({"mounts": ["/tmp:/x", "/var:/x"]}, "target is asked for twice"),
+        ({"name": "a/b"}, "cannot be a machine's name"),
+        ({"engine": "bochs"}, "engine"),
+        ({"colour": "red"}, "colour"),
+        ({"version": 2}, "version"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        machine_spec(**{"name": "a", **fields})
+    assert said in caught.value.message
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 9, "name": "a"}', "{"])
+def test_a_stored_specification_of_another_version_is_refused(text: str) -> None:
+    with pytest.raises(DamagedError):
+        stored_spec(text)
+
+
+def test_errors_of_the_specification_are_of_the_family() -> None:
+    with pytest.raises(CerneError):
+        machine_spec()
+
+
+def test_the_schema_can_be_published() -> None:
+    schema = MachineSpec.model_json_schema()
+    assert {"name", "image", "cpus", "memory", "ports", "mounts"} <= set(schema["properties"])

@@ -1,0 +1,156 @@
+"""The store: transactions, events, and what it does with damage."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundError, StorageError
+from cerne.host.process import ProcessIdentity
+from cerne.manager.store import Record, State, Store
+from cerne.units import GIB, MIB
+
+NewRecord = Callable[[str], Record]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store.sqlite")
+
+
+def test_what_was_added_is_found_again(store: Store, new_record: NewRecord) -> None:
+    record = new_record("web")
+    store.add(record)
+    assert store.find("web") == record
+    assert store.find(record.id) == record
+    assert store.get(record.id) == record
+    assert store.machines() == [record]
+    assert store.find("other") is None
+
+
+def test_it_outlives_the_object(tmp_path: Path, new_record: NewRecord) -> None:
+    first = Store(tmp_path / "store.sqlite")
+    first.add(new_record("web"))
+    first.close()
+    assert Store(tmp_path / "store.sqlite").find("web") is not None
+
+
+def test_a_name_is_given_once(store: Store, new_record: NewRecord) -> None:
+    store.add(new_record("web"))
+    with pytest.raises(ConflictError) as caught:
+        store.add(new_record("web"))
+    assert "cerne rm web" in caught.value.hint
+    assert len(store.machines()) == 1
+    assert [event.kind for event in store.events()] == ["created"]
+
+
+def test_a_name_in_use_cannot_be_taken_by_renaming(store: Store, new_record: NewRecord) -> None:
+    store.add(new_record("a"))
+    second = new_record("b")
+    store.add(second)
+    with pytest.raises(ConflictError):
+        store.rename(second, "a", "{}")
+    assert store.get(second.id).name == "b"
+
+
+def test_every_change_is_an_event(store: Store, new_record: NewRecord) -> None:
+    record = new_record("web")
+    store.add(record)
+    store.reserve(record, "qemu", GIB)
+    process = ProcessIdentity(1, 2, "boot")
+    assert store.set_process(record, process).process == process
+    assert store.set_ready(record).ready is not None
+    stopped = store.change(store.get(record.id), State.STOPPED, reason="shut down")
+    assert (stopped.process, stopped.ready, stopped.reason) == (None, None, "shut down")
+    store.remove(record)
+    kinds = [event.kind for event in store.events()]
+    assert kinds == ["created", "starting", "started", "ready", "stopped", "removed"]
+    assert store.events(after=4)[0].kind == "stopped"
+    assert store.events(machine_id="other") == []
+
+
+def test_memory_is_promised_once(store: Store, new_record: NewRecord) -> None:
+    first, second = new_record("a"), new_record("b")
+    store.add(first)
+    store.add(second)
+    store.reserve(first, "qemu", 600 * MIB)
+    with pytest.raises(CapacityError) as caught:
+        store.reserve(second, "qemu", 600 * MIB)
+    assert "88M of this host's 600M" in caught.value.message
+    assert store.get(second.id).state is State.DEFINED
+    store.change(first, State.STOPPED)
+    store.reserve(second, "qemu", 600 * MIB)
+    assert store.get(second.id).state is State.STARTING
+
+
+def test_changing_a_removed_machine_is_refused(store: Store, new_record: NewRecord) -> None:
+    record = new_record("web")
+    store.add(record)
+    store.remove(record)
+    with pytest.raises(NotFoundError):
+        store.change(record, State.STOPPED)
+    with pytest.raises(NotFoundError):
+        store.get(record.id)
+
+
+def test_a_file_that_is_no_store_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    path.write_bytes(b"not a database, whatever its name says" * 100)
+    with pytest.raises(DamagedError) as caught:
+        Store(path)
+    assert str(path) in caught.value.hint
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("PRAGMA user_version = 99")
+    with pytest.raises(DamagedError):
+        Store(path)
+
+
+def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as caught:
+        Store(tmp_path / "missing" / "store.sqlite")
+    assert "missing" in caught.value.message
+
+
+def test_threads_may_share_a_store(store: Store, new_record: NewRecord) -> None:
+    threads = [
+        threading.Thread(target=store.add, args=(new_record(f"m{number}"),)) for number in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(store.machines()) == 20
+
+
+def test_a_process_killed_inside_a_transaction_leaves_the_store_whole(
+    tmp_path: Path, new_record: NewRecord
+) -> None:
+    path = tmp_path / "store.sqlite"
+    store = Store(path)
+    record = new_record("web")
+    store.add(record)
+    killed = subprocess.run(
+        [sys.executable, "-c", _KILLED_IN_A_TRANSACTION, str(path)], check=False
+    )
+    assert killed.returncode == -9
+    assert store.get(record.id).state is State.DEFINED
+    store.change(record, State.STOPPED)
+
+
+_KILLED_IN_A_TRANSACTION = """
+import os, signal, sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("BEGIN IMMEDIATE")
+database.execute("UPDATE machines SET state = 'failed'")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
