@@ -1,0 +1,158 @@
+"""Guest memory: every access is within one region or refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cerne.errors import InputError
+from cerne.kvm._address import address_of
+from cerne.kvm.memory import (
+    HUGE_PAGE_SIZE,
+    PAGE_SIZE,
+    GuestAddress,
+    GuestMemory,
+    GuestMemoryError,
+)
+
+LOW = (GuestAddress(0), 4 * PAGE_SIZE)
+HIGH = (GuestAddress(1 << 32), 2 * PAGE_SIZE)
+
+
+def within(address: int, length: int) -> bool:
+    return any(start <= address and address + length <= start + size for start, size in (LOW, HIGH))
+
+
+addresses = st.one_of(
+    st.integers(-PAGE_SIZE, 5 * PAGE_SIZE),
+    st.integers((1 << 32) - PAGE_SIZE, (1 << 32) + 3 * PAGE_SIZE),
+    st.integers(-(1 << 70), 1 << 70),
+)
+
+
+@given(addresses, st.binary(max_size=3 * PAGE_SIZE))
+def test_what_is_written_is_read_and_all_else_is_refused(address: int, data: bytes) -> None:
+    with GuestMemory.anonymous([LOW, HIGH]) as memory:
+        if within(address, len(data)):
+            memory.write(address, data)
+            assert memory.read(address, len(data)) == data
+        else:
+            with pytest.raises(GuestMemoryError):
+                memory.write(address, data)
+            with pytest.raises(GuestMemoryError):
+                memory.view(address, len(data))
+
+
+@given(addresses, st.integers(0, (1 << 16) - 1))
+def test_numbers_are_little_endian_and_checked(address: int, value: int) -> None:
+    with GuestMemory.anonymous([LOW, HIGH]) as memory:
+        for size, read, write in (
+            (2, memory.read_u16, memory.write_u16),
+            (4, memory.read_u32, memory.write_u32),
+            (8, memory.read_u64, memory.write_u64),
+        ):
+            if within(address, size):
+                write(address, value)
+                assert read(address) == value
+                assert memory.read(address, size) == value.to_bytes(size, "little")
+            else:
+                with pytest.raises(GuestMemoryError):
+                    read(address)
+                with pytest.raises(GuestMemoryError):
+                    write(address, value)
+
+
+@pytest.mark.parametrize("length", [-1, -PAGE_SIZE, 1 << 64])
+def test_lengths_that_cannot_be_are_refused(length: int) -> None:
+    with GuestMemory.anonymous([LOW]) as memory, pytest.raises(GuestMemoryError):
+        memory.view(PAGE_SIZE, length)
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [
+        [],
+        [(GuestAddress(0), 0)],
+        [(GuestAddress(0), 100)],
+        [(GuestAddress(100), PAGE_SIZE)],
+        [(GuestAddress(-PAGE_SIZE), PAGE_SIZE)],
+        [(GuestAddress(0), 2 * PAGE_SIZE), (GuestAddress(PAGE_SIZE), PAGE_SIZE)],
+    ],
+)
+def test_ranges_that_make_no_memory_are_refused(ranges: list[tuple[GuestAddress, int]]) -> None:
+    with pytest.raises(InputError):
+        GuestMemory.anonymous(ranges)
+
+
+def test_a_view_is_the_guests_own_memory(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(b"from a file")
+    with GuestMemory.anonymous([LOW]) as memory, file.open("rb") as source:
+        os.preadv(source.fileno(), [memory.view(10, 4), memory.view(100, 7)], 0)
+        assert memory.read(10, 4) == b"from"
+        assert memory.read(100, 7) == b" a file"
+
+
+def test_huge_pages_begin_where_the_guests_do() -> None:
+    start = GuestAddress(3 * PAGE_SIZE)
+    with GuestMemory.anonymous([(start, HUGE_PAGE_SIZE)], huge_pages=True) as memory:
+        assert (address_of(memory.regions[0].view) - start) % HUGE_PAGE_SIZE == 0
+        memory.write(start + HUGE_PAGE_SIZE - 1, b"x")
+
+
+def test_shared_memory_is_one_file_for_others_to_map() -> None:
+    with GuestMemory.shared([LOW, HIGH]) as memory:
+        memory.write(HIGH[0], b"high")
+        region = memory.regions[1]
+        assert region.descriptor is not None
+        assert os.pread(region.descriptor, 4, region.file_offset) == b"high"
+
+
+def test_a_files_memory_is_copied_on_write(tmp_path: Path) -> None:
+    file = tmp_path / "memory"
+    content = b"head".ljust(PAGE_SIZE, b"\0") + bytes(LOW[1]) + b"high".ljust(HIGH[1], b"\0")
+    file.write_bytes(content)
+    with file.open("rb") as source:
+        memory = GuestMemory.private_file([LOW, HIGH], source.fileno(), offset=PAGE_SIZE)
+    with memory:
+        assert memory.read(HIGH[0], 4) == b"high"
+        memory.write(HIGH[0], b"mine")
+        assert memory.read(HIGH[0], 4) == b"mine"
+    assert file.read_bytes() == content
+
+
+def test_a_file_that_is_too_short_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "memory"
+    file.write_bytes(bytes(PAGE_SIZE))
+    with file.open("rb") as source:
+        with pytest.raises(InputError, match="shorter"):
+            GuestMemory.private_file([LOW], source.fileno())
+        with pytest.raises(InputError, match="inside a page"):
+            GuestMemory.private_file([(GuestAddress(0), PAGE_SIZE)], source.fileno(), offset=1)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_discarded_pages_are_zero(shared: bool) -> None:
+    make = GuestMemory.shared if shared else GuestMemory.anonymous
+    with make([LOW]) as memory:
+        memory.write(0, b"x" * LOW[1])
+        memory.discard(PAGE_SIZE, PAGE_SIZE)
+        assert memory.read(PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
+        assert memory.read(PAGE_SIZE - 1, 1) == b"x"
+        with pytest.raises(GuestMemoryError):
+            memory.discard(1, PAGE_SIZE)
+        with pytest.raises(GuestMemoryError):
+            memory.discard(0, LOW[1] + PAGE_SIZE)
+
+
+def test_a_view_outlives_the_memory() -> None:
+    with GuestMemory.anonymous([LOW]) as memory:
+        memory.write(0, b"kept")
+        view = memory.view(0, 4)
+    assert bytes(view) == b"kept"
+    with pytest.raises(GuestMemoryError):
+        memory.read(0, 1)
