@@ -29,21 +29,24 @@ def put(root: Path, path: str, text: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    ("speed", "has_qemu", "engine"),
+    ("auto", "speed", "has_qemu", "engine", "why"),
     [
-        (NATIVE, True, "native"),
-        (NATIVE, False, "native"),
-        (EMULATED, True, "qemu"),
-        (EMULATED, False, None),
-        (None, True, "qemu"),
-        (None, False, None),
+        ("native", NATIVE, True, "native", "hardware"),
+        ("native", NATIVE, False, "native", "hardware"),
+        ("qemu", NATIVE, True, "qemu", "by KVM"),
+        ("qemu", NATIVE, False, None, "not installed"),
+        ("qemu", EMULATED, True, "qemu", "emulates"),
+        ("qemu", EMULATED, False, None, "not installed"),
+        ("qemu", None, True, "qemu", "by TCG"),
+        ("qemu", None, False, None, "not installed"),
     ],
 )
-def test_the_engine_follows_the_measured_speed(
-    speed: GuestSpeed | None, has_qemu: bool, engine: str | None
+def test_the_verdict_says_why(
+    auto: str, speed: GuestSpeed | None, has_qemu: bool, engine: str | None, why: str
 ) -> None:
-    verdict = judge(speed, has_qemu=has_qemu)
+    verdict = judge(auto, speed, has_qemu=has_qemu)
     assert verdict.engine == engine
+    assert why in verdict.why
     finding = engine_finding(verdict)
     assert finding.good is (engine is not None)
     assert bool(finding.advice) is (engine is None)
@@ -51,7 +54,7 @@ def test_the_engine_follows_the_measured_speed(
 
 
 def test_all_that_is_not_good_says_what_to_do(tmp_path: Path, root: Path) -> None:
-    here = make_report(tmp_path / "speed.json").findings
+    here = make_report(tmp_path / "speed.json", "qemu").findings
     nothing = (*kernel.kernel_findings(root), *kvm_findings(None, root / "dev/kvm"))
     for finding in (*here, *nothing):
         assert finding.topic
@@ -60,7 +63,7 @@ def test_all_that_is_not_good_says_what_to_do(tmp_path: Path, root: Path) -> Non
 
 
 def test_the_report_is_plain_for_programs(tmp_path: Path) -> None:
-    made = make_report(tmp_path / "speed.json")
+    made = make_report(tmp_path / "speed.json", "qemu")
     told = json.loads(json.dumps(made.as_json()))
     assert told["able"] is made.able
     assert told["engine"] == made.verdict.engine

@@ -69,7 +69,7 @@ def test_memory_mapped_io_goes_both_ways(load: Load, memory: GuestMemory) -> Non
 
 
 def test_a_triple_fault_is_a_shutdown(load: Load) -> None:
-    vcpu = load("cd20")  # int 0x20, in protected mode, without an interrupt table
+    vcpu = load("b8f8ff 8ed8")  # mov ax, 0xfff8; mov ds, ax: a fault that nothing handles
     sregs = vcpu.get_sregs()
     sregs.cr0 |= 1
     sregs.idt.limit = 0

@@ -17,10 +17,12 @@ _MARKS = {True: ("ok", "green"), False: ("--", "yellow"), None: ("  ", "dim")}
 
 def doctor(json: JsonOption = False) -> None:
     """Say what this host can do, and what would do it good; fails where no machine can run."""
+    from cerne.engine.select import choose_engine
     from cerne.host.report import make_report
     from cerne.manager.home import Home
 
-    report = make_report(Home.of_this_user().guest_speed)
+    speed_cache = Home.of_this_user().guest_speed
+    report = make_report(speed_cache, choose_engine("auto", speed_cache).name)
     if json:
         print_json(report.as_json())
     else:

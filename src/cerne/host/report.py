@@ -56,13 +56,13 @@ class Report:
         }
 
 
-def make_report(cache: Path) -> Report:
+def make_report(cache: Path, auto: str) -> Report:
     """Find out all about this host; takes less than a second.
 
-    `cache` is the file in which measured speeds are kept.
+    `cache` is the file in which measured speeds are kept, `auto` the engine that ``auto`` takes.
     """
     speed = cached_guest_speed(cache)
-    verdict = judge(speed, has_qemu=find_program(_QEMU) is not None)
+    verdict = judge(auto, speed, has_qemu=find_program(_QEMU) is not None)
     findings = (
         *kvm_findings(speed),
         virtualization_finding(),
@@ -74,14 +74,20 @@ def make_report(cache: Path) -> Report:
     return Report(findings, speed, verdict)
 
 
-def judge(speed: GuestSpeed | None, *, has_qemu: bool) -> Verdict:
-    """Which engine ``auto`` takes, given how fast KVM runs guests (None: not at all)."""
-    if speed is not None and speed.ring0_native:
-        return Verdict("native", "KVM runs the guest's kernel at hardware speed")
-    slow = "there is no usable KVM" if speed is None else "KVM emulates the guest's kernel"
-    if has_qemu:
-        return Verdict("qemu", f"{slow}, so QEMU runs machines by TCG")
-    return Verdict(None, f"{slow}, and QEMU is not installed")
+def judge(auto: str, speed: GuestSpeed | None, *, has_qemu: bool) -> Verdict:
+    """Why ``auto`` takes an engine, given how fast KVM runs guests (None: not at all)."""
+    if speed is None:
+        why = "there is no usable KVM"
+    elif speed.ring0_native:
+        why = "KVM runs the guest's kernel at hardware speed"
+    else:
+        why = "KVM emulates the guest's kernel"
+    if auto != "qemu":
+        return Verdict(auto, why)
+    if not has_qemu:
+        return Verdict(None, f"{why}, but QEMU is not installed")
+    fast = speed is not None and speed.ring0_native
+    return Verdict("qemu", f"{why}, so QEMU runs machines by {'KVM' if fast else 'TCG'}")
 
 
 def engine_finding(verdict: Verdict) -> Finding:
