@@ -135,6 +135,8 @@ def _add(additions: Path, agent: Path) -> None:
     target.parent.mkdir(parents=True)
     shutil.copyfile(agent, target)
     target.chmod(0o755)
+    for command in ("poweroff", "halt", "reboot"):
+        (target.parent / command).symlink_to("cerne-agent")
     (additions / "etc").mkdir()
     (additions / "etc" / "resolv.conf").symlink_to("/proc/net/pnp")
     (additions / "etc" / "hostname").write_text("cerne\n")

@@ -12,6 +12,7 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the protocol is little-endian");
 
 #define AGENT_VERSION "1"
+#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #define PROTOCOL_VERSION 1u
 #define PROTOCOL_MAGIC "cerne\0ag"
 
@@ -206,6 +207,7 @@ struct system_state {
 };
 
 bool system_takes(uint8_t frame_type);
+void system_shut_down(bool again);
 void system_frame(struct system_state *state, struct wire *wire, const struct frame *frame);
 void system_tick(struct system_state *state);
 int system_timeout(const struct system_state *state);
@@ -221,6 +223,10 @@ int supervise(const char *const *paths, int count);
 /* init.c: what the first process of a guest must do before all else. */
 
 void init_prepare(void);
+
+/* console.c: a shell on the console, for whoever presses Enter there. */
+
+void console_start(void);
 
 /* clock.c */
 

@@ -24,7 +24,6 @@
 
 #include "agent.h"
 
-#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 #ifndef TIOCGPTPEER
 #define TIOCGPTPEER 0x5441

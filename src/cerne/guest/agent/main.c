@@ -5,10 +5,13 @@
  *     cerne-agent -p PATH ...      serve these ports instead
  *     cerne-agent --socket-fd N    serve one session on a socket (for tests)
  *     cerne-agent --version
+ *
+ * Called poweroff, halt or reboot, it asks the first process for that, as those commands do.
  */
 
 #define _GNU_SOURCE
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,9 +48,22 @@ static void open_standard_streams(void)
 		close(fd);
 }
 
+/* Which signal a command of this name sends to the first process; 0 for the agent's own name. */
+static int signal_of(const char *path)
+{
+	const char *name = strrchr(path, '/') ? strrchr(path, '/') + 1 : path;
+
+	if (strcmp(name, "poweroff") == 0 || strcmp(name, "halt") == 0)
+		return SIGUSR2;
+	return strcmp(name, "reboot") == 0 ? SIGTERM : 0;
+}
+
 int main(int argc, char **argv)
 {
 	int count = 0;
+
+	if (argc > 0 && signal_of(argv[0]))
+		return kill(1, signal_of(argv[0])) < 0;
 
 	if (getpid() == 1)
 		init_prepare();
@@ -64,5 +80,7 @@ int main(int argc, char **argv)
 	}
 	if (chdir("/") < 0)
 		return EXIT_FAILURE;
+	if (getpid() == 1)
+		console_start();
 	return supervise((const char *const *)argv, count);
 }

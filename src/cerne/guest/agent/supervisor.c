@@ -172,27 +172,44 @@ static void drain(int fd)
 		;
 }
 
-static int watch_children(void)
+/* Children that ended; and for the first process what poweroff, halt and reboot send it. */
+static int watch_signals(void)
 {
-	sigset_t children;
+	sigset_t signals;
 	int fd;
 
-	sigemptyset(&children);
-	sigaddset(&children, SIGCHLD);
-	sigprocmask(SIG_BLOCK, &children, NULL);
-	fd = signalfd(-1, &children, SFD_CLOEXEC | SFD_NONBLOCK);
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGCHLD);
+	if (getpid() == 1) {
+		sigaddset(&signals, SIGUSR1);
+		sigaddset(&signals, SIGUSR2);
+		sigaddset(&signals, SIGTERM);
+		sigaddset(&signals, SIGINT);
+	}
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 	watch(fd, EPOLLIN, FROM_SIGNALS);
 	return fd;
 }
 
+static void take_signals(int fd)
+{
+	struct signalfd_siginfo signal;
+
+	while (read(fd, &signal, sizeof signal) == sizeof signal)
+		if (signal.ssi_signo != SIGCHLD)
+			system_shut_down(signal.ssi_signo == SIGTERM || signal.ssi_signo == SIGINT);
+	reap();
+}
+
 int supervise(const char *const *paths, int count)
 {
-	int children, kernel = -1;
+	int signals, kernel = -1;
 
 	events = epoll_create1(EPOLL_CLOEXEC);
 	if (events < 0)
 		return EXIT_FAILURE;
-	children = watch_children();
+	signals = watch_signals();
 	if (count == 0) {
 		kernel = open_uevents();
 		if (kernel >= 0)
@@ -213,8 +230,7 @@ int supervise(const char *const *paths, int count)
 		if (got == 0) {
 			find_ports();
 		} else if (got == 1 && event.data.u32 == FROM_SIGNALS) {
-			drain(children);
-			reap();
+			take_signals(signals);
 		} else if (got == 1 && event.data.u32 == FROM_KERNEL) {
 			drain(kernel);
 			find_ports();

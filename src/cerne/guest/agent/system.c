@@ -275,7 +275,7 @@ static bool init_is_simple(void)
 	       strcmp(name, "init") == 0 || strcmp(name, "sh") == 0 || strcmp(name, "dash") == 0;
 }
 
-static void shut_down(bool again)
+void system_shut_down(bool again)
 {
 	if (access("/run/systemd/system", F_OK) == 0) {
 		run((const char *const[]){"/bin/systemctl", "--no-block",
@@ -302,7 +302,7 @@ static void take_shutdown(struct wire *wire, const struct frame *frame)
 	}
 	wire_send(wire, FRAME_DONE, NULL, 0);
 	wire_wait_flushed(wire, 1000);
-	shut_down(how == SHUTDOWN_REBOOT);
+	system_shut_down(how == SHUTDOWN_REBOOT);
 }
 
 bool system_takes(uint8_t type)
