@@ -200,7 +200,7 @@ def test_damaged_state_is_refused(kvm: Kvm, counting: Vcpu, group: str) -> None:
 
 
 def test_a_forked_child_goes_on_in_a_machine_of_its_own(
-    kvm_device: Path, kvm: Kvm, vm: Vm, counting: Vcpu, memory: GuestMemory
+    kvm: Kvm, vm: Vm, counting: Vcpu, memory: GuestMemory
 ) -> None:
     saved = save_vcpu(counting, kvm.get_msr_index_list())
     machine = save_vm(vm)
@@ -208,7 +208,7 @@ def test_a_forked_child_goes_on_in_a_machine_of_its_own(
     if child == 0:
         status = 1
         try:
-            status = 0 if _counts_on(kvm_device, saved, machine, memory) else 2
+            status = 0 if _counts_on(kvm, saved, machine, memory) else 2
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
@@ -216,16 +216,16 @@ def test_a_forked_child_goes_on_in_a_machine_of_its_own(
     assert count(counting, 2) == [4, 5]
 
 
-def _counts_on(device: Path, saved: VcpuState, machine: VmState, memory: GuestMemory) -> bool:
+def _counts_on(kvm: Kvm, saved: VcpuState, machine: VmState, memory: GuestMemory) -> bool:
     memory.write(0x6000, b"child")
-    with Kvm(device) as kvm, kvm.create_vm() as vm:
+    with kvm.create_vm() as vm:
         vm.set_memory(memory)
         vm.create_irqchip()
         vm.create_pit2()
         with vm.create_vcpu(0) as vcpu:
             restore_vcpu(vcpu, saved)
             restore_vm(vm, machine)
-            return count(vcpu, 2) == [4, 5]
+            return count(vcpu, 2) == [4, 5]  # by the /dev/kvm that its parent opened
 
 
 def test_a_device_that_is_not_there_says_what_makes_it_appear(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import textwrap
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,6 +15,8 @@ from cerne.cli.output import paint, print_json, printable
 if TYPE_CHECKING:
     from cerne.host.finding import Finding
 
+_INDENT = 6
+_NARROWEST = 20
 _MARKS = {True: ("ok", "green"), False: ("--", "yellow"), None: ("  ", "dim")}
 
 
@@ -36,6 +41,17 @@ def _print(findings: tuple[Finding, ...]) -> None:
     for finding in findings:
         mark, colour = _MARKS[finding.good]
         topic = finding.topic.ljust(width)
-        print(f"{paint(mark, colour)}  {paint(topic, 'bold')}  {printable(finding.value)}")
-        if finding.advice:
-            print(f"{' ' * (width + 6)}{paint(printable(finding.advice), 'dim')}")
+        first, *more = _lines(finding.value, width + _INDENT)
+        print(f"{paint(mark, colour)}  {paint(topic, 'bold')}  {first}")
+        for line in more:
+            print(f"{' ' * (width + _INDENT)}{line}")
+        for line in _lines(finding.advice, width + _INDENT):
+            print(f"{' ' * (width + _INDENT)}{paint(line, 'dim')}")
+
+
+def _lines(text: str, indent: int) -> list[str]:
+    """The text in lines that fit beside the topics; in a pipe, one line."""
+    if not sys.stdout.isatty():
+        return [printable(text)] if text else []
+    room = max(shutil.get_terminal_size().columns - indent, _NARROWEST)
+    return textwrap.wrap(printable(text), room, break_on_hyphens=False, break_long_words=False)

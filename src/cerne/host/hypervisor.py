@@ -63,11 +63,12 @@ def virtualization_finding(root: Path = Path("/")) -> Finding:
     modules = sorted(
         path.name for path in (root / "sys/module").glob("kvm_*") if path.name != "kvm_arch"
     )
-    served = f"; KVM is served by {', '.join(modules)}" if modules else ""
+    served = f"; KVM by {', '.join(modules)}" if modules else ""
     if " hypervisor" not in read_text(root / "proc/cpuinfo"):
         return Finding("host", f"bare metal{served}", True)
-    vendor = read_text(root / "sys/class/dmi/id/sys_vendor") or "of an unnamed vendor"
-    return Finding("host", f"a virtual machine ({vendor}): KVM here is nested{served}")
+    vendor = read_text(root / "sys/class/dmi/id/sys_vendor") or "no vendor named"
+    nested = "; KVM is nested" if (root / "dev/kvm").exists() else ""
+    return Finding("host", f"a virtual machine ({vendor}){nested}{served}")
 
 
 def _capabilities(kvm: Kvm) -> Finding:

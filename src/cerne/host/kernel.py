@@ -43,7 +43,10 @@ def cgroups(root: Path) -> Finding:
         return Finding("cgroups", value, False, f"turn on {', '.join(missing)} in this cgroup")
     lines = read_text(root / "proc/self/cgroup").splitlines()
     hierarchies = [line.split(":")[1] for line in lines if line.count(":") >= 2]
-    controllers = sorted(name for names in hierarchies for name in names.split(",") if name)
+    # A hierarchy without a controller has a name: name=systemd.
+    controllers = sorted(
+        name for names in hierarchies for name in names.split(",") if name.isidentifier()
+    )
     if not controllers:
         return Finding("cgroups", "none", False, "mount them: see cgroups(7)")
     return Finding(

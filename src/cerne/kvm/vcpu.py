@@ -7,6 +7,7 @@ that runs it; only `kick` may be called from another. An ioctl that the kernel r
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -61,13 +62,25 @@ class Vcpu(Descriptor):
         try:
             self._mapping = mmap.mmap(descriptor, mmap_size)
         except OSError as error:
-            self.close()
+            super().close()
             raise KvmError("mmap", error.errno or errno.ENOMEM) from error
         self._view = memoryview(self._mapping)
         self._run = abi.kvm_run.from_buffer(self._mapping)
         self._xsave_size = xsave_size
         self._thread = 0
         self._native_thread = 0
+
+    def close(self) -> None:
+        """Close the vCPU, which no thread may be running, and unmap what it shares.
+
+        In a forked child too: while the mapping is there, the kernel keeps the parent's VM.
+        """
+        super().close()
+        self._view.release()
+        self._run = abi.kvm_run()
+        # Whoever still holds an exit's data keeps the mapping until they drop it.
+        with contextlib.suppress(BufferError):
+            self._mapping.close()
 
     @property
     def kvm_run(self) -> abi.kvm_run:
