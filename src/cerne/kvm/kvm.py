@@ -130,7 +130,7 @@ def missing_hint() -> str:
 
 def permission_hint(device: Path = KVM_DEVICE) -> str:
     """What opens a device that is there to this user."""
-    user = getpass.getuser()
+    user = _user()
     try:
         status = device.stat()
         group = grp.getgrgid(status.st_gid).gr_name
@@ -139,3 +139,11 @@ def permission_hint(device: Path = KVM_DEVICE) -> str:
     if status.st_gid == 0 or status.st_mode & 0o060 != 0o060:
         return f"sudo setfacl -m u:{user}:rw {device}"
     return f"sudo usermod -aG {group} {user}, then log in again (or: newgrp {group})"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # In a container a user often has a number only.
+        return str(os.getuid())
