@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cerne.errors import InputError
@@ -34,6 +34,7 @@ addresses = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(addresses, st.binary(max_size=3 * PAGE_SIZE))
 def test_what_is_written_is_read_and_all_else_is_refused(address: int, data: bytes) -> None:
     with GuestMemory.anonymous([LOW, HIGH]) as memory:
@@ -47,6 +48,7 @@ def test_what_is_written_is_read_and_all_else_is_refused(address: int, data: byt
                 memory.view(address, len(data))
 
 
+@settings(deadline=None)
 @given(addresses, st.integers(0, (1 << 16) - 1))
 def test_numbers_are_little_endian_and_checked(address: int, value: int) -> None:
     with GuestMemory.anonymous([LOW, HIGH]) as memory:
