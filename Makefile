@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint bench clean
+.PHONY: help run kernel test test-all lint bench clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -10,11 +10,14 @@ help: ## Say what can be made
 run: $(VENV)/.run ## Install what is needed, boot a Linux, run uname in it, and leave nothing behind
 	$(BIN)/cerne run --rm tiny -- uname -a
 
-test: $(VENV)/.test lint ## Run the checks and the tests (under 15 minutes)
+test: $(VENV)/.test lint kernel ## Run the checks and the tests (under 15 minutes)
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(VENV)/.test lint ## Run every test, the slow ones too
+test-all: $(VENV)/.test lint kernel ## Run every test, the slow ones too
 	$(BIN)/pytest
+
+kernel: $(VENV)/.test ## Build the guest kernel, minutes of work, unless it is in the cache
+	$(BIN)/cerne kernel build || echo "The tests go on with the distribution's kernel."
 
 lint: $(VENV)/.test ## Run ruff, mypy and import-linter
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """The distribution's kernel and the modules that a guest of ours needs, from its package.
 
 In a stock kernel every virtio driver is a module: they are unpacked from the package, put into the
-initramfs and loaded in the order in which they need one another.
+initramfs and loaded after those that they say they depend on (modinfo(8), ``depends``).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import gzip
 import lzma
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,36 +19,27 @@ from cerne.images.files import locked, work_directory
 from cerne.images.packages import dependency, download, newest, unpack
 from cerne.images.progress import Progress
 
-MODULES = (
-    "virtio",
-    "virtio_ring",
-    "virtio_pci_modern_dev",
-    "virtio_pci_legacy_dev",
+WANTED = (
     "virtio_pci",
-    "virtio_rng",
     "virtio_blk",
-    "failover",
-    "net_failover",
+    "ext4",
     "virtio_net",
-    "netfs",
-    "fscache",
-    "9pnet",
+    "virtio_rng",
     "9pnet_virtio",
     "9p",
-    "crc16",
-    "mbcache",
-    "jbd2",
-    "crc32c_generic",
-    "ext4",
+    "fuse",
+    "overlay",
     "virtio_console",
 )
-"""In the order of loading; the console comes last, as with it the agent is reached."""
+"""In the order of loading; the console comes last, as by it the agent is reached."""
 
 _META_PACKAGES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-virtual")
 _IMAGE_PACKAGE = re.compile(r"linux-image-[0-9].*")
 _MODULES_PACKAGE = re.compile(r"linux-modules-[0-9].*")
 _ANY_CLOUD_IMAGE = re.compile(r"linux-image-[0-9.]+-[0-9]+-cloud-amd64")
 _LARGEST_MODULE = 64 << 20
+_DEPENDS = b"\0depends="
+_ORDER = "modules.order"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +67,8 @@ def distribution_kernel(cache: Path, progress: Progress) -> DistributionKernel:
         if not target.exists():
             progress(f"Fetching {package}", 0, None)
             _fetch(package, directory, target)
-    modules = tuple(path for name in MODULES if (path := target / f"{name}.ko").exists())
-    return DistributionKernel(target / "vmlinuz", modules)
+    order = (target / _ORDER).read_text().split()
+    return DistributionKernel(target / "vmlinuz", tuple(target / f"{name}.ko" for name in order))
 
 
 def _package() -> str:
@@ -94,20 +86,52 @@ def _fetch(package: str, directory: Path, target: Path) -> None:
     with work_directory(directory) as work:
         tree = work / "tree"
         unpack(download(package, work), tree)
-        modules = dependency(package, _MODULES_PACKAGE)
-        if modules is not None:
+        separate = dependency(package, _MODULES_PACKAGE)
+        if separate is not None:
             # Ubuntu has the modules, and signs the kernel, in packages of their own.
-            unpack(download(modules, work), tree)
+            unpack(download(separate, work), tree)
         kernels = sorted((tree / "boot").glob("vmlinuz-*"))
         if not kernels:
             raise ImageError(f"the package {package} has no kernel in it")
         chosen = work / "chosen"
         chosen.mkdir()
         shutil.move(kernels[0], chosen / "vmlinuz")
-        for path in tree.rglob("*.ko*"):
-            if path.name.split(".")[0] in MODULES:
-                (chosen / f"{path.name.split('.')[0]}.ko").write_bytes(_uncompressed(path))
+        found = {_module_name(path): path for path in tree.rglob("*.ko*")}
+        modules = _in_order(found)
+        for name, content in modules.items():
+            (chosen / f"{name}.ko").write_bytes(content)
+        (chosen / _ORDER).write_text("\n".join(modules))
         chosen.rename(target)
+
+
+def _module_name(path: Path) -> str:
+    # A file's name may have dashes where the module's has underscores.
+    return path.name.split(".")[0].replace("-", "_")
+
+
+def _in_order(found: Mapping[str, Path]) -> dict[str, bytes]:
+    """The wanted modules, each after those that it depends on. What is built in is not found."""
+    loaded: dict[str, bytes] = {}
+
+    def load(name: str) -> None:
+        if name in found and name not in loaded:
+            content = _uncompressed(found[name])
+            for other in _depends(content):
+                load(other)
+            loaded[name] = content
+
+    for name in WANTED:
+        load(name)
+    return loaded
+
+
+def _depends(module: bytes) -> list[str]:
+    start = module.find(_DEPENDS)
+    if start < 0:
+        return []
+    start += len(_DEPENDS)
+    names = module[start : module.index(b"\0", start)].decode()
+    return [name.replace("-", "_") for name in names.split(",") if name]
 
 
 def _uncompressed(path: Path) -> bytes:

@@ -473,7 +473,7 @@ class Machine:
                 said = done.stderr.decode(errors="replace").strip()
                 raise GuestError(
                     f"{mount.source} could not be mounted at {mount.target} in {self.name}: {said}",
-                    hint="the image needs 9p file systems over virtio",
+                    hint="the guest's kernel needs 9p over virtio, as that of: cerne kernel build",
                     machine=self.name,
                 )
 
