@@ -15,6 +15,7 @@ from cerne.guest.build import agent_binary
 from cerne.host.programs import find_program
 
 _SOURCE = Path(build.__file__).parent / "agent"
+_WARNINGS = ("-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-fsyntax-only")
 _SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 

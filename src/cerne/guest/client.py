@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -238,9 +239,12 @@ class _Feeder:
             for chunk in chunks:
                 self._process.write(chunk)
             self._process.close_stdin()
+        except GuestError:
+            return  # The thread that reads its output meets the same, and tells of it.
         except Exception as error:  # noqa: BLE001 - raised again in finish(), whatever it is
             self._error = error
-            self._process.signal(SIGKILL)
+            with contextlib.suppress(GuestError):
+                self._process.signal(SIGKILL)
 
     def finish(self) -> None:
         """The process has ended: raise what went wrong with its input, if anything did.

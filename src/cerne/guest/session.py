@@ -286,10 +286,12 @@ class Session:
             self._whole = self._connection.send(data, socket.MSG_DONTWAIT) == len(data)
 
     def _wait_readable(self, timeout: float | None) -> bool:
-        if self._closed:
-            raise _gone()
         poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
+        try:
+            poll.register(self._connection, select.POLLIN)
+        except ValueError as error:
+            # Another thread has closed the session.
+            raise _gone() from error
         return bool(poll.poll(None if timeout is None else timeout * 1000))
 
     def _receive_bytes(self) -> bytes:

@@ -21,6 +21,9 @@
 
 #include "agent.h"
 
+/* Of an error's text: what was to be done, and why it cannot be. */
+enum { MOST_WORDS = 768, MOST_REASON = 128 };
+
 void wire_open(struct wire *wire, int fd, bool is_port)
 {
 	struct epoll_event event = {.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET};
@@ -194,19 +197,19 @@ void wire_send(struct wire *wire, enum frame_type type, const void *payload, siz
 
 void wire_error(struct wire *wire, int error, const char *format, ...)
 {
-	char text[4 + 1024];
+	char text[4 + MOST_WORDS + MOST_REASON];
 	int32_t number = error;
 	va_list list;
 	int length;
 
 	memcpy(text, &number, 4);
 	va_start(list, format);
-	length = vsnprintf(text + 4, sizeof text - 4, format, list);
+	length = vsnprintf(text + 4, MOST_WORDS, format, list);
 	va_end(list);
 	if (length < 0)
 		length = 0;
-	if (length > (int)sizeof text - 5)
-		length = (int)sizeof text - 5;
+	if (length >= MOST_WORDS)
+		length = MOST_WORDS - 1;
 	if (error) {
 		int more = snprintf(text + 4 + length, sizeof text - 4 - (size_t)length, ": %s",
 				    strerror(error));

@@ -1,0 +1,72 @@
+"""What a hostile guest may say about a process."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from cerne.errors import GuestError
+from cerne.guest import ExitStatus, GuestProcess, wire
+from cerne.guest.session import Session
+from cerne.guest.wire import FrameType, encode
+
+Pair = tuple[Session, socket.socket]
+
+
+@pytest.mark.parametrize(
+    ("by_signal", "code"), [(0, 256), (1, 0), (1, 65), (2, 0), (2**32 - 1, 2**32 - 1)]
+)
+def test_ends_that_make_no_sense(session_pair: Pair, by_signal: int, code: int) -> None:
+    session, far = session_pair
+    far.sendall(encode(FrameType.EXITED, wire.EXITED.pack(by_signal, code)))
+    with pytest.raises(GuestError, match="makes no sense"):
+        GuestProcess(session, 1).wait(20)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode(FrameType.EXITED, b""),
+        encode(FrameType.CREDIT, b"xxx"),
+        encode(FrameType.DONE),
+        encode(FrameType.HELLO),
+    ],
+)
+def test_frames_that_do_not_belong(session_pair: Pair, frame: bytes) -> None:
+    session, far = session_pair
+    far.sendall(frame)
+    with pytest.raises(GuestError, match="from a process that runs"):
+        GuestProcess(session, 1).wait(20)
+
+
+def test_more_output_than_there_is_leave_for(session_pair: Pair) -> None:
+    session, far = session_pair
+    process = GuestProcess(session, 1)
+    frames = encode(FrameType.STDOUT, bytes(wire.MAX_PAYLOAD)) * 9
+    far.setblocking(False)
+    sent = 0
+    with pytest.raises(GuestError, match="more output than it had leave to"):
+        # Nothing is read from the process, so that no leave is given back.
+        while True:
+            if sent < len(frames):
+                sent += far.send(frames[sent:])
+            with process._changed:
+                process._receive(None)
+
+
+def test_credit_never_grows_beyond_the_window(session_pair: Pair) -> None:
+    session, far = session_pair
+    far.sendall(encode(FrameType.CREDIT, wire.COUNT.pack(2**32 - 1)))
+    far.sendall(encode(FrameType.EXITED, wire.EXITED.pack(0, 0)))
+    process = GuestProcess(session, 1)
+    assert process.wait(20) == ExitStatus(0)
+    assert process._credit == wire.WINDOW
+
+
+def test_an_error_in_the_middle(session_pair: Pair) -> None:
+    session, far = session_pair
+    far.sendall(encode(FrameType.ERROR, wire.ERROR.pack(5) + b"the disk \x1b[31mburns"))
+    with pytest.raises(GuestError) as caught:
+        GuestProcess(session, 1).wait(20)
+    assert caught.value.message == "the disk ?[31mburns"
