@@ -193,8 +193,11 @@ def test_signals(agent: GuestAgent) -> None:
 
 
 def test_waiting_has_a_limit(agent: GuestAgent) -> None:
-    with agent.popen(["sleep", "60"]) as process, pytest.raises(GuestTimeoutError):
-        process.wait(0.05)
+    with agent.popen(["sleep", "60"]) as process:
+        with pytest.raises(GuestTimeoutError, match="still runs"):
+            process.wait(0.05)
+        with pytest.raises(GuestTimeoutError, match="still runs"):
+            process.read(0.01)
 
 
 def test_a_terminal(agent: GuestAgent) -> None:

@@ -185,15 +185,16 @@ class GuestProcess:
                 if not self._receiving:
                     self._receive(deadline)
                 elif not self._changed.wait(_left(deadline)):
-                    raise GuestTimeoutError("the process in the guest says nothing")
+                    raise _silent()
 
     def _receive(self, deadline: float | None) -> None:
         """Receive one frame, without holding up those who only look."""
         self._receiving = True
         self._changed.release()
-        frame = None
         try:
             frame = self._session.receive(_left(deadline))
+        except GuestTimeoutError as error:
+            raise _silent() from error
         finally:
             self._changed.acquire()
             self._receiving = False
@@ -231,6 +232,10 @@ class GuestProcess:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _silent() -> GuestTimeoutError:
+    return GuestTimeoutError("the process in the guest said nothing in time, and still runs")
 
 
 def _left(deadline: float | None) -> float | None:
