@@ -1,0 +1,86 @@
+"""Reading saved state of devices back: plain JSON types that nobody has checked yet.
+
+A device saves itself as a dict of numbers, flags, texts, lists and further dicts. What comes back
+was on a disk; each value is asked for by its name, its type and its limits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NoReturn
+
+from cerne.errors import DamagedError
+
+PlainState = dict[str, object]
+"""Saved state: JSON types alone."""
+
+
+class SavedState:
+    """The saved state of one device or of a part of it."""
+
+    def __init__(self, what: str, values: Mapping[str, object]) -> None:
+        self._what = what
+        self._values = values
+
+    def integer(self, name: str, largest: int, smallest: int = 0) -> int:
+        """A whole number within its limits; raises DamagedError for anything else."""
+        value = self._value(name)
+        if not isinstance(value, int) or isinstance(value, bool):
+            self._refuse(name)
+        if not smallest <= value <= largest:
+            self._refuse(name)
+        return value
+
+    def optional_integer(self, name: str, largest: int) -> int | None:
+        """A whole number from 0 on, or None; raises DamagedError for anything else."""
+        return None if self._value(name) is None else self.integer(name, largest)
+
+    def flag(self, name: str) -> bool:
+        """True or false; raises DamagedError for anything else."""
+        value = self._value(name)
+        if not isinstance(value, bool):
+            self._refuse(name)
+        return value
+
+    def text(self, name: str, longest: int) -> str:
+        """A text of limited length; raises DamagedError for anything else."""
+        value = self._value(name)
+        if not isinstance(value, str) or len(value) > longest:
+            self._refuse(name)
+        return value
+
+    def data(self, name: str, longest: int) -> bytes:
+        """Bytes, which are saved in hexadecimal; raises DamagedError for anything else."""
+        text = self.text(name, 2 * longest)
+        try:
+            return bytes.fromhex(text)
+        except ValueError:
+            self._refuse(name)
+
+    def section(self, name: str) -> SavedState:
+        """The saved state of a part; raises DamagedError for anything else."""
+        return self._section(name, self._value(name))
+
+    def sections(self, name: str, count: int) -> list[SavedState]:
+        """The saved states of that many parts; raises DamagedError for anything else."""
+        values = self._value(name)
+        if not isinstance(values, list) or len(values) != count:
+            self._refuse(name)
+        return [self._section(f"{name}[{at}]", value) for at, value in enumerate(values)]
+
+    def plain(self, name: str) -> PlainState:
+        """A part as it was saved, for the device it belongs to; raises DamagedError if none."""
+        return dict(self.section(name)._values)
+
+    def _section(self, name: str, value: object) -> SavedState:
+        if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+            self._refuse(name)
+        return SavedState(f"{self._what}.{name}", value)
+
+    def _value(self, name: str) -> object:
+        if name not in self._values:
+            raise DamagedError(f"the saved state of {self._what} lacks {name!r}")
+        return self._values[name]
+
+    def _refuse(self, name: str) -> NoReturn:
+        raise DamagedError(f"the saved state of {self._what} has a {name!r} that cannot be")

@@ -1,0 +1,290 @@
+"""The split virtqueue as a device sees it (virtio 1.2, section 2.7).
+
+A driver describes buffers in a table, offers the heads of chains in one ring, and gets them back
+in another. All three lie in guest memory, so that every number in them is the guest's and may
+change while it is looked at: each is read once, checked, and only then used. The bytes of a chain
+are handed out as views of guest memory, fit for preadv(2) and pwritev(2).
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cerne.devices.state import PlainState, SavedState
+from cerne.errors import DamagedError, GuestError
+from cerne.kvm.memory import GuestMemory, GuestMemoryError
+
+LARGEST_QUEUE = 32768
+"""The most entries that a split virtqueue may have."""
+
+_NEXT = 1
+_WRITE = 2
+_INDIRECT = 4
+_NO_INTERRUPT = 1
+_NO_NOTIFY = 1
+
+_LARGEST_CHAIN = 1 << 32
+_LARGEST_ADDRESS = (1 << 64) - 1
+
+# Native order and alignment, for which the interpreter moves an aligned number in one piece.
+_DESCRIPTOR = struct.Struct("@QIHH")
+_USED_ELEMENT = struct.Struct("@II")
+_U16 = struct.Struct("@H")
+
+_AVAIL_RING = 4
+_USED_RING = 4
+
+
+class QueueError(GuestError):
+    """A driver broke the rules of a virtqueue; the device needs a reset."""
+
+    code = "guest-queue"
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """One request of the driver: what the device may read, then what it may write."""
+
+    head: int
+    """The descriptor that names the chain when it is given back."""
+    readable: tuple[memoryview, ...]
+    writable: tuple[memoryview, ...]
+
+    @property
+    def readable_size(self) -> int:
+        """Bytes for the device to read."""
+        return sum(len(view) for view in self.readable)
+
+    @property
+    def writable_size(self) -> int:
+        """Bytes for the device to write."""
+        return sum(len(view) for view in self.writable)
+
+
+@dataclass(frozen=True, slots=True)
+class _Rings:
+    """Where a queue in use lies; taken, and checked, when the driver declares it ready."""
+
+    descriptors: memoryview
+    driver: memoryview
+    device: memoryview
+
+
+class Queue:
+    """One virtqueue, of which the transport sets the addresses and a device uses the rest.
+
+    It belongs to one thread at a time. Whatever reads the guest's rings raises `QueueError` for
+    what no driver may do.
+    """
+
+    def __init__(self, memory: GuestMemory, maximum: int) -> None:
+        if not 0 < maximum <= LARGEST_QUEUE or maximum & (maximum - 1):
+            raise ValueError(f"a queue cannot have {maximum} entries")
+        self._memory = memory
+        self.maximum = maximum
+        """The most entries that the driver may choose."""
+        self._fence = threading.Lock()
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything that the driver said."""
+        self.size = self.maximum
+        self.descriptors = 0
+        self.driver = 0
+        self.device = 0
+        self.msix_vector: int | None = None
+        self.event_index = False
+        self.indirect = False
+        self._rings: _Rings | None = None
+        self._next_available = 0
+        self._next_used = 0
+        self._announced = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether the driver has declared the queue to be in use."""
+        return self._rings is not None
+
+    @ready.setter
+    def ready(self, ready: bool) -> None:
+        self._rings = self._find_rings() if ready else None
+
+    @property
+    def pending(self) -> bool:
+        """Whether the driver has offered chains that were not popped."""
+        rings = self._rings
+        return rings is not None and self._available(rings) > 0
+
+    def pop(self) -> Chain | None:
+        """The next chain that the driver offers, or None where there is none now."""
+        rings = self._rings
+        if rings is None or self._available(rings) == 0:
+            return None
+        slot = _AVAIL_RING + 2 * (self._next_available % self.size)
+        head: int = _U16.unpack_from(rings.driver, slot)[0]
+        chain = self._chain(rings, head)
+        self._next_available = (self._next_available + 1) & 0xFFFF
+        return chain
+
+    def push(self, head: int, written: int) -> None:
+        """Give the chain of that head back, with the count of bytes written to it."""
+        rings = self._in_use()
+        slot = _USED_RING + 8 * (self._next_used % self.size)
+        _USED_ELEMENT.pack_into(rings.device, slot, head, written)
+        self._next_used = (self._next_used + 1) & 0xFFFF
+        _U16.pack_into(rings.device, 2, self._next_used)
+
+    def should_notify(self) -> bool:
+        """Whether the driver wants an interrupt for what was pushed since the last question."""
+        rings = self._in_use()
+        self._order_writes_before_reads()
+        before, self._announced = self._announced, self._next_used
+        if self._next_used == before:
+            return False
+        if not self.event_index:
+            flags: int = _U16.unpack_from(rings.driver, 0)[0]
+            return not flags & _NO_INTERRUPT
+        event: int = _U16.unpack_from(rings.driver, _AVAIL_RING + 2 * self.size)[0]
+        passed = (self._next_used - event - 1) & 0xFFFF
+        return passed < (self._next_used - before) & 0xFFFF
+
+    def disable_notification(self) -> None:
+        """Ask the driver not to kick while the queue is being looked at anyway."""
+        if not self.event_index:
+            _U16.pack_into(self._in_use().device, 0, _NO_NOTIFY)
+
+    def enable_notification(self) -> bool:
+        """Ask the driver to kick for the next chain it offers.
+
+        True where chains were offered in the meantime, for which no kick will come.
+        """
+        rings = self._in_use()
+        if self.event_index:
+            _U16.pack_into(rings.device, _USED_RING + 8 * self.size, self._next_available)
+        else:
+            _U16.pack_into(rings.device, 0, 0)
+        self._order_writes_before_reads()
+        return self._available(rings) > 0
+
+    def state(self) -> PlainState:
+        """Everything that the driver set and how far the device got."""
+        return {
+            "size": self.size,
+            "descriptors": self.descriptors,
+            "driver": self.driver,
+            "device": self.device,
+            "ready": self.ready,
+            "msix_vector": self.msix_vector,
+            "event_index": self.event_index,
+            "indirect": self.indirect,
+            "next_available": self._next_available,
+            "next_used": self._next_used,
+            "announced": self._announced,
+        }
+
+    def restore(self, state: PlainState) -> None:
+        """Be what `state` says; raises DamagedError where that cannot be.
+
+        A queue whose rings a driver had put outside memory was never ready.
+        """
+        saved = SavedState("a virtqueue", state)
+        self._rings = None
+        self.size = saved.integer("size", 0xFFFF)
+        self.descriptors = saved.integer("descriptors", _LARGEST_ADDRESS)
+        self.driver = saved.integer("driver", _LARGEST_ADDRESS)
+        self.device = saved.integer("device", _LARGEST_ADDRESS)
+        self.msix_vector = saved.optional_integer("msix_vector", 0xFFFF)
+        self.event_index = saved.flag("event_index")
+        self.indirect = saved.flag("indirect")
+        self._next_available = saved.integer("next_available", 0xFFFF)
+        self._next_used = saved.integer("next_used", 0xFFFF)
+        self._announced = saved.integer("announced", 0xFFFF)
+        try:
+            self.ready = saved.flag("ready")
+        except QueueError as error:
+            raise DamagedError(f"the saved state of a virtqueue: {error.message}") from error
+
+    def _in_use(self) -> _Rings:
+        if self._rings is None:
+            raise QueueError("a queue is used that the driver has not made ready")
+        return self._rings
+
+    def _order_writes_before_reads(self) -> None:
+        # x86 may let a read overtake an earlier write; taking a lock is the full barrier that
+        # Python has. Without it both sides may miss what the other just wrote, and sleep.
+        with self._fence:
+            pass
+
+    def _find_rings(self) -> _Rings:
+        if not 0 < self.size <= self.maximum or self.size & (self.size - 1):
+            raise QueueError(f"a queue of {self.size} entries, of {self.maximum} at the most")
+        return _Rings(
+            descriptors=self._ring("descriptor table", self.descriptors, 16 * self.size, 16),
+            driver=self._ring("available ring", self.driver, 6 + 2 * self.size, 2),
+            device=self._ring("used ring", self.device, 6 + 8 * self.size, 4),
+        )
+
+    def _ring(self, what: str, address: int, length: int, alignment: int) -> memoryview:
+        if address % alignment:
+            raise QueueError(f"the {what} at {address:#x} is not aligned to {alignment} bytes")
+        return self._view(what, address, length)
+
+    def _view(self, what: str, address: int, length: int) -> memoryview:
+        try:
+            return self._memory.view(address, length)
+        except GuestMemoryError as error:
+            raise QueueError(f"the {what} of a queue: {error.message}") from error
+
+    def _available(self, rings: _Rings) -> int:
+        index: int = _U16.unpack_from(rings.driver, 2)[0]
+        count = (index - self._next_available) & 0xFFFF
+        if count > self.size:
+            raise QueueError(f"{count} chains are offered in a queue of {self.size} entries")
+        return count
+
+    def _chain(self, rings: _Rings, head: int) -> Chain:
+        readable: list[memoryview] = []
+        writable: list[memoryview] = []
+        left = _LARGEST_CHAIN
+        for address, length, flags in self._walk(rings.descriptors, head, self.size):
+            left -= length
+            if left < 0:
+                raise QueueError("a chain of more than 4 GiB")
+            view = self._view("buffer", address, length)
+            if flags & _WRITE:
+                writable.append(view)
+            elif writable:
+                raise QueueError("a buffer to read comes after a buffer to write")
+            else:
+                readable.append(view)
+        return Chain(head, tuple(readable), tuple(writable))
+
+    def _walk(self, table: memoryview, index: int, entries: int) -> Iterator[tuple[int, int, int]]:
+        nested = False
+        for _ in range(self.size + 1):
+            if index >= entries:
+                raise QueueError(f"descriptor {index} is not in a table of {entries}")
+            address, length, flags, following = _DESCRIPTOR.unpack_from(table, 16 * index)
+            if flags & _INDIRECT:
+                if nested:
+                    raise QueueError("an indirect descriptor in an indirect table")
+                table, entries = self._indirect_table(address, length, flags)
+                nested, index = True, 0
+                continue
+            yield address, length, flags
+            if not flags & _NEXT:
+                return
+            index = following
+        raise QueueError(f"a chain loops, or is longer than its queue of {self.size} entries")
+
+    def _indirect_table(self, address: int, length: int, flags: int) -> tuple[memoryview, int]:
+        if not self.indirect:
+            raise QueueError("an indirect descriptor, which was not negotiated")
+        if flags & _NEXT:
+            raise QueueError("an indirect descriptor that has a next one")
+        if length == 0 or length % 16:
+            raise QueueError(f"an indirect table of {length} bytes")
+        return self._view("indirect table", address, length), length // 16
