@@ -1,0 +1,235 @@
+"""The ACPI tables of a machine: hardware-reduced, as ACPI 6.5, chapters 4 and 5 have it.
+
+RSDP, XSDT, FADT, MADT, MCFG and a DSDT with a PCI root, the serial port, a power button that is
+signalled by a generic event device, S5, and Microsoft's VM generation ID.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+from cerne.arch.x86 import layout
+from cerne.arch.x86.acpi import aml
+from cerne.arch.x86.mptable import with_checksum
+from cerne.errors import InputError
+from cerne.kvm.memory import GuestAddress, GuestMemory
+
+_OEM = (b"CERNE ", b"CERNEVM ", 1, b"CRNE", 1)
+_HARDWARE_REDUCED, _RESET_SUPPORTED, _WBINVD = 1 << 20, 1 << 10, 1
+_NO_VGA, _NO_CMOS = 1 << 2, 1 << 5
+_SPACE = layout.GENERATION_ID - layout.ACPI_TABLES
+
+SLEEP_CONTROL, SLEEP_STATUS, RESET, EVENTS = range(4)
+"""Offsets of the one-byte registers from `layout.POWER_PORT`."""
+SLEEP_TYPE_OFF = 5
+SLEEP_ENABLE = 1 << 5
+RESET_VALUE = 1
+EVENT_POWER_BUTTON = 1
+EVENT_GENERATION = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PciIrq:
+    """The interrupt line that a device's pin raises."""
+
+    device: int
+    pin: int
+    gsi: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table, and where it lies in guest memory."""
+
+    signature: bytes
+    address: GuestAddress
+    content: bytes
+
+
+def write_tables(memory: GuestMemory, cpus: int, irqs: tuple[PciIrq, ...] = ()) -> GuestAddress:
+    """Write all tables; the address of the RSDP."""
+    for table in build_tables(cpus, irqs):
+        memory.write(table.address, table.content)
+    return layout.ACPI_TABLES
+
+
+def build_tables(cpus: int, irqs: tuple[PciIrq, ...] = ()) -> list[Table]:
+    """All tables with their addresses; the RSDP first.
+
+    Raises:
+        InputError: more processors than the tables' space describes.
+    """
+    tables: list[Table] = []
+    position = layout.ACPI_TABLES + 64
+
+    def place(signature: bytes, content: bytes) -> int:
+        nonlocal position
+        table = Table(signature, GuestAddress(position), content)
+        tables.append(table)
+        position = position + len(content) + 15 & ~15
+        return table.address
+
+    dsdt = place(b"DSDT", _dsdt(irqs))
+    listed = [
+        place(b"FACP", _fadt(dsdt)),
+        place(b"APIC", _madt(cpus)),
+        place(b"MCFG", _mcfg()),
+    ]
+    xsdt = place(b"XSDT", _table(b"XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed)))
+    if position > layout.ACPI_TABLES + _SPACE:
+        raise InputError(f"{cpus} processors are more than the machine's tables can describe")
+    return [Table(b"RSD PTR ", layout.ACPI_TABLES, _rsdp(xsdt)), *tables]
+
+
+def _table(signature: bytes, revision: int, body: bytes) -> bytes:
+    header = struct.pack("<4sIBB6s8sI4sI", signature, 36 + len(body), revision, 0, *_OEM)
+    return with_checksum(header + body, 9)
+
+
+def _rsdp(xsdt: int) -> bytes:
+    head = with_checksum(struct.pack("<8sB6sBI", b"RSD PTR ", 0, _OEM[0], 2, 0), 8)
+    return with_checksum(head + struct.pack("<IQB3x", 36, xsdt, 0), 32)
+
+
+def _register(port: int) -> bytes:
+    """A generic address structure: one byte in system I/O space."""
+    return struct.pack("<BBBBQ", 1, 8, 0, 1, port)
+
+
+def _fadt(dsdt: int) -> bytes:
+    body = bytearray(276 - 36)
+
+    def put(offset: int, content: bytes) -> None:
+        body[offset - 36 : offset - 36 + len(content)] = content
+
+    put(109, struct.pack("<H", _NO_VGA | _NO_CMOS))
+    put(112, struct.pack("<I", _HARDWARE_REDUCED | _RESET_SUPPORTED | _WBINVD))
+    put(116, _register(layout.POWER_PORT + RESET))
+    put(128, bytes([RESET_VALUE]))
+    put(131, bytes([5]))
+    put(140, struct.pack("<Q", dsdt))
+    put(244, _register(layout.POWER_PORT + SLEEP_CONTROL))
+    put(256, _register(layout.POWER_PORT + SLEEP_STATUS))
+    put(268, b"CERNE   ")
+    return _table(b"FACP", 6, bytes(body))
+
+
+def _madt(cpus: int) -> bytes:
+    body = struct.pack("<II", layout.LAPIC, 0)
+    for index in range(cpus):
+        if index < 255:
+            body += struct.pack("<BBBBI", 0, 8, index, index, 1)
+        else:
+            body += struct.pack("<BBHIII", 9, 16, 0, index, 1, index)
+    body += struct.pack("<BBBBII", 1, 12, 0, 0, layout.IOAPIC, 0)
+    body += struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0)
+    return _table(b"APIC", 5, body)
+
+
+def _mcfg() -> bytes:
+    body = struct.pack("<8xQHBB4x", layout.ECAM_START, 0, 0, layout.ECAM_BUSES - 1)
+    return _table(b"MCFG", 1, body)
+
+
+def _dsdt(irqs: tuple[PciIrq, ...]) -> bytes:
+    system = aml.scope(
+        "\\_SB",
+        _pci_root(irqs),
+        aml.device(
+            "COM1",
+            aml.name("_HID", aml.eisa_id("PNP0501")),
+            aml.name("_UID", aml.integer(1)),
+            aml.name(
+                "_CRS",
+                aml.resources(
+                    aml.io_ports(layout.SERIAL_PORT, 8), aml.interrupt(layout.SERIAL_IRQ)
+                ),
+            ),
+        ),
+        aml.device(
+            "PWRB",
+            aml.name("_HID", aml.eisa_id("PNP0C0C")),
+            aml.name("_UID", aml.integer(0)),
+        ),
+        _generation(),
+        _events(),
+    )
+    off = [aml.integer(value) for value in (SLEEP_TYPE_OFF, 0, 0, 0)]
+    return _table(b"DSDT", 6, aml.name("_S5", aml.package(off)) + system)
+
+
+def _pci_root(irqs: tuple[PciIrq, ...]) -> bytes:
+    routes = aml.package(
+        aml.package(
+            [
+                aml.integer(irq.device << 16 | 0xFFFF),
+                aml.integer(irq.pin),
+                aml.integer(0),
+                aml.integer(irq.gsi),
+            ]
+        )
+        for irq in irqs
+    )
+    windows = aml.resources(
+        aml.bus_numbers(0, layout.ECAM_BUSES - 1),
+        aml.io_ports(0xCF8, 8),
+        aml.port_window(0x1000, 0xFFFF),
+        aml.memory_window(layout.PCI_WINDOW_START, layout.PCI_WINDOW_END - 1),
+    )
+    return aml.device(
+        "PCI0",
+        aml.name("_HID", aml.eisa_id("PNP0A08")),
+        aml.name("_CID", aml.eisa_id("PNP0A03")),
+        aml.name("_SEG", aml.integer(0)),
+        aml.name("_BBN", aml.integer(0)),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", windows),
+        *([aml.name("_PRT", routes)] if irqs else []),
+        aml.device(
+            "MRES",
+            aml.name("_HID", aml.eisa_id("PNP0C02")),
+            aml.name(
+                "_CRS",
+                aml.resources(aml.fixed_memory(layout.ECAM_START, layout.ECAM_SIZE)),
+            ),
+        ),
+    )
+
+
+def _generation() -> bytes:
+    address = [aml.integer(layout.GENERATION_ID), aml.integer(0)]
+    return aml.device(
+        "VGEN",
+        aml.name("_HID", aml.string("CRNE0001")),
+        aml.name("_CID", aml.string("VM_Gen_Counter")),
+        aml.name("_DDN", aml.string("VM_Gen_Counter")),
+        aml.name("ADDR", aml.package(address)),
+    )
+
+
+def _events() -> bytes:
+    """The generic event device: one line, and a byte that says (and by being read forgets) why."""
+    pending = aml.name_string("EVTS")
+    return aml.device(
+        "GED_",
+        aml.name("_HID", aml.string("ACPI0013")),
+        aml.name("_UID", aml.integer(0)),
+        aml.name("_CRS", aml.resources(aml.interrupt(layout.POWER_IRQ))),
+        aml.operation_region("EREG", layout.POWER_PORT + EVENTS, 1),
+        aml.byte_fields("EREG", "EVTS"),
+        aml.method(
+            "_EVT",
+            aml.store(pending, aml.LOCAL0),
+            aml.when(
+                aml.bitwise_and(aml.LOCAL0, aml.integer(EVENT_POWER_BUTTON)),
+                aml.notify("\\_SB.PWRB", 0x80),
+            ),
+            aml.when(
+                aml.bitwise_and(aml.LOCAL0, aml.integer(EVENT_GENERATION)),
+                aml.notify("\\_SB.VGEN", 0x80),
+            ),
+            arguments=1,
+            serialized=True,
+        ),
+    )

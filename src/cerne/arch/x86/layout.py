@@ -1,0 +1,54 @@
+"""Where everything lies in a machine's physical address space.
+
+Memory below 4 GiB ends at `HOLE_START`; what is above lies from 4 GiB on. The hole between holds
+PCI windows, ECAM and the interrupt controllers. The low megabyte holds what the boot protocols
+hand over; it is all the guest's own memory once it has started.
+"""
+
+from __future__ import annotations
+
+from cerne.kvm.memory import GuestAddress
+from cerne.units import GIB, MIB
+
+GDT = GuestAddress(0x500)
+PVH_INFO = GuestAddress(0x6000)
+ZERO_PAGE = GuestAddress(0x7000)
+BOOT_STACK = GuestAddress(0x8FF0)
+PAGE_TABLES = GuestAddress(0x9000)
+COMMAND_LINE = GuestAddress(0x20000)
+COMMAND_LINE_SPACE = 0x10000
+MP_TABLE = GuestAddress(0x9FC00)
+"""The last KiB of base memory, where Multiprocessor Specification 1.4 has it looked for first."""
+ACPI_TABLES = GuestAddress(0xE0000)
+"""The RSDP must be found on a 16 byte boundary from here (ACPI 6.5, 5.2.5.1)."""
+GENERATION_ID = GuestAddress(0xF0000)
+LOW_END = 0x9FC00
+HIGH_START = 1 * MIB
+
+HOLE_START = 3 * GIB
+HOLE_END = 4 * GIB
+PCI_WINDOW_START = 0xC000_0000
+PCI_WINDOW_END = 0xE000_0000
+ECAM_START = 0xE000_0000
+ECAM_BUSES = 1
+ECAM_SIZE = ECAM_BUSES * MIB
+IOAPIC = 0xFEC0_0000
+LAPIC = 0xFEE0_0000
+IDENTITY_MAP = 0xFFFB_C000
+"""The page that KVM needs for real mode on older Intel processors; the TSS's three follow it."""
+TSS = 0xFFFB_D000
+
+SERIAL_PORT = 0x3F8
+SERIAL_IRQ = 4
+POWER_PORT = 0x600
+"""ACPI registers: sleep control, sleep status, reset (one byte each), event status (one byte)."""
+POWER_IRQ = 9
+
+
+def memory_ranges(size: int) -> list[tuple[GuestAddress, int]]:
+    """The (address, length) of a machine's memory of `size` bytes, around the hole."""
+    low = min(size, HOLE_START)
+    ranges = [(GuestAddress(0), low)]
+    if size > low:
+        ranges.append((GuestAddress(HOLE_END), size - low))
+    return ranges

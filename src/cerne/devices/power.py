@@ -1,0 +1,64 @@
+"""The power of a machine: ACPI's sleep and reset registers, and the events that it signals.
+
+Hardware-reduced ACPI (ACPI 6.5, 4.8.3.7 and 4.8.3.6): one byte each for sleep control, sleep
+status, reset and, for the generic event device, why it raised its line; reading that forgets it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from cerne.devices.interrupt import InterruptLine
+
+SLEEP_CONTROL, SLEEP_STATUS, RESET, EVENTS = range(4)
+REGISTERS = 4
+SLEEP_TYPE_OFF = 5
+SLEEP_ENABLE = 1 << 5
+RESET_VALUE = 1
+POWER_BUTTON = 1
+GENERATION_CHANGED = 2
+
+_SLEEP_TYPE_SHIFT = 2
+_SLEEP_TYPE_MASK = 0b111
+
+
+class Power:
+    """`power_off` and `reset` are called when the guest asks for them."""
+
+    def __init__(
+        self, line: InterruptLine, power_off: Callable[[], None], reset: Callable[[], None]
+    ) -> None:
+        self._line = line
+        self._power_off = power_off
+        self._reset = reset
+        self._lock = threading.Lock()
+        self._events = 0
+
+    def signal(self, event: int) -> None:
+        """Tell the guest of an event: `POWER_BUTTON` or `GENERATION_CHANGED`."""
+        with self._lock:
+            self._events |= event
+            self._line.set(True)
+
+    def read(self, offset: int, size: int) -> int:
+        """Which events there were; everything else reads as zero."""
+        if offset != EVENTS:
+            return 0
+        with self._lock:
+            events, self._events = self._events, 0
+            self._line.set(False)
+        return events
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Switch off or reset, if that is what was written."""
+        asleep = value >> _SLEEP_TYPE_SHIFT & _SLEEP_TYPE_MASK
+        if offset == SLEEP_CONTROL and value & SLEEP_ENABLE and asleep == SLEEP_TYPE_OFF:
+            self._power_off()
+        elif offset == RESET and value == RESET_VALUE:
+            self._reset()
+
+    def state(self) -> dict[str, object]:
+        """All that it is."""
+        with self._lock:
+            return {"events": self._events}
