@@ -25,6 +25,7 @@ enum {
 	WINDOW = 256 * 1024,	     /* credit that each stream begins with */
 	CONTROL_ROOM = 4096,	     /* kept free in the output for frames that are not data */
 	ANSWER_ROOM = 2048,	     /* of which so much must be left for a frame to be taken */
+	LEAVING_TIME = 200,	     /* ms without a host after which its session is over */
 	MAX_DEPTH = 256,	     /* of directories in a tree that is copied */
 };
 
@@ -113,8 +114,9 @@ struct wire {
 	bool readable;
 	bool writable;
 	bool closed;	/* a socket's other end is gone for good */
-	bool host_left; /* the host closed its side of the port */
+	bool host_left; /* no host has been there for a while */
 	bool lost;	/* out of step: only a HELLO counts */
+	int64_t left_at; /* when the host closed its side of the port; 0: it did not */
 	size_t in_start, in_end;
 	size_t out_start, out_end;
 	uint8_t in[2 * (HEADER_SIZE + MAX_PAYLOAD)];
@@ -122,6 +124,7 @@ struct wire {
 };
 
 void wire_open(struct wire *wire, int fd, bool is_port);
+int wire_timeout(const struct wire *wire);
 void wire_update(struct wire *wire);   /* take note of what the kernel reports */
 void wire_transfer(struct wire *wire); /* write and read what is possible now */
 bool wire_next(struct wire *wire, struct frame *frame);

@@ -117,7 +117,7 @@ static void take_all(struct session *session)
 		take(session, &frame);
 }
 
-/* The host closed its side: whatever was cut off is void. */
+/* No host is there: whatever was cut off is void. */
 static void host_left(struct session *session)
 {
 	end_work(session);
@@ -158,6 +158,7 @@ static void wait_for_work(struct session *session, int signals)
 	int count = 2 + process_poll(&session->process, &session->wire, fds + 2);
 	int timeout = sooner(process_timeout(&session->process), system_timeout(&session->system));
 
+	timeout = sooner(timeout, wire_timeout(&session->wire));
 	poll(fds, (nfds_t)count, timeout);
 }
 

@@ -37,10 +37,32 @@ void wire_open(struct wire *wire, int fd, bool is_port)
 	wire->readable = wire->writable = true;
 }
 
+/*
+ * The kernel tells of a host's leaving and coming apart from data, and later: by then the next host
+ * may have spoken. So a host has left only when none is there after a while; one that came instead
+ * has said HELLO, which ends the former session by itself.
+ */
+static void look_whether_host_left(struct wire *wire)
+{
+	struct pollfd port = {.fd = wire->fd};
+
+	if (!wire->left_at || now_milliseconds() < wire->left_at + LEAVING_TIME)
+		return;
+	wire->left_at = 0;
+	poll(&port, 1, 0);
+	wire->host_left = port.revents & POLLHUP;
+}
+
+int wire_timeout(const struct wire *wire)
+{
+	return wire->left_at ? milliseconds_until(wire->left_at + LEAVING_TIME) : -1;
+}
+
 void wire_update(struct wire *wire)
 {
 	struct epoll_event event;
 
+	look_whether_host_left(wire);
 	if (epoll_wait(wire->edges, &event, 1, 0) != 1)
 		return;
 	if (event.events & (EPOLLIN | EPOLLHUP | EPOLLRDHUP | EPOLLERR))
@@ -76,17 +98,19 @@ static void read_in(struct wire *wire)
 		wire->in_end -= wire->in_start;
 		wire->in_start = 0;
 	}
-	while (wire->readable && wire->in_end < sizeof wire->in) {
+	/* What comes now is the next host's, and waits until the former session is cleaned up. */
+	while (wire->readable && !wire->host_left && wire->in_end < sizeof wire->in) {
 		ssize_t got = read(wire->fd, wire->in + wire->in_end,
 				   sizeof wire->in - wire->in_end);
 		if (got > 0) {
 			wire->in_end += (size_t)got;
+			wire->left_at = 0;
 		} else if (got == 0) {
 			wire->readable = false;
-			if (wire->is_port)
-				wire->host_left = true;
-			else
+			if (!wire->is_port)
 				wire->closed = true;
+			else if (!wire->left_at)
+				wire->left_at = now_milliseconds();
 		} else if (errno == EAGAIN) {
 			wire->readable = false;
 		} else if (errno != EINTR) {
@@ -239,7 +263,7 @@ bool wire_wait_room(struct wire *wire, size_t size)
 			return false;
 		if (wire_room(wire) >= size)
 			return true;
-		wait_edge(wire, -1);
+		wait_edge(wire, wire_timeout(wire));
 	}
 }
 
