@@ -1,0 +1,164 @@
+"""The board of a machine: its KVM VM with memory, interrupts and vCPUs, and the fixed devices.
+
+What is on it is what `cerne.arch.x86.layout` says where it lies: a serial port, a clock, a
+keyboard controller that resets, ACPI's power registers. PCI devices are plugged in by others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from cerne.arch.x86 import layout
+from cerne.arch.x86.acpi.tables import write_tables
+from cerne.arch.x86.bootparams import (
+    memory_map,
+    write_command_line,
+    write_pvh_info,
+    write_zero_page,
+)
+from cerne.arch.x86.cpu import set_entry
+from cerne.arch.x86.cpuid import guest_cpuid
+from cerne.arch.x86.kernel import Protocol, load_initrd, load_kernel
+from cerne.arch.x86.mptable import write_mp_table
+from cerne.devices.bus import Bus
+from cerne.devices.i8042 import I8042, PORTS
+from cerne.devices.power import REGISTERS as POWER_REGISTERS
+from cerne.devices.power import Power
+from cerne.devices.rtc import Rtc
+from cerne.devices.serial import REGISTERS as SERIAL_REGISTERS
+from cerne.devices.serial import Serial
+from cerne.kvm.kvm import Kvm
+from cerne.kvm.memory import GuestMemory
+from cerne.kvm.vcpu import Vcpu
+from cerne.kvm.vm import Vm
+from cerne.vmm.vcpu import Buses
+
+_I8042_PORT, _RTC_PORT = 0x60, 0x70
+_PIT_SPEAKER_DUMMY = 1
+_MISC_ENABLE, _FAST_STRINGS = 0x1A0, 1
+_SIGNATURE = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """Whom the board tells what the guest asks for."""
+
+    power_off: Callable[[], None]
+    reset: Callable[[], None]
+    console: Callable[[bytes], None]
+
+
+class Line:
+    """An interrupt line of the board, into the kernel's interrupt controllers."""
+
+    def __init__(self, vm: Vm, gsi: int) -> None:
+        self._vm = vm
+        self._gsi = gsi
+        self._level = False
+
+    def set(self, level: bool) -> None:
+        """Raise or lower it."""
+        if level != self._level:
+            self._level = level
+            self._vm.irq_line(self._gsi, level)
+
+
+class Board:
+    """A machine's memory, processors and fixed devices; close it to give everything back."""
+
+    def __init__(self, kvm: Kvm, memory_size: int, cpus: int, wishes: Wishes) -> None:
+        with contextlib.ExitStack() as stack:
+            self.memory = GuestMemory.anonymous(layout.memory_ranges(memory_size), huge_pages=True)
+            stack.callback(self.memory.close)
+            self.vm = kvm.create_vm()
+            stack.callback(self.vm.close)
+            self._memory_size = memory_size
+            self._set_up_vm()
+            self.vcpus = [self._vcpu(stack, kvm, index, cpus) for index in range(cpus)]
+            self.buses = Buses(Bus(), Bus())
+            self.serial = Serial(Line(self.vm, layout.SERIAL_IRQ), wishes.console)
+            power_line = Line(self.vm, layout.POWER_IRQ)
+            self.power = Power(power_line, wishes.power_off, wishes.reset)
+            ports = self.buses.ports
+            ports.insert(layout.SERIAL_PORT, SERIAL_REGISTERS, self.serial)
+            ports.insert(layout.POWER_PORT, POWER_REGISTERS, self.power)
+            ports.insert(_RTC_PORT, 2, Rtc())
+            # Port 0x61 lies in the midst of the controller's and is the kernel's own timer.
+            ports.insert(_I8042_PORT, PORTS, I8042(wishes.reset))
+            self._resources = stack.pop_all()
+
+    def load(self, kernel: Path, initrd: Path | None, command_line: str, *, mp_table: bool) -> None:
+        """Put a kernel and what it is told into memory, and the first vCPU at its entry.
+
+        Raises:
+            ImageError, InputError: the kernel or its command line cannot be.
+        """
+        write_command_line(self.memory, command_line)
+        with _opened(kernel) as file:
+            loaded = load_kernel(self.memory, file)
+        ramdisk = None
+        if initrd is not None:
+            with _opened(initrd) as file:
+                ramdisk = load_initrd(self.memory, file, loaded)
+        entries = memory_map(self._memory_size)
+        rsdp = write_tables(self.memory, len(self.vcpus))
+        if mp_table:
+            write_mp_table(self.memory, len(self.vcpus), self._signature())
+        if loaded.protocol is Protocol.LINUX64:
+            write_zero_page(self.memory, loaded.setup_header, entries, ramdisk, rsdp)
+        else:
+            write_pvh_info(self.memory, entries, ramdisk, rsdp)
+        first = self.vcpus[0]
+        regs, sregs = first.get_regs(), first.get_sregs()
+        set_entry(self.memory, loaded, sregs, regs)
+        first.set_sregs(sregs)
+        first.set_regs(regs)
+
+    def close(self) -> None:
+        """Give everything back; no vCPU may be running."""
+        self._resources.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _set_up_vm(self) -> None:
+        self.vm.set_tss_addr(layout.TSS)
+        self.vm.set_identity_map_addr(layout.IDENTITY_MAP)
+        self.vm.create_irqchip()
+        self.vm.create_pit2(_PIT_SPEAKER_DUMMY)
+        self.vm.reinject_control(False)
+        self.vm.set_memory(self.memory)
+
+    def _vcpu(self, stack: contextlib.ExitStack, kvm: Kvm, index: int, cpus: int) -> Vcpu:
+        vcpu = self.vm.create_vcpu(index)
+        stack.callback(vcpu.close)
+        vcpu.set_cpuid2(guest_cpuid(kvm.get_supported_cpuid(), index, cpus))
+        vcpu.set_msrs({_MISC_ENABLE: _FAST_STRINGS})
+        return vcpu
+
+    def _signature(self) -> int:
+        leaves = self.vcpus[0].get_cpuid2()
+        return next(leaf.eax for leaf in leaves if leaf.function == _SIGNATURE)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,166 @@
+"""Helps for hosts whose KVM emulates a guest's kernel instruction by instruction, with gaps.
+
+Such a host is recognised by measurement (`cerne.host.probe`), never guessed, and this module is the
+only place that knows of it. What is missing there, and done here:
+
+- SYSCALL from ring 3 goes to its target with the code segment still that of ring 3, so that the
+  first instruction faults. A hardware breakpoint at the page fault handler catches just that fault,
+  and completes the SYSCALL as the AMD manual (volume 3) has it.
+- int3, clac, stac and fwait are not known to the emulator: they arrive as emulation failures.
+- Some features are known to the processor and not to the emulator; the kernel's command line turns
+  them off, and with them what costs a boot most there.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from cerne.kvm.abi import GuestDebug, VcpuEventFlag
+from cerne.kvm.exits import DebugExit, InternalErrorExit
+from cerne.kvm.memory import GuestMemory
+from cerne.kvm.vcpu import Vcpu
+
+COMMAND_LINE = (
+    "noxsave clearcpuid=308,297,580,141,151 clocksource=kvm-clock no_timer_check lpj=5000000 "
+    "mitigations=off random.trust_cpu=on 8250.nr_uarts=1 pty.legacy_count=0 rodata=off "
+    "initcall_blacklist=slab_sysfs_init,param_sysfs_init,irq_sysfs_init,cacheinfo_sysfs_init,"
+    "perf_event_sysfs_init,clockevents_init_sysfs,init_clocksource_sysfs,topology_init"
+)
+"""What a Linux guest is told in addition: 308 is SMAP, 297 ERMS, 580 FSRM, 141 CX16, 151 POPCNT."""
+
+_LSTAR, _STAR, _SFMASK, _KERNEL_GS = 0xC000_0082, 0xC000_0081, 0xC000_0084, 0xC000_0102
+_PAGE_FAULT = 14
+_BREAKPOINT = 3
+_GATE_SIZE = 16
+_BREAK_ON_EXECUTION = 0x1 | 0x700  # DR7: the first breakpoint, and bit 10 that is always one
+_RESUME, _ALIGNMENT_CHECK = 1 << 16, 1 << 18
+_ENDBR64, _SWAPGS = b"\xf3\x0f\x1e\xfa", b"\x0f\x01\xf8"
+_INT3, _FWAIT, _CLAC, _STAC = b"\xcc", b"\x9b", b"\x0f\x01\xca", b"\x0f\x01\xcb"
+_FRAME = struct.Struct("<6Q")
+_RING = 3
+# Exits between two looks at whether the guest has moved its handler.
+_LOOK_EVERY = 64
+
+
+class EmulationAssist:
+    """The helps for one vCPU; belongs to its thread."""
+
+    def __init__(self, vcpu: Vcpu, memory: GuestMemory) -> None:
+        self._vcpu = vcpu
+        self._memory = memory
+        self._exits = 0
+        self._handler = 0
+        self._handler_length = 0
+        self._entry = 0
+        self._entry_length = 0
+
+    def after_exit(self) -> None:
+        """Look now and then where the guest's handlers are; called after every exit."""
+        self._exits += 1
+        if self._exits % _LOOK_EVERY == 0:
+            self._watch_page_faults()
+
+    def take_failure(self, failure: InternalErrorExit) -> bool:
+        """Do what the emulator cannot; whether it was one of the instructions that are known."""
+        code = failure.instruction
+        regs = self._vcpu.get_regs()
+        if code.startswith((_CLAC, _STAC)):
+            regs.rip += len(_CLAC)
+            if code.startswith(_STAC):
+                regs.rflags |= _ALIGNMENT_CHECK
+            else:
+                regs.rflags &= ~_ALIGNMENT_CHECK
+        elif code.startswith(_FWAIT):
+            regs.rip += len(_FWAIT)
+        elif code.startswith(_INT3):
+            regs.rip += len(_INT3)
+            self._inject_breakpoint()
+        else:
+            return False
+        self._vcpu.set_regs(regs)
+        self._watch_page_faults()
+        return True
+
+    def take_debug(self, stop: DebugExit) -> bool:
+        """At the page fault handler: complete a SYSCALL, or let the handler go on."""
+        if stop.pc != self._handler:
+            return False
+        regs = self._vcpu.get_regs()
+        frame = self._read(regs.rsp, _FRAME.size)
+        _, rip, cs, rflags, rsp, _ = _FRAME.unpack(frame)
+        if rip == self._entry and cs & _RING == _RING:
+            self._complete_syscall(rflags, rsp)
+        else:
+            regs.rip += self._handler_length
+            regs.rflags = regs.rflags & ~_ALIGNMENT_CHECK | (0 if self._handler_length else _RESUME)
+            self._vcpu.set_regs(regs)
+        return True
+
+    def arm(self) -> None:
+        """Set the breakpoint anew: it is no part of a saved state."""
+        if self._handler:
+            debugreg = {0: self._handler, 7: _BREAK_ON_EXECUTION}
+            self._vcpu.set_guest_debug(GuestDebug.ENABLE | GuestDebug.USE_HW_BP, debugreg)
+
+    def _complete_syscall(self, rflags: int, rsp: int) -> None:
+        msrs = self._vcpu.get_msrs([_STAR, _SFMASK, _KERNEL_GS])
+        regs, sregs = self._vcpu.get_regs(), self._vcpu.get_sregs()
+        regs.rsp = rsp
+        regs.rflags = rflags & ~msrs[_SFMASK]
+        # The handler's own first instructions are done here: endbr64 is none, swapgs is this.
+        regs.rip = self._entry + self._entry_length
+        user_gs, sregs.gs.base = sregs.gs.base, msrs[_KERNEL_GS]
+        selector = (msrs[_STAR] >> 32 & 0xFFFF) + 8
+        sregs.ss.selector, sregs.ss.base, sregs.ss.limit = selector, 0, 0xFFFF_FFFF
+        sregs.ss.type, sregs.ss.s, sregs.ss.dpl, sregs.ss.present = 3, 1, 0, 1
+        sregs.ss.g, sregs.ss.db, sregs.ss.l, sregs.ss.unusable = 1, 1, 0, 0
+        self._vcpu.set_sregs(sregs)
+        self._vcpu.set_regs(regs)
+        self._vcpu.set_msrs({_KERNEL_GS: user_gs})
+
+    def _inject_breakpoint(self) -> None:
+        events = self._vcpu.get_vcpu_events()
+        events.exception.injected = 1
+        events.exception.nr = _BREAKPOINT
+        events.exception.has_error_code = 0
+        events.flags = VcpuEventFlag(0)
+        self._vcpu.set_vcpu_events(events)
+
+    def _watch_page_faults(self) -> None:
+        """Set the breakpoint where the guest's page fault handler is, once there is a LSTAR."""
+        entry = self._vcpu.get_msrs([_LSTAR])[_LSTAR]
+        if not entry:
+            return
+        handler = self._handler_address()
+        if not handler or (handler, entry) == (self._handler, self._entry):
+            return
+        self._handler, self._entry = handler, entry
+        self._handler_length = _skipped(self._read(handler, 3))
+        code = self._read(entry, len(_ENDBR64) + len(_SWAPGS))
+        prefix = len(_ENDBR64) if code.startswith(_ENDBR64) else 0
+        self._entry_length = prefix + len(_SWAPGS) if code[prefix:].startswith(_SWAPGS) else prefix
+        self.arm()
+
+    def _handler_address(self) -> int:
+        table = self._vcpu.get_sregs().idt
+        if table.limit < (_PAGE_FAULT + 1) * _GATE_SIZE - 1:
+            return 0
+        gate = self._read(table.base + _PAGE_FAULT * _GATE_SIZE, _GATE_SIZE)
+        low, _, _, middle, high = struct.unpack("<HHHHI4x", gate)
+        return int(low | middle << 16 | high << 32)
+
+    def _read(self, linear: int, length: int) -> bytes:
+        """Guest memory by the guest's own page tables; zeros where nothing is mapped."""
+        data = b""
+        while len(data) < length:
+            address = linear + len(data) & (1 << 64) - 1
+            part = min(length - len(data), 4096 - address % 4096)
+            found = self._vcpu.translate(address)
+            inside = found.valid and found.physical_address in self._memory
+            data += self._memory.read(found.physical_address, part) if inside else bytes(part)
+        return data
+
+
+def _skipped(code: bytes) -> int:
+    """How many bytes of the handler's first instruction can be left out: a clac or a nop."""
+    return 3 if code in (_CLAC, b"\x0f\x1f\x00") else 0

@@ -1,0 +1,161 @@
+"""One vCPU in a thread of its own: it runs, its exits are answered, it is paused and resumed.
+
+Handling an exit is a function of the buses and the exit. What ends the machine is told to its
+owner by a callback, from this thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cerne.devices.bus import Bus
+from cerne.errors import KvmError
+from cerne.kvm.exits import (
+    DebugExit,
+    Exit,
+    FailEntryExit,
+    HltExit,
+    InternalErrorExit,
+    InterruptedExit,
+    IoExit,
+    MmioExit,
+    ShutdownExit,
+)
+from cerne.kvm.vcpu import Vcpu
+from cerne.vmm.crash import describe
+from cerne.vmm.emulation_assist import EmulationAssist
+
+_JOIN_TIMEOUT = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Buses:
+    """The two address spaces in which a guest meets devices."""
+
+    ports: Bus
+    memory: Bus
+
+
+def answer(buses: Buses, exit_: IoExit | MmioExit) -> None:
+    """Let a device answer an access."""
+    if isinstance(exit_, MmioExit):
+        if exit_.is_write:
+            buses.memory.write(exit_.address, len(exit_.data), exit_.value)
+        else:
+            exit_.answer(buses.memory.read(exit_.address, len(exit_.data)))
+        return
+    for start in range(0, exit_.size * exit_.repeat, exit_.size):
+        data = exit_.data[start : start + exit_.size]
+        if exit_.is_write:
+            buses.ports.write(exit_.port, exit_.size, int.from_bytes(data, "little"))
+        else:
+            value = buses.ports.read(exit_.port, exit_.size)
+            data[:] = value.to_bytes(exit_.size, "little")
+
+
+class VcpuThread:
+    """Runs a vCPU until it is told to stop, or the guest can go no further."""
+
+    def __init__(
+        self,
+        index: int,
+        vcpu: Vcpu,
+        buses: Buses,
+        on_crash: Callable[[str], None],
+        assist: EmulationAssist | None,
+    ) -> None:
+        self.vcpu = vcpu
+        self._buses = buses
+        self._on_crash = on_crash
+        self._assist = assist
+        # Guards what is wanted of the thread and what it is at.
+        self._change = threading.Condition()
+        self._wanted_paused = True
+        self._wanted_end = False
+        self._paused = False
+        self._thread = threading.Thread(target=self._run, name=f"vcpu{index}", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread; its vCPU waits for `resume`."""
+        self._thread.start()
+
+    def resume(self) -> None:
+        """Let the guest run."""
+        with self._change:
+            self._wanted_paused = False
+            self._change.notify_all()
+
+    def ask_to_pause(self) -> None:
+        """Take the vCPU out of the guest; `wait_paused` waits until it is."""
+        with self._change:
+            self._wanted_paused = True
+            if not self._paused:
+                self.vcpu.kick()
+
+    def wait_paused(self) -> bool:
+        """Wait until the vCPU is out of the guest; whether it came in time."""
+        with self._change:
+            return self._change.wait_for(lambda: self._paused, _JOIN_TIMEOUT)
+
+    def end(self) -> None:
+        """Take the vCPU out of the guest for good, and wait for its thread."""
+        with self._change:
+            self._wanted_end = True
+            self._change.notify_all()
+            self.vcpu.kick()
+        if threading.current_thread() is not self._thread:
+            self._thread.join(_JOIN_TIMEOUT)
+
+    def _run(self) -> None:
+        try:
+            while self._may_run():
+                crash = self._step()
+                if crash:
+                    self._on_crash(crash)
+                    return
+        except KvmError as error:
+            self._on_crash(error.message)
+
+    def _may_run(self) -> bool:
+        """Wait while paused; False at the end."""
+        if not self._wanted_paused and not self._wanted_end:
+            return True
+        with self._change:
+            self._paused = True
+            self._change.notify_all()
+            self._change.wait_for(lambda: self._wanted_end or not self._wanted_paused)
+            self._paused = False
+            return not self._wanted_end
+
+    def _step(self) -> str:
+        """Run to the next exit and answer it; why the guest can go no further, or nothing."""
+        exit_ = self.vcpu.run()
+        if isinstance(exit_, IoExit | MmioExit):
+            answer(self._buses, exit_)
+            if self._assist is not None:
+                self._assist.after_exit()
+            return ""
+        return self._rare(exit_)
+
+    def _rare(self, exit_: Exit) -> str:
+        match exit_:
+            case InterruptedExit() | HltExit():
+                return ""
+            case InternalErrorExit() if self._assist and self._assist.take_failure(exit_):
+                return ""
+            case DebugExit() if self._assist and self._assist.take_debug(exit_):
+                return ""
+            case ShutdownExit():
+                return describe(self.vcpu, "a triple fault")
+            case InternalErrorExit():
+                return describe(
+                    self.vcpu,
+                    f"KVM could not go on (internal error {exit_.suberror})",
+                    exit_.instruction,
+                )
+            case FailEntryExit():
+                return describe(self.vcpu, f"the processor refused the guest's state: {exit_}")
+            case _:
+                return describe(self.vcpu, f"an exit that nobody handles: {exit_}")
