@@ -122,9 +122,16 @@ def test_kvm_runs_the_hosts_processor_and_tcg_the_largest() -> None:
 
 
 def test_emulated_kernels_are_spared_what_does_not_apply() -> None:
-    assert values("-append", argv(accelerator=Accelerator.KVM)) == ["console=ttyS0 quiet panic=-1"]
+    plan = dataclasses.replace(PLAN, nics=())
+    [native] = values("-append", argv(plan, Accelerator.KVM))
+    assert native == "console=ttyS0 quiet panic=-1"
     [line] = values("-append", argv())
     assert {"tsc=reliable", "mitigations=off", "no_timer_check"} <= set(line.split())
+
+
+def test_the_kernel_is_told_its_network_where_there_is_a_card() -> None:
+    [line] = values("-append", argv())
+    assert "ip=10.0.2.15::10.0.2.2:255.255.255.0:web:eth0:off:10.0.2.3" in line.split()
 
 
 def test_what_the_image_says_of_a_parameter_stands() -> None:

@@ -10,6 +10,7 @@ from cerne.engine.qemu.command_line import PID_FILE
 from cerne.engine.qemu.ending import read_ending
 
 REASON = "qemu_system_shutdown_request reason="
+RUNS = "runstate_set current_run_state 6 (prelaunch) new_state 9 (running)\n"
 PANIC = "[    0.4] Kernel panic - not syncing: VFS: Unable to mount root fs\r\n[    0.5] CPU: 0\r\n"
 
 
@@ -24,15 +25,14 @@ def leave(logs: Path, engine: str = "", console: str = "", *, pid_file: bool = F
     ("engine", "orderly", "reason"),
     [
         (f"{REASON}6\n", True, "the guest shut down"),
-        (f"{REASON}7\n", True, "the guest rebooted"),
+        (RUNS, True, "the guest rebooted"),
         (f"{REASON}2\n", True, "it was told to quit"),
         (f"{REASON}8\n", False, "the guest's kernel panicked"),
         (f"{REASON}1\n", False, "the host failed it (see the engine's log)"),
         (f"{REASON}4\nqemu: terminating on signal 15 from pid 1\n", True, "by a signal"),
         ("qemu: terminating on signal 15 from pid 1\n", True, "by a signal"),
-        ("", True, "the machine was shut down"),
-        (f"{REASON}99\n", True, "the machine was shut down"),
-        (f"{REASON}{'9' * 40}\n", True, "the machine was shut down"),
+        ("", True, "the guest shut down or rebooted"),
+        (f"{REASON}{'9' * 40}\n", True, "the guest rebooted"),
     ],
 )
 def test_what_qemu_says_is_told(tmp_path: Path, engine: str, orderly: bool, reason: str) -> None:
@@ -42,7 +42,7 @@ def test_what_qemu_says_is_told(tmp_path: Path, engine: str, orderly: bool, reas
     assert reason in ending.reason
 
 
-@pytest.mark.parametrize("engine", ["", f"{REASON}7\n", f"{REASON}8\n"])
+@pytest.mark.parametrize("engine", ["", RUNS, f"{REASON}8\n"])
 def test_the_last_words_of_a_panicked_kernel_are_told(tmp_path: Path, engine: str) -> None:
     leave(tmp_path, engine, PANIC)
     ending = read_ending(tmp_path)
@@ -56,7 +56,7 @@ def test_a_guest_that_shut_down_later_did_not_panic(tmp_path: Path) -> None:
 
 
 def test_a_pid_file_left_behind_tells_of_a_kill(tmp_path: Path) -> None:
-    leave(tmp_path, pid_file=True)
+    leave(tmp_path, RUNS, pid_file=True)
     ending = read_ending(tmp_path)
     assert not ending.orderly
     assert ending.reason == "its process was killed"

@@ -70,8 +70,9 @@ def command_line(
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-sandbox", _SANDBOX),
         *("-pidfile", str(plan.logs / PID_FILE)),
-        # Says in the log, which is its standard error, why the machine ended.
+        # Say in the log, which is its standard error, why the machine ended.
         *("-trace", "enable=qemu_system_shutdown_request"),
+        *("-trace", "enable=runstate_set"),
         *_board(plan, accelerator),
         *_boot(plan, accelerator),
         *_qmp(qmp_descriptor),

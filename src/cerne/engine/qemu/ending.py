@@ -1,8 +1,8 @@
 """How a QEMU process ended, from what it leaves behind.
 
-Its log has ``qemu_system_shutdown_request reason=N`` where QEMU was built with the log backend for
-traces, N being a ShutdownCause (``qapi/run-state.json``); its pid file is gone where it ended by
-itself, and stays after a kill or a crash.
+Its pid file is gone where it ended by itself, and stays after a kill or a crash. Where QEMU was
+built with the log backend for traces, its log has ``qemu_system_shutdown_request reason=N``, N
+being a ShutdownCause (``qapi/run-state.json``), for every end but a reset by the guest.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from cerne.engine.base import Ending
 from cerne.engine.qemu.command_line import PID_FILE
 
 _CAUSE = re.compile(rb"qemu_system_shutdown_request reason=(\d+)")
+_TRACE = re.compile(rb"(qemu_system_shutdown_request|runstate_set) ")
 _SIGNAL = re.compile(rb"terminating on signal (\d+)")
 _PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
 _TAIL = 256 * 1024
 
-_GUEST_RESET, _GUEST_PANIC = 7, 8
+_GUEST_PANIC = 8
 _CAUSES = {
     1: Ending(orderly=False, reason="the host failed it (see the engine's log)"),
     2: Ending(orderly=True, reason="it was told to quit"),
@@ -26,7 +27,6 @@ _CAUSES = {
     4: Ending(orderly=True, reason="its process was asked to end by a signal"),
     5: Ending(orderly=True, reason="it was closed on the host"),
     6: Ending(orderly=True, reason="the guest shut down"),
-    _GUEST_RESET: Ending(orderly=True, reason="the guest rebooted"),
     _GUEST_PANIC: Ending(orderly=False, reason="the guest's kernel panicked"),
 }
 
@@ -38,7 +38,7 @@ def read_ending(logs: Path) -> Ending:
     causes = _CAUSE.findall(log)
     cause = int(causes[-1]) if causes else None
     # A panicked kernel resets, which ends the machine just as a reboot does.
-    if panic is not None and cause in (None, _GUEST_RESET, _GUEST_PANIC):
+    if panic is not None and cause in (None, _GUEST_PANIC):
         words = panic[1].decode(errors="replace").strip()
         return Ending(orderly=False, reason=f"the guest's kernel panicked: {words}")
     if (logs / PID_FILE).exists():
@@ -47,11 +47,13 @@ def read_ending(logs: Path) -> Ending:
         return _CAUSES[cause]
     if _SIGNAL.search(log):
         return _CAUSES[4]
-    return Ending(orderly=True, reason="the machine was shut down")
+    if _TRACE.search(log):
+        return Ending(orderly=True, reason="the guest rebooted")
+    return Ending(orderly=True, reason="the guest shut down or rebooted")
 
 
 def _broken_off(log: bytes) -> Ending:
-    lines = [line for line in log.splitlines() if line.strip() and not _CAUSE.search(line)]
+    lines = [line for line in log.splitlines() if line.strip() and not _TRACE.match(line)]
     if not lines:
         return Ending(orderly=False, reason="its process was killed")
     said = lines[-1].decode(errors="replace").strip()
