@@ -163,4 +163,5 @@ class EmulationAssist:
 
 def _skipped(code: bytes) -> int:
     """How many bytes of the handler's first instruction can be left out: a clac or a nop."""
-    return 3 if code in (_CLAC, b"\x0f\x1f\x00") else 0
+    # Before the kernel has adapted itself to its processor, three short nops stand there.
+    return 3 if code in (_CLAC, b"\x0f\x1f\x00", b"\x90\x90\x90") else 0

@@ -64,7 +64,11 @@ static void run_shell(int terminal)
 static void serve(const char *path)
 {
 	static const char invitation[] = "\nPress Enter for a shell.\n";
-	int terminal = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+	/* Not to wait for a carrier: what is there reads and writes without one. */
+	int terminal = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
+
+	if (terminal >= 0)
+		fcntl(terminal, F_SETFL, O_RDWR);
 
 	while (terminal >= 0) {
 		struct pollfd line = {.fd = terminal, .events = POLLIN};

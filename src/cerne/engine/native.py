@@ -1,0 +1,132 @@
+"""The engine `native`: each machine is a process of our own VMM (`cerne.vmm`) on /dev/kvm."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cerne.engine.base import Ending, FirmwareBoot, KernelBoot, LaunchPlan
+from cerne.engine.detached import last_line, listening_socket, reap, spawn
+from cerne.errors import EngineError, HostError, InputError
+from cerne.host.probe import KVM_DEVICE
+from cerne.host.process import ProcessIdentity
+from cerne.kvm.kvm import missing_hint, permission_hint
+from cerne.network.user import kernel_parameter
+from cerne.vmm.config import DiskConfig, VmmConfig
+
+CONFIG_FILE = "vmm.json"
+"""In `LaunchPlan.runtime`."""
+ENDING_FILE = "ending.json"
+"""In `LaunchPlan.logs`."""
+
+_ANSWER_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class NativeEngine:
+    """Starts machines by our own VMM."""
+
+    emulated: bool
+    """Whether this host's kernel emulates guests' kernel code."""
+
+    @property
+    def name(self) -> str:
+        """``native``."""
+        return "native"
+
+    def require(self, plan: LaunchPlan) -> None:
+        """Refuse what cannot be run here, before anything is created (see `Engine.require`)."""
+        if not KVM_DEVICE.exists():
+            raise HostError(f"there is no {KVM_DEVICE}", hint=missing_hint())
+        if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+            raise HostError(f"{KVM_DEVICE} is not open to this user", hint=permission_hint())
+        if isinstance(plan.boot, FirmwareBoot):
+            raise InputError(
+                f"{plan.name} boots by firmware, which the native engine does not have",
+                hint="use --engine qemu",
+            )
+        if plan.shares:
+            raise InputError(
+                "the native engine does not mount directories of the host",
+                hint="use --engine qemu, or copy them in: cerne cp",
+            )
+
+    def start(self, plan: LaunchPlan) -> ProcessIdentity:
+        """Start the machine's process; return when it answers and its vCPUs run."""
+        (plan.logs / ENDING_FILE).unlink(missing_ok=True)
+        path = plan.runtime / CONFIG_FILE
+        with listening_socket(plan.qmp_socket) as listener:
+            _config(plan, listener.fileno(), self.emulated).write(path)
+            argv = [sys.executable, "-I", "-m", "cerne.vmm", str(path)]
+            pid = spawn(argv, plan.engine_log, [listener.fileno()])
+        try:
+            return _answering(pid, plan)
+        except BaseException:
+            _kill(pid)
+            raise
+
+    def ending(self, logs: Path) -> Ending:
+        """How the process whose logs these are ended."""
+        reap()
+        try:
+            said = json.loads((logs / ENDING_FILE).read_text())
+            return Ending(orderly=bool(said["orderly"]), reason=str(said["reason"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            # It says so at its end, and had no time to.
+            line = last_line(logs / "engine.log")
+            words = f"; it last said: {line}" if line else ""
+            return Ending(orderly=False, reason=f"its process was killed{words}")
+
+
+def _config(plan: LaunchPlan, qmp_descriptor: int, emulated: bool) -> VmmConfig:
+    boot = plan.boot
+    assert isinstance(boot, KernelBoot)
+    network = f" {kernel_parameter(plan.name)}" if plan.nics else ""
+    return VmmConfig(
+        name=plan.name,
+        cpus=plan.cpus,
+        memory=plan.memory,
+        kernel=str(boot.kernel),
+        initrd=str(boot.initrd) if boot.initrd else None,
+        command_line=f"{boot.command_line} panic=-1 reboot=k{network}",
+        qmp_descriptor=qmp_descriptor,
+        console_socket=str(plan.console_socket),
+        console_log=str(plan.console_log),
+        agent_sockets=[str(path) for path in plan.agent_sockets],
+        ending=str(plan.logs / ENDING_FILE),
+        disks=[DiskConfig(str(disk.path), disk.read_only, disk.serial) for disk in plan.disks],
+        mac=plan.nics[0].mac if plan.nics else None,
+        emulated=emulated,
+    )
+
+
+def _answering(pid: int, plan: LaunchPlan) -> ProcessIdentity:
+    # Imported only now: the machine starts meanwhile.
+    from cerne.engine.qmp import QmpClient
+
+    try:
+        with QmpClient(plan.qmp_socket, timeout=_ANSWER_TIMEOUT) as qmp:
+            status = qmp.status()
+    except EngineError as error:
+        cause = last_line(plan.engine_log) or error.message
+        raise EngineError(
+            f"the VMM did not start {plan.name}: {cause}",
+            hint=f"its log is {plan.engine_log}",
+            machine=plan.name,
+        ) from error
+    process = ProcessIdentity.of(pid)
+    if status != "running" or process is None:
+        raise EngineError(f"the VMM did not start {plan.name}: it is {status}", machine=plan.name)
+    return process
+
+
+def _kill(pid: int) -> None:
+    process = ProcessIdentity.of(pid)
+    if process is not None:
+        process.send(signal.SIGKILL)
+        process.wait()
+    reap()

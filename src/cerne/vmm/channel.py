@@ -1,0 +1,116 @@
+"""A byte stream of a device, offered on a Unix socket: one client at a time, others wait.
+
+What the guest writes while nobody is connected is dropped (a log may keep it); what a client writes
+is taken as fast as the device takes it, so that a slow guest slows its client and fills no memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+from cerne.vmm.loop import Loop
+
+_CHUNK = 64 * 1024
+_LONGEST_BACKLOG = 1 << 20
+
+
+class Channel:
+    """One socket. `take` is given a client's bytes and says how many it took."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        path: Path,
+        take: Callable[[bytes], int],
+        on_presence: Callable[[bool], None] = lambda present: None,
+    ) -> None:
+        self._loop = loop
+        self._take = take
+        self._on_presence = on_presence
+        self._client: socket.socket | None = None
+        self._incoming = b""
+        self._outgoing = bytearray()
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        self._listener.bind(str(path))
+        self._listener.listen(4)
+        loop.watch(self._listener.fileno(), self._accept)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether more of the guest's bytes would be kept for the client."""
+        return len(self._outgoing) < _LONGEST_BACKLOG
+
+    def send(self, data: bytes) -> int:
+        """Give bytes to the client; how many were taken (all, where nobody is there)."""
+        if self._client is None:
+            return len(data)
+        taken = data[: _LONGEST_BACKLOG - len(self._outgoing)]
+        self._outgoing += taken
+        self._flush()
+        return len(taken)
+
+    def resume(self) -> None:
+        """The device takes bytes again."""
+        if self._client is not None and self._incoming:
+            self._pass_on()
+        self._watch()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._client, _ = self._listener.accept()
+            self._client.setblocking(False)
+            # The next client waits in the kernel's queue until this one has gone.
+            self._loop.watch(self._listener.fileno(), None)
+            self._on_presence(True)
+            self._watch()
+
+    def _receive(self) -> None:
+        assert self._client is not None
+        try:
+            data = self._client.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._drop()
+            return
+        self._incoming += data
+        self._pass_on()
+        self._watch()
+
+    def _pass_on(self) -> None:
+        self._incoming = self._incoming[self._take(self._incoming) :]
+
+    def _flush(self) -> None:
+        assert self._client is not None
+        try:
+            while self._outgoing:
+                del self._outgoing[: self._client.send(self._outgoing)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._drop()
+            return
+        self._watch()
+
+    def _watch(self) -> None:
+        if self._client is None:
+            return
+        readable = None if self._incoming else self._receive
+        writable = self._flush if self._outgoing else None
+        self._loop.watch(self._client.fileno(), readable, writable)
+
+    def _drop(self) -> None:
+        if self._client is None:
+            return
+        self._loop.watch(self._client.fileno(), None)
+        self._client.close()
+        self._client = None
+        self._incoming = b""
+        self._outgoing.clear()
+        self._on_presence(False)
+        self._loop.watch(self._listener.fileno(), self._accept)

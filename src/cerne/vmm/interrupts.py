@@ -1,0 +1,90 @@
+"""Where a machine's interrupts lead: the pins of its controllers, and messages (MSI-X).
+
+The kernel keeps one table of routes (KVM_SET_GSI_ROUTING), which is replaced as a whole. A message
+has an eventfd that the kernel turns into an interrupt by itself (KVM_IRQFD), so that whoever has
+something to say only writes it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from cerne.kvm.abi import Irqchip
+from cerne.kvm.vm import IrqchipRoute, MsiRoute, Vm
+
+_PINS = 24
+_PIC_PINS = 8
+_TIMER_PIN = 2
+"""Where the timer's line 0 reaches the IOAPIC, as the MADT and the MP table say."""
+
+
+class Interrupts:
+    """The table of routes of one VM."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._change = threading.Lock()
+        self._messages: dict[int, MsiRoute] = {}
+        self._next = _PINS
+        self._apply()
+
+    def add_message(self, eventfd: int, address: int, data: int) -> int:
+        """Let an eventfd send a message; the GSI by which it is changed."""
+        with self._change:
+            gsi = self._next
+            self._next += 1
+            self._messages[gsi] = MsiRoute(gsi, address, data)
+            self._apply()
+            self._vm.irqfd(eventfd, gsi)
+        return gsi
+
+    def change_message(self, gsi: int, address: int, data: int) -> None:
+        """Let it send another message from now on."""
+        route = MsiRoute(gsi, address, data)
+        with self._change:
+            if self._messages[gsi] != route:
+                self._messages[gsi] = route
+                self._apply()
+
+    def _apply(self) -> None:
+        self._vm.set_gsi_routing([*_pins(), *self._messages.values()])
+
+
+class MessageVectors:
+    """The MSI-X vectors of one device (`cerne.devices.pci` says when they are masked)."""
+
+    def __init__(self, interrupts: Interrupts, count: int) -> None:
+        self._interrupts = interrupts
+        self._eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
+        self._gsis: list[int | None] = [None] * count
+
+    def set_route(self, vector: int, address: int, data: int, masked: bool) -> None:
+        """Let a vector send this message; a masked one is not triggered by its device."""
+        gsi = self._gsis[vector]
+        if gsi is not None:
+            self._interrupts.change_message(gsi, address, data)
+        elif not masked:
+            added = self._interrupts.add_message(self._eventfds[vector], address, data)
+            self._gsis[vector] = added
+
+    def trigger(self, vector: int) -> None:
+        """Send a vector's message; from any thread."""
+        os.eventfd_write(self._eventfds[vector], 1)
+
+    def close(self) -> None:
+        """Give the eventfds back."""
+        for eventfd in self._eventfds:
+            os.close(eventfd)
+
+
+def _pins() -> list[IrqchipRoute]:
+    routes = []
+    for gsi in range(_PINS):
+        if gsi < _PIC_PINS:
+            routes.append(IrqchipRoute(gsi, Irqchip.PIC_MASTER, gsi))
+        elif gsi < 2 * _PIC_PINS:
+            routes.append(IrqchipRoute(gsi, Irqchip.PIC_SLAVE, gsi - _PIC_PINS))
+        if gsi != _TIMER_PIN:
+            routes.append(IrqchipRoute(gsi, Irqchip.IOAPIC, gsi or _TIMER_PIN))
+    return routes

@@ -1,0 +1,71 @@
+"""The loop of a VMM's main thread: it waits for descriptors and for what other threads ask.
+
+Everything but running vCPUs and waiting for a disk happens here, so that devices' host sides need
+no locks against each other.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+from collections import deque
+from collections.abc import Callable
+
+Ready = Callable[[], None]
+
+
+class Loop:
+    """Calls back when a descriptor can be read or written, or when a thread asks for it."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._asked: deque[Ready] = deque()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._running = True
+        self.watch(self._bell, self._answer_bell)
+
+    def watch(self, descriptor: int, readable: Ready | None, writable: Ready | None = None) -> None:
+        """Call back while a descriptor can be read or written; with neither, forget it."""
+        events = selectors.EVENT_READ if readable else 0
+        events |= selectors.EVENT_WRITE if writable else 0
+        known = descriptor in self._selector.get_map()
+        if not events:
+            if known:
+                self._selector.unregister(descriptor)
+        elif known:
+            self._selector.modify(descriptor, events, (readable, writable))
+        else:
+            self._selector.register(descriptor, events, (readable, writable))
+
+    def ask(self, action: Ready) -> None:
+        """Have the loop's thread do something soon; from any thread."""
+        self._asked.append(action)
+        os.eventfd_write(self._bell, 1)
+
+    def stop(self) -> None:
+        """End `run`; from the loop's own thread."""
+        self._running = False
+
+    def run(self) -> None:
+        """Call back until stopped."""
+        while self._running:
+            for key, events in self._selector.select():
+                readable, writable = key.data
+                # An earlier callback may have forgotten this descriptor.
+                if events & selectors.EVENT_READ and readable and self._knows(key.fd):
+                    readable()
+                if events & selectors.EVENT_WRITE and writable and self._knows(key.fd):
+                    writable()
+
+    def close(self) -> None:
+        """Give its own descriptors back."""
+        self._selector.close()
+        os.close(self._bell)
+
+    def _knows(self, descriptor: int) -> bool:
+        return descriptor in self._selector.get_map()
+
+    def _answer_bell(self) -> None:
+        os.eventfd_read(self._bell)
+        while self._asked:
+            self._asked.popleft()()
