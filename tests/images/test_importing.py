@@ -91,6 +91,48 @@ def test_a_disk_that_claims_to_be_enormous_is_refused(store: ImageStore, tmp_pat
         store.import_(str(path))
 
 
+def test_a_disk_that_unpacks_without_end_is_refused(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raw = tmp_path / "ones.raw"
+    raw.write_bytes(b"\x01" * (8 << 20))
+    bomb = tmp_path / "bomb.qcow2"
+    command = ["qemu-img", "convert", "-c", "-f", "raw", "-O", "qcow2", str(raw), str(bomb)]
+    subprocess.run(command, check=True)
+    monkeypatch.setattr("cerne.images.importing._ALWAYS_ALLOWED", 0)
+    monkeypatch.setattr("cerne.images.importing._EXPANSION", 4)
+    assert bomb.stat().st_size * 4 < raw.stat().st_size
+    with pytest.raises(ImageError, match="no honest disk"):
+        store.import_(str(bomb))
+    assert list(store.list()) == []
+
+
+def test_a_disk_whose_tables_lead_beyond_its_end_is_refused(
+    store: ImageStore, tmp_path: Path
+) -> None:
+    raw = tmp_path / "ones.raw"
+    raw.write_bytes(b"\x01" * (8 << 20))
+    whole, cut = tmp_path / "whole.qcow2", tmp_path / "cut.qcow2"
+    subprocess.run(
+        ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(whole)], check=True
+    )
+    cut.write_bytes(whole.read_bytes()[: 4 << 20])
+    with pytest.raises(ImageError, match="cannot be read as qcow2") as caught:
+        store.import_(str(cut))
+    assert "json:" not in caught.value.message
+
+
+def test_a_vmdk_with_a_parent_or_no_data_is_refused(store: ImageStore, tmp_path: Path) -> None:
+    whole = _made(tmp_path / "whole.vmdk", "-f", "vmdk", size="8M").read_bytes()
+    parent = whole.replace(b"# The Disk Data Base", b'parentFileNameHint="/x"\n')
+    empty = whole[:12] + bytes(8) + whole[20:]
+    for content in (parent, empty):
+        path = tmp_path / "thief.vmdk"
+        path.write_bytes(content)
+        with pytest.raises(ImageError, match="refers to other files"):
+            store.import_(str(path))
+
+
 def test_checksums(store: ImageStore, raw: Path) -> None:
     digest = hashlib.sha256(raw.read_bytes()).hexdigest()
     with pytest.raises(ChecksumError):
@@ -166,7 +208,7 @@ def test_an_address_is_fetched_and_resumed(store: ImageStore, server: _Server) -
     server.breaks_off_after = 300_000
     with pytest.raises(ImageError) as caught:
         store.import_(url, checksum=checksum)
-    assert "goes on from where it broke off" in caught.value.hint
+    assert "it goes on from where it broke off" in caught.value.hint
     server.breaks_off_after = None
     told: list[tuple[int, int | None]] = []
     image = store.import_(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.client
 import urllib.error
@@ -14,12 +15,15 @@ from cerne.images.progress import Progress
 
 _CHUNK = 1 << 20
 _SILENCE = 60.0
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_AGAIN = "try again: with --checksum it goes on from where it broke off"
 
 
 def fetch(url: str, checksum: str | None, cache: Path, progress: Progress) -> Path:
     """The path in the cache of what is at an address, whole and with the right checksum.
 
-    Two fetches of one address share one. What a fetch that was broken off left is gone on with.
+    Two fetches of one address share one. What a fetch that was broken off left is gone on with
+    where a checksum tells whether the whole is right in the end.
 
     Raises:
         NotFoundError: the server has no such thing.
@@ -34,13 +38,17 @@ def fetch(url: str, checksum: str | None, cache: Path, progress: Progress) -> Pa
         if whole.exists() and checksum is not None:
             return whole
         try:
+            if checksum is None:
+                part.unlink(missing_ok=True)
             _receive(url, part, progress)
         except urllib.error.HTTPError as error:
             raise _refusal(url, error) from error
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in _DISK_FULL:
+                raise
             raise ImageError(
                 f"{url} cannot be fetched: {getattr(error, 'reason', None) or error}",
-                hint="try again: it goes on from where it broke off",
+                hint=_AGAIN,
             ) from error
         if checksum is not None:
             _require(part, checksum, url)
@@ -73,7 +81,7 @@ def _receive(url: str, part: Path, progress: Progress) -> None:
     if total is not None and done != total:
         raise ImageError(
             f"{url} broke off after {done} of {total} bytes",
-            hint="try again: it goes on from where it broke off",
+            hint=_AGAIN,
         )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from cerne.errors import HostError, ImageError, MissingProgramError
 from cerne.host.programs import find_program, install_command, require_program
 from cerne.images.files import locked, storage_errors, work_directory
-from cerne.images.packages import download, newest, unpack
+from cerne.images.packages import dependency, download, newest, unpack
 from cerne.images.progress import Progress, silent
 
 CONFIG = Path(__file__).with_name("kernel.config")
@@ -71,7 +71,7 @@ def build_kernel(cache: Path, progress: Progress | None = None) -> BuiltKernel:
     directory = cache / "kernel"
     directory.mkdir(parents=True, exist_ok=True)
     report = progress or silent
-    with locked(directory / "lock"):
+    with locked(directory / "build.lock"):
         current = current_kernel(cache)
         if current is not None:
             return current
@@ -113,8 +113,9 @@ def _require_tools() -> None:
 
 
 def _source(work: Path, progress: Progress) -> tuple[Path, str]:
-    """Fetch and unpack the newest source package; the tree and the kernel's version."""
-    package = newest(_SOURCE_PACKAGE)
+    """Fetch and unpack the distribution's source package; the tree and the kernel's version."""
+    # Its default is the one that it maintains; the newest may come from its backports.
+    package = dependency("linux-source", _SOURCE_PACKAGE) or newest(_SOURCE_PACKAGE)
     progress("Fetching the kernel's source", 0, None)
     unpack(download(package, work), work / "package")
     archives = list((work / "package" / "usr" / "src").glob("linux-source-*.tar.xz"))

@@ -23,8 +23,12 @@ _SECTOR = 512
 _QCOW2_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _QCOW2_EXTERNAL_DATA = 1 << 2
 _QCOW2_KNOWN_INCOMPATIBLE = 0b11111
-_VMDK_HEADER = struct.Struct("<4sIIQQQQ")
+_VMDK_HEADER = struct.Struct("<4sIIQQQQIQQ")
 _VMDK_LARGEST_DESCRIPTOR = 1 << 20
+# QEMU reads so much of a descriptor, whatever length the header gives it.
+_VMDK_SMALLEST_DESCRIPTOR = 20 * _SECTOR
+_VMDK_HEADER_AT_END = (1 << 64) - 1
+_VMDK_FOOTER = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +37,8 @@ class DiskFormat:
 
     format: str
     """As qemu-img names it."""
-    virtual_size: int
-    """Bytes."""
+    virtual_size: int | None
+    """Bytes; None where the header does not tell."""
 
 
 def require_self_contained(path: Path) -> DiskFormat:
@@ -56,7 +60,7 @@ def require_self_contained(path: Path) -> DiskFormat:
             return _vmdk(path, file, head, size)
         if head.startswith(_VHDX):
             # Its size lies in a region that qemu-img reads; differencing disks it refuses itself.
-            return DiskFormat("vhdx", size)
+            return DiskFormat("vhdx", None)
         if struct.unpack_from("<I", head, 64)[0] == _VDI:
             return _vdi(path, head)
         return _raw(path, file, head, size)
@@ -86,14 +90,22 @@ def _qcow2(path: Path, head: bytes, size: int) -> DiskFormat:
 
 
 def _vmdk(path: Path, file: BinaryIO, head: bytes, size: int) -> DiskFormat:
-    (_, _, _, capacity, _, offset, length) = _VMDK_HEADER.unpack_from(head)
+    (_, _, _, capacity, _, offset, length, _, _, directory) = _VMDK_HEADER.unpack_from(head)
+    if capacity == 0:
+        # Its descriptor would then be read as one that names other files.
+        raise _refers(path, "it is a VMDK descriptor, which names the files that hold the data")
     if length * _SECTOR > _VMDK_LARGEST_DESCRIPTOR or (offset + length) * _SECTOR > size:
         raise _damaged(path, "its descriptor is cut off")
+    if directory == _VMDK_HEADER_AT_END:
+        file.seek(max(0, size - _VMDK_FOOTER))
+        footer = file.read(_SECTOR).ljust(_SECTOR, b"\0")
+        if _VMDK_HEADER.unpack_from(footer)[:7] != _VMDK_HEADER.unpack_from(head)[:7]:
+            raise _damaged(path, "its two headers differ, or its end is cut off")
     file.seek(offset * _SECTOR)
-    descriptor = file.read(length * _SECTOR)
-    lines = [line.strip() for line in descriptor.split(b"\0")[0].splitlines()]
-    if any(line.startswith(b"parentFileNameHint") for line in lines):
+    descriptor = file.read(max(length * _SECTOR, _VMDK_SMALLEST_DESCRIPTOR))
+    if b"parentFileNameHint" in descriptor:
         raise _refers(path, "it has a parent disk")
+    lines = [line.strip() for line in descriptor.split(b"\0")[0].splitlines()]
     extents = [line for line in lines if line.startswith((b"RW ", b"RDONLY ", b"NOACCESS "))]
     if len(extents) > 1 or any(b" SPARSE " not in extent for extent in extents):
         raise _refers(path, "its data is in other files")

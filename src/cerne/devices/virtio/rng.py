@@ -1,4 +1,4 @@
-"""The virtio entropy device (virtio 1.2, section 5.4): fills buffers with the host's random bytes."""
+"""The virtio entropy device (virtio 1.2, section 5.4): gives the host's random bytes."""
 
 from __future__ import annotations
 
