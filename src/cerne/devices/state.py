@@ -68,6 +68,10 @@ class SavedState:
             self._refuse(name)
         return [self._section(f"{name}[{at}]", value) for at, value in enumerate(values)]
 
+    def plain_list(self, name: str, count: int) -> list[PlainState]:
+        """That many parts as they were saved; raises DamagedError for anything else."""
+        return [dict(each._values) for each in self.sections(name, count)]
+
     def plain(self, name: str) -> PlainState:
         """A part as it was saved, for the device it belongs to; raises DamagedError if none."""
         return dict(self.section(name)._values)

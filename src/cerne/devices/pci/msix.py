@@ -120,7 +120,7 @@ class MsixTable:
             return {"table": self._table.hex(), "pending": f"{self._pending:x}"}
 
     def restore(self, state: PlainState) -> None:
-        """Take the table back, once the configuration space has been; tells every route."""
+        """Take the table back, once the configuration space has been; sets the routes."""
         saved = SavedState("an MSI-X table", state)
         table = saved.data("table", self.table_size)
         try:
@@ -132,8 +132,7 @@ class MsixTable:
         with self._lock:
             self._table[:] = table
             self._pending = pending
-            # Unlike anything the capability can hold, so that every route is set.
-            self._enabled, self._mask_all = False, True
+            self._enabled, self._mask_all = False, False
         self.control_written()
 
     def _masked(self, vector: int) -> bool:

@@ -1,0 +1,123 @@
+"""What every virtio device has in common, and what a transport needs of it (virtio 1.2, chapter 2).
+
+A device's lock is held while it works on its queues, by whoever makes it work: the worker that
+was kicked, the vCPU that resets it, or its host side. Between two calls a device holds no chain, so
+that a reset or a snapshot finds nothing in flight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+from cerne.devices.state import PlainState
+from cerne.devices.virtio.queue import Queue, QueueError
+
+Notify = Callable[[Queue], None]
+"""Tells the driver of what was pushed to a queue, if it wants to know."""
+
+
+class DeviceHost(Protocol):
+    """What a device says to its transport by itself."""
+
+    def config_changed(self) -> None:
+        """The device's configuration has changed; tells the driver."""
+
+    def failed(self, error: QueueError) -> None:
+        """The driver broke the rules; the device needs a reset."""
+
+
+class VirtioDevice:
+    """A device behind a transport; the base of each kind."""
+
+    device_type: int
+    features: int = 0
+    """What it offers, without what transport and queues bring themselves."""
+    queue_sizes: tuple[int, ...]
+    class_code: int = 0xFF0000
+    """The PCI class, which some firmware looks at."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self._host: DeviceHost | None = None
+        self._queues: Sequence[Queue] = ()
+        self._features = 0
+        self._notify: Notify | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether a driver is there."""
+        return self._notify is not None
+
+    def attach(self, host: DeviceHost) -> None:
+        """Tell the device its transport, once."""
+        self._host = host
+
+    def read_config(self, offset: int, size: int) -> int:
+        """Read the device's configuration; zero where there is none."""
+        return int.from_bytes(self.config()[offset : offset + size], "little")
+
+    def write_config(self, offset: int, size: int, value: int) -> None:
+        """Write the device's configuration; dropped unless a device takes it."""
+
+    def config(self) -> bytes:
+        """The device's configuration as the driver reads it."""
+        return b""
+
+    def activate(self, queues: Sequence[Queue], features: int, notify: Notify) -> None:
+        """The driver is ready; called with the lock held."""
+        self._queues = queues
+        self._features = features
+        self._notify = notify
+
+    def process(self, queue_index: int) -> None:
+        """Serve a queue that was kicked; called with the lock held.
+
+        Raises:
+            QueueError: the driver broke the rules.
+        """
+
+    def reset(self) -> None:
+        """The driver is gone; called with the lock held."""
+        self._queues = ()
+        self._features = 0
+        self._notify = None
+
+    def state(self) -> PlainState:
+        """What the device knows that its configuration and its queues do not say."""
+        return {}
+
+    def restore(self, state: PlainState) -> None:
+        """Take that back, after activation if it was active; raises DamagedError."""
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the lock; what the driver did wrong goes to the transport."""
+        with self.lock:
+            try:
+                yield
+            except QueueError as error:
+                if self._host is None:
+                    raise
+                self._host.failed(error)
+
+    def _notify_driver(self, queue: Queue) -> None:
+        if self._notify is not None:
+            self._notify(queue)
+
+    def _drain(self, queue: Queue, serve: Callable[[Queue], bool]) -> None:
+        """Serve chains until `serve` says there is none, and ask for a kick for the next one."""
+        # No more than a ring's worth at once: a driver that refills it all the time must not keep
+        # the worker for ever. The rest has a kick of its own, or is found pending.
+        queue.disable_notification()
+        served = 0
+        while served < 4 * queue.size:
+            if serve(queue):
+                served += 1
+            elif not queue.enable_notification():
+                break
+        queue.enable_notification()
+        if served:
+            self._notify_driver(queue)
