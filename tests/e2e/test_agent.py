@@ -1,0 +1,92 @@
+"""What only a real guest can show of its agent: its clock, its disks, its ports, its end."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import Cerne
+
+from cerne.errors import GuestError
+from cerne.guest import ExitStatus, GuestAgent
+
+
+@pytest.fixture
+def agent(cerne: Cerne) -> GuestAgent:
+    """The agent of a running machine."""
+    cerne.ok("run", "--detach", "--name", "guest", "tiny")
+    (socket,) = (cerne.home / "run" / "m").glob("*/agent0.sock")
+    return GuestAgent([socket.with_name(f"agent{number}.sock") for number in range(8)])
+
+
+def _words(agent: GuestAgent, script: str) -> str:
+    return agent.run(["sh", "-c", script], timeout=60).stdout.decode().strip()
+
+
+def test_its_clock_is_set(agent: GuestAgent) -> None:
+    assert _words(agent, "date -s 2001-02-03 >/dev/null; date +%Y") == "2001"
+    agent.set_time()
+    assert abs(int(_words(agent, "date +%s")) - time.time()) < 60
+
+
+def test_it_takes_entropy(agent: GuestAgent) -> None:
+    agent.add_entropy(os.urandom(512))
+
+
+def test_it_says_what_it_is(agent: GuestAgent) -> None:
+    info = agent.info()
+    assert info.hostname == "guest"
+    assert info.kernel == _words(agent, "uname -r")
+    assert 0 < info.uptime < 3600
+
+
+def test_sessions_follow_one_another_on_every_port(agent: GuestAgent) -> None:
+    failed: list[str] = []
+
+    def run_many() -> None:
+        for number in range(10):
+            said = agent.run(["echo", str(number)], timeout=60).stdout.decode()
+            if said != f"{number}\n":
+                failed.append(said)
+
+    threads = [threading.Thread(target=run_many) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
+def test_a_session_that_dies_says_so_and_no_other_notices(agent: GuestAgent) -> None:
+    with agent.popen(["cat"]) as other:
+        with agent.popen(["cat"]) as doomed:
+            session = _words(agent, f"awk '{{print $4}}' /proc/{doomed.pid}/stat")
+            _words(agent, f"kill -9 {session}")
+            with pytest.raises(GuestError, match="started anew"):
+                doomed.wait(60)
+        other.write(b"still here")
+        output = other.read(60)
+        assert output is not None
+        assert output.data == b"still here"
+        other.close_stdin()
+        assert other.wait(60) == ExitStatus(0)
+
+
+def test_a_client_that_left_takes_its_command_along(agent: GuestAgent) -> None:
+    with agent.popen(["sleep", "600"]) as process:
+        pid = process.pid
+    deadline = time.monotonic() + 60
+    while _words(agent, f"[ -d /proc/{pid} ] && echo there") == "there":
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_full_disk(agent: GuestAgent, tmp_path: Path) -> None:
+    _words(agent, "mkdir /small && mount -t tmpfs -o size=1m tmpfs /small")
+    (tmp_path / "large").write_bytes(os.urandom(4_000_000))
+    with pytest.raises(GuestError, match="cannot write /small/large: No space left on device"):
+        agent.push(tmp_path / "large", "/small")
+    assert _words(agent, "ls -A /small") == ""
