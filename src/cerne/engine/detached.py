@@ -7,12 +7,17 @@ open file but those that are named here.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from cerne.engine.base import LaunchPlan
 from cerne.errors import EngineError, StorageError
+from cerne.host.process import ProcessIdentity
+
+_ANSWER_TIMEOUT = 60.0
 
 # Children of this process, kept until they have ended, so that none stays behind as a zombie in a
 # program that starts many machines.
@@ -47,6 +52,47 @@ def spawn(argv: Sequence[str], log: Path, descriptors: Sequence[int]) -> int:
             raise EngineError(f"{argv[0]} cannot be run: {error.strerror}") from error
     _children.append(child)
     return child.pid
+
+
+def answering(pid: int, plan: LaunchPlan, what: str) -> ProcessIdentity:
+    """The process's identity, once its QMP answers and its vCPUs run; or else it is killed.
+
+    Raises:
+        EngineError: it did not start the machine; the message says why, as far as it is known.
+    """
+    # Imported only now: the machine starts meanwhile.
+    from cerne.engine.qmp import QmpClient
+
+    process = ProcessIdentity.of(pid)
+    try:
+        with QmpClient(plan.qmp_socket, timeout=_ANSWER_TIMEOUT) as qmp:
+            process = _running(pid, qmp.status())
+    except EngineError as error:
+        _kill(process)
+        cause = last_line(plan.engine_log) or error.message
+        raise EngineError(
+            f"{what} did not start {plan.name}: {cause}",
+            hint=f"its log is {plan.engine_log}",
+            machine=plan.name,
+        ) from error
+    except BaseException:
+        _kill(process)
+        raise
+    return process
+
+
+def _running(pid: int, status: str) -> ProcessIdentity:
+    process = ProcessIdentity.of(pid)
+    if status != "running" or process is None:
+        raise EngineError(f"it is {status}")
+    return process
+
+
+def _kill(process: ProcessIdentity | None) -> None:
+    if process is not None:
+        process.send(signal.SIGKILL)
+        process.wait()
+    reap()
 
 
 def reap() -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from cerne.engine.base import Ending, FirmwareBoot, KernelBoot, LaunchPlan
-from cerne.engine.detached import last_line, listening_socket, reap, spawn
-from cerne.errors import EngineError, HostError, InputError
+from cerne.engine.detached import answering, last_line, listening_socket, reap, spawn
+from cerne.errors import HostError, InputError
 from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
 from cerne.kvm.kvm import missing_hint, permission_hint
@@ -22,8 +21,6 @@ CONFIG_FILE = "vmm.json"
 """In `LaunchPlan.runtime`."""
 ENDING_FILE = "ending.json"
 """In `LaunchPlan.logs`."""
-
-_ANSWER_TIMEOUT = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +60,7 @@ class NativeEngine:
             _config(plan, listener.fileno(), self.emulated).write(path)
             argv = [sys.executable, "-I", "-m", "cerne.vmm", str(path)]
             pid = spawn(argv, plan.engine_log, [listener.fileno()])
-        try:
-            return _answering(pid, plan)
-        except BaseException:
-            _kill(pid)
-            raise
+        return answering(pid, plan, "the VMM")
 
     def ending(self, logs: Path) -> Ending:
         """How the process whose logs these are ended."""
@@ -102,31 +95,3 @@ def _config(plan: LaunchPlan, qmp_descriptor: int, emulated: bool) -> VmmConfig:
         mac=plan.nics[0].mac if plan.nics else None,
         emulated=emulated,
     )
-
-
-def _answering(pid: int, plan: LaunchPlan) -> ProcessIdentity:
-    # Imported only now: the machine starts meanwhile.
-    from cerne.engine.qmp import QmpClient
-
-    try:
-        with QmpClient(plan.qmp_socket, timeout=_ANSWER_TIMEOUT) as qmp:
-            status = qmp.status()
-    except EngineError as error:
-        cause = last_line(plan.engine_log) or error.message
-        raise EngineError(
-            f"the VMM did not start {plan.name}: {cause}",
-            hint=f"its log is {plan.engine_log}",
-            machine=plan.name,
-        ) from error
-    process = ProcessIdentity.of(pid)
-    if status != "running" or process is None:
-        raise EngineError(f"the VMM did not start {plan.name}: it is {status}", machine=plan.name)
-    return process
-
-
-def _kill(pid: int) -> None:
-    process = ProcessIdentity.of(pid)
-    if process is not None:
-        process.send(signal.SIGKILL)
-        process.wait()
-    reap()

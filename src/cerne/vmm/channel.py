@@ -26,10 +26,12 @@ class Channel:
         path: Path,
         take: Callable[[bytes], int],
         on_presence: Callable[[bool], None] = lambda present: None,
+        on_room: Callable[[], None] = lambda: None,
     ) -> None:
         self._loop = loop
         self._take = take
         self._on_presence = on_presence
+        self._on_room = on_room
         self._client: socket.socket | None = None
         self._incoming = b""
         self._outgoing = bytearray()
@@ -37,11 +39,6 @@ class Channel:
         self._listener.bind(str(path))
         self._listener.listen(4)
         loop.watch(self._listener.fileno(), self._accept)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether more of the guest's bytes would be kept for the client."""
-        return len(self._outgoing) < _LONGEST_BACKLOG
 
     def send(self, data: bytes) -> int:
         """Give bytes to the client; how many were taken (all, where nobody is there)."""
@@ -51,6 +48,11 @@ class Channel:
         self._outgoing += taken
         self._flush()
         return len(taken)
+
+    def _drained(self) -> None:
+        self._flush()
+        if self._client is not None and not self._outgoing:
+            self._on_room()
 
     def resume(self) -> None:
         """The device takes bytes again."""
@@ -101,7 +103,7 @@ class Channel:
         if self._client is None:
             return
         readable = None if self._incoming else self._receive
-        writable = self._flush if self._outgoing else None
+        writable = self._drained if self._outgoing else None
         self._loop.watch(self._client.fileno(), readable, writable)
 
     def _drop(self) -> None:

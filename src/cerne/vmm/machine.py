@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from cerne.devices.power import POWER_BUTTON
+from cerne.devices.virtio.console import ConsoleDevice, Port
+from cerne.devices.virtio.rng import RngDevice
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.vcpu import Vcpu, handle_kicks
+from cerne.vmm import jail
 from cerne.vmm.board import Board, Wishes
 from cerne.vmm.channel import Channel
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.emulation_assist import COMMAND_LINE, EmulationAssist
 from cerne.vmm.loop import Loop
+from cerne.vmm.pci_host import PciHost
 from cerne.vmm.qmp import QmpServer
 from cerne.vmm.vcpu import VcpuThread
+
+_AGENT_PORT = "org.cerne.agent"
 
 EMULATION_NOTICE = (
     "this host's KVM emulates guests' kernel code: the helps of cerne.vmm.emulation_assist are on"
@@ -45,7 +51,9 @@ class Machine:
         # Of changes of `_end`, which vCPU threads make too.
         self._ending = threading.Lock()
         self._running = False
+        # Opened now, as later nothing can be: written at the end, and empty after a kill.
         self._log = Path(config.console_log).open("ab", buffering=0)  # noqa: SIM115
+        self._ending_file = Path(config.ending).open("wb", buffering=0)  # noqa: SIM115
         wishes = Wishes(
             power_off=lambda: self._finish(End(True, "the guest shut down"), "guest-shutdown"),
             reset=lambda: self._finish(End(True, "the guest rebooted"), "guest-reset"),
@@ -55,6 +63,9 @@ class Machine:
         self._kvm = Kvm()
         self._board = Board(self._kvm, config.memory, config.cpus, wishes)
         self._console = Channel(self._loop, Path(config.console_socket), self._board.serial.feed)
+        pci = PciHost(self._board, self._loop)
+        pci.add(self._agent_console())
+        pci.add(RngDevice())
         self._threads = [
             VcpuThread(index, vcpu, self._board.buses, self._crashed, self._assist(vcpu))
             for index, vcpu in enumerate(self._board.vcpus)
@@ -72,6 +83,7 @@ class Machine:
             command_line = f"{command_line} {COMMAND_LINE}"
         initrd = Path(config.initrd) if config.initrd else None
         self._board.load(Path(config.kernel), initrd, command_line, mp_table=config.emulated)
+        jail.enter()
         for thread in self._threads:
             thread.start()
         self._resume()
@@ -83,6 +95,30 @@ class Machine:
         self._write_end(self._end)
         self._board.close()
         return self._end
+
+    def _agent_console(self) -> ConsoleDevice:
+        """The ports of the guest's agent, each with its socket."""
+        channels: list[Channel] = []
+
+        def port(index: int) -> Port:
+            return Port(
+                f"{_AGENT_PORT}.{index}",
+                sink=lambda data: channels[index].send(data),
+                on_room=lambda: self._loop.ask(lambda: channels[index].resume()),
+            )
+
+        console = ConsoleDevice([port(index) for index in range(len(self._config.agent_sockets))])
+        for index, path in enumerate(self._config.agent_sockets):
+            channels.append(
+                Channel(
+                    self._loop,
+                    Path(path),
+                    take=partial(console.feed, index),
+                    on_presence=partial(console.set_open, index),
+                    on_room=partial(console.resume, index),
+                )
+            )
+        return console
 
     def _assist(self, vcpu: Vcpu) -> EmulationAssist | None:
         if not self._config.emulated:
@@ -164,7 +200,5 @@ class Machine:
         self._loop.stop()
 
     def _write_end(self, end: End) -> None:
-        path = Path(self._config.ending)
-        draft = path.with_suffix(".new")
-        draft.write_text(json.dumps({"orderly": end.orderly, "reason": end.reason}))
-        os.replace(draft, path)  # noqa: PTH105
+        said = {"orderly": end.orderly, "reason": end.reason}
+        self._ending_file.write(json.dumps(said).encode())

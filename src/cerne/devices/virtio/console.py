@@ -11,7 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from cerne.devices.virtio.queue import Chain, Queue
+from cerne.devices.state import PlainState, SavedState
+from cerne.devices.virtio.device import Notify, VirtioDevice
+from cerne.devices.virtio.queue import Chain, Queue, QueueError
 
 _MULTIPORT = 1 << 1
 _QUEUE_SIZE = 128
@@ -20,6 +22,7 @@ _CONFIG = struct.Struct("<HHII")
 _CONTROL_RX, _CONTROL_TX = 2, 3
 _LONGEST_BACKLOG = 256 * 1024
 _LONGEST_MESSAGE = 64
+_LARGEST_WRITE = 1 << 20
 _MOST_CONTROL = 1024
 
 
@@ -53,55 +56,44 @@ class _PortState:
 
     def __init__(self) -> None:
         self.incoming = bytearray()
-        self.outgoing: Chain | None = None
-        self.sent = 0
+        self.outgoing = b""
         self.host_open = False
         self.guest_open = False
         self.ready = False
 
 
-class Console:
-    """The device; all of its methods belong to one thread."""
+class ConsoleDevice(VirtioDevice):
+    """The device. What its host side calls takes the device's lock."""
 
     device_type = 3
     features = _MULTIPORT
 
     def __init__(self, ports: Sequence[Port]) -> None:
+        super().__init__()
         self._ports = list(ports)
         # Receive and transmit of each port, and of the control messages behind the first.
         self.queue_sizes = (_QUEUE_SIZE,) * (2 * len(ports) + 2)
         self._states = [_PortState() for _ in ports]
-        self._queues: Sequence[Queue] = ()
-        self._multiport = False
         self._control: list[bytes] = []
-        self._notify: Callable[[Queue], None] = lambda queue: None
 
-    def read_config(self, offset: int, size: int) -> int:
+    def config(self) -> bytes:
         """The count of ports; the console's size is not told."""
-        config = _CONFIG.pack(0, 0, len(self._ports), 0)
-        return int.from_bytes(config[offset : offset + size], "little")
+        return _CONFIG.pack(0, 0, len(self._ports), 0)
 
-    def write_config(self, offset: int, size: int, value: int) -> None:
-        """Nothing here can be written."""
-
-    def activate(
-        self, queues: Sequence[Queue], features: int, notify: Callable[[Queue], None]
-    ) -> None:
+    def activate(self, queues: Sequence[Queue], features: int, notify: Notify) -> None:
         """The driver is ready: from now on queues are used."""
-        self._queues = queues
-        self._notify = notify
-        self._multiport = bool(features & _MULTIPORT)
-        if not self._multiport and self._states:
+        super().activate(queues, features, notify)
+        if not features & _MULTIPORT and self._states:
             # A driver of one port never says that it is open.
             self._states[0].guest_open = True
 
     def reset(self) -> None:
         """Forget the driver; what the host's side said stays."""
-        self._queues = ()
+        super().reset()
         self._control.clear()
         for state in self._states:
             state.incoming.clear()
-            state.outgoing, state.sent = None, 0
+            state.outgoing = b""
             state.guest_open = state.ready = False
 
     def process(self, queue_index: int) -> None:
@@ -120,75 +112,91 @@ class Console:
 
     def feed(self, port: int, data: bytes) -> int:
         """Take bytes for the guest to read from a port; how many were taken."""
-        state = self._states[port]
-        if not state.guest_open or not self._queues:
-            return 0
-        taken = data[: _LONGEST_BACKLOG - len(state.incoming)]
-        state.incoming += taken
-        self._receive(port)
+        taken = b""
+        with self.working():
+            state = self._states[port]
+            if state.guest_open and self.active:
+                taken = data[: _LONGEST_BACKLOG - len(state.incoming)]
+                state.incoming += taken
+                self._receive(port)
         return len(taken)
 
     def resume(self, port: int) -> None:
         """The sink of a port takes bytes again."""
-        if self._queues:
-            self._transmit(port)
+        with self.working():
+            if self.active:
+                self._transmit(port)
 
     def set_open(self, port: int, is_open: bool) -> None:
         """Somebody on the host has come to a port, or has left it."""
-        state = self._states[port]
-        state.host_open = is_open
-        if not is_open:
-            state.incoming.clear()
-        if state.ready:
-            self._tell(port, Event.PORT_OPEN, int(is_open))
+        with self.working():
+            state = self._states[port]
+            state.host_open = is_open
+            if not is_open:
+                state.incoming.clear()
+                state.outgoing = b""
+            if state.ready:
+                self._tell(port, Event.PORT_OPEN, int(is_open))
+
+    def state(self) -> PlainState:
+        """What was agreed on each port; bytes on their way belong to connections, and are not."""
+        ports = [{"ready": port.ready, "guest_open": port.guest_open} for port in self._states]
+        return {"ports": ports, "control": [message.hex() for message in self._control]}
+
+    def restore(self, state: PlainState) -> None:
+        """Take that back; raises DamagedError."""
+        saved = SavedState("a virtio console", state)
+        ports = saved.plain_list("ports", len(self._states))
+        for port, values in zip(self._states, ports, strict=True):
+            kept = SavedState("a port of a virtio console", values)
+            port.ready, port.guest_open = kept.flag("ready"), kept.flag("guest_open")
 
     def _transmit(self, port: int) -> None:
         """Give the sink what the guest wrote, as far as it takes it."""
-        queue, state = self._queues[_queue_of(port) + 1], self._states[port]
-        finished = False
-        while True:
-            if state.outgoing is None:
-                state.outgoing, state.sent = queue.pop(), 0
-            if state.outgoing is None:
-                if queue.enable_notification():
-                    continue
-                break
-            data = b"".join(state.outgoing.readable)
-            state.sent += self._ports[port].sink(data[state.sent :])
-            if state.sent < len(data):
-                break
-            queue.push(state.outgoing.head, 0)
-            state.outgoing, finished = None, True
-        if finished:
-            self._notify(queue)
+        state = self._states[port]
+        state.outgoing = state.outgoing[self._ports[port].sink(state.outgoing) :]
+
+        def serve(queue: Queue) -> bool:
+            if state.outgoing:
+                return False
+            chain = queue.pop()
+            if chain is None:
+                return False
+            if chain.readable_size > _LARGEST_WRITE:
+                raise QueueError(f"a write of {chain.readable_size} bytes to a console")
+            data = b"".join(chain.readable)
+            queue.push(chain.head, 0)
+            state.outgoing = data[self._ports[port].sink(data) :]
+            return True
+
+        if not state.outgoing:
+            self._drain(self._queues[_queue_of(port) + 1], serve)
 
     def _receive(self, port: int) -> None:
         """Give the guest what waits for it, as far as it offers buffers."""
-        queue, state = self._queues[_queue_of(port)], self._states[port]
-        filled = False
-        while state.incoming:
-            chain = queue.pop()
+        state = self._states[port]
+
+        def serve(queue: Queue) -> bool:
+            chain = queue.pop() if state.incoming else None
             if chain is None:
-                if queue.enable_notification():
-                    continue
-                break
+                return False
             queue.push(chain.head, _fill(chain, state.incoming))
-            filled = True
-        if filled:
-            self._notify(queue)
+            return True
+
+        self._drain(self._queues[_queue_of(port)], serve)
 
     def _take_control(self) -> None:
-        queue = self._queues[_CONTROL_TX]
-        taken = False
-        while (chain := queue.pop()) is not None:
+        def serve(queue: Queue) -> bool:
+            chain = queue.pop()
+            if chain is None:
+                return False
             message = b"".join(bytes(view[:_LONGEST_MESSAGE]) for view in chain.readable)
             queue.push(chain.head, 0)
-            taken = True
             if len(message) >= _CONTROL.size:
                 self._told(*_CONTROL.unpack_from(message))
-        queue.enable_notification()
-        if taken:
-            self._notify(queue)
+            return True
+
+        self._drain(self._queues[_CONTROL_TX], serve)
 
     def _told(self, port: int, event: int, value: int) -> None:
         if event == Event.DEVICE_READY and value:
@@ -220,20 +228,15 @@ class Console:
         self._send_control()
 
     def _send_control(self) -> None:
-        if not self._queues:
-            return
-        queue = self._queues[_CONTROL_RX]
-        sent = False
-        while self._control:
-            chain = queue.pop()
+        def serve(queue: Queue) -> bool:
+            chain = queue.pop() if self._control else None
             if chain is None:
-                if queue.enable_notification():
-                    continue
-                break
+                return False
             queue.push(chain.head, _fill(chain, bytearray(self._control.pop(0))))
-            sent = True
-        if sent:
-            self._notify(queue)
+            return True
+
+        if self.active:
+            self._drain(self._queues[_CONTROL_RX], serve)
 
 
 def _queue_of(port: int) -> int:

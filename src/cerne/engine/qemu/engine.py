@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import dataclass
 from pathlib import Path
 
 from cerne.engine.base import Ending, FirmwareBoot, LaunchPlan
-from cerne.engine.detached import last_line, listening_socket, reap, spawn
+from cerne.engine.detached import answering, listening_socket, reap, spawn
 from cerne.engine.qemu.command_line import PID_FILE, Accelerator, command_line
 from cerne.engine.qemu.ending import read_ending
 from cerne.errors import EngineError, HostError, InputError
@@ -16,7 +15,6 @@ from cerne.host.programs import require_program
 from cerne.network.ports import require_free
 
 _BINARY = "qemu-system-x86_64"
-_ANSWER_TIMEOUT = 60.0
 # sun_path of sockaddr_un, with its end (unix(7)).
 _LONGEST_SOCKET_PATH = 107
 
@@ -57,50 +55,16 @@ class QemuEngine:
             )
             pid = spawn(argv, plan.engine_log, [descriptor])
         try:
-            process = _answering(pid, plan)
-        except BaseException:
-            _kill(pid)
+            return answering(pid, plan, "QEMU")
+        except EngineError:
+            # Another process may have taken a port since it was looked at: better words for that.
+            require_free(forward for nic in plan.nics for forward in nic.forwards)
             raise
-        return process
 
     def ending(self, logs: Path) -> Ending:
         """How the process whose logs these are ended."""
         reap()
         return read_ending(logs)
-
-
-def _answering(pid: int, plan: LaunchPlan) -> ProcessIdentity:
-    # Imported only now: the machine starts meanwhile.
-    from cerne.engine.qmp import QmpClient
-
-    try:
-        with QmpClient(plan.qmp_socket, timeout=_ANSWER_TIMEOUT) as qmp:
-            status = qmp.status()
-    except EngineError as error:
-        raise _failure(plan, error) from error
-    process = ProcessIdentity.of(pid)
-    if status != "running" or process is None:
-        raise EngineError(f"QEMU did not start {plan.name}: it is {status}", machine=plan.name)
-    return process
-
-
-def _failure(plan: LaunchPlan, error: EngineError) -> EngineError:
-    # Another process may have taken a port since it was looked at; that is said in better words.
-    require_free(forward for nic in plan.nics for forward in nic.forwards)
-    cause = last_line(plan.engine_log) or error.message
-    return EngineError(
-        f"QEMU did not start {plan.name}: {cause}",
-        hint=f"its log is {plan.engine_log}",
-        machine=plan.name,
-    )
-
-
-def _kill(pid: int) -> None:
-    process = ProcessIdentity.of(pid)
-    if process is not None:
-        process.send(signal.SIGKILL)
-        process.wait()
-    reap()
 
 
 def _require_short_paths(plan: LaunchPlan) -> None:

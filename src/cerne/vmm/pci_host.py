@@ -1,0 +1,88 @@
+"""The PCI bus of a board: where its functions' memory lies, and who is woken by a doorbell.
+
+A doorbell is an ioeventfd: the kernel writes an eventfd for the guest's write, and the vCPU runs on
+without leaving the kernel. The loop's thread then serves the queue.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from cerne.arch.x86 import layout
+from cerne.devices.pci.function import PciFunction
+from cerne.devices.pci.root import CONFIG_PORT, CONFIG_PORT_COUNT, ECAM_BUS_SIZE, PciRoot
+from cerne.devices.virtio.device import VirtioDevice
+from cerne.devices.virtio.transport import BAR, BAR_SIZE, VirtioPciTransport
+from cerne.vmm.board import Board
+from cerne.vmm.interrupts import Interrupts, MessageVectors
+from cerne.vmm.loop import Loop
+
+_ANY_LENGTH = 0
+
+
+class _Window:
+    """The memory behind a BAR, on the memory bus."""
+
+    def __init__(self, function: PciFunction, bar: int) -> None:
+        self._function = function
+        self._bar = bar
+
+    def read(self, offset: int, size: int) -> int:
+        return self._function.read_bar(self._bar, offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self._function.write_bar(self._bar, offset, size, value)
+
+
+class PciHost:
+    """Plugs virtio devices into a board."""
+
+    def __init__(self, board: Board, loop: Loop) -> None:
+        self._board = board
+        self._loop = loop
+        self._interrupts = Interrupts(board.vm)
+        self._root = PciRoot(self)
+        self._doorbells: dict[PciFunction, list[int]] = {}
+        self._places: dict[tuple[PciFunction, int], int] = {}
+        board.buses.ports.insert(CONFIG_PORT, CONFIG_PORT_COUNT, self._root.ports)
+        board.buses.memory.insert(layout.ECAM_START, ECAM_BUS_SIZE, self._root.ecam)
+
+    def add(self, device: VirtioDevice) -> None:
+        """Plug a device in, its memory placed, its doorbells answered."""
+        vectors = MessageVectors(self._interrupts, len(device.queue_sizes) + 1)
+        transport = VirtioPciTransport(device, self._board.memory, vectors)
+        slot = self._root.add(transport)
+        bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in transport.queues]
+        self._doorbells[transport] = bells
+        for queue, bell in enumerate(bells):
+            self._loop.watch(bell, _answer(transport, queue, bell))
+        transport.place(BAR, layout.PCI_WINDOW_START + slot * BAR_SIZE)
+
+    def map(self, function: PciFunction, bar: int, address: int, size: int) -> None:
+        """Let a function's memory answer from an address on; called by the function."""
+        self._board.buses.memory.insert(address, size, _Window(function, bar))
+        self._places[function, bar] = address
+        for bell, place in self._bells(function, address):
+            self._board.vm.ioeventfd(bell, place, _ANY_LENGTH)
+
+    def unmap(self, function: PciFunction, bar: int) -> None:
+        """Let it answer nowhere; called by the function."""
+        address = self._places.pop((function, bar))
+        self._board.buses.memory.remove(address)
+        for bell, place in self._bells(function, address):
+            self._board.vm.deassign_ioeventfd(bell, place, _ANY_LENGTH)
+
+    def _bells(self, function: PciFunction, address: int) -> list[tuple[int, int]]:
+        if not isinstance(function, VirtioPciTransport):
+            return []
+        bells = enumerate(self._doorbells[function])
+        return [(bell, address + function.notify_offset(queue)) for queue, bell in bells]
+
+
+def _answer(transport: VirtioPciTransport, queue: int, bell: int) -> Callable[[], None]:
+    def answer() -> None:
+        os.eventfd_read(bell)
+        transport.kick(queue)
+
+    return answer
