@@ -108,7 +108,7 @@ def convert(
 
 
 def _raise_for(status: int, said: str, source: Path, source_format: str, target: Path) -> NoReturn:
-    if status == -signal.SIGXFSZ:
+    if status == -signal.SIGXFSZ or "File too large" in said:
         raise ImageError(
             f"{source} unpacks to {_EXPANSION} times its size, which no honest disk does",
             hint=f"where you trust it: qemu-img convert -O raw {source} disk.raw",
