@@ -44,10 +44,10 @@ def test_a_path_too_long_for_sockets_is_refused(
 
 
 def test_a_directory_that_cannot_be_made_is_named(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("CERNE_HOME", str(tmp_path / "file" / "home"))
+    (home / "file").write_text("")
+    monkeypatch.setenv("CERNE_HOME", str(home / "file" / "home"))
     with pytest.raises((HostError, StorageError)) as caught:
         Home.of_this_user()
     assert "CERNE_HOME" in caught.value.hint
