@@ -61,10 +61,10 @@ class SavedState:
         """The saved state of a part; raises DamagedError for anything else."""
         return self._section(name, self._value(name))
 
-    def sections(self, name: str, count: int) -> list[SavedState]:
-        """The saved states of that many parts; raises DamagedError for anything else."""
+    def sections(self, name: str, count: int | None) -> list[SavedState]:
+        """The saved states of that many parts, or of any; raises DamagedError otherwise."""
         values = self._value(name)
-        if not isinstance(values, list) or len(values) != count:
+        if not isinstance(values, list) or count not in (None, len(values)):
             self._refuse(name)
         return [self._section(f"{name}[{at}]", value) for at, value in enumerate(values)]
 

@@ -1,7 +1,7 @@
-"""The virtio console with many ports (virtio 1.2, section 5.3): consoles, and named byte streams.
+"""The console device with several ports (virtio 1.2, section 5.3).
 
-A port is told to the driver in three steps on the control queues: it is there, it has a name, the
-host's side is open. Bytes that one side does not take wait at the other, in bounds.
+Each port is a stream in both directions; a named one is found by the guest under that name, and
+carries the guest agent. Two control queues tell both sides of ports that come, open and close.
 """
 
 from __future__ import annotations
@@ -9,251 +9,243 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 
 from cerne.devices.state import PlainState, SavedState
-from cerne.devices.virtio.device import Notify, VirtioDevice
-from cerne.devices.virtio.queue import Chain, Queue, QueueError
+from cerne.devices.virtio.buffers import gather, scatter, split
+from cerne.devices.virtio.device import VirtioDevice
+from cerne.devices.virtio.queue import Queue
 
-_MULTIPORT = 1 << 1
 _QUEUE_SIZE = 128
-_CONTROL = struct.Struct("<IHH")
-_CONFIG = struct.Struct("<HHII")
-_CONTROL_RX, _CONTROL_TX = 2, 3
-_LONGEST_BACKLOG = 256 * 1024
-_LONGEST_MESSAGE = 64
-_LARGEST_WRITE = 1 << 20
-_MOST_CONTROL = 1024
+_CONTROL_QUEUES = (2, 3)
+_FEATURE_MULTIPORT = 1 << 1
+_MESSAGE = struct.Struct("<IHH")
+_LARGEST_PIECE = 65536
+
+DEVICE_READY, PORT_ADD, PORT_REMOVE, PORT_READY, CONSOLE_PORT, RESIZE, PORT_OPEN, PORT_NAME = range(
+    8
+)
 
 
-class Event(IntEnum):
-    """What a control message says (VIRTIO_CONSOLE_*)."""
-
-    DEVICE_READY = 0
-    PORT_ADD = 1
-    PORT_REMOVE = 2
-    PORT_READY = 3
-    CONSOLE_PORT = 4
-    RESIZE = 5
-    PORT_OPEN = 6
-    PORT_NAME = 7
+def _nothing() -> None:
+    """For a port whose host side need not be told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """A port as its owner on the host wants it."""
+    """What a port is, and where what the guest writes goes."""
 
     name: str
+    is_console: bool
     sink: Callable[[bytes], int]
-    """Given what the guest writes; says how many bytes it took. `resume` offers it the rest."""
-    on_room: Callable[[], None]
-    """Called when the guest may take more than it did at the last `feed`."""
-    is_console: bool = False
+    """Takes bytes, returns how many; after fewer than all, `resume` goes on with the rest."""
+    on_room: Callable[[], None] = _nothing
+    """The guest has opened the port, closed it, or can take more; must not wait."""
 
 
-class _PortState:
-    """What is known of a port while a driver drives the device."""
+@dataclass(slots=True)
+class _Side:
+    """How far one port is."""
 
-    def __init__(self) -> None:
-        self.incoming = bytearray()
-        self.outgoing = b""
-        self.host_open = False
-        self.guest_open = False
-        self.ready = False
+    host_open: bool = False
+    guest_open: bool = False
+    sent: int = 0
 
 
 class ConsoleDevice(VirtioDevice):
-    """The device. What its host side calls takes the device's lock."""
+    """Ports of one guest. Other threads may call `feed`, `resume`, `open` and `close`."""
 
     device_type = 3
-    features = _MULTIPORT
+    features = _FEATURE_MULTIPORT
+    class_code = 0x078000
 
     def __init__(self, ports: Sequence[Port]) -> None:
         super().__init__()
-        self._ports = list(ports)
-        # Receive and transmit of each port, and of the control messages behind the first.
-        self.queue_sizes = (_QUEUE_SIZE,) * (2 * len(ports) + 2)
-        self._states = [_PortState() for _ in ports]
-        self._control: list[bytes] = []
+        self.ports = tuple(ports)
+        self.queue_sizes = (_QUEUE_SIZE,) * (2 * len(self.ports) + 2)
+        self._sides = [_Side(host_open=port.is_console) for port in self.ports]
+        # The last value for each port and event: a guest that never reads costs no more.
+        self._outgoing: dict[tuple[int, int], int] = {}
 
     def config(self) -> bytes:
-        """The count of ports; the console's size is not told."""
-        return _CONFIG.pack(0, 0, len(self._ports), 0)
+        """Size of the terminal, which is not told, and the number of ports."""
+        return struct.pack("<HHII", 0, 0, len(self.ports), 0)
 
-    def activate(self, queues: Sequence[Queue], features: int, notify: Notify) -> None:
-        """The driver is ready: from now on queues are used."""
-        super().activate(queues, features, notify)
-        if not features & _MULTIPORT and self._states:
-            # A driver of one port never says that it is open.
-            self._states[0].guest_open = True
+    def guest_open(self, port: int) -> bool:
+        """Whether somebody in the guest has the port open."""
+        return self._sides[port].guest_open
 
-    def reset(self) -> None:
-        """Forget the driver; what the host's side said stays."""
-        super().reset()
-        self._control.clear()
-        for state in self._states:
-            state.incoming.clear()
-            state.outgoing = b""
-            state.guest_open = state.ready = False
+    def open(self, port: int) -> None:
+        """Tell the guest that somebody is at the host's side."""
+        self._set_host_open(port, True)
 
-    def process(self, queue_index: int) -> None:
-        """The driver has offered chains on a queue."""
-        if queue_index == _CONTROL_TX:
-            self._take_control()
-        elif queue_index == _CONTROL_RX:
-            self._send_control()
-        else:
-            port = _port_of(queue_index)
-            if queue_index % 2:
-                self._transmit(port)
-            else:
-                self._receive(port)
-                self._ports[port].on_room()
+    def close(self, port: int) -> None:
+        """Tell the guest that nobody is at the host's side any more."""
+        self._set_host_open(port, False)
 
     def feed(self, port: int, data: bytes) -> int:
-        """Take bytes for the guest to read from a port; how many were taken."""
-        taken = b""
+        """Give the guest bytes; returns how many it took. For the rest, wait for `on_room`."""
+        done = 0
         with self.working():
-            state = self._states[port]
-            if state.guest_open and self.active:
-                taken = data[: _LONGEST_BACKLOG - len(state.incoming)]
-                state.incoming += taken
-                self._receive(port)
-        return len(taken)
+            if not self.active or not self._takes_input(port):
+                return 0
+            queue = self._queues[_receive_queue(port)]
+            if not queue.ready:
+                return 0
+            while done < len(data) and (chain := queue.pop()) is not None:
+                written = scatter(chain.writable, data[done : done + _LARGEST_PIECE])
+                done += written
+                queue.push(chain.head, written)
+            if done < len(data):
+                queue.enable_notification()
+            self._notify_driver(queue)
+        return done
 
     def resume(self, port: int) -> None:
-        """The sink of a port takes bytes again."""
+        """Go on with what the sink did not take."""
         with self.working():
-            if self.active:
-                self._transmit(port)
+            if self.active and self._queues[_receive_queue(port) + 1].ready:
+                self.process(_receive_queue(port) + 1)
 
-    def set_open(self, port: int, is_open: bool) -> None:
-        """Somebody on the host has come to a port, or has left it."""
-        with self.working():
-            state = self._states[port]
-            state.host_open = is_open
-            if not is_open:
-                state.incoming.clear()
-                state.outgoing = b""
-            if state.ready:
-                self._tell(port, Event.PORT_OPEN, int(is_open))
+    def process(self, queue_index: int) -> None:
+        """Take what the guest wrote, and its control messages; send ours."""
+        control_in, control_out = _CONTROL_QUEUES
+        if queue_index == control_out:
+            self._drain(self._queues[queue_index], self._take_message)
+            self._send_messages()
+        elif queue_index == control_in:
+            self._send_messages()
+        elif queue_index % 2:
+            port = _port_of(queue_index)
+            self._drain(self._queues[queue_index], lambda queue: self._take_output(port, queue))
+        else:
+            self.ports[_port_of(queue_index)].on_room()
+
+    def reset(self) -> None:
+        """The guest has no port open any more."""
+        super().reset()
+        self._outgoing.clear()
+        for side, port in zip(self._sides, self.ports, strict=True):
+            side.guest_open = False
+            side.sent = 0
+            port.on_room()
 
     def state(self) -> PlainState:
-        """What was agreed on each port; bytes on their way belong to connections, and are not."""
-        ports = [{"ready": port.ready, "guest_open": port.guest_open} for port in self._states]
-        return {"ports": ports, "control": [message.hex() for message in self._control]}
+        """Which sides are open, what was not sent yet and how far each port is."""
+        return {
+            "ports": [
+                {"host_open": side.host_open, "guest_open": side.guest_open, "sent": side.sent}
+                for side in self._sides
+            ],
+            "outgoing": [
+                {"port": port, "event": event, "value": value}
+                for (port, event), value in self._outgoing.items()
+            ],
+        }
 
     def restore(self, state: PlainState) -> None:
-        """Take that back; raises DamagedError."""
-        saved = SavedState("a virtio console", state)
-        ports = saved.plain_list("ports", len(self._states))
-        for port, values in zip(self._states, ports, strict=True):
-            kept = SavedState("a port of a virtio console", values)
-            port.ready, port.guest_open = kept.flag("ready"), kept.flag("guest_open")
+        """Take that back; raises DamagedError where it cannot be."""
+        saved = SavedState("a console", state)
+        for side, values in zip(self._sides, saved.sections("ports", len(self.ports)), strict=True):
+            side.host_open = values.flag("host_open")
+            side.guest_open = values.flag("guest_open")
+            side.sent = values.integer("sent", 1 << 32)
+        self._outgoing = {
+            (
+                values.integer("port", len(self.ports) - 1),
+                values.integer("event", PORT_NAME),
+            ): values.integer("value", 1)
+            for values in saved.sections("outgoing", None)
+        }
 
-    def _transmit(self, port: int) -> None:
-        """Give the sink what the guest wrote, as far as it takes it."""
-        state = self._states[port]
-        state.outgoing = state.outgoing[self._ports[port].sink(state.outgoing) :]
+    def _set_host_open(self, port: int, is_open: bool) -> None:
+        with self.working():
+            side = self._sides[port]
+            if side.host_open == is_open:
+                return
+            side.host_open = is_open
+            if self.active:
+                self._tell(port, PORT_OPEN, int(is_open))
+                self._send_messages()
 
-        def serve(queue: Queue) -> bool:
-            if state.outgoing:
+    def _takes_input(self, port: int) -> bool:
+        if not self._features & _FEATURE_MULTIPORT:
+            return port == 0
+        return self._sides[port].guest_open
+
+    def _take_output(self, port: int, queue: Queue) -> bool:
+        chain = queue.pop()
+        if chain is None:
+            return False
+        side = self._sides[port]
+        _, rest = split(chain.readable, side.sent)
+        while rest:
+            piece, _ = split(rest, _LARGEST_PIECE)
+            data = gather(piece)
+            taken = self.ports[port].sink(data)
+            side.sent += taken
+            if taken < len(data):
+                queue.put_back()
                 return False
-            chain = queue.pop()
-            if chain is None:
-                return False
-            if chain.readable_size > _LARGEST_WRITE:
-                raise QueueError(f"a write of {chain.readable_size} bytes to a console")
-            data = b"".join(chain.readable)
-            queue.push(chain.head, 0)
-            state.outgoing = data[self._ports[port].sink(data) :]
-            return True
+            _, rest = split(rest, taken)
+        side.sent = 0
+        queue.push(chain.head, 0)
+        return True
 
-        if not state.outgoing:
-            self._drain(self._queues[_queue_of(port) + 1], serve)
+    def _take_message(self, queue: Queue) -> bool:
+        chain = queue.pop()
+        if chain is None:
+            return False
+        data = gather(split(chain.readable, _MESSAGE.size)[0])
+        if len(data) == _MESSAGE.size:
+            self._obey(*_MESSAGE.unpack(data))
+        queue.push(chain.head, 0)
+        return True
 
-    def _receive(self, port: int) -> None:
-        """Give the guest what waits for it, as far as it offers buffers."""
-        state = self._states[port]
-
-        def serve(queue: Queue) -> bool:
-            chain = queue.pop() if state.incoming else None
-            if chain is None:
-                return False
-            queue.push(chain.head, _fill(chain, state.incoming))
-            return True
-
-        self._drain(self._queues[_queue_of(port)], serve)
-
-    def _take_control(self) -> None:
-        def serve(queue: Queue) -> bool:
-            chain = queue.pop()
-            if chain is None:
-                return False
-            message = b"".join(bytes(view[:_LONGEST_MESSAGE]) for view in chain.readable)
-            queue.push(chain.head, 0)
-            if len(message) >= _CONTROL.size:
-                self._told(*_CONTROL.unpack_from(message))
-            return True
-
-        self._drain(self._queues[_CONTROL_TX], serve)
-
-    def _told(self, port: int, event: int, value: int) -> None:
-        if event == Event.DEVICE_READY and value:
-            for index in range(len(self._ports)):
-                self._tell(index, Event.PORT_ADD, 1)
+    def _obey(self, port: int, event: int, value: int) -> None:
+        if event == DEVICE_READY and value:
+            for each in range(len(self.ports)):
+                self._tell(each, PORT_ADD, 1)
+        elif port >= len(self.ports):
             return
-        if port >= len(self._ports):
-            return
-        state = self._states[port]
-        if event == Event.PORT_READY and value:
-            state.ready = True
+        elif event == PORT_READY and value:
             self._introduce(port)
-        elif event == Event.PORT_OPEN:
-            state.guest_open = bool(value)
-            if value:
-                self._ports[port].on_room()
+        elif event == PORT_OPEN:
+            self._sides[port].guest_open = bool(value)
+            self.ports[port].on_room()
 
     def _introduce(self, port: int) -> None:
-        if self._ports[port].is_console:
-            self._tell(port, Event.CONSOLE_PORT, 1)
-        self._tell(port, Event.PORT_NAME, 1, self._ports[port].name.encode())
-        if self._states[port].host_open:
-            self._tell(port, Event.PORT_OPEN, 1)
+        if self.ports[port].is_console:
+            self._tell(port, CONSOLE_PORT, 1)
+        if self.ports[port].name:
+            self._tell(port, PORT_NAME, 1)
+        if self._sides[port].host_open:
+            self._tell(port, PORT_OPEN, 1)
 
-    def _tell(self, port: int, event: Event, value: int, more: bytes = b"") -> None:
-        # A driver that asks again and again, and takes no answer, is not listened to.
-        if len(self._control) < _MOST_CONTROL:
-            self._control.append(_CONTROL.pack(port, event, value) + more)
-        self._send_control()
+    def _tell(self, port: int, event: int, value: int) -> None:
+        self._outgoing.pop((port, event), None)
+        self._outgoing[port, event] = value
 
-    def _send_control(self) -> None:
-        def serve(queue: Queue) -> bool:
-            chain = queue.pop() if self._control else None
+    def _send_messages(self) -> None:
+        queue = self._queues[_CONTROL_QUEUES[0]]
+        while self._outgoing:
+            chain = queue.pop()
             if chain is None:
-                return False
-            queue.push(chain.head, _fill(chain, bytearray(self._control.pop(0))))
-            return True
-
-        if self.active:
-            self._drain(self._queues[_CONTROL_RX], serve)
-
-
-def _queue_of(port: int) -> int:
-    """The receive queue of a port; its transmit queue follows."""
-    return 2 * port + 2 if port else 0
-
-
-def _port_of(queue: int) -> int:
-    return queue // 2 - 1 if queue > _CONTROL_TX else 0
+                if queue.ready and queue.enable_notification():
+                    continue
+                break
+            (port, event), value = next(iter(self._outgoing.items()))
+            del self._outgoing[port, event]
+            message = _MESSAGE.pack(port, event, value)
+            if event == PORT_NAME:
+                message += self.ports[port].name.encode()
+            queue.push(chain.head, scatter(chain.writable, message))
+        if queue.ready:
+            self._notify_driver(queue)
 
 
-def _fill(chain: Chain, data: bytearray) -> int:
-    """Move bytes from the front of `data` into a chain; how many."""
-    total = 0
-    for view in chain.writable:
-        part = min(len(view), len(data))
-        view[:part] = data[:part]
-        del data[:part]
-        total += part
-    return total
+def _receive_queue(port: int) -> int:
+    return 0 if port == 0 else 2 * port + 2
+
+
+def _port_of(queue_index: int) -> int:
+    return 0 if queue_index < 2 else queue_index // 2 - 1

@@ -109,15 +109,11 @@ class VirtioDevice:
 
     def _drain(self, queue: Queue, serve: Callable[[Queue], bool]) -> None:
         """Serve chains until `serve` says there is none, and ask for a kick for the next one."""
-        # No more than a ring's worth at once: a driver that refills it all the time must not keep
-        # the worker for ever. The rest has a kick of its own, or is found pending.
+        # A driver that refills the queue all the time keeps only its own worker busy, and no longer
+        # than its vCPUs run.
         queue.disable_notification()
-        served = 0
-        while served < 4 * queue.size:
-            if serve(queue):
-                served += 1
-            elif not queue.enable_notification():
-                break
-        queue.enable_notification()
+        served = False
+        while serve(queue) or queue.enable_notification():
+            served = True
         if served:
             self._notify_driver(queue)

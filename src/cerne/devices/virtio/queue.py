@@ -129,6 +129,10 @@ class Queue:
         self._next_available = (self._next_available + 1) & 0xFFFF
         return chain
 
+    def put_back(self) -> None:
+        """Take back the last `pop`: its chain is not done, and is the next one again."""
+        self._next_available = (self._next_available - 1) & 0xFFFF
+
     def push(self, head: int, written: int) -> None:
         """Give the chain of that head back, with the count of bytes written to it."""
         rings = self._in_use()
