@@ -1,0 +1,209 @@
+"""The block device (virtio 1.2, section 5.2) over a file or a block device of the host.
+
+Data go between the file and guest memory by preadv(2) and pwritev(2), with no copy. A request that
+cannot be served is answered with an error status; one that has no room even for that is dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Callable, Sequence
+
+from cerne.devices.virtio._fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from cerne.devices.virtio.buffers import gather, scatter, size_of, split
+from cerne.devices.virtio.device import VirtioDevice
+from cerne.devices.virtio.queue import Chain, Queue
+from cerne.errors import InputError
+
+SECTOR = 512
+LONGEST_SERIAL = 20
+
+_QUEUE_SIZE = 128
+_LARGEST_WIPE = 65536
+"""Sectors of one range to discard or to zero."""
+_MOST_RANGES = 16
+
+_IN, _OUT, _FLUSH, _GET_ID, _DISCARD, _WRITE_ZEROES = 0, 1, 4, 8, 11, 13
+_OK, _FAILED, _UNSUPPORTED = 0, 1, 2
+
+_FEATURE_SEG_MAX = 1 << 2
+_FEATURE_READ_ONLY = 1 << 5
+_FEATURE_BLOCK_SIZE = 1 << 6
+_FEATURE_FLUSH = 1 << 9
+_FEATURE_QUEUES = 1 << 12
+_FEATURE_DISCARD = 1 << 13
+_FEATURE_WRITE_ZEROES = 1 << 14
+
+_HEADER = struct.Struct("<IIQ")
+_RANGE = struct.Struct("<QII")
+_CONFIG = struct.Struct("<QII4xI8x2xHIIIIIB3x")
+_UNMAP = 1
+
+_ZEROES = bytes(1 << 20)
+
+
+class _RequestError(Exception):
+    """A request is answered with this status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class BlockDevice(VirtioDevice):
+    """A disk of the file behind a descriptor, which stays the caller's."""
+
+    device_type = 2
+    class_code = 0x018000
+
+    def __init__(
+        self, descriptor: int, *, serial: str = "", read_only: bool = False, queues: int = 1
+    ) -> None:
+        super().__init__()
+        if len(serial.encode()) > LONGEST_SERIAL:
+            raise InputError(f"the disk serial {serial!r} is longer than {LONGEST_SERIAL} bytes")
+        self._descriptor = descriptor
+        self._serial = serial.encode()
+        self._read_only = read_only
+        self.sectors = os.lseek(descriptor, 0, os.SEEK_END) // SECTOR
+        self.queue_sizes = (_QUEUE_SIZE,) * queues
+        self.features = _FEATURE_SEG_MAX | _FEATURE_BLOCK_SIZE | _FEATURE_QUEUES | _FEATURE_FLUSH
+        if read_only:
+            self.features |= _FEATURE_READ_ONLY
+        else:
+            self.features |= _FEATURE_DISCARD | _FEATURE_WRITE_ZEROES
+        self._requests: dict[int, Callable[[int, Chain], int]] = {
+            _IN: self._read,
+            _OUT: self._write,
+            _FLUSH: self._flush,
+            _GET_ID: self._identify,
+            _DISCARD: self._discard,
+            _WRITE_ZEROES: self._write_zeroes,
+        }
+
+    def config(self) -> bytes:
+        """Capacity and limits."""
+        return _CONFIG.pack(
+            self.sectors,
+            0,
+            _QUEUE_SIZE - 2,
+            SECTOR,
+            len(self.queue_sizes),
+            _LARGEST_WIPE,
+            _MOST_RANGES,
+            1,
+            _LARGEST_WIPE,
+            _MOST_RANGES,
+            1,
+        )
+
+    def process(self, queue_index: int) -> None:
+        """Serve every request that is offered."""
+        self._drain(self._queues[queue_index], self._serve)
+
+    def _serve(self, queue: Queue) -> bool:
+        chain = queue.pop()
+        if chain is None:
+            return False
+        room = chain.writable_size - 1
+        if room < 0:
+            queue.push(chain.head, 0)
+            return True
+        data, status_view = split(chain.writable, room)
+        header, output = split(chain.readable, _HEADER.size)
+        written, status = self._answer(gather(header), Chain(chain.head, output, data))
+        scatter(status_view, bytes((status,)))
+        queue.push(chain.head, written + 1)
+        return True
+
+    def _answer(self, header: bytes, request: Chain) -> tuple[int, int]:
+        if len(header) < _HEADER.size:
+            return 0, _FAILED
+        kind, _, sector = _HEADER.unpack(header)
+        serve = self._requests.get(kind)
+        if serve is None:
+            return 0, _UNSUPPORTED
+        try:
+            return serve(sector, request), _OK
+        except _RequestError as error:
+            return 0, error.status
+        except OSError:
+            return 0, _FAILED
+
+    def _read(self, sector: int, request: Chain) -> int:
+        size = size_of(request.writable)
+        self._transfer(os.preadv, request.writable, self._place(sector, size))
+        return size
+
+    def _write(self, sector: int, request: Chain) -> int:
+        self._require_writable()
+        place = self._place(sector, size_of(request.readable))
+        self._transfer(os.pwritev, request.readable, place)
+        return 0
+
+    def _flush(self, sector: int, request: Chain) -> int:
+        os.fdatasync(self._descriptor)
+        return 0
+
+    def _identify(self, sector: int, request: Chain) -> int:
+        return scatter(request.writable, self._serial.ljust(LONGEST_SERIAL, b"\0"))
+
+    def _discard(self, sector: int, request: Chain) -> int:
+        for offset, size, _ in self._ranges(request):
+            fallocate(self._descriptor, PUNCH_HOLE | KEEP_SIZE, offset, size)
+        return 0
+
+    def _write_zeroes(self, sector: int, request: Chain) -> int:
+        for offset, size, unmap in self._ranges(request):
+            mode = PUNCH_HOLE if unmap else ZERO_RANGE
+            try:
+                fallocate(self._descriptor, mode | KEEP_SIZE, offset, size)
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                self._fill_with_zeroes(offset, size)
+        return 0
+
+    def _fill_with_zeroes(self, offset: int, size: int) -> None:
+        zeroes = memoryview(_ZEROES)
+        for start in range(0, size, len(_ZEROES)):
+            piece = zeroes[: size - start]
+            self._transfer(os.pwritev, (piece,), offset + start)
+
+    def _ranges(self, request: Chain) -> list[tuple[int, int, bool]]:
+        self._require_writable()
+        data = gather(split(request.readable, _RANGE.size * _MOST_RANGES + 1)[0])
+        if not data or len(data) % _RANGE.size:
+            raise _RequestError(_FAILED)
+        ranges = []
+        for sector, count, flags in _RANGE.iter_unpack(data):
+            if flags & ~_UNMAP or count > _LARGEST_WIPE:
+                raise _RequestError(_UNSUPPORTED)
+            if count:
+                place = self._place(sector, count * SECTOR)
+                ranges.append((place, count * SECTOR, bool(flags & _UNMAP)))
+        return ranges
+
+    def _require_writable(self) -> None:
+        if self._read_only:
+            raise _RequestError(_FAILED)
+
+    def _place(self, sector: int, size: int) -> int:
+        if size % SECTOR or sector + size // SECTOR > self.sectors:
+            raise _RequestError(_FAILED)
+        return sector * SECTOR
+
+    def _transfer(
+        self,
+        move: Callable[[int, Sequence[memoryview], int], int],
+        views: Sequence[memoryview],
+        offset: int,
+    ) -> None:
+        while views:
+            moved = move(self._descriptor, views, offset)
+            if moved == 0:
+                raise _RequestError(_FAILED)
+            offset += moved
+            views = split(views, moved)[1]
