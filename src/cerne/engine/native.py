@@ -14,8 +14,7 @@ from cerne.errors import HostError, InputError
 from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
 from cerne.kvm.kvm import missing_hint, permission_hint
-from cerne.network.user import kernel_parameter
-from cerne.vmm.config import DiskConfig, VmmConfig
+from cerne.vmm.config import VmmConfig
 
 CONFIG_FILE = "vmm.json"
 """In `LaunchPlan.runtime`."""
@@ -44,6 +43,16 @@ class NativeEngine:
         if isinstance(plan.boot, FirmwareBoot):
             raise InputError(
                 f"{plan.name} boots by firmware, which the native engine does not have",
+                hint="use --engine qemu",
+            )
+        if plan.disks:
+            raise InputError(
+                "the native engine does not read qcow2 disks, which machines have",
+                hint="use --engine qemu",
+            )
+        if any(nic.forwards for nic in plan.nics):
+            raise InputError(
+                "the native engine has no network yet, and so publishes no ports",
                 hint="use --engine qemu",
             )
         if plan.shares:
@@ -78,20 +87,17 @@ class NativeEngine:
 def _config(plan: LaunchPlan, qmp_descriptor: int, emulated: bool) -> VmmConfig:
     boot = plan.boot
     assert isinstance(boot, KernelBoot)
-    network = f" {kernel_parameter(plan.name)}" if plan.nics else ""
     return VmmConfig(
         name=plan.name,
         cpus=plan.cpus,
         memory=plan.memory,
         kernel=str(boot.kernel),
         initrd=str(boot.initrd) if boot.initrd else None,
-        command_line=f"{boot.command_line} panic=-1 reboot=k{network}",
+        command_line=f"{boot.command_line} panic=-1 reboot=k",
         qmp_descriptor=qmp_descriptor,
         console_socket=str(plan.console_socket),
         console_log=str(plan.console_log),
         agent_sockets=[str(path) for path in plan.agent_sockets],
         ending=str(plan.logs / ENDING_FILE),
-        disks=[DiskConfig(str(disk.path), disk.read_only, disk.serial) for disk in plan.disks],
-        mac=plan.nics[0].mac if plan.nics else None,
         emulated=emulated,
     )

@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cerne.errors import DamagedError
-
-
-@dataclass(frozen=True, slots=True)
-class DiskConfig:
-    """A disk of the machine."""
-
-    path: str
-    read_only: bool = False
-    serial: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +27,6 @@ class VmmConfig:
     agent_sockets: list[str]
     ending: str
     """Where the process says how the machine ended."""
-    disks: list[DiskConfig] = field(default_factory=list)
-    mac: str | None = None
-    network_socket: str | None = None
-    """A stream socket on which frames go to and from a user-mode network."""
     emulated: bool = False
     """Whether this host's kernel emulates guests' kernel code (`cerne.host.probe`)."""
 
@@ -55,8 +42,6 @@ class VmmConfig:
             DamagedError: it is something else.
         """
         try:
-            fields = json.loads(path.read_text())
-            disks = [DiskConfig(**disk) for disk in fields.pop("disks")]
-            return cls(**fields, disks=disks)
+            return cls(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DamagedError(f"{path} is no configuration of a machine: {error}") from error

@@ -103,9 +103,13 @@ class Machine:
         def port(index: int) -> Port:
             return Port(
                 f"{_AGENT_PORT}.{index}",
+                is_console=False,
                 sink=lambda data: channels[index].send(data),
                 on_room=lambda: self._loop.ask(lambda: channels[index].resume()),
             )
+
+        def tell(index: int, present: bool) -> None:
+            (console.open if present else console.close)(index)
 
         console = ConsoleDevice([port(index) for index in range(len(self._config.agent_sockets))])
         for index, path in enumerate(self._config.agent_sockets):
@@ -114,7 +118,7 @@ class Machine:
                     self._loop,
                     Path(path),
                     take=partial(console.feed, index),
-                    on_presence=partial(console.set_open, index),
+                    on_presence=partial(tell, index),
                     on_room=partial(console.resume, index),
                 )
             )

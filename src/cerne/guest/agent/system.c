@@ -289,7 +289,8 @@ void system_shut_down(bool again)
 	end_all_processes();
 	sync();
 	mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL);
-	reboot(again ? RB_AUTOBOOT : RB_POWER_OFF);
+	/* Without ACPI a machine has no switch, and would halt for ever: a reset ends it, too. */
+	reboot(again || access("/sys/firmware/acpi", F_OK) < 0 ? RB_AUTOBOOT : RB_POWER_OFF);
 }
 
 static void take_shutdown(struct wire *wire, const struct frame *frame)

@@ -1,0 +1,270 @@
+"""What holds for every virtio device behind its transport, and what each does."""
+
+from __future__ import annotations
+
+import os
+import random
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.devices.queue_driver import Buffer, QueueDriver
+
+from cerne.devices.virtio.block import BlockDevice
+from cerne.devices.virtio.console import PORT_NAME, PORT_OPEN, ConsoleDevice, Port
+from cerne.devices.virtio.device import VirtioDevice
+from cerne.devices.virtio.rng import RngDevice
+from cerne.devices.virtio.transport import VirtioPciTransport
+from cerne.errors import DamagedError
+from cerne.kvm.memory import GuestMemory
+
+DATA = 0x80000
+
+
+@dataclass
+class Routes:
+    """Vectors that were triggered."""
+
+    triggered: list[int] = field(default_factory=list)
+
+    def set_route(self, vector: int, address: int, data: int, masked: bool) -> None:
+        """Messages go nowhere here."""
+
+    def trigger(self, vector: int) -> None:
+        self.triggered.append(vector)
+
+
+class Guest:
+    """A driver that brings a device up by its registers."""
+
+    def __init__(self, device: VirtioDevice, memory: GuestMemory) -> None:
+        self.memory = memory
+        self.routes = Routes()
+        self.transport = VirtioPciTransport(device, memory, self.routes)
+        self.queues: list[QueueDriver] = []
+
+    def read(self, offset: int, size: int) -> int:
+        return self.transport.read_bar(0, offset, size)
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        self.transport.write_bar(0, offset, size, value)
+
+    def start(self, refuse: int = 0) -> None:
+        self.write(20, 1, 1)
+        self.write(20, 1, 3)
+        for select in (0, 1):
+            self.write(0, 4, select)
+            self.write(8, 4, select)
+            self.write(12, 4, self.read(4, 4) & ~(refuse >> 32 * select))
+        self.write(20, 1, 11)
+        assert self.read(20, 1) == 11
+        base = 0x1000
+        for index in range(self.read(18, 2)):
+            driver = QueueDriver(self.memory, base, 16)
+            base = (driver.end + 15) & ~15
+            self.queues.append(driver)
+            self.write(22, 2, index)
+            self.write(24, 2, 16)
+            self.write(26, 2, index + 1)
+            for at, address in ((32, driver.descriptors), (40, driver.available)):
+                self.write(at, 4, address)
+            self.write(48, 8, driver.used)
+            self.write(28, 2, 1)
+            assert self.read(28, 2) == 1
+        self.write(20, 1, 15)
+
+    def kick(self, queue: int) -> None:
+        self.write(self.transport.notify_offset(queue), 2, queue)
+
+
+def console() -> ConsoleDevice:
+    return ConsoleDevice([Port("", True, len), Port("org.cerne.agent.0", False, len)])
+
+
+def block() -> BlockDevice:
+    return BlockDevice(os.memfd_create("disk"), serial="one")
+
+
+DEVICES: dict[str, Callable[[], VirtioDevice]] = {
+    "rng": RngDevice,
+    "console": console,
+    "block": block,
+}
+
+
+@pytest.fixture(params=DEVICES)
+def make(request: pytest.FixtureRequest) -> Callable[[], VirtioDevice]:
+    return DEVICES[request.param]
+
+
+def test_a_device_is_what_its_state_says(
+    make: Callable[[], VirtioDevice], memory: GuestMemory
+) -> None:
+    guest = Guest(make(), memory)
+    before = guest.transport.state()
+    guest.start()
+    running = guest.transport.state()
+    other = Guest(make(), memory)
+    other.transport.restore(running)
+    assert other.transport.state() == running != before
+    other.transport.restore(before)
+    assert other.transport.state() == before
+    for name in running:
+        with pytest.raises(DamagedError):
+            other.transport.restore({key: running[key] for key in running if key != name})
+
+
+def test_random_accesses_do_no_harm(make: Callable[[], VirtioDevice], memory: GuestMemory) -> None:
+    numbers = random.Random(7)
+    guest = Guest(make(), memory)
+    for step in range(4000):
+        if step % 500 == 0:
+            guest.write(20, 1, 0)
+            guest.queues.clear()
+            guest.start()
+        size = numbers.choice((1, 2, 4, 8))
+        offset = numbers.choice((numbers.randrange(64), numbers.randrange(0x10000 // 8) * 8))
+        value = numbers.getrandbits(8 * size)
+        guest.write(offset, size, value)
+        assert 0 <= guest.read(offset, size) < 1 << 8 * size
+        place, width = numbers.randrange(256), numbers.choice((1, 2, 4))
+        guest.transport.write_config(place, width, value & (1 << 8 * width) - 1)
+        assert 0 <= guest.transport.read_config(place, width) < 1 << 8 * width
+
+
+def test_a_broken_queue_makes_the_device_ask_for_a_reset(
+    make: Callable[[], VirtioDevice], memory: GuestMemory
+) -> None:
+    guest = Guest(make(), memory)
+    guest.start()
+    broken = 1 if isinstance(guest.transport.device, ConsoleDevice) else 0
+    guest.queues[broken].offer(99)
+    guest.kick(broken)
+    assert guest.read(20, 1) & 64
+    assert "99" in str(guest.transport.failure)
+    guest.write(20, 1, 0)
+    assert (guest.read(20, 1), guest.transport.failure) == (0, None)
+
+
+def test_features_that_are_not_offered_are_refused(memory: GuestMemory) -> None:
+    guest = Guest(RngDevice(), memory)
+    guest.write(20, 1, 3)
+    guest.write(8, 4, 1)
+    guest.write(12, 4, 0xFFFFFFFF)
+    guest.write(20, 1, 15)
+    assert guest.read(20, 1) == 3
+
+
+def test_rng_fills_what_is_offered(memory: GuestMemory) -> None:
+    guest = Guest(RngDevice(), memory)
+    guest.start()
+    head = guest.queues[0].add([Buffer(DATA, 32, write=True)])
+    guest.kick(0)
+    assert guest.queues[0].take() == [(head, 32)]
+    assert memory.read(DATA, 32) != bytes(32)
+    assert (guest.read(0x1000, 1), guest.read(0x1000, 1)) == (1, 0)
+
+
+def request(
+    guest: Guest, kind: int, sector: int, out: bytes = b"", room: int = 0
+) -> tuple[int, bytes]:
+    """Serve one block request; its status and what was read."""
+    memory = guest.memory
+    memory.write(DATA, struct.pack("<IIQ", kind, 0, sector) + out)
+    memory.write(DATA + 0x10000 + room, b"\xff")
+    # The header is cut in two, as a driver may do.
+    buffers = [Buffer(DATA, 7), Buffer(DATA + 7, 9 + len(out))]
+    guest.queues[0].add([*buffers, Buffer(DATA + 0x10000, room + 1, write=True)])
+    guest.kick(0)
+    assert len(guest.queues[0].take()) == 1
+    answer = memory.read(DATA + 0x10000, room + 1)
+    return answer[-1], answer[:-1]
+
+
+@pytest.fixture
+def disk(memory: GuestMemory, tmp_path: Path) -> Guest:
+    path = tmp_path / "disk"
+    path.write_bytes(bytes(range(256)) * 32)
+    guest = Guest(BlockDevice(os.open(path, os.O_RDWR), serial="serial-1"), memory)
+    guest.start()
+    return guest
+
+
+def test_a_disk_reads_writes_and_says_its_name(disk: Guest) -> None:
+    assert request(disk, 1, 2, b"x" * 512) == (0, b"")
+    assert request(disk, 0, 2, room=1024) == (0, b"x" * 512 + bytes(range(256)) * 2)
+    assert request(disk, 4, 0) == (0, b"")
+    assert request(disk, 8, 0, room=20) == (0, b"serial-1".ljust(20, b"\0"))
+    assert disk.read(0x2000, 8) == 16
+
+
+@pytest.mark.parametrize("kind", [11, 13])
+@pytest.mark.parametrize("flags", [0, 1])
+def test_a_disk_forgets_ranges(disk: Guest, kind: int, flags: int) -> None:
+    wiped = struct.pack("<QII", 4, 2, flags)
+    assert request(disk, kind, 0, wiped)[0] == 0
+    assert request(disk, 0, 4, room=1024) == (0, bytes(1024))
+    assert request(disk, 0, 6, room=512)[1] == bytes(range(256)) * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "sector", "out", "room", "status"),
+    [
+        (0, 16, b"", 512, 1),
+        (0, (1 << 64) - 1, b"", 512, 1),
+        (0, 0, b"", 100, 1),
+        (1, 15, b"x" * 1024, 0, 1),
+        (11, 0, struct.pack("<QII", 15, 2, 0), 0, 1),
+        (11, 0, b"short", 0, 1),
+        (13, 0, struct.pack("<QII", 0, 1 << 31, 0), 0, 2),
+        (99, 0, b"", 0, 2),
+    ],
+)
+def test_a_disk_refuses(
+    disk: Guest, kind: int, sector: int, out: bytes, room: int, status: int
+) -> None:
+    assert request(disk, kind, sector, out, room)[0] == status
+
+
+def test_ports_are_introduced_and_carry_bytes(memory: GuestMemory) -> None:
+    got: list[bytes] = []
+    limit = [2]
+
+    def sink(data: bytes) -> int:
+        got.append(data[: limit[0]])
+        return len(got[-1])
+
+    device = ConsoleDevice([Port("", True, len), Port("org.cerne.agent.0", False, sink)])
+    guest = Guest(device, memory)
+    guest.start()
+    control_in, control_out = guest.queues[2], guest.queues[3]
+    for step in range(8):
+        control_in.add([Buffer(DATA + 64 * step, 64, write=True)])
+    for step, (port, event) in enumerate(((0, 0), (1, 3), (9, 3), (1, PORT_OPEN))):
+        memory.write(DATA + 0x1000 + 8 * step, struct.pack("<IHH", port, event, 1))
+        control_out.add([Buffer(DATA + 0x1000 + 8 * step, 8)])
+    guest.kick(3)
+    device.open(1)
+    messages = [
+        memory.read(DATA + 64 * at, length) for at, (_, length) in enumerate(control_in.take())
+    ]
+    assert messages == [
+        struct.pack("<IHH", 0, 1, 1),
+        struct.pack("<IHH", 1, 1, 1),
+        struct.pack("<IHH", 1, PORT_NAME, 1) + b"org.cerne.agent.0",
+        struct.pack("<IHH", 1, PORT_OPEN, 1),
+    ]
+    assert device.guest_open(1)
+    assert device.feed(1, b"hello") == 0
+    guest.queues[4].add([Buffer(DATA + 0x2000, 3, write=True)])
+    assert device.feed(1, b"hello") == 3
+    assert memory.read(DATA + 0x2000, 3) == b"hel"
+    memory.write(DATA + 0x3000, b"answer")
+    head = guest.queues[5].add([Buffer(DATA + 0x3000, 6)])
+    guest.kick(5)
+    assert guest.queues[5].take() == []
+    limit[0] = 100
+    device.resume(1)
+    assert (got, guest.queues[5].take()) == ([b"an", b"swer"], [(head, 0)])
