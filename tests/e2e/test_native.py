@@ -9,10 +9,10 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.e2e.conftest import Cerne
 
 from cerne.images.kernel import current_kernel
 from cerne.manager import Home
-from tests.e2e.conftest import Cerne
 
 
 @pytest.fixture
