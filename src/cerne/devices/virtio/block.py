@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from cerne.devices.virtio._fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 from cerne.devices.virtio.buffers import gather, scatter, size_of, split
 from cerne.devices.virtio.device import VirtioDevice
-from cerne.devices.virtio.queue import Chain, Queue
+from cerne.devices.virtio.queue import Chain
 from cerne.errors import InputError
 
 SECTOR = 512
@@ -103,20 +103,15 @@ class BlockDevice(VirtioDevice):
         """Serve every request that is offered."""
         self._drain(self._queues[queue_index], self._serve)
 
-    def _serve(self, queue: Queue) -> bool:
-        chain = queue.pop()
-        if chain is None:
-            return False
+    def _serve(self, chain: Chain) -> int:
         room = chain.writable_size - 1
         if room < 0:
-            queue.push(chain.head, 0)
-            return True
+            return 0
         data, status_view = split(chain.writable, room)
         header, output = split(chain.readable, _HEADER.size)
         written, status = self._answer(gather(header), Chain(chain.head, output, data))
         scatter(status_view, bytes((status,)))
-        queue.push(chain.head, written + 1)
-        return True
+        return written + 1
 
     def _answer(self, header: bytes, request: Chain) -> tuple[int, int]:
         if len(header) < _HEADER.size:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from cerne.devices.state import PlainState, SavedState
 from cerne.devices.virtio.buffers import gather, scatter, split
 from cerne.devices.virtio.device import VirtioDevice
-from cerne.devices.virtio.queue import Queue
+from cerne.devices.virtio.queue import Chain
 
 _QUEUE_SIZE = 128
 _CONTROL_QUEUES = (2, 3)
@@ -116,7 +116,7 @@ class ConsoleDevice(VirtioDevice):
             self._send_messages()
         elif queue_index % 2:
             port = _port_of(queue_index)
-            self._drain(self._queues[queue_index], lambda queue: self._take_output(port, queue))
+            self._drain(self._queues[queue_index], lambda chain: self._take_output(port, chain))
         else:
             self.ports[_port_of(queue_index)].on_room()
 
@@ -172,10 +172,7 @@ class ConsoleDevice(VirtioDevice):
             return port == 0
         return self._sides[port].guest_open
 
-    def _take_output(self, port: int, queue: Queue) -> bool:
-        chain = queue.pop()
-        if chain is None:
-            return False
+    def _take_output(self, port: int, chain: Chain) -> int | None:
         side = self._sides[port]
         _, rest = split(chain.readable, side.sent)
         while rest:
@@ -184,22 +181,16 @@ class ConsoleDevice(VirtioDevice):
             taken = self.ports[port].sink(data)
             side.sent += taken
             if taken < len(data):
-                queue.put_back()
-                return False
+                return None
             _, rest = split(rest, taken)
         side.sent = 0
-        queue.push(chain.head, 0)
-        return True
+        return 0
 
-    def _take_message(self, queue: Queue) -> bool:
-        chain = queue.pop()
-        if chain is None:
-            return False
+    def _take_message(self, chain: Chain) -> int:
         data = gather(split(chain.readable, _MESSAGE.size)[0])
         if len(data) == _MESSAGE.size:
             self._obey(*_MESSAGE.unpack(data))
-        queue.push(chain.head, 0)
-        return True
+        return 0
 
     def _obey(self, port: int, event: int, value: int) -> None:
         if event == DEVICE_READY and value:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from cerne.devices.state import PlainState
-from cerne.devices.virtio.queue import Queue, QueueError
+from cerne.devices.virtio.queue import Chain, Queue, QueueError
 
 Notify = Callable[[Queue], None]
 """Tells the driver of what was pushed to a queue, if it wants to know."""
@@ -107,13 +107,24 @@ class VirtioDevice:
         if self._notify is not None:
             self._notify(queue)
 
-    def _drain(self, queue: Queue, serve: Callable[[Queue], bool]) -> None:
-        """Serve chains until `serve` says there is none, and ask for a kick for the next one."""
+    def _drain(self, queue: Queue, serve: Callable[[Chain], int | None]) -> None:
+        """Serve all chains, and ask for a kick for the next one.
+
+        `serve` says how many bytes it wrote, or None where it cannot go on now: the chain stays the
+        next one, and the device comes back by itself.
+        """
         # A driver that refills the queue all the time keeps only its own worker busy, and no longer
         # than its vCPUs run.
         queue.disable_notification()
         served = False
-        while serve(queue) or queue.enable_notification():
+        while (chain := queue.pop()) is not None or queue.enable_notification():
+            if chain is None:
+                continue
+            written = serve(chain)
+            if written is None:
+                queue.put_back()
+                break
+            queue.push(chain.head, written)
             served = True
         if served:
             self._notify_driver(queue)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from cerne.devices.virtio.device import VirtioDevice
-from cerne.devices.virtio.queue import Queue
+from cerne.devices.virtio.queue import Chain
 
 LARGEST_READ = 65536
 """The most bytes for one chain, however long it is."""
@@ -21,14 +21,10 @@ class RngDevice(VirtioDevice):
         """Fill every chain that is offered."""
         self._drain(self._queues[queue_index], self._fill)
 
-    def _fill(self, queue: Queue) -> bool:
-        chain = queue.pop()
-        if chain is None:
-            return False
+    def _fill(self, chain: Chain) -> int:
         left = LARGEST_READ
         for view in chain.writable:
             length = min(len(view), left)
             view[:length] = os.urandom(length)
             left -= length
-        queue.push(chain.head, LARGEST_READ - left)
-        return True
+        return LARGEST_READ - left
