@@ -1,0 +1,98 @@
+"""The control socket: by raw lines, and by the client that both engines are spoken to with."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cerne.engine.qmp import QmpClient
+from cerne.errors import EngineError
+from cerne.vmm.loop import Loop
+from cerne.vmm.qmp import QmpServer
+
+
+class _Served:
+    """A server whose loop runs in a thread."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.loop = Loop()
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(path))
+        listener.listen()
+        commands = {"query-status": lambda: {"status": "running"}, "stop": self._stop}
+        self.server = QmpServer(self.loop, listener, commands)
+        self.thread = threading.Thread(target=self.loop.run)
+        self.thread.start()
+
+    def _stop(self) -> object:
+        self.server.emit("STOP")
+        return {}
+
+    def close(self) -> None:
+        self.loop.ask(self.loop.stop)
+        self.thread.join(10)
+        self.loop.close()
+
+
+@pytest.fixture
+def served(home: Path) -> Iterator[_Served]:
+    made = _Served(home / "qmp.sock")
+    yield made
+    made.close()
+
+
+def _connect(served: _Served) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(10)
+    connection.connect(str(served.path))
+    assert "QMP" in _line(connection)
+    return connection
+
+
+def _line(connection: socket.socket) -> dict[str, object]:
+    text = b""
+    while not text.endswith(b"\n"):
+        piece = connection.recv(1)
+        assert piece, "the server hung up"
+        text += piece
+    answer: dict[str, object] = json.loads(text)
+    return answer
+
+
+def test_the_client_of_both_engines_works_on_it(served: _Served) -> None:
+    with QmpClient(served.path) as one, QmpClient(served.path) as two:
+        assert (one.status(), two.status()) == ("running", "running")
+        one.stop()
+        assert two.wait_event("STOP", timeout=10).name == "STOP"
+        with pytest.raises(EngineError, match="has not been found"):
+            one.execute("device_add")
+
+
+def test_capabilities_come_first(served: _Served) -> None:
+    connection = _connect(served)
+    connection.send(b'{"execute": "query-status", "id": 7}')
+    refused = _line(connection)
+    assert (refused["id"], "error" in refused) == (7, True)
+    # Two requests in one piece, and one in two.
+    connection.send(b'{"execute": "qmp_capabilities"}{"execute": "query-st')
+    assert _line(connection) == {"return": {}}
+    connection.send(b'atus", "id": "a"}')
+    assert _line(connection) == {"return": {"status": "running"}, "id": "a"}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.binary(max_size=200).filter(lambda noise: noise.strip() != b""))
+def test_noise_does_no_harm(served: _Served, noise: bytes) -> None:
+    connection = _connect(served)
+    connection.send(noise + b"\n")
+    connection.close()
+    with QmpClient(served.path) as client:
+        assert client.status() == "running"
