@@ -223,3 +223,10 @@ def _fetched(port: int) -> str:
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_the_log_is_shown_where_it_is_asked_for(cerne: Cerne) -> None:
+    quiet, told = cerne("run", "--rm", "tiny", "true"), cerne("-v", "run", "--rm", "tiny", "true")
+    assert quiet.stderr == b""
+    assert b"qemu-system-x86_64 -name" in told.stderr
+    assert b"answers" in told.stderr

@@ -6,7 +6,9 @@ open file but those that are named here.
 
 from __future__ import annotations
 
+import logging
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from cerne.errors import EngineError, StorageError
 from cerne.host.process import ProcessIdentity
 
 _ANSWER_TIMEOUT = 60.0
+_log = logging.getLogger(__name__)
 
 # Children of this process, kept until they have ended, so that none stays behind as a zombie in a
 # program that starts many machines.
@@ -32,6 +35,7 @@ def spawn(argv: Sequence[str], log: Path, descriptors: Sequence[int]) -> int:
         StorageError: the log cannot be written.
     """
     reap()
+    _log.debug("starting %s", shlex.join(argv))
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     except OSError as error:

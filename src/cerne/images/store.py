@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from cerne.images.progress import Progress, silent
 
 if TYPE_CHECKING:
     from cerne.images.recipe import Recipe
+
+_log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}(?::[A-Za-z0-9][A-Za-z0-9._-]{0,62})?")
 _DIGEST = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
@@ -126,6 +129,7 @@ class ImageStore:
                 storage_errors(f"building {reference}", self._root),
                 work_directory(self._root / _WORK) as work,
             ):
+                _log.debug("building %s", reference)
                 parts = recipe.build(work, self._cache, progress or silent)
                 return self.add(reference, parts, source=f"recipe {reference}", key=key)
 

@@ -9,6 +9,7 @@ transaction a change. Whatever is killed midway is found and put right by the ne
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import signal
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from cerne.images import Image, ImageStore
     from cerne.manager.home import Home
     from cerne.manager.spec import MachineSpec
+
+_log = logging.getLogger(__name__)
 
 READY_TIMEOUT = 120.0
 """Seconds that a guest may take to become ready, unless a command says otherwise."""
@@ -397,6 +400,7 @@ class Machine:
         return self._ended(record, State.STOPPED if ending.orderly else State.FAILED, ending.reason)
 
     def _ended(self, record: Record, state: State, reason: str) -> Record:
+        _log.debug("%s is %s: %s", record.name, state, reason)
         discard(self._home.machine_runtime(self.id))
         return self._store.change(record, state, reason=reason)
 
@@ -431,6 +435,7 @@ class Machine:
             self.console_log.unlink(missing_ok=True)
             self.engine_log.unlink(missing_ok=True)
             process = engine.start(plan)
+            _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
             return self._store.set_process(record, process)
         except BaseException as error:
             kill_strays(plan.runtime)
@@ -447,6 +452,7 @@ class Machine:
         try:
             agent = self.agent()
             agent.wait_ready(timeout, alive=watch.check)
+            _log.debug("the agent of %s answers", self.name)
             self._mount_shares(agent)
             self._last = self._store.set_ready(self._last)
         except BaseException as error:

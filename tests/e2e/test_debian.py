@@ -1,0 +1,105 @@
+"""A Debian as people use it: packages, a web server, files, a terminal, a disk that lasts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import pexpect
+import pytest
+from tests.e2e.conftest import Cerne
+
+_SERVER = (
+    "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => 80, Listen => 5,"
+    " ReuseAddr => 1) or die; while (my $c = $s->accept) { <$c>;"
+    ' print $c "HTTP/1.0 200 OK\\r\\n\\r\\nheartwood\\n"; close $c }'
+)
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found
+
+
+@pytest.fixture(scope="module")
+def debian(_built: Cerne, port: int) -> Iterator[Cerne]:
+    """The command line, and a machine named ``deb`` that all of these tests share."""
+    _built.ok("image", "build", "debian:12", timeout=280)
+    _built.ok("run", "-d", "--name", "deb", "--publish", f"{port}:80", "debian:12")
+    yield _built
+    _built("rm", "--force", "deb")
+
+
+def _exec(cerne: Cerne, *words: str) -> str:
+    return cerne.ok("exec", "deb", "--", *words)
+
+
+def test_it_is_a_debian(debian: Cerne) -> None:
+    assert _exec(debian, "cat", "/etc/debian_version").startswith("12.")
+    assert "ext4" in _exec(debian, "sh", "-c", "mount | grep ' / '")
+
+
+def test_its_packages_can_be_brought_up_to_date(debian: Cerne) -> None:
+    done = debian("exec", "deb", "--", "apt-get", "update", timeout=200)
+    if done.returncode != 0:
+        pytest.skip("the mirror of Debian cannot be reached from here")
+    assert b"Reading package lists" in done.stdout
+    assert b"\nErr:" not in done.stdout
+
+
+def test_a_web_server_in_it_is_reached(debian: Cerne, port: int) -> None:
+    _exec(debian, "sh", "-c", f"perl -e '{_SERVER}' >/dev/null 2>&1 </dev/null &")
+    for _ in range(100):
+        try:
+            with urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
+                assert answer.read() == b"heartwood\n"
+                return
+        except (URLError, ConnectionError):
+            continue
+    pytest.fail("the web server was never reached")
+
+
+def test_large_files_go_in_and_out_unharmed(debian: Cerne, tmp_path: Path) -> None:
+    content = os.urandom(1 << 20) * 100
+    (tmp_path / "large").write_bytes(content)
+    debian.ok("cp", str(tmp_path / "large"), "deb:/root/large")
+    digest = hashlib.sha256(content).hexdigest()
+    assert _exec(debian, "sha256sum", "/root/large").startswith(digest)
+    debian.ok("cp", "deb:/root/large", str(tmp_path / "back"))
+    assert hashlib.sha256((tmp_path / "back").read_bytes()).hexdigest() == digest
+
+
+def test_a_terminal_in_it(debian: Cerne) -> None:
+    terminal = pexpect.spawn(
+        debian.program, ["shell", "deb"], env=debian.environment, timeout=30, encoding="utf-8"
+    )
+    terminal.expect("[#$] ")
+    terminal.sendline("tty; echo $((6 * 7))")
+    terminal.expect("/dev/pts/[0-9]+\r\n42\r\n")
+    terminal.sendline("exit 9")
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    assert terminal.exitstatus == 9
+
+
+def test_its_disk_lasts_and_is_its_own(debian: Cerne) -> None:
+    _exec(debian, "sh", "-c", "echo kept > /root/kept; sync")
+    debian.ok("stop", "deb")
+    debian.ok("start", "deb")
+    assert _exec(debian, "cat", "/root/kept") == "kept\n"
+    other = debian("run", "--rm", "debian:12", "--", "cat", "/root/kept")
+    assert other.returncode != 0
+
+
+def test_it_powers_itself_off(debian: Cerne) -> None:
+    debian("exec", "deb", "poweroff")
+    assert debian.ok("wait", "--timeout", "60s", "deb") == "stopped\n"
+    assert debian.machine("deb")["reason"] == "the guest shut down"
