@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Cerne
+
+from cerne.images import ImageStore, Parts
+from cerne.manager import Home
 
 _RUN = ("run", "--rm")
 
@@ -106,3 +110,21 @@ def test_a_store_that_is_damaged(cerne: Cerne, home: Path) -> None:
     (home / "store.sqlite").write_bytes(os.urandom(8192))
     broken = Cerne(home)
     assert "store.sqlite is damaged" in broken.refused("ls", status=10)
+
+
+def test_a_kernel_that_panics(cerne: Cerne, tmp_path: Path) -> None:
+    store = ImageStore(cerne.home / "images", Home.of_this_user().cache)
+    tiny = store.get("tiny").boot
+    assert tiny is not None
+    kernel = tmp_path / "kernel"
+    shutil.copyfile(tiny.kernel, kernel)
+    store.add("rootless", Parts(kernel, None, "console=ttyS0", agent=True), source="a test")
+    said = cerne.refused("run", "--name", "lost", "--timeout", "60s", "rootless", "true")
+    assert "panic" in said
+    assert "console.log" in said
+    failed = cerne.machine("lost")
+    assert failed["state"] == "failed"
+    assert "panicked" in str(failed["reason"])
+    assert cerne.processes() == []
+    cerne.ok("rm", "lost")
+    cerne.ok("image", "rm", "rootless")
