@@ -230,3 +230,19 @@ def test_the_log_is_shown_where_it_is_asked_for(cerne: Cerne) -> None:
     assert quiet.stderr == b""
     assert b"qemu-system-x86_64 -name" in told.stderr
     assert b"answers" in told.stderr
+
+
+def test_an_imported_disk_is_booted_by_firmware(
+    cerne: Cerne, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    iso = Path("/usr/lib/ipxe/ipxe.iso")
+    if not iso.exists():
+        pytest.skip("iPXE is not installed: sudo apt-get install -y ipxe")
+    cerne.ok("image", "import", str(iso), "--name", "ipxe")
+    try:
+        cerne.ok("run", "-d", "--name", "fw", "ipxe")
+        eventually(lambda: "iPXE initialising devices...ok" in cerne.ok("logs", "fw"))
+        assert "no agent" in cerne.refused("exec", "fw", "true", status=125)
+        cerne.ok("rm", "--force", "fw")
+    finally:
+        cerne.ok("image", "rm", "ipxe")

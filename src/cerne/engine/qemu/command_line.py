@@ -91,7 +91,8 @@ def command_line(
 def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
     # What no guest of ours uses is left out; each device that is probed costs time at boot.
     absent = "smbus=off,sata=off,usb=off,vmport=off,hpet=off"
-    yield from ("-machine", f"q35,{absent},dump-guest-core=off")
+    # Without graphics the firmware, and what it boots, write to the serial port.
+    yield from ("-machine", f"q35,{absent},graphics=off,dump-guest-core=off")
     yield from _PROCESSORS[accelerator]
     yield from ("-smp", f"cpus={plan.cpus},maxcpus={plan.cpus}")
     yield from ("-m", f"size={plan.memory // MIB}M")
