@@ -14,13 +14,10 @@ import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
-
-class ProgressReport(Protocol):
-    """Told what is being done, how much of it is done, and how much there is if that is known."""
-
-    def __call__(self, what: str, done: int, total: int | None) -> None: ...
+if TYPE_CHECKING:
+    from cerne.images import Progress
 
 
 def print_json(value: object) -> None:
@@ -83,7 +80,7 @@ def age(moment: datetime) -> str:
 
 
 @contextlib.contextmanager
-def progress() -> Iterator[ProgressReport]:
+def progress() -> Iterator[Progress]:
     """Bars on stderr where it is a terminal, and nothing in a pipe."""
     if not sys.stderr.isatty():
         yield _silent
