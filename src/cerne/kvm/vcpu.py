@@ -99,7 +99,8 @@ class Vcpu(Descriptor):
             self._native_thread = threading.get_native_id()
         try:
             fcntl.ioctl(self._descriptor, Ioctl.KVM_RUN, 0)
-        except InterruptedError:
+        except (InterruptedError, BlockingIOError):
+            # EAGAIN: a vCPU that waits to be started was woken, and has to be run again.
             self._view[_IMMEDIATE_EXIT] = 0
             return exits.InterruptedExit()
         except OSError as error:

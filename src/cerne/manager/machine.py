@@ -57,6 +57,7 @@ STOP_TIMEOUT = 10.0
 otherwise."""
 
 _KILL_TIMEOUT = 10.0
+_ENDING_TIMEOUT = 2.0
 _FAILURES_KEPT = 20
 
 
@@ -460,6 +461,9 @@ class Machine:
 
     def _failed_to_become_ready(self, error: BaseException, timeout: float) -> BaseException:
         """Kill a machine that did not become ready; the error that says why."""
+        if type(error) is GuestError and self._last.process is not None:
+            # The connection broke: the process is most likely ending, and will have said why.
+            self._last.process.wait(_ENDING_TIMEOUT)
         with self._operation("kill") as record:
             if not record.state.live:
                 return ended_before_ready(record.name, record.reason, self.console_log)
