@@ -209,13 +209,14 @@ def _free_port() -> int:
 
 
 def _fetched(port: int) -> str:
+    from http.client import HTTPException
     from urllib.error import URLError
     from urllib.request import urlopen
 
     try:
         with urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
             text: bytes = answer.read()
-    except (URLError, OSError):
+    except (URLError, OSError, HTTPException):
         return ""
     return text.decode()
 
