@@ -143,7 +143,7 @@ def test_a_broken_queue_makes_the_device_ask_for_a_reset(
 ) -> None:
     guest = Guest(make(), memory)
     guest.start()
-    broken = 1 if isinstance(guest.transport.device, ConsoleDevice) else 0
+    broken = 1 if isinstance(guest.transport.device, ConsoleDevice | NetDevice) else 0
     guest.queues[broken].offer(99)
     guest.kick(broken)
     assert guest.read(20, 1) & 64
