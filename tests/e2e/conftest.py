@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from cerne.images.kernel import current_kernel
+from cerne.manager import Home
+
 _CERNE = Path(sys.executable).with_name("cerne")
 
 
@@ -143,3 +146,10 @@ def interrupt() -> Callable[[subprocess.Popen[bytes]], int]:
         return process.returncode
 
     return press
+
+
+@pytest.fixture
+def own_kernel() -> None:
+    """Skips where only the distribution's kernel is there: it is large, and has no 9p."""
+    if current_kernel(Home.of_this_user().cache) is None:
+        pytest.skip("the guest kernel is not built: cerne kernel build")

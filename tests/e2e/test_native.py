@@ -11,16 +11,6 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import Cerne
 
-from cerne.images.kernel import current_kernel
-from cerne.manager import Home
-
-
-@pytest.fixture
-def own_kernel() -> None:
-    """Skips where only the distribution's kernel is there: it is too large for an emulated CPU."""
-    if current_kernel(Home.of_this_user().cache) is None:
-        pytest.skip("the guest kernel is not built: cerne kernel build")
-
 
 @pytest.mark.timeout(280)
 def test_a_life(cerne: Cerne, kvm_device: Path, own_kernel: None) -> None:

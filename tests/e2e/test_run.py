@@ -152,7 +152,7 @@ def test_a_guest_reaches_a_server_on_the_host(cerne: Cerne, tmp_path: Path) -> N
         server.wait()
 
 
-def test_a_directory_of_the_host_is_mounted(cerne: Cerne, tmp_path: Path) -> None:
+def test_a_directory_of_the_host_is_mounted(cerne: Cerne, own_kernel: None, tmp_path: Path) -> None:
     (tmp_path / "in").write_text("seen\n")
     script = "cat /mnt/here/in && echo written > /mnt/here/out"
     mount = f"{tmp_path}:/mnt/here"
