@@ -7,10 +7,12 @@ the directory, so that nothing is mounted and no root is needed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 from cerne.errors import ImageError
@@ -30,6 +32,8 @@ DISK_SIZE = 4 * GIB
 
 _PACKAGES = "ca-certificates,iproute2,iputils-ping,procps,less"
 _TIMEOUT = 1800.0
+# Seconds for which a system that was fetched is taken for new: fixes of its packages come often.
+_FRESH = 7 * 86400.0
 # What a machine does not need and dpkg would otherwise unpack.
 _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 
@@ -55,9 +59,11 @@ def _system(suite: str, cache: Path, progress: Progress) -> Path:
     """A tar archive of the suite's minimal system, from the cache where it is there."""
     directory = cache / "debian"
     directory.mkdir(parents=True, exist_ok=True)
-    target = directory / f"{suite}.tar"
+    contents = " ".join((_PACKAGES, *_EXCLUDED, *_sources(suite)))
+    digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
+    target = directory / f"{suite}-{digest}.tar"
     with locked(directory / f"{suite}.lock"):
-        if not target.exists():
+        if not target.exists() or time.time() - target.stat().st_mtime > _FRESH:
             with work_directory(directory) as work:
                 archive = work / "root.tar"
                 _mmdebstrap(suite, archive, progress)
@@ -76,7 +82,7 @@ def _mmdebstrap(suite: str, archive: Path, progress: Progress) -> None:
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         suite,
         archive,
-        *_mirror(),
+        *_sources(suite),
     ]
     log = archive.with_suffix(".log")
     with log.open("w+") as output:
@@ -98,17 +104,29 @@ def _mmdebstrap(suite: str, archive: Path, progress: Progress) -> None:
             )
 
 
-def _mirror() -> list[str]:
-    """The mirror of Debian that this host's apt is configured for; none for mmdebstrap's own."""
-    sources = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
-    for path in sources:
-        if path.is_file():
-            for word in path.read_text(errors="replace").split():
-                if word.startswith(("http://", "https://")) and word.rstrip("/").endswith(
-                    "/debian"
-                ):
-                    return [word]
-    return []
+def _sources(suite: str) -> list[str]:
+    """The lines of the guest's sources.list: the suite, its updates and its security fixes."""
+    mirror, security = _mirror("/debian"), _mirror("/debian-security")
+    return [
+        f"deb {mirror} {suite} main",
+        f"deb {mirror} {suite}-updates main",
+        f"deb {security} {suite}-security main",
+    ]
+
+
+def _mirror(path: str) -> str:
+    """The mirror whose address ends so that this host's apt is configured for, or Debian's own."""
+    files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
+    lines = [
+        line
+        for file in files
+        if file.is_file()
+        for line in file.read_text(errors="replace").splitlines()
+        if not line.lstrip().startswith("#")
+    ]
+    addresses = (word for line in lines for word in line.split() if "://" in word)
+    found = (address.rstrip("/") for address in addresses if address.rstrip("/").endswith(path))
+    return next(found, f"http://deb.debian.org{path}")
 
 
 def _make_disk(system: Path, agent: Path, disk: Path, work: Path, progress: Progress) -> None:

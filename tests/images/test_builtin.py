@@ -1,0 +1,44 @@
+"""The built-in images: what is in tiny, and where Debian comes from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cerne.host.programs import find_program
+from cerne.images import debian
+from cerne.images.initramfs import write_tiny
+
+
+@pytest.mark.skipif(find_program("busybox") is None, reason="busybox is not installed")
+def test_tiny_is_the_same_each_time_and_starts_the_agent(tmp_path: Path) -> None:
+    agent = tmp_path / "agent"
+    agent.write_bytes(b"the agent")
+    for name in ("one", "two"):
+        write_tiny(tmp_path / name, agent, ())
+    archive = (tmp_path / "one").read_bytes()
+    assert archive == (tmp_path / "two").read_bytes()
+    assert archive.startswith(b"070701")
+    assert b"the agent" in archive
+    assert b"init\0" in archive
+
+
+def test_modules_of_a_stock_kernel_are_loaded_in_their_order(tmp_path: Path) -> None:
+    if find_program("busybox") is None:
+        pytest.skip("busybox is not installed")
+    agent = tmp_path / "agent"
+    agent.write_bytes(b"")
+    modules = [tmp_path / "virtio.ko", tmp_path / "virtio_ring.ko"]
+    for module in modules:
+        module.write_bytes(b"module")
+    write_tiny(tmp_path / "initrd", agent, modules)
+    assert b"for module in virtio virtio_ring; do" in (tmp_path / "initrd").read_bytes()
+
+
+def test_a_debian_gets_security_fixes() -> None:
+    suite, updates, security = debian._sources("bookworm")
+    assert suite.startswith("deb ")
+    assert suite.endswith("/debian bookworm main")
+    assert updates.endswith("/debian bookworm-updates main")
+    assert security.endswith("/debian-security bookworm-security main")
