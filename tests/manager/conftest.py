@@ -5,12 +5,12 @@ from __future__ import annotations
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from cerne.engine.base import Ending, LaunchPlan
+from cerne.engine.base import DiskPlan, Ending, LaunchPlan
 from cerne.errors import CerneError
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Manager
@@ -71,6 +71,21 @@ class FakeEngine:
         identity = ProcessIdentity.of(sleeper.pid)
         assert identity is not None
         return identity
+
+    def fingerprint(self) -> str:
+        return "fake"
+
+    def save(
+        self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
+    ) -> None:
+        if self.failure is not None:
+            raise self.failure
+        (directory / "state").write_text(plan.machine_id)
+
+    def fork(
+        self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
+    ) -> list[ProcessIdentity]:
+        return [self.start(child) for child in children]
 
     def ending(self, logs: Path) -> Ending:
         return self.how_it_ended

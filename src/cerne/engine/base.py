@@ -7,6 +7,7 @@ engines (`cerne.engine.qmp`). An engine knows no store, no image names and no us
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -82,6 +83,11 @@ class LaunchPlan:
     """A directory of this machine alone, on the runtime file system: sockets and pid."""
     logs: Path
     """A directory of this machine alone that lasts: ``console.log``, ``engine.log``."""
+    saved: Path | None = None
+    """A directory that `Engine.save` wrote: the machine goes on from there and does not boot."""
+    memory_file: Path | None = None
+    """Keep the guest's memory in this file of the directory that `Engine.save` will be given, so
+    that saving need not copy it; for a machine that is saved once and never runs again."""
 
     @property
     def qmp_socket(self) -> Path:
@@ -134,6 +140,36 @@ class Engine(Protocol):
 
         Raises:
             EngineError: the process ended or did not answer; nothing of it is left running.
+        """
+
+    def fingerprint(self) -> str:
+        """What a saved machine depends on beside its plan: another value cannot restore it."""
+
+    def save(
+        self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
+    ) -> None:
+        """Save a machine that runs, or is paused: memory and devices, into an empty directory.
+
+        Its disks are as the memory knows them: they are flushed, and from that moment on it
+        writes to `disks`, one for each of the plan's, which are empty overlays of those (or the
+        same, where it will not run on). Then it runs on, if it ran and `resume` says so. The
+        directory is complete and on the disk when this returns.
+
+        Raises:
+            EngineError: it could not be saved; it runs on, on either disks.
+            StorageError: the directory cannot hold it; it runs on.
+        """
+
+    def fork(
+        self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
+    ) -> list[ProcessIdentity]:
+        """Fork a running machine; its children go on from where it is, each by its own plan.
+
+        `disks` are for the machine itself, as in `save`; those of each child are in its plan.
+
+        Raises:
+            EngineError: it could not be forked; it runs on, and no child does.
+            InputError: its kind of machine cannot be forked, only saved and restored.
         """
 
     def ending(self, logs: Path) -> Ending:

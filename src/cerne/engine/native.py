@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerne.engine.base import Ending, FirmwareBoot, KernelBoot, LaunchPlan
+from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, KernelBoot, LaunchPlan
 from cerne.engine.detached import answering, last_line, listening_socket, reap, spawn
 from cerne.errors import HostError, InputError
 from cerne.host.probe import KVM_DEVICE
@@ -70,6 +71,22 @@ class NativeEngine:
             argv = [sys.executable, "-I", "-m", "cerne.vmm", str(path)]
             pid = spawn(argv, plan.engine_log, [listener.fileno()])
         return answering(pid, plan, "the VMM")
+
+    def fingerprint(self) -> str:
+        """See `Engine.fingerprint`."""
+        return self.name
+
+    def save(
+        self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
+    ) -> None:
+        """Save a machine's memory and devices (see `Engine.save`)."""
+        raise InputError(f"{plan.name} cannot be saved: its engine does not do that yet")
+
+    def fork(
+        self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
+    ) -> list[ProcessIdentity]:
+        """Fork a running machine (see `Engine.fork`)."""
+        raise InputError(f"{plan.name} cannot be forked", hint="save it and restore it instead")
 
     def ending(self, logs: Path) -> Ending:
         """How the process whose logs these are ended."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cerne.engine.base import Ending, FirmwareBoot, LaunchPlan
+from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan
 from cerne.engine.detached import answering, listening_socket, reap, spawn
 from cerne.engine.qemu.command_line import PID_FILE, Accelerator, command_line
 from cerne.engine.qemu.ending import read_ending
@@ -60,6 +61,22 @@ class QemuEngine:
             # Another process may have taken a port since it was looked at: better words for that.
             require_free(forward for nic in plan.nics for forward in nic.forwards)
             raise
+
+    def fingerprint(self) -> str:
+        """See `Engine.fingerprint`."""
+        return self.name
+
+    def save(
+        self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
+    ) -> None:
+        """Save a machine's memory and devices (see `Engine.save`)."""
+        raise InputError(f"{plan.name} cannot be saved: its engine does not do that yet")
+
+    def fork(
+        self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
+    ) -> list[ProcessIdentity]:
+        """Fork a running machine (see `Engine.fork`)."""
+        raise InputError(f"{plan.name} cannot be forked", hint="save it and restore it instead")
 
     def ending(self, logs: Path) -> Ending:
         """How the process whose logs these are ended."""
