@@ -7,13 +7,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundError, StorageError
 from cerne.host.process import ProcessIdentity
-from cerne.manager.store import Record, State, Store
+from cerne.manager.store import _UPGRADES, Record, SnapshotRow, State, Store
 from cerne.units import GIB, MIB
 
 NewRecord = Callable[[str], Record]
@@ -113,6 +114,51 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         database.execute("PRAGMA user_version = 99")
     with pytest.raises(DamagedError):
         Store(path)
+
+
+def test_a_store_of_the_first_version_is_upgraded(tmp_path: Path, new_record: NewRecord) -> None:
+    path = tmp_path / "store.sqlite"
+    with sqlite3.connect(path) as database:
+        database.executescript(_UPGRADES[1])
+        database.execute(
+            "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state, created)"
+            " VALUES ('0', 'old', '{}', 'tiny', 'sha256:0', 1, 1, 'stopped', 1.5)"
+        )
+        database.execute("PRAGMA user_version = 1")
+    store = Store(path)
+    (old,) = store.machines()
+    assert (old.name, old.parent, old.state) == ("old", "", State.STOPPED)
+    assert store.snapshots() == []
+    assert Store(path).machines() == [old]
+
+
+def test_forks_are_added_all_or_none(store: Store, new_record: NewRecord) -> None:
+    forks = [
+        replace(new_record(name), state=State.STARTING, parent="0" * 12, memory=300 * MIB)
+        for name in ("a", "b", "c")
+    ]
+    with pytest.raises(CapacityError):
+        store.add_unborn(forks, 800 * MIB)
+    assert store.machines() == []
+    store.add_unborn(forks[:2], 800 * MIB)
+    assert [record.unborn for record in store.machines()] == [True, True]
+    with pytest.raises(ConflictError):
+        store.add_unborn([forks[2], replace(new_record("a"), parent="0" * 12)], 4 * GIB)
+    assert len(store.machines()) == 2
+    assert not store.set_process(forks[0], ProcessIdentity(1, 2, "boot")).unborn
+
+
+def test_snapshots_are_found_by_name_and_by_id(store: Store, new_record: NewRecord) -> None:
+    record = new_record("web")
+    store.add(record)
+    row = SnapshotRow("0123456789ab", "before", "{}", 1.5)
+    store.add_snapshot(row, record)
+    assert store.find_snapshot("before") == row == store.find_snapshot(row.id)
+    with pytest.raises(ConflictError) as caught:
+        store.add_snapshot(replace(row, id="ba9876543210"), record)
+    assert "cerne snapshot rm before" in caught.value.hint
+    store.remove_snapshot(row)
+    assert store.snapshots() == []
 
 
 def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -43,7 +43,14 @@ class Home:
                 f"{runtime} is too long a path for Unix sockets",
                 hint="set CERNE_HOME to a directory with a shorter path",
             )
-        for directory in (home.machines, home.machines_runtime, home.locks, home.failures):
+        for directory in (
+            home.machines,
+            home.layers,
+            home.snapshots,
+            home.machines_runtime,
+            home.locks,
+            home.failures,
+        ):
             _make(directory)
         return home
 
@@ -65,6 +72,16 @@ class Home:
     def machines(self) -> Path:
         """Holds a directory of each machine: its disks and its logs."""
         return self.data / "machines"
+
+    @property
+    def layers(self) -> Path:
+        """Holds disks as they were frozen, which overlays of machines and snapshots lie on."""
+        return self.data / "layers"
+
+    @property
+    def snapshots(self) -> Path:
+        """Holds a directory of each snapshot that has memory."""
+        return self.data / "snapshots"
 
     @property
     def failures(self) -> Path:
@@ -91,6 +108,20 @@ class Home:
 
     def root_disk(self, machine_id: str) -> Path:
         return self.machine_directory(machine_id) / "root.qcow2"
+
+    def saved(self, machine_id: str) -> Path:
+        """What a suspended machine goes on from: its manifest and its memory."""
+        return self.machine_directory(machine_id) / "saved"
+
+    def layer(self, layer_id: str) -> Path:
+        return self.layers / f"{layer_id}.qcow2"
+
+    @property
+    def layers_lock(self) -> Path:
+        return self.locks / "layers.lock"
+
+    def snapshot_directory(self, snapshot_id: str) -> Path:
+        return self.snapshots / snapshot_id
 
     def failure_log(self, name: str) -> Path:
         return self.failures / f"{name}.console.log"

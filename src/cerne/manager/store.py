@@ -10,7 +10,7 @@ import contextlib
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +19,7 @@ from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundErr
 from cerne.host.process import ProcessIdentity
 from cerne.units import format_size
 
-_VERSION = 1
+_VERSION = 2
 _BUSY_SECONDS = 20.0
 _EVENTS_KEPT = 10_000
 
@@ -53,6 +53,20 @@ CREATE TABLE events (
 CREATE INDEX events_of_machine ON events (machine);
 """
 
+# What brings a store of the version before to this one; a new store goes through all of them.
+_UPGRADES = {
+    1: _SCHEMA,
+    2: """
+ALTER TABLE machines ADD COLUMN parent TEXT NOT NULL DEFAULT '';
+CREATE TABLE snapshots (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL UNIQUE,
+    manifest TEXT NOT NULL,
+    created REAL NOT NULL
+) STRICT;
+""",
+}
+
 
 class State(StrEnum):
     """Where a machine is in its life."""
@@ -61,6 +75,10 @@ class State(StrEnum):
     STARTING = "starting"
     RUNNING = "running"
     PAUSED = "paused"
+    SAVING = "saving"
+    """Its memory is being saved, for a snapshot, a fork or its suspension."""
+    SUSPENDED = "suspended"
+    """Its memory is on the disk; it has no process, and goes on from there when it is woken."""
     STOPPING = "stopping"
     STOPPED = "stopped"
     FAILED = "failed"
@@ -71,7 +89,7 @@ class State(StrEnum):
         return self in _LIVE
 
 
-_LIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
+_LIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.SAVING, State.STOPPING})
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +116,26 @@ class Record:
     started: float | None
     ready: float | None
     """When this run's guest was ready; None until then."""
+    parent: str = ""
+    """The ID of the machine that it was forked or restored from; empty otherwise. Until its first
+    start has succeeded such a machine is unborn: what an interrupted command left of it is
+    removed."""
+
+    @property
+    def unborn(self) -> bool:
+        """Whether it is a fork or a copy that has never run, and no process is known of."""
+        return bool(self.parent) and self.state is State.STARTING and self.started is None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """One snapshot's row."""
+
+    id: str
+    name: str
+    manifest: str
+    """What is in it, as JSON (`cerne.manager.manifest`)."""
+    created: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,25 +183,7 @@ class Store:
             ConflictError: its name is in use.
         """
         with self._transaction() as database:
-            try:
-                database.execute(
-                    "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state,"
-                    " created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        record.id,
-                        record.name,
-                        record.spec,
-                        record.image,
-                        record.digest,
-                        record.cpus,
-                        record.memory,
-                        record.state,
-                        record.created,
-                    ),
-                )
-            except sqlite3.IntegrityError as error:
-                raise name_in_use(record.name) from error
-            _note(database, record.id, record.name, "created", record.image)
+            _insert(database, record)
 
     def find(self, name: str) -> Record | None:
         """The machine of this name or ID, or None."""
@@ -192,17 +212,7 @@ class Store:
             CapacityError: the running machines' memory and its own exceed `memory_limit` bytes.
         """
         with self._transaction() as database:
-            states = ",".join(f"'{state}'" for state in sorted(_LIVE))
-            query = f"SELECT total(memory) FROM machines WHERE state IN ({states}) AND id != ?"
-            used = int(database.execute(query, (record.id,)).fetchone()[0])
-            if used + record.memory > memory_limit:
-                raise CapacityError(
-                    f"{record.name} wants {format_size(record.memory)} of memory, and"
-                    f" {format_size(max(0, memory_limit - used))} of this host's"
-                    f" {format_size(memory_limit)} are not promised to others",
-                    hint="stop a machine that is not needed, or ask for less with --memory",
-                    machine=record.name,
-                )
+            _require_memory(database, record, memory_limit)
             self._write(
                 database,
                 record,
@@ -210,6 +220,50 @@ class Store:
                 "starting",
                 engine,
             )
+
+    def add_unborn(self, records: Sequence[Record], memory_limit: int) -> None:
+        """Add machines that are forked or restored from another: all of them, or none.
+
+        They are ``starting`` and their memory is counted; they have no process yet.
+
+        Raises:
+            ConflictError: a name is in use.
+            CapacityError: the running machines' memory and theirs exceed `memory_limit` bytes.
+        """
+        with self._transaction() as database:
+            for record in records:
+                _require_memory(database, record, memory_limit)
+                _insert(database, record)
+
+    def add_snapshot(self, row: SnapshotRow, machine: Record) -> None:
+        """Add a snapshot of a machine.
+
+        Raises:
+            ConflictError: its name is in use.
+        """
+        with self._transaction() as database:
+            try:
+                database.execute(
+                    "INSERT INTO snapshots (id, name, manifest, created) VALUES (?, ?, ?, ?)",
+                    (row.id, row.name, row.manifest, row.created),
+                )
+            except sqlite3.IntegrityError as error:
+                raise snapshot_name_in_use(row.name) from error
+            _note(database, machine.id, machine.name, "snapshot", row.name)
+
+    def snapshots(self) -> list[SnapshotRow]:
+        """All snapshots, the oldest first."""
+        return self._snapshot_rows("ORDER BY created, name", ())
+
+    def find_snapshot(self, name: str) -> SnapshotRow | None:
+        """The snapshot of this name or ID, or None."""
+        rows = self._snapshot_rows("WHERE name = ? OR id = ?", (name, name))
+        return rows[0] if rows else None
+
+    def remove_snapshot(self, row: SnapshotRow) -> None:
+        """Forget a snapshot."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
 
     def change(
         self, record: Record, state: State, *, reason: str = "", kind: str | None = None
@@ -276,20 +330,21 @@ class Store:
         version = self._version()
         if version == 0:
             self._database.execute("PRAGMA journal_mode = WAL")
-            self._create()
-        elif version != _VERSION:
+        if version < _VERSION:
+            self._upgrade()
+        elif version > _VERSION:
             raise DamagedError(
                 f"{self._path} was written by another version of Cerne (store version {version})",
                 hint="use that version, or set CERNE_HOME to another directory",
             )
 
-    def _create(self) -> None:
+    def _upgrade(self) -> None:
         with self._transaction() as database:
-            # Another process may have made it since the version was read.
-            if self._version() == 0:
-                for statement in _SCHEMA.split(";\n"):
+            # Another process may have done so since the version was read.
+            for version in range(self._version() + 1, _VERSION + 1):
+                for statement in _UPGRADES[version].split(";\n"):
                     database.execute(statement)
-                database.execute(f"PRAGMA user_version = {_VERSION}")
+            database.execute(f"PRAGMA user_version = {_VERSION}")
 
     def _version(self) -> int:
         return int(self._database.execute("PRAGMA user_version").fetchone()[0])
@@ -298,6 +353,11 @@ class Store:
         with self._errors(), self._lock:
             rows = self._database.execute(f"SELECT * FROM machines {clause}", values).fetchall()
         return [_record(row) for row in rows]
+
+    def _snapshot_rows(self, clause: str, values: tuple[str, ...]) -> list[SnapshotRow]:
+        query = f"SELECT id, name, manifest, created FROM snapshots {clause}"
+        with self._errors(), self._lock:
+            return [SnapshotRow(*row) for row in self._database.execute(query, values)]
 
     def _write(
         self,
@@ -353,6 +413,52 @@ def name_in_use(name: str) -> ConflictError:
     )
 
 
+def snapshot_name_in_use(name: str) -> ConflictError:
+    """The error that a name is another snapshot's."""
+    return ConflictError(
+        f"a snapshot named {name} is there already",
+        hint=f"take another name, or remove that one: cerne snapshot rm {name}",
+    )
+
+
+def _insert(database: sqlite3.Connection, record: Record) -> None:
+    try:
+        database.execute(
+            "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state, engine,"
+            " created, parent) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                record.id,
+                record.name,
+                record.spec,
+                record.image,
+                record.digest,
+                record.cpus,
+                record.memory,
+                record.state,
+                record.engine,
+                record.created,
+                record.parent,
+            ),
+        )
+    except sqlite3.IntegrityError as error:
+        raise name_in_use(record.name) from error
+    _note(database, record.id, record.name, "created", record.image)
+
+
+def _require_memory(database: sqlite3.Connection, record: Record, limit: int) -> None:
+    states = ",".join(f"'{state}'" for state in sorted(_LIVE))
+    query = f"SELECT total(memory) FROM machines WHERE state IN ({states}) AND id != ?"
+    used = int(database.execute(query, (record.id,)).fetchone()[0])
+    if used + record.memory > limit:
+        raise CapacityError(
+            f"{record.name} wants {format_size(record.memory)} of memory, and"
+            f" {format_size(max(0, limit - used))} of this host's"
+            f" {format_size(limit)} are not promised to others",
+            hint="stop a machine that is not needed, or ask for less with --memory",
+            machine=record.name,
+        )
+
+
 def _note(database: sqlite3.Connection, machine_id: str, name: str, kind: str, detail: str) -> None:
     number = database.execute(
         "INSERT INTO events (time, machine, name, kind, detail) VALUES (?, ?, ?, ?, ?)",
@@ -378,4 +484,5 @@ def _record(row: sqlite3.Row) -> Record:
         created=row["created"],
         started=row["started"],
         ready=row["ready"],
+        parent=row["parent"],
     )
