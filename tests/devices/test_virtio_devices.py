@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.devices.queue_driver import Buffer, QueueDriver
 
+from cerne.devices.block.raw import RawDisk
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import PORT_NAME, PORT_OPEN, ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
@@ -87,7 +88,7 @@ def console() -> ConsoleDevice:
 
 
 def block() -> BlockDevice:
-    return BlockDevice(os.memfd_create("disk"), serial="one")
+    return BlockDevice(RawDisk(os.memfd_create("disk")), serial="one")
 
 
 DEVICES: dict[str, Callable[[], VirtioDevice]] = {
@@ -191,7 +192,7 @@ def request(
 def disk(memory: GuestMemory, tmp_path: Path) -> Guest:
     path = tmp_path / "disk"
     path.write_bytes(bytes(range(256)) * 32)
-    guest = Guest(BlockDevice(os.open(path, os.O_RDWR), serial="serial-1"), memory)
+    guest = Guest(BlockDevice(RawDisk(os.open(path, os.O_RDWR)), serial="serial-1"), memory)
     guest.start()
     return guest
 

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cerne.engine.opened import Opened
 from cerne.engine.qmp import QmpClient
 from cerne.units import MIB
-from cerne.vmm.config import VmmConfig
+from cerne.vmm.config import BootConfig, VmmConfig
 
 # 64-bit code, entered as Linux is. Ports: 0x3f8 is the serial port, 0x600 ACPI's sleep control,
 # 0x64 the keyboard controller.
@@ -59,26 +60,24 @@ class _Running:
 
 @contextlib.contextmanager
 def _running(home: Path, code: bytes) -> Iterator[_Running]:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(home / "qmp"))
-        listener.listen()
+    with Opened() as opened:
+        kernel = opened.existing(_kernel(home / "kernel", code))
         config = VmmConfig(
             name="small",
+            identity="small",
             cpus=1,
             memory=16 * MIB,
-            kernel=str(_kernel(home / "kernel", code)),
-            initrd=None,
-            command_line="",
-            qmp_descriptor=listener.fileno(),
-            console_socket=str(home / "console"),
-            console_log=str(home / "console.log"),
-            agent_sockets=[str(home / "agent0")],
-            ending=str(home / "ending"),
+            origin=BootConfig(kernel, None, ""),
+            qmp=opened.listening(home / "qmp"),
+            console=opened.listening(home / "console"),
+            console_log=opened.log(home / "console.log"),
+            agents=(opened.listening(home / "agent0"),),
+            ending=opened.new(home / "ending"),
         )
         config.write(home / "config")
         process = subprocess.Popen(
             [sys.executable, "-m", "cerne.vmm", str(home / "config")],
-            pass_fds=[listener.fileno()],
+            pass_fds=opened.descriptors,
             stderr=subprocess.PIPE,
         )
     running = _Running(home, process)

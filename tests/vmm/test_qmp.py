@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from cerne.engine.qmp import QmpClient
 from cerne.errors import EngineError
 from cerne.vmm.loop import Loop
-from cerne.vmm.qmp import QmpServer
+from cerne.vmm.qmp import Command, QmpServer, Request
 
 
 class _Served:
@@ -27,12 +28,16 @@ class _Served:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
         listener.listen()
-        commands = {"query-status": lambda: {"status": "running"}, "stop": self._stop}
+        commands: dict[str, Command] = {
+            "query-status": lambda _: {"status": "running"},
+            "stop": self._stop,
+            "first-words": lambda request: {"words": os.read(request.descriptor(0), 100).decode()},
+        }
         self.server = QmpServer(self.loop, listener, commands)
         self.thread = threading.Thread(target=self.loop.run)
         self.thread.start()
 
-    def _stop(self) -> object:
+    def _stop(self, _: Request) -> object:
         self.server.emit("STOP")
         return {}
 
@@ -96,3 +101,13 @@ def test_noise_does_no_harm(served: _Served, noise: bytes) -> None:
     connection.close()
     with QmpClient(served.path) as client:
         assert client.status() == "running"
+
+
+def test_descriptors_belong_to_the_command_after_them(served: _Served, tmp_path: Path) -> None:
+    path = tmp_path / "words"
+    path.write_text("hello")
+    with path.open() as file, QmpClient(served.path) as client:
+        sent = [file.fileno()]
+        assert client.execute("first-words", descriptors=sent) == {"words": "hello"}
+        with pytest.raises(EngineError, match="was not sent"):
+            client.execute("first-words")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from cerne.devices.state import PlainState, SavedState
+
 _DATA, _COMMAND = 0, 4
 _PULSE_RESET = 0xFE
 _SELF_TEST, _TEST_PASSED = 0xAA, 0x55
@@ -40,6 +42,11 @@ class I8042:
         elif value == _SELF_TEST:
             self._output = _TEST_PASSED
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> PlainState:
         """All that it is."""
         return {"output": self._output}
+
+    def restore(self, state: PlainState) -> None:
+        """Be what `state` says; raises DamagedError where that cannot be."""
+        saved = SavedState("the keyboard controller", state)
+        self._output = saved.optional_integer("output", 0xFF)

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 
 from cerne.devices.interrupt import InterruptLine
+from cerne.devices.state import PlainState, SavedState
 
 SLEEP_CONTROL, SLEEP_STATUS, RESET, EVENTS = range(4)
 REGISTERS = 4
@@ -58,7 +59,14 @@ class Power:
         elif offset == RESET and value == RESET_VALUE:
             self._reset()
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> PlainState:
         """All that it is."""
         with self._lock:
             return {"events": self._events}
+
+    def restore(self, state: PlainState) -> None:
+        """Be what `state` says; raises DamagedError where that cannot be."""
+        events = SavedState("the power", state).integer("events", POWER_BUTTON | GENERATION_CHANGED)
+        with self._lock:
+            self._events = events
+            self._line.set(bool(events))

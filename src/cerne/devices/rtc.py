@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from cerne.devices.state import PlainState, SavedState
+
 _SECONDS, _MINUTES, _HOURS, _WEEKDAY, _DAY, _MONTH, _YEAR = 0, 2, 4, 6, 7, 8, 9
 _STATUS_A, _STATUS_B, _STATUS_C, _STATUS_D, _CENTURY = 0xA, 0xB, 0xC, 0xD, 0x32
 _BINARY, _24_HOURS, _VALID = 0x04, 0x02, 0x80
@@ -37,9 +39,16 @@ class Rtc:
         elif self._index not in (_STATUS_C, _STATUS_D):
             self._memory[self._index] = value & 0xFF
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> PlainState:
         """All that it is, but for the time."""
         return {"index": self._index, "memory": self._memory.hex()}
+
+    def restore(self, state: PlainState) -> None:
+        """Be what `state` says; raises DamagedError where that cannot be."""
+        saved = SavedState("the clock", state)
+        self._index = saved.integer("index", _INDEX_MASK)
+        memory = saved.data("memory", len(self._memory))
+        self._memory[: len(memory)] = memory
 
     def _clock(self) -> dict[int, int]:
         now = time.gmtime(self._now())

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from enum import IntFlag
 
 from cerne.devices.interrupt import InterruptLine
+from cerne.devices.state import PlainState, SavedState
 
 DATA, INTERRUPT_ENABLE, INTERRUPT_ID, LINE_CONTROL, MODEM_CONTROL = range(5)
 LINE_STATUS, MODEM_STATUS, SCRATCH = 5, 6, 7
@@ -86,11 +87,11 @@ class Serial:
             # Without the lock: whoever takes it may wait.
             self._sink(bytes([written]))
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> PlainState:
         """All that it is."""
         with self._lock:
             return {
-                "queue": list(self._queue),
+                "queue": bytes(self._queue).hex(),
                 "enabled": int(self._enabled),
                 "fifo_control": self._fifo_control,
                 "line_control": self._line_control,
@@ -100,6 +101,21 @@ class Serial:
                 "transmitter_pending": self._transmitter_pending,
                 "overrun": self._overrun,
             }
+
+    def restore(self, state: PlainState) -> None:
+        """Be what `state` says; raises DamagedError where that cannot be."""
+        saved = SavedState("a serial port", state)
+        with self._lock:
+            self._queue = deque(saved.data("queue", _LONGEST_QUEUE))
+            self._enabled = Enable(saved.integer("enabled", 0xF))
+            self._fifo_control = saved.integer("fifo_control", 0xFF)
+            self._line_control = saved.integer("line_control", 0xFF)
+            self._modem_control = saved.integer("modem_control", 0x1F)
+            self._scratch = saved.integer("scratch", 0xFF)
+            self._divisor = saved.integer("divisor", 0xFFFF)
+            self._transmitter_pending = saved.flag("transmitter_pending")
+            self._overrun = saved.flag("overrun")
+            self._update()
 
     def _read(self, offset: int) -> int:
         value = 0

@@ -6,7 +6,7 @@ was on a disk; each value is asked for by its name, its type and its limits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 from cerne.errors import DamagedError
@@ -34,6 +34,23 @@ class SavedState:
     def optional_integer(self, name: str, largest: int) -> int | None:
         """A whole number from 0 on, or None; raises DamagedError for anything else."""
         return None if self._value(name) is None else self.integer(name, largest)
+
+    def integers(self, name: str, largest: int) -> list[int]:
+        """Whole numbers from 0 on; raises DamagedError for anything else."""
+        values = self._value(name)
+        if not isinstance(values, list | tuple):
+            self._refuse(name)
+        return [SavedState(self._what, {name: each}).integer(name, largest) for each in values]
+
+    def is_none(self, name: str) -> bool:
+        """Whether there is None in a place that may hold a part; raises DamagedError if none."""
+        return self._value(name) is None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._values
 
     def flag(self, name: str) -> bool:
         """True or false; raises DamagedError for anything else."""
@@ -64,7 +81,7 @@ class SavedState:
     def sections(self, name: str, count: int | None) -> list[SavedState]:
         """The saved states of that many parts, or of any; raises DamagedError otherwise."""
         values = self._value(name)
-        if not isinstance(values, list) or count not in (None, len(values)):
+        if not isinstance(values, list | tuple) or count not in (None, len(values)):
             self._refuse(name)
         return [self._section(f"{name}[{at}]", value) for at, value in enumerate(values)]
 

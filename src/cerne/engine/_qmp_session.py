@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -75,9 +75,15 @@ class Session:
             self._run(self._client.disconnect(), None)
 
     def execute(
-        self, command: str, arguments: Mapping[str, object] | None, timeout: float | None
+        self,
+        command: str,
+        arguments: Mapping[str, object] | None,
+        timeout: float | None,
+        descriptors: Sequence[int] = (),
     ) -> object:
-        """Run a command and return its value."""
+        """Run a command, with descriptors sent before it, and return its value."""
+        for descriptor in descriptors:
+            self._client.send_fd_scm(descriptor)
         try:
             return self._run(self._client.execute(command, arguments), timeout)
         except ExecuteError as error:

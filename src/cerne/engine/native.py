@@ -6,21 +6,48 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, KernelBoot, LaunchPlan
-from cerne.engine.detached import answering, last_line, listening_socket, reap, spawn
-from cerne.errors import HostError, InputError
+from cerne.engine.detached import answering, last_line, reap, spawn
+from cerne.engine.opened import Opened
+from cerne.engine.saved import (
+    MEMORY_FILE,
+    STATE_FILE,
+    SavedMachine,
+    check,
+    file_digest,
+    stamp,
+)
+from cerne.errors import EngineError, HostError, InputError
 from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
+from cerne.host.processor import processor_fingerprint
+from cerne.host.programs import require_program
 from cerne.kvm.kvm import missing_hint, permission_hint
-from cerne.vmm.config import VmmConfig
+from cerne.network.passt import passt_command
+from cerne.network.ports import require_free
+from cerne.network.user import kernel_parameter
+from cerne.storage.overlay import chain
+from cerne.vmm.config import (
+    BootConfig,
+    DiskConfig,
+    FileConfig,
+    NicConfig,
+    SavedConfig,
+    VmmConfig,
+)
+from cerne.vmm.snapshot import VERSION, memory_digest
 
 CONFIG_FILE = "vmm.json"
 """In `LaunchPlan.runtime`."""
 ENDING_FILE = "ending.json"
 """In `LaunchPlan.logs`."""
+PASST_LOG = "passt.log"
+"""In `LaunchPlan.logs`."""
+
+_TIMEOUT = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,47 +73,72 @@ class NativeEngine:
                 f"{plan.name} boots by firmware, which the native engine does not have",
                 hint="use --engine qemu",
             )
-        if plan.disks:
-            raise InputError(
-                "the native engine does not read qcow2 disks, which machines have",
-                hint="use --engine qemu",
-            )
-        if any(nic.forwards for nic in plan.nics):
-            raise InputError(
-                "the native engine has no network yet, and so publishes no ports",
-                hint="use --engine qemu",
-            )
         if plan.shares:
             raise InputError(
                 "the native engine does not mount directories of the host",
                 hint="use --engine qemu, or copy them in: cerne cp",
             )
+        if plan.nics:
+            require_program("passt")
+        require_free(forward for nic in plan.nics for forward in nic.forwards)
+        if plan.saved is not None:
+            check(plan.saved, self.fingerprint(), plan.memory, memory_digest)
 
     def start(self, plan: LaunchPlan) -> ProcessIdentity:
         """Start the machine's process; return when it answers and its vCPUs run."""
-        (plan.logs / ENDING_FILE).unlink(missing_ok=True)
-        path = plan.runtime / CONFIG_FILE
-        with listening_socket(plan.qmp_socket) as listener:
-            _config(plan, listener.fileno(), self.emulated).write(path)
+        with Opened() as opened:
+            config = self._config(plan, opened, _origin(plan, opened))
+            path = plan.runtime / CONFIG_FILE
+            config.write(path)
             argv = [sys.executable, "-I", "-m", "cerne.vmm", str(path)]
-            pid = spawn(argv, plan.engine_log, [listener.fileno()])
+            pid = spawn(argv, plan.engine_log, opened.descriptors)
         return answering(pid, plan, "the VMM")
 
     def fingerprint(self) -> str:
-        """See `Engine.fingerprint`."""
-        return self.name
+        """The format in which machines are saved, and the processor as guests see it."""
+        return f"native {VERSION} {processor_fingerprint()}"
 
     def save(
         self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
     ) -> None:
         """Save a machine's memory and devices (see `Engine.save`)."""
-        raise InputError(f"{plan.name} cannot be saved: its engine does not do that yet")
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb") as report:
+            with Opened(sent=True) as opened:
+                arguments: dict[str, object] = {
+                    "state": opened.new(directory / STATE_FILE),
+                    "memory": opened.new(directory / MEMORY_FILE),
+                    "report": opened.take(writing),
+                    "disks": [asdict(_disk(disk, opened)) for disk in disks],
+                    "resume": resume,
+                }
+                _execute(plan, "cerne-save", arguments, opened)
+            # It ends when the child that writes has closed it, or was killed.
+            outcome = json.loads(report.read() or b'{"error": "it was killed"}')
+        if "error" in outcome:
+            raise EngineError(f"{plan.name} could not be saved: {outcome['error']}")
+        SavedMachine(
+            fingerprint=self.fingerprint(),
+            memory=plan.memory,
+            state_digest=file_digest(directory / STATE_FILE),
+            memory_digest=str(outcome["digest"]),
+            memory_stamp=stamp(directory / MEMORY_FILE),
+        ).write(directory)
 
     def fork(
         self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
     ) -> list[ProcessIdentity]:
         """Fork a running machine (see `Engine.fork`)."""
-        raise InputError(f"{plan.name} cannot be forked", hint="save it and restore it instead")
+        with Opened(sent=True) as opened:
+            configs = [self._child(child, opened) for child in children]
+            arguments: dict[str, object] = {
+                "children": [config.to_json() for config in configs],
+                "disks": [asdict(_disk(disk, opened)) for disk in disks],
+            }
+            answer = _execute(plan, "cerne-fork", arguments, opened)
+        assert isinstance(answer, dict)
+        pids = [int(pid) for pid in answer["pids"]]
+        return [answering(pid, child, "the VMM") for pid, child in zip(pids, children, strict=True)]
 
     def ending(self, logs: Path) -> Ending:
         """How the process whose logs these are ended."""
@@ -100,21 +152,70 @@ class NativeEngine:
             words = f"; it last said: {line}" if line else ""
             return Ending(orderly=False, reason=f"its process was killed{words}")
 
+    def _config(
+        self, plan: LaunchPlan, opened: Opened, origin: BootConfig | SavedConfig | None
+    ) -> VmmConfig:
+        return VmmConfig(
+            name=plan.name,
+            identity=str(plan.runtime / CONFIG_FILE),
+            cpus=plan.cpus,
+            memory=plan.memory,
+            origin=origin,
+            qmp=opened.listening(plan.qmp_socket),
+            console=opened.listening(plan.console_socket),
+            console_log=opened.log(plan.console_log),
+            agents=tuple(opened.listening(path) for path in plan.agent_sockets),
+            ending=opened.new(plan.logs / ENDING_FILE),
+            disks=tuple(_disk(disk, opened) for disk in plan.disks),
+            nics=tuple(_nic(plan, index, opened) for index in range(len(plan.nics))),
+            emulated=self.emulated,
+        )
 
-def _config(plan: LaunchPlan, qmp_descriptor: int, emulated: bool) -> VmmConfig:
+    def _child(self, plan: LaunchPlan, opened: Opened) -> VmmConfig:
+        """The configuration of a forked child, whose log is no descriptor that it is born with."""
+        return replace(
+            self._config(plan, opened, origin=None), engine_log=opened.log(plan.engine_log)
+        )
+
+
+def _origin(plan: LaunchPlan, opened: Opened) -> BootConfig | SavedConfig:
+    if plan.saved is not None:
+        return SavedConfig(
+            state=opened.existing(plan.saved / STATE_FILE),
+            memory=opened.existing(plan.saved / MEMORY_FILE),
+        )
     boot = plan.boot
     assert isinstance(boot, KernelBoot)
-    return VmmConfig(
-        name=plan.name,
-        cpus=plan.cpus,
-        memory=plan.memory,
-        kernel=str(boot.kernel),
-        initrd=str(boot.initrd) if boot.initrd else None,
-        command_line=f"{boot.command_line} panic=-1 reboot=k",
-        qmp_descriptor=qmp_descriptor,
-        console_socket=str(plan.console_socket),
-        console_log=str(plan.console_log),
-        agent_sockets=[str(path) for path in plan.agent_sockets],
-        ending=str(plan.logs / ENDING_FILE),
-        emulated=emulated,
+    network = f" {kernel_parameter(plan.name)}" if plan.nics else ""
+    return BootConfig(
+        kernel=opened.existing(boot.kernel),
+        initrd=None if boot.initrd is None else opened.existing(boot.initrd),
+        command_line=f"{boot.command_line} panic=-1 reboot=k{network}",
     )
+
+
+def _disk(disk: DiskPlan, opened: Opened) -> DiskConfig:
+    files = tuple(
+        # The top alone is written; what is under it may be the top of no other machine.
+        FileConfig(opened.existing(path, writable=depth == 0 and not disk.read_only), form)
+        for depth, (path, form) in enumerate(chain(disk.path, disk.format))
+    )
+    return DiskConfig(files, disk.serial, disk.read_only)
+
+
+def _nic(plan: LaunchPlan, index: int, opened: Opened) -> NicConfig:
+    """A network card whose socket has passt at its other end."""
+    nic = plan.nics[index]
+    with opened.pair() as (ours, theirs):
+        command = passt_command(require_program("passt"), theirs, nic.forwards)
+        spawn(command, plan.logs / PASST_LOG, [theirs])
+    return NicConfig(nic.mac, ours)
+
+
+def _execute(
+    plan: LaunchPlan, command: str, arguments: dict[str, object], opened: Opened
+) -> object:
+    from cerne.engine.qmp import QmpClient
+
+    with QmpClient(plan.qmp_socket, _TIMEOUT) as qmp:
+        return qmp.execute(command, arguments, descriptors=opened.descriptors)

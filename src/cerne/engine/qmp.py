@@ -10,7 +10,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -60,15 +60,18 @@ class QmpClient:
         arguments: Mapping[str, object] | None = None,
         *,
         timeout: float | None = None,
+        descriptors: Sequence[int] = (),
     ) -> object:
         """Run a command and return its value; `timeout` (seconds) replaces the client's.
+
+        The `descriptors` are sent before it, in their order, and stay the caller's.
 
         Raises:
             EngineError: the machine refused it (`QmpCommandError`, with the QMP error class), the
                 connection broke, or no answer came in time; the command may yet have its effect.
         """
         limit = self._timeout if timeout is None else timeout
-        return self._session.execute(command, arguments, limit)
+        return self._session.execute(command, arguments, limit, descriptors)
 
     def events(self) -> tuple[QmpEvent, ...]:
         """The events that have come since the last call, without waiting."""

@@ -1,23 +1,61 @@
-"""``python -m cerne.vmm CONFIG``: the process of one machine, started by the engine `native`."""
+"""``python -m cerne.vmm CONFIG``: the process of one machine, started by the engine `native`.
+
+Where the machine forks, the child comes back here, to go on as another one.
+"""
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
+from cerne.arch.x86 import layout
+from cerne.devices.state import PlainState
 from cerne.errors import CerneError
-from cerne.vmm.config import VmmConfig
+from cerne.kvm.kvm import Kvm
+from cerne.kvm.memory import GuestMemory
+from cerne.kvm.vcpu import handle_kicks
+from cerne.vmm import jail
+from cerne.vmm.config import SavedConfig, VmmConfig
+from cerne.vmm.fork import Forked
 from cerne.vmm.machine import Machine
+from cerne.vmm.snapshot import read_state
 
 
 def main() -> int:
     """Run the machine of the configuration that is named; 0 where it ended in order."""
     try:
-        end = Machine(VmmConfig.read(Path(sys.argv[1]))).run()
+        return _live(VmmConfig.read(Path(sys.argv[1])))
     except CerneError as error:
         print(error, file=sys.stderr)
         return 1
-    return 0 if end.orderly else 1
+
+
+def _live(config: VmmConfig) -> int:
+    handle_kicks()
+    # Children that were forked are nobody's to wait for.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    title = jail.Title()
+    kvm = Kvm()
+    memory, state = _origin(config)
+    machine = Machine(kvm, config, memory, state)
+    jail.enter()
+    while True:
+        try:
+            return 0 if machine.run().orderly else 1
+        except Forked as forked:
+            child = forked
+        title.set(child.config.identity)
+        machine = Machine(kvm, child.config, memory, child.state)
+
+
+def _origin(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:
+    """The memory that a machine begins with, and the state."""
+    ranges = layout.memory_ranges(config.memory)
+    saved = config.origin
+    if isinstance(saved, SavedConfig):
+        return GuestMemory.private_file(ranges, saved.memory), read_state(saved.state)
+    return GuestMemory.anonymous(ranges, huge_pages=True), None
 
 
 if __name__ == "__main__":

@@ -7,10 +7,8 @@ keyboard controller that resets, ACPI's power registers. PCI devices are plugged
 from __future__ import annotations
 
 import contextlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -33,10 +31,13 @@ from cerne.devices.power import Power
 from cerne.devices.rtc import Rtc
 from cerne.devices.serial import REGISTERS as SERIAL_REGISTERS
 from cerne.devices.serial import Serial
+from cerne.devices.state import PlainState, SavedState
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
+from cerne.kvm.state import restore_vcpu, restore_vm, save_vcpu, save_vm
 from cerne.kvm.vcpu import Vcpu
 from cerne.kvm.vm import Vm
+from cerne.vmm.processor_state import plain_vcpu, plain_vm, vcpu_state, vm_state
 from cerne.vmm.vcpu import Buses
 
 _I8042_PORT, _RTC_PORT = 0x60, 0x70
@@ -70,15 +71,14 @@ class Line:
 
 
 class Board:
-    """A machine's memory, processors and fixed devices; close it to give everything back."""
+    """A machine's processors and fixed devices around its memory, which stays the caller's."""
 
-    def __init__(self, kvm: Kvm, memory_size: int, cpus: int, wishes: Wishes) -> None:
+    def __init__(self, kvm: Kvm, memory: GuestMemory, cpus: int, wishes: Wishes) -> None:
+        self.memory = memory
+        self._msrs = kvm.get_msr_index_list()
         with contextlib.ExitStack() as stack:
-            self.memory = GuestMemory.anonymous(layout.memory_ranges(memory_size), huge_pages=True)
-            stack.callback(self.memory.close)
             self.vm = kvm.create_vm()
             stack.callback(self.vm.close)
-            self._memory_size = memory_size
             self._set_up_vm()
             self.vcpus = [self._vcpu(stack, kvm, index, cpus) for index in range(cpus)]
             self.buses = Buses(Bus(), Bus())
@@ -88,25 +88,25 @@ class Board:
             ports = self.buses.ports
             ports.insert(layout.SERIAL_PORT, SERIAL_REGISTERS, self.serial)
             ports.insert(layout.POWER_PORT, POWER_REGISTERS, self.power)
-            ports.insert(_RTC_PORT, 2, Rtc())
+            self._rtc = Rtc()
+            ports.insert(_RTC_PORT, 2, self._rtc)
             # Port 0x61 lies in the midst of the controller's and is the kernel's own timer.
-            ports.insert(_I8042_PORT, PORTS, I8042(wishes.reset))
+            self._keyboard = I8042(wishes.reset)
+            ports.insert(_I8042_PORT, PORTS, self._keyboard)
             self._resources = stack.pop_all()
 
-    def load(self, kernel: Path, initrd: Path | None, command_line: str, *, mp_table: bool) -> None:
+    def load(self, kernel: int, initrd: int | None, command_line: str, *, mp_table: bool) -> None:
         """Put a kernel and what it is told into memory, and the first vCPU at its entry.
+
+        The kernel and its initrd are descriptors, which stay the caller's.
 
         Raises:
             ImageError, InputError: the kernel or its command line cannot be.
         """
         write_command_line(self.memory, command_line)
-        with _opened(kernel) as file:
-            loaded = load_kernel(self.memory, file)
-        ramdisk = None
-        if initrd is not None:
-            with _opened(initrd) as file:
-                ramdisk = load_initrd(self.memory, file, loaded)
-        entries = memory_map(self._memory_size)
+        loaded = load_kernel(self.memory, kernel)
+        ramdisk = None if initrd is None else load_initrd(self.memory, initrd, loaded)
+        entries = memory_map(self.memory.size)
         rsdp = write_tables(self.memory, len(self.vcpus))
         if mp_table:
             write_mp_table(self.memory, len(self.vcpus), self._signature())
@@ -119,6 +119,35 @@ class Board:
         set_entry(self.memory, loaded, sregs, regs)
         first.set_sregs(sregs)
         first.set_regs(regs)
+
+    def state(self) -> PlainState:
+        """Processors, the kernel's devices and the fixed ones; no vCPU may be running."""
+        return {
+            "vcpus": [plain_vcpu(save_vcpu(vcpu, self._msrs)) for vcpu in self.vcpus],
+            "vm": plain_vm(save_vm(self.vm)),
+            "serial": self.serial.state(),
+            "power": self.power.state(),
+            "rtc": self._rtc.state(),
+            "keyboard": self._keyboard.state(),
+        }
+
+    def restore(self, state: PlainState) -> None:
+        """Be what `state` says, over memory as it was then; before any vCPU runs.
+
+        Raises:
+            DamagedError: that cannot be.
+            KvmError: this host's kernel refuses it.
+        """
+        saved = SavedState("a machine", state)
+        # Before the devices, which raise or lower their lines.
+        restore_vm(self.vm, vm_state(saved.section("vm")))
+        self.serial.restore(saved.plain("serial"))
+        self.power.restore(saved.plain("power"))
+        self._rtc.restore(saved.plain("rtc"))
+        self._keyboard.restore(saved.plain("keyboard"))
+        vcpus = saved.sections("vcpus", len(self.vcpus))
+        for vcpu, values in zip(self.vcpus, vcpus, strict=True):
+            restore_vcpu(vcpu, vcpu_state(values))
 
     def close(self) -> None:
         """Give everything back; no vCPU may be running."""
@@ -153,12 +182,3 @@ class Board:
     def _signature(self) -> int:
         leaves = self.vcpus[0].get_cpuid2()
         return next(leaf.eax for leaf in leaves if leaf.function == _SIGNATURE)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 from cerne.vmm.loop import Loop
 
@@ -18,12 +17,12 @@ _LONGEST_BACKLOG = 1 << 20
 
 
 class Channel:
-    """One socket. `take` is given a client's bytes and says how many it took."""
+    """One listening socket. `take` is given a client's bytes and says how many it took."""
 
     def __init__(
         self,
         loop: Loop,
-        path: Path,
+        listener: socket.socket,
         take: Callable[[bytes], int],
         on_presence: Callable[[bool], None] = lambda present: None,
         on_room: Callable[[], None] = lambda: None,
@@ -35,9 +34,8 @@ class Channel:
         self._client: socket.socket | None = None
         self._incoming = b""
         self._outgoing = bytearray()
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        self._listener.bind(str(path))
-        self._listener.listen(4)
+        self._listener = listener
+        listener.setblocking(False)
         loop.watch(self._listener.fileno(), self._accept)
 
     def send(self, data: bytes) -> int:
@@ -48,6 +46,12 @@ class Channel:
         self._outgoing += taken
         self._flush()
         return len(taken)
+
+    def close(self) -> None:
+        """Leave the client, and listen no more; the loop must not run any more."""
+        if self._client is not None:
+            self._client.close()
+        self._listener.close()
 
     def _drained(self) -> None:
         self._flush()

@@ -1,12 +1,68 @@
-"""What a VMM process is told by whoever starts it: a JSON file, paths and numbers, no names."""
+"""What a VMM process is told by whoever starts it: JSON, in which every file is a descriptor.
+
+The process inherits the descriptors, or is sent them when a machine forks, so that it need open
+nothing by itself once it has given its privileges up.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cerne.devices.state import PlainState, SavedState
 from cerne.errors import DamagedError
+
+_LARGEST_DESCRIPTOR = 1 << 20
+_LONGEST_TEXT = 65536
+_MOST_CPUS = 1 << 12
+_MOST_BYTES = 1 << 52
+
+Descriptors = Callable[[int], int]
+"""The descriptor that a number in the configuration stands for."""
+
+
+@dataclass(frozen=True, slots=True)
+class BootConfig:
+    """A kernel to boot."""
+
+    kernel: int
+    initrd: int | None
+    command_line: str
+
+
+@dataclass(frozen=True, slots=True)
+class SavedConfig:
+    """A machine to go on with, as `cerne.vmm.snapshot` wrote it."""
+
+    state: int
+    memory: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileConfig:
+    """One file of a disk."""
+
+    descriptor: int
+    format: str
+
+
+@dataclass(frozen=True, slots=True)
+class DiskConfig:
+    """One disk: its file and the backing files under it, the top first."""
+
+    files: tuple[FileConfig, ...]
+    serial: str = ""
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NicConfig:
+    """One network card, and the stream socket to the other end of its cable."""
+
+    mac: str
+    link: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,25 +70,49 @@ class VmmConfig:
     """One machine, with every file that its process may touch."""
 
     name: str
+    identity: str
+    """What stands in the process's command line, for whoever looks for it."""
     cpus: int
     memory: int
     """Bytes."""
-    kernel: str
-    initrd: str | None
-    command_line: str
-    qmp_descriptor: int
-    """A listening Unix socket that the process inherits."""
-    console_socket: str
-    console_log: str
-    agent_sockets: list[str]
-    ending: str
+    origin: BootConfig | SavedConfig | None
+    """None for the child of a fork, which goes on with its parent's memory."""
+    qmp: int
+    """A listening Unix socket, as the console's and the agent's are."""
+    console: int
+    console_log: int
+    agents: tuple[int, ...]
+    ending: int
     """Where the process says how the machine ended."""
+    disks: tuple[DiskConfig, ...] = ()
+    nics: tuple[NicConfig, ...] = ()
+    engine_log: int | None = None
+    """What a forked child has instead of its parent's standard output and error."""
     emulated: bool = False
     """Whether this host's kernel emulates guests' kernel code (`cerne.host.probe`)."""
 
+    @property
+    def descriptors(self) -> set[int]:
+        """All descriptors in it."""
+        numbers = {self.qmp, self.console, self.console_log, self.ending, *self.agents}
+        numbers.update(file.descriptor for disk in self.disks for file in disk.files)
+        if self.engine_log is not None:
+            numbers.add(self.engine_log)
+        numbers.update(nic.link for nic in self.nics)
+        match self.origin:
+            case BootConfig(kernel, initrd):
+                numbers.update(each for each in (kernel, initrd) if each is not None)
+            case SavedConfig(state, memory):
+                numbers.update((state, memory))
+        return numbers
+
+    def to_json(self) -> PlainState:
+        """As plain JSON."""
+        return asdict(self)
+
     def write(self, path: Path) -> None:
         """Write it for a process to read."""
-        path.write_text(json.dumps(asdict(self), indent=1))
+        path.write_text(json.dumps(self.to_json(), indent=1))
 
     @classmethod
     def read(cls, path: Path) -> VmmConfig:
@@ -42,6 +122,76 @@ class VmmConfig:
             DamagedError: it is something else.
         """
         try:
-            return cls(**json.loads(path.read_text()))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            values = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
             raise DamagedError(f"{path} is no configuration of a machine: {error}") from error
+        if not isinstance(values, dict):
+            raise DamagedError(f"{path} is no configuration of a machine")
+        return cls.from_saved(SavedState("a machine's configuration", values), int)
+
+    @classmethod
+    def from_saved(cls, saved: SavedState, descriptors: Descriptors) -> VmmConfig:
+        """What `to_json` said.
+
+        Raises:
+            DamagedError: it is something else.
+        """
+
+        def descriptor(part: SavedState, name: str) -> int:
+            return descriptors(part.integer(name, _LARGEST_DESCRIPTOR))
+
+        return cls(
+            name=saved.text("name", _LONGEST_TEXT),
+            identity=saved.text("identity", _LONGEST_TEXT),
+            cpus=saved.integer("cpus", _MOST_CPUS, 1),
+            memory=saved.integer("memory", _MOST_BYTES, 1),
+            origin=_origin(saved, descriptor),
+            qmp=descriptor(saved, "qmp"),
+            console=descriptor(saved, "console"),
+            console_log=descriptor(saved, "console_log"),
+            agents=tuple(
+                descriptors(each) for each in saved.integers("agents", _LARGEST_DESCRIPTOR)
+            ),
+            ending=descriptor(saved, "ending"),
+            disks=disks_from_json(saved, descriptors),
+            nics=tuple(
+                NicConfig(part.text("mac", 17), descriptor(part, "link"))
+                for part in saved.sections("nics", None)
+            ),
+            engine_log=(None if saved.is_none("engine_log") else descriptor(saved, "engine_log")),
+            emulated=saved.flag("emulated"),
+        )
+
+
+def disks_from_json(saved: SavedState, descriptors: Descriptors) -> tuple[DiskConfig, ...]:
+    """The disks of a configuration, or of what is said when its disks are changed.
+
+    Raises:
+        DamagedError: it is something else.
+    """
+    disks = []
+    for part in saved.sections("disks", None):
+        files = tuple(
+            FileConfig(
+                descriptors(file.integer("descriptor", _LARGEST_DESCRIPTOR)),
+                file.text("format", 16),
+            )
+            for file in part.sections("files", None)
+        )
+        disks.append(DiskConfig(files, part.text("serial", 64), part.flag("read_only")))
+    return tuple(disks)
+
+
+def _origin(
+    saved: SavedState, descriptor: Callable[[SavedState, str], int]
+) -> BootConfig | SavedConfig | None:
+    if saved.is_none("origin"):
+        return None
+    origin = saved.section("origin")
+    if "kernel" not in origin:
+        return SavedConfig(descriptor(origin, "state"), descriptor(origin, "memory"))
+    return BootConfig(
+        kernel=descriptor(origin, "kernel"),
+        initrd=None if origin.is_none("initrd") else descriptor(origin, "initrd"),
+        command_line=origin.text("command_line", _LONGEST_TEXT),
+    )

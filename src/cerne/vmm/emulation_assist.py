@@ -97,8 +97,11 @@ class EmulationAssist:
             self._vcpu.set_regs(regs)
         return True
 
-    def arm(self) -> None:
-        """Set the breakpoint anew: it is no part of a saved state."""
+    def restored(self) -> None:
+        """Set the breakpoint in a vCPU that was restored: it is no part of a saved state."""
+        self._watch_page_faults()
+
+    def _arm(self) -> None:
         if self._handler:
             debugreg = {0: self._handler, 7: _BREAK_ON_EXECUTION}
             self._vcpu.set_guest_debug(GuestDebug.ENABLE | GuestDebug.USE_HW_BP, debugreg)
@@ -140,7 +143,7 @@ class EmulationAssist:
         code = self._read(entry, len(_ENDBR64) + len(_SWAPGS))
         prefix = len(_ENDBR64) if code.startswith(_ENDBR64) else 0
         self._entry_length = prefix + len(_SWAPGS) if code[prefix:].startswith(_SWAPGS) else prefix
-        self.arm()
+        self._arm()
 
     def _handler_address(self) -> int:
         table = self._vcpu.get_sregs().idt

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+from pathlib import Path
 
 from cerne.errors import HostError
 
 _NOBODY = 65534
 _SET_NO_NEW_PRIVILEGES = 38
+# Fields of proc(5)'s stat, counted from the one after the command's name.
+_ARGUMENTS_START, _ARGUMENTS_END = 45, 46
 
 
 def enter() -> None:
@@ -28,3 +31,20 @@ def enter() -> None:
     prctl = ctypes.CDLL(None, use_errno=True).prctl
     if prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
         raise HostError(f"privileges cannot be given up: {os.strerror(ctypes.get_errno())}")
+
+
+class Title:
+    """The process's command line, which a forked child must not have from its parent.
+
+    Made before `enter`: the kernel tells only the privileged where it lies.
+    """
+
+    def __init__(self) -> None:
+        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        self._start = int(fields[_ARGUMENTS_START])
+        self._size = int(fields[_ARGUMENTS_END]) - self._start
+
+    def set(self, text: str) -> None:
+        """Show this text, as much of it as there is room for."""
+        title = os.fsencode(text)[: self._size - 1]
+        ctypes.memmove(self._start, title.ljust(self._size, b"\0"), self._size)

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from cerne.arch.x86 import layout
 from cerne.devices.pci.function import PciFunction
 from cerne.devices.pci.root import CONFIG_PORT, CONFIG_PORT_COUNT, ECAM_BUS_SIZE, PciRoot
+from cerne.devices.state import PlainState, SavedState
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.transport import BAR, BAR_SIZE, VirtioPciTransport
+from cerne.errors import DamagedError
 from cerne.vmm.board import Board
 from cerne.vmm.interrupts import Interrupts, MessageVectors
 from cerne.vmm.loop import Loop
@@ -43,6 +45,7 @@ class PciHost:
         self._loop = loop
         self._interrupts = Interrupts(board.vm)
         self._root = PciRoot(self)
+        self._vectors: list[MessageVectors] = []
         self._doorbells: dict[PciFunction, list[int]] = {}
         self._places: dict[tuple[PciFunction, int], int] = {}
         board.buses.ports.insert(CONFIG_PORT, CONFIG_PORT_COUNT, self._root.ports)
@@ -51,6 +54,7 @@ class PciHost:
     def add(self, device: VirtioDevice) -> None:
         """Plug a device in, its memory placed, its doorbells answered."""
         vectors = MessageVectors(self._interrupts, len(device.queue_sizes) + 1)
+        self._vectors.append(vectors)
         transport = VirtioPciTransport(device, self._board.memory, vectors)
         slot = self._root.add(transport)
         bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in transport.queues]
@@ -58,6 +62,44 @@ class PciHost:
         for queue, bell in enumerate(bells):
             self._loop.watch(bell, _answer(transport, queue, bell))
         transport.place(BAR, layout.PCI_WINDOW_START + slot * BAR_SIZE)
+
+    def state(self) -> PlainState:
+        """The bus and every function on it; no vCPU may be running."""
+        functions = {
+            str(slot): _function_state(function) for slot, function in self._root.functions.items()
+        }
+        return {"ports": self._root.ports.state(), "functions": functions}
+
+    def restore(self, state: PlainState) -> None:
+        """Be what `state` says, with the same devices plugged in.
+
+        Raises:
+            DamagedError: that cannot be.
+        """
+        saved = SavedState("the PCI bus", state)
+        self._root.ports.restore(saved.plain("ports"))
+        functions = saved.section("functions")
+        if set(functions) != {str(slot) for slot in self._root.functions}:
+            raise DamagedError("the saved machine has other devices than this one")
+        for slot, function in self._root.functions.items():
+            _restore_function(function, functions.plain(str(slot)))
+
+    def rouse(self) -> None:
+        """Serve every queue, and interrupt for every queue: after a restore.
+
+        What was on its way in an eventfd when the state was taken is not part of it.
+        """
+        for function in self._root.functions.values():
+            if isinstance(function, VirtioPciTransport):
+                function.rouse()
+
+    def close(self) -> None:
+        """Give the eventfds back; the loop must not run any more."""
+        for vectors in self._vectors:
+            vectors.close()
+        for bells in self._doorbells.values():
+            for bell in bells:
+                os.close(bell)
 
     def map(self, function: PciFunction, bar: int, address: int, size: int) -> None:
         """Let a function's memory answer from an address on; called by the function."""
@@ -78,6 +120,19 @@ class PciHost:
             return []
         bells = enumerate(self._doorbells[function])
         return [(bell, address + function.notify_offset(queue)) for queue, bell in bells]
+
+
+def _function_state(function: PciFunction) -> PlainState:
+    if isinstance(function, VirtioPciTransport):
+        return function.state()
+    return function.config_state()
+
+
+def _restore_function(function: PciFunction, state: PlainState) -> None:
+    if isinstance(function, VirtioPciTransport):
+        function.restore(state)
+    else:
+        function.restore_config(state)
 
 
 def _answer(transport: VirtioPciTransport, queue: int, bell: int) -> Callable[[], None]:

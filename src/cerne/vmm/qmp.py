@@ -2,19 +2,24 @@
 
 QEMU Machine Protocol (docs/interop/qmp-spec of QEMU): one JSON object a line, a greeting,
 capabilities first, then commands and events. Several clients may be connected at once.
+Descriptors that a client has sent (SCM_RIGHTS, unix(7)) belong to its next command.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
+from cerne.devices.state import SavedState
+from cerne.errors import CerneError, DamagedError
 from cerne.vmm.loop import Loop
 
 _CHUNK = 64 * 1024
-_LONGEST_LINE = 64 * 1024
+_LONGEST_LINE = 1 << 20
 _LONGEST_BACKLOG = 1 << 20
 _VERSION: dict[str, object] = {
     "qemu": {"major": 0, "minor": 1, "micro": 0},
@@ -23,11 +28,42 @@ _VERSION: dict[str, object] = {
 
 _DECODER = json.JSONDecoder()
 
-Command = Callable[[], object]
+_MOST_DESCRIPTORS = 4096
+# As many as the kernel passes with one message (SCM_MAX_FD).
+_DESCRIPTORS_AT_ONCE = 253
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A command's arguments, and the descriptors sent with it, which are closed after it."""
+
+    arguments: SavedState
+    descriptors: tuple[int, ...]
+
+    def descriptor(self, number: int) -> int:
+        """The descriptor that was sent as this one, counted from 0.
+
+        Raises:
+            DamagedError: fewer were sent.
+        """
+        if number >= len(self.descriptors):
+            raise DamagedError(f"descriptor {number} was not sent")
+        return self.descriptors[number]
+
+    def kept(self, number: int) -> int:
+        """The same, as a descriptor of the caller's own.
+
+        Raises:
+            DamagedError: fewer were sent.
+        """
+        return os.dup(self.descriptor(number))
+
+
+Command = Callable[[Request], object]
 
 
 class QmpServer:
-    """Serves commands that take no arguments, on a listening socket."""
+    """Serves commands on a listening socket."""
 
     def __init__(
         self, loop: Loop, listener: socket.socket, commands: Mapping[str, Command]
@@ -36,7 +72,7 @@ class QmpServer:
         self._listener = listener
         self._commands = dict(commands)
         self._commands["query-commands"] = self._query_commands
-        self._commands["query-version"] = lambda: _VERSION
+        self._commands["query-version"] = lambda _: _VERSION
         self._clients: list[_Client] = []
         listener.setblocking(False)
         loop.watch(listener.fileno(), self._accept)
@@ -58,6 +94,12 @@ class QmpServer:
         for client in list(self._clients):
             client.flush()
 
+    def close(self) -> None:
+        """Leave all clients, and listen no more; the loop must not run any more."""
+        for client in self._clients:
+            client.close()
+        self._listener.close()
+
     def run(self, client: _Client, request: object) -> None:
         """Answer one request."""
         if not isinstance(request, dict) or not isinstance(request.get("execute"), str):
@@ -73,7 +115,21 @@ class QmpServer:
             words = f"the command {name} has not been found"
             client.fail(identity, words, kind="CommandNotFound")
         else:
-            client.answer(identity, self._commands[name]())
+            self._execute(client, self._commands[name], request.get("arguments"), identity)
+
+    def _execute(
+        self, client: _Client, command: Command, arguments: object, identity: object
+    ) -> None:
+        values = arguments if isinstance(arguments, dict) else {}
+        request = Request(SavedState("the command", values), client.take_descriptors())
+        try:
+            answer = command(request)
+        except CerneError as error:
+            client.fail(identity, error.message)
+        else:
+            client.answer(identity, answer)
+        for descriptor in request.descriptors:
+            os.close(descriptor)
 
     def forget(self, client: _Client) -> None:
         """A client has gone."""
@@ -86,7 +142,7 @@ class QmpServer:
         self._clients.append(client)
         client.send({"QMP": {"version": _VERSION, "capabilities": []}})
 
-    def _query_commands(self) -> object:
+    def _query_commands(self, _: Request) -> object:
         return [{"name": name} for name in sorted([*self._commands, "qmp_capabilities"])]
 
 
@@ -99,6 +155,7 @@ class _Client:
         self._server = server
         self._incoming = b""
         self._outgoing = bytearray()
+        self._descriptors: list[int] = []
         self._gone = False
         self.negotiated = False
         loop.watch(connection.fileno(), self._receive)
@@ -131,15 +188,31 @@ class _Client:
         writable = self.flush if self._outgoing else None
         self._loop.watch(self._connection.fileno(), self._receive, writable)
 
+    def take_descriptors(self) -> tuple[int, ...]:
+        """What the client has sent since its last command."""
+        taken, self._descriptors = tuple(self._descriptors), []
+        return taken
+
+    def close(self) -> None:
+        """Close the connection, and nothing of it stays."""
+        self._gone = True
+        self._connection.close()
+        for descriptor in self.take_descriptors():
+            os.close(descriptor)
+
     def _receive(self) -> None:
         try:
-            data = self._connection.recv(_CHUNK)
+            data, sent, _, _ = socket.recv_fds(
+                self._connection, _CHUNK, _DESCRIPTORS_AT_ONCE, socket.MSG_CMSG_CLOEXEC
+            )
         except BlockingIOError:
             return
         except OSError:
-            data = b""
+            data, sent = b"", []
+        self._descriptors += sent
         self._incoming += data
-        if not data or len(self._incoming) > _LONGEST_LINE:
+        too_much = len(self._incoming) > _LONGEST_LINE or len(self._descriptors) > _MOST_DESCRIPTORS
+        if not data or too_much:
             self._drop()
             return
         while not self._gone and self._take():
@@ -167,7 +240,6 @@ class _Client:
     def _drop(self) -> None:
         if self._gone:
             return
-        self._gone = True
         self._loop.watch(self._connection.fileno(), None)
-        self._connection.close()
+        self.close()
         self._server.forget(self)

@@ -99,6 +99,11 @@ class VcpuThread:
         with self._change:
             return self._change.wait_for(lambda: self._paused, _JOIN_TIMEOUT)
 
+    def restored(self) -> None:
+        """The vCPU has been given a saved state; before it runs."""
+        if self._assist is not None:
+            self._assist.restored()
+
     def end(self) -> None:
         """Take the vCPU out of the guest for good, and wait for its thread."""
         with self._change:
@@ -122,6 +127,8 @@ class VcpuThread:
         """Wait while paused; False at the end."""
         if not self._wanted_paused and not self._wanted_end:
             return True
+        # What the guest asked of a device is only done then, and its state fit to be read.
+        self.vcpu.complete_exit()
         with self._change:
             self._paused = True
             self._change.notify_all()

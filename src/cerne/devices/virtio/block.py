@@ -1,17 +1,15 @@
-"""The block device (virtio 1.2, section 5.2) over a file or a block device of the host.
+"""The block device (virtio 1.2, section 5.2) over a disk (`cerne.devices.block`).
 
-Data go between the file and guest memory by preadv(2) and pwritev(2), with no copy. A request that
-cannot be served is answered with an error status; one that has no room even for that is dropped.
+Data go between the disk and guest memory with no copy. A request that cannot be served is answered
+with an error status; one that has no room even for that is dropped.
 """
 
 from __future__ import annotations
 
-import errno
-import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from cerne.devices.virtio._fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
+from cerne.devices.block.disk import Disk
 from cerne.devices.virtio.buffers import gather, scatter, size_of, split
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.queue import Chain
@@ -41,8 +39,6 @@ _RANGE = struct.Struct("<QII")
 _CONFIG = struct.Struct("<QII4xI8x2xHIIIIIB3x")
 _UNMAP = 1
 
-_ZEROES = bytes(1 << 20)
-
 
 class _RequestError(Exception):
     """A request is answered with this status."""
@@ -53,21 +49,21 @@ class _RequestError(Exception):
 
 
 class BlockDevice(VirtioDevice):
-    """A disk of the file behind a descriptor, which stays the caller's."""
+    """A guest's disk; what holds its bytes stays the caller's."""
 
     device_type = 2
     class_code = 0x018000
 
     def __init__(
-        self, descriptor: int, *, serial: str = "", read_only: bool = False, queues: int = 1
+        self, disk: Disk, *, serial: str = "", read_only: bool = False, queues: int = 1
     ) -> None:
         super().__init__()
         if len(serial.encode()) > LONGEST_SERIAL:
             raise InputError(f"the disk serial {serial!r} is longer than {LONGEST_SERIAL} bytes")
-        self._descriptor = descriptor
+        self._disk = disk
         self._serial = serial.encode()
         self._read_only = read_only
-        self.sectors = os.lseek(descriptor, 0, os.SEEK_END) // SECTOR
+        self.sectors = disk.size // SECTOR
         self.queue_sizes = (_QUEUE_SIZE,) * queues
         self.features = _FEATURE_SEG_MAX | _FEATURE_BLOCK_SIZE | _FEATURE_QUEUES | _FEATURE_FLUSH
         if read_only:
@@ -82,6 +78,23 @@ class BlockDevice(VirtioDevice):
             _DISCARD: self._discard,
             _WRITE_ZEROES: self._write_zeroes,
         }
+
+    def replace(self, disk: Disk) -> Disk:
+        """Go on with another disk of the same content; the one that it had.
+
+        Raises:
+            InputError: it has another size.
+        """
+        if disk.size // SECTOR != self.sectors:
+            raise InputError(f"a disk of {disk.size} bytes does not replace {self._disk.size}")
+        with self.lock:
+            former, self._disk = self._disk, disk
+        return former
+
+    def close(self) -> None:
+        """End the use of the disk in order."""
+        with self.lock:
+            self._disk.close()
 
     def config(self) -> bytes:
         """Capacity and limits."""
@@ -129,17 +142,17 @@ class BlockDevice(VirtioDevice):
 
     def _read(self, sector: int, request: Chain) -> int:
         size = size_of(request.writable)
-        self._transfer(os.preadv, request.writable, self._place(sector, size))
+        self._disk.read(self._place(sector, size), request.writable)
         return size
 
     def _write(self, sector: int, request: Chain) -> int:
         self._require_writable()
         place = self._place(sector, size_of(request.readable))
-        self._transfer(os.pwritev, request.readable, place)
+        self._disk.write(place, request.readable)
         return 0
 
     def _flush(self, sector: int, request: Chain) -> int:
-        os.fdatasync(self._descriptor)
+        self._disk.flush()
         return 0
 
     def _identify(self, sector: int, request: Chain) -> int:
@@ -147,25 +160,13 @@ class BlockDevice(VirtioDevice):
 
     def _discard(self, sector: int, request: Chain) -> int:
         for offset, size, _ in self._ranges(request):
-            fallocate(self._descriptor, PUNCH_HOLE | KEEP_SIZE, offset, size)
+            self._disk.discard(offset, size)
         return 0
 
     def _write_zeroes(self, sector: int, request: Chain) -> int:
         for offset, size, unmap in self._ranges(request):
-            mode = PUNCH_HOLE if unmap else ZERO_RANGE
-            try:
-                fallocate(self._descriptor, mode | KEEP_SIZE, offset, size)
-            except OSError as error:
-                if error.errno != errno.EOPNOTSUPP:
-                    raise
-                self._fill_with_zeroes(offset, size)
+            self._disk.write_zeroes(offset, size, unmap=unmap)
         return 0
-
-    def _fill_with_zeroes(self, offset: int, size: int) -> None:
-        zeroes = memoryview(_ZEROES)
-        for start in range(0, size, len(_ZEROES)):
-            piece = zeroes[: size - start]
-            self._transfer(os.pwritev, (piece,), offset + start)
 
     def _ranges(self, request: Chain) -> list[tuple[int, int, bool]]:
         self._require_writable()
@@ -189,16 +190,3 @@ class BlockDevice(VirtioDevice):
         if size % SECTOR or sector + size // SECTOR > self.sectors:
             raise _RequestError(_FAILED)
         return sector * SECTOR
-
-    def _transfer(
-        self,
-        move: Callable[[int, Sequence[memoryview], int], int],
-        views: Sequence[memoryview],
-        offset: int,
-    ) -> None:
-        while views:
-            moved = move(self._descriptor, views, offset)
-            if moved == 0:
-                raise _RequestError(_FAILED)
-            offset += moved
-            views = split(views, moved)[1]

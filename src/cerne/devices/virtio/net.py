@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Callable
 
 from cerne.devices.state import PlainState, SavedState
 from cerne.devices.virtio.buffers import gather, scatter, size_of, split
@@ -31,7 +32,8 @@ class NetDevice(VirtioDevice):
     """A network card. Call `receive` when the socket can be read, `flush` when written.
 
     The socket is the caller's, connected and non-blocking. When its other end has gone, the link
-    is down and the guest's frames are dropped, as on a cable that was pulled.
+    is down and the guest's frames are dropped, as on a cable that was pulled. When `wants_read` or
+    `wants_write` has changed `on_change` is called, from whatever thread; it must not wait.
     """
 
     device_type = 1
@@ -39,13 +41,17 @@ class NetDevice(VirtioDevice):
     features = _FEATURE_MAC | _FEATURE_STATUS
     queue_sizes = (256, 256)
 
-    def __init__(self, mac: bytes, link: socket.socket) -> None:
+    def __init__(
+        self, mac: bytes, link: socket.socket, on_change: Callable[[], None] = lambda: None
+    ) -> None:
         super().__init__()
         if len(mac) != 6 or mac[0] & 1:
             raise InputError(f"{mac.hex(':')} is not the address of a network card")
         self._mac = mac
         self._link = link
         self._link_up = True
+        self._on_change = on_change
+        self._wanted = (True, False)
         self._incoming = bytearray()
         self._outgoing = bytearray()
 
@@ -67,16 +73,16 @@ class NetDevice(VirtioDevice):
         """Take what the socket has, and give the guest whole frames."""
         with self.working():
             self._deliver()
-            while self.wants_read:
-                if not self._fill():
-                    return
+            while self.wants_read and self._fill():
                 self._deliver()
+            self._tell_changes()
 
     def flush(self) -> None:
         """Send on what waited for the socket, and then what the guest has queued."""
         with self.working():
             if self._send_waiting() and self.active and self._queues[_TRANSMIT].ready:
                 self.process(_TRANSMIT)
+            self._tell_changes()
 
     def process(self, queue_index: int) -> None:
         """Send the guest's frames, or use the buffers it has given."""
@@ -84,6 +90,7 @@ class NetDevice(VirtioDevice):
             self._drain(self._queues[_TRANSMIT], self._transmit)
         else:
             self._deliver()
+        self._tell_changes()
 
     def state(self) -> PlainState:
         """Bytes of frames on their way; the link itself is made anew."""
@@ -95,6 +102,12 @@ class NetDevice(VirtioDevice):
         longest = _LENGTH.size + LARGEST_FRAME
         self._incoming[:] = saved.data("incoming", longest)
         self._outgoing[:] = saved.data("outgoing", longest)
+
+    def _tell_changes(self) -> None:
+        wanted = (self.wants_read, self.wants_write)
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._on_change()
 
     def _transmit(self, chain: Chain) -> int | None:
         if not self._send_waiting():

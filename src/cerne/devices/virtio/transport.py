@@ -97,6 +97,14 @@ class VirtioPciTransport(PciFunction):
             if running and queue < len(self.queues) and self.queues[queue].ready:
                 self.device.process(queue)
 
+    def rouse(self) -> None:
+        """Serve all queues and interrupt for each: notifications may have been lost, both ways."""
+        for index, queue in enumerate(self.queues):
+            self.kick(index)
+            with self.device.lock:
+                if queue.ready and queue.msix_vector is not None:
+                    self._interrupt(ISR_QUEUE, queue.msix_vector)
+
     def config_changed(self) -> None:
         """Tell the driver to read the device's configuration again."""
         self._generation = (self._generation + 1) & 0xFF

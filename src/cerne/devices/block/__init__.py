@@ -1,0 +1,1 @@
+"""Disks as a block device needs them: bytes by offset, whatever file format holds them."""

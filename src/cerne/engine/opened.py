@@ -1,0 +1,88 @@
+"""The files that a machine's process is given by whoever starts it: it opens none itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Self
+
+from cerne.engine.detached import listening_socket
+from cerne.errors import StorageError
+
+
+class Opened:
+    """Descriptors for one process; a context manager that closes them here.
+
+    What its methods return stands for a descriptor in the process's configuration: its number,
+    where the process inherits it, or its place among those that are `sent`.
+    """
+
+    def __init__(self, *, sent: bool = False) -> None:
+        self._sent = sent
+        self._descriptors: list[int] = []
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """All of them, in the order of their places."""
+        return tuple(self._descriptors)
+
+    def take(self, descriptor: int) -> int:
+        """Take over a descriptor."""
+        self._descriptors.append(descriptor)
+        return len(self._descriptors) - 1 if self._sent else descriptor
+
+    def existing(self, path: Path, *, writable: bool = False) -> int:
+        """A file that is there.
+
+        Raises:
+            StorageError: it cannot be opened.
+        """
+        return self._open(path, os.O_RDWR if writable else os.O_RDONLY)
+
+    def new(self, path: Path) -> int:
+        """An empty file in the place of what was there.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        path.unlink(missing_ok=True)
+        return self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def log(self, path: Path) -> int:
+        """A file that is written at its end.
+
+        Raises:
+            StorageError: it cannot be opened.
+        """
+        return self._open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def listening(self, path: Path) -> int:
+        """A Unix socket that listens at `path`.
+
+        Raises:
+            EngineError: it cannot be made.
+        """
+        return self.take(listening_socket(path).detach())
+
+    @contextlib.contextmanager
+    def pair(self) -> Iterator[tuple[int, int]]:
+        """Two connected sockets: one for the process, and the other, which is closed at exit."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with theirs:
+            yield self.take(ours.detach()), theirs.fileno()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+
+    def _open(self, path: Path, flags: int) -> int:
+        try:
+            return self.take(os.open(path, flags | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise StorageError(f"{path} cannot be opened: {error.strerror}") from error

@@ -1,0 +1,34 @@
+"""User-mode networking by passt: a process per network card, which opens the guest's connections.
+
+passt(1), 2023-03 and later. It gives the addresses of `cerne.network.user`, drops to an
+unprivileged user and ends when the card's socket closes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from cerne.network.ports import Protocols, PublishedPort
+from cerne.network.user import ADDRESS, GATEWAY, NAME_SERVER
+
+_NETMASK_BITS = "24"
+
+
+def passt_command(binary: Path, link: int, ports: Iterable[PublishedPort]) -> list[str]:
+    """The arguments that start passt on a connected stream socket, with these ports published."""
+    command = [str(binary), "--foreground", "--quiet", "--stderr", "--fd", str(link)]
+    command += [
+        "--ipv4-only",
+        "--address",
+        ADDRESS,
+        "--netmask",
+        _NETMASK_BITS,
+        "--gateway",
+        GATEWAY,
+    ]
+    command += ["--dns-forward", NAME_SERVER]
+    for port in ports:
+        option = "--tcp-ports" if port.protocol is Protocols.TCP else "--udp-ports"
+        command += [option, f"{port.host_address}/{port.host_port}:{port.guest_port}"]
+    return command

@@ -1,0 +1,176 @@
+"""Forking a running machine, and saving one, by fork(2): a child has its memory as it was then.
+
+The machine is paused for as long as it takes to read its state and to fork; the host's kernel
+makes the memory copy-on-write on both sides, and the machine runs on. What is long is done by the
+child: a forked machine builds a KVM VM of its own over the memory (a VM belongs to the process that
+made it), and a saved one is written to its files.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import select
+import signal
+import time
+from typing import IO, TYPE_CHECKING, NoReturn
+
+from cerne.devices.state import PlainState, SavedState
+from cerne.errors import CerneError, DamagedError, EngineError
+from cerne.vmm.config import VmmConfig, disks_from_json
+from cerne.vmm.snapshot import write_memory, write_state
+
+if TYPE_CHECKING:
+    from cerne.vmm.machine import Machine
+    from cerne.vmm.qmp import Request
+
+_MOST_CHILDREN = 256
+_CHILD_TIMEOUT = 30.0
+_FIRST_FREE_DESCRIPTOR = 3
+_LARGEST_DESCRIPTOR = 1 << 20
+
+
+class Forked(BaseException):
+    """Unwinds a forked child out of its parent's work; it is to go on as another machine."""
+
+    def __init__(self, config: VmmConfig, state: PlainState) -> None:
+        super().__init__(config.name)
+        self.config = config
+        self.state = state
+
+
+def save(machine: Machine, request: Request) -> object:
+    """``cerne-save``: write state and memory to files; disks are switched as in `fork`.
+
+    ``state`` and ``memory`` are descriptors of empty files. ``report`` is one of a pipe, on which
+    the outcome is written once they are complete: ``digest`` (of the memory) or ``error``. The
+    machine runs on meanwhile, if it ran and ``resume`` says so.
+    """
+    arguments = request.arguments
+    files = [
+        request.descriptor(arguments.integer(name, 1 << 12))
+        for name in ("state", "memory", "report")
+    ]
+    disks = disks_from_json(arguments, request.kept)
+    began = time.monotonic_ns()
+    with machine.paused(resume=arguments.flag("resume")):
+        state = machine.state()
+        if _fork() == 0:
+            _write(machine, state, *files)
+        machine.switch_disks(disks)
+    return {"pause": time.monotonic_ns() - began}
+
+
+def fork(machine: Machine, request: Request) -> object:
+    """``cerne-fork``: fork a machine for each of ``children``, configurations with descriptors.
+
+    The machine itself goes on with ``disks``, overlays of those that it had. Answers with the
+    children's ``pids``, and the ``pause`` that it made, in nanoseconds.
+    """
+    children = request.arguments.sections("children", None)
+    if not 1 <= len(children) <= _MOST_CHILDREN:
+        raise DamagedError(f"a machine is forked 1 to {_MOST_CHILDREN} times at once")
+    configs = [VmmConfig.from_saved(child, request.descriptor) for child in children]
+    disks = disks_from_json(request.arguments, request.kept)
+    reading, writing = os.pipe()
+    began = time.monotonic_ns()
+    with os.fdopen(reading, "rb") as report:
+        with os.fdopen(writing, "wb") as said, machine.paused():
+            state = machine.state()
+            if _fork() == 0:
+                _become(machine, configs, state, said.fileno(), report.fileno())
+            machine.switch_disks(disks)
+        pause = time.monotonic_ns() - began
+        pids = _pids(report, len(configs))
+    return {"pids": pids, "pause": pause}
+
+
+def _fork() -> int:
+    # What Python's collector would touch in a child is copied for nothing.
+    gc.freeze()
+    try:
+        return os.fork()
+    except OSError as error:
+        raise EngineError(f"the host does not fork the machine: {error.strerror}") from error
+
+
+def _become(
+    machine: Machine, configs: list[VmmConfig], state: PlainState, report: int, other_end: int
+) -> NoReturn:
+    """In the first child: fork the others, and leave the parent's work as one machine of them."""
+    # The parent need not wait for them: its memory is as it was in this child too.
+    index = 0
+    try:
+        for other in range(1, len(configs)):
+            if os.fork() == 0:
+                index = other
+                break
+    except OSError as error:
+        _say(report, {"error": f"the host does not fork the machine: {error.strerror}"})
+        os._exit(1)
+    _say(report, {"child": index, "pid": os.getpid()})
+    config = configs[index]
+    os.setsid()
+    if config.engine_log is not None:
+        os.dup2(config.engine_log, 1)
+        os.dup2(config.engine_log, 2)
+    # The pipe is closed on the way out.
+    _keep_only(machine, config.descriptors | {report, other_end})
+    raise Forked(config, state)
+
+
+def _write(
+    machine: Machine, state: PlainState, state_file: int, memory_file: int, report: int
+) -> NoReturn:
+    """In a child: write a machine down, and end."""
+    try:
+        _keep_only(machine, {state_file, memory_file, report})
+        digest = write_memory(memory_file, machine.memory)
+        write_state(state_file, state)
+        _say(report, {"digest": digest})
+    except CerneError as error:
+        _say(report, {"error": error.message})
+    finally:
+        os._exit(0)
+
+
+def _keep_only(machine: Machine, kept: set[int]) -> None:
+    """Close whatever the parent had open, so that none of it is held or used by this process."""
+    machine.abandon()
+    first = _FIRST_FREE_DESCRIPTOR
+    for descriptor in sorted(kept | {machine.kvm.fileno()}):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, _LARGEST_DESCRIPTOR)
+
+
+def _say(report: int, outcome: PlainState) -> None:
+    os.write(report, json.dumps(outcome).encode() + b"\n")
+
+
+def _pids(report: IO[bytes], count: int) -> list[int]:
+    """The children's pids, in their order; where there are not all, none is left."""
+    said = [SavedState("a child", json.loads(line)) for line in _all_of(report).splitlines()]
+    pids = {
+        child.integer("child", count - 1): child.integer("pid", 1 << 22)
+        for child in said
+        if "pid" in child
+    }
+    if len(pids) == count:
+        return [pids[index] for index in range(count)]
+    for pid in pids.values():
+        os.kill(pid, signal.SIGKILL)
+    reasons = [child.text("error", 1024) for child in said if "error" in child]
+    raise EngineError(f"{len(pids)} of {count} children were forked: {'; '.join(reasons)}")
+
+
+def _all_of(report: IO[bytes]) -> bytes:
+    """What the children say until each has closed its end."""
+    data = b""
+    while select.select([report], [], [], _CHILD_TIMEOUT)[0]:
+        piece = os.read(report.fileno(), 65536)
+        if not piece:
+            break
+        data += piece
+    return data

@@ -1,0 +1,161 @@
+"""A machine in files: its state, which describes and checks itself, and its sparse memory.
+
+The state is a header (magic, version, architecture, length, SHA-256) and a tree of sections in
+JSON. The memory has a machine's ranges one after the other, pages of zeros left out as holes, so
+that it can be mapped as it is: a restored machine shares it until it writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator
+
+from cerne.devices.state import PlainState
+from cerne.errors import DamagedError, StorageError
+from cerne.kvm.memory import PAGE_SIZE, GuestMemory
+
+VERSION = 1
+_MAGIC = b"CERNEVM\0"
+_X86_64 = 62
+"""The number of the architecture in ELF."""
+_HEADER = struct.Struct("<8sIIQ32s")
+_LARGEST_STATE = 64 << 20
+_PIECE = 2 << 20
+_NO_PIECE = bytes(_PIECE)
+_NO_PAGE = bytes(PAGE_SIZE)
+
+
+def write_state(descriptor: int, state: PlainState) -> None:
+    """Write a state to an empty file.
+
+    Raises:
+        StorageError: it does not take it.
+    """
+    content = json.dumps(state).encode()
+    digest = hashlib.sha256(content).digest()
+    header = _HEADER.pack(_MAGIC, VERSION, _X86_64, len(content), digest)
+    with _writing("the state of the machine"):
+        _write_at(descriptor, header + content, 0)
+        os.fsync(descriptor)
+
+
+def read_state(descriptor: int) -> PlainState:
+    """Read what `write_state` wrote.
+
+    Raises:
+        DamagedError: it is truncated, altered, or of another version or architecture.
+    """
+    header = os.pread(descriptor, _HEADER.size, 0)
+    if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        raise DamagedError("the file is no saved machine")
+    _, version, architecture, length, digest = _HEADER.unpack(header)
+    if version != VERSION:
+        raise DamagedError(
+            f"the machine was saved in format {version}, and this is for format {VERSION}",
+            hint="restore it with the version of Cerne that saved it",
+        )
+    if architecture != _X86_64:
+        raise DamagedError(f"the machine was saved on architecture {architecture}, not x86-64")
+    content = os.pread(descriptor, min(length, _LARGEST_STATE) + 1, _HEADER.size)
+    if len(content) != length or hashlib.sha256(content).digest() != digest:
+        raise DamagedError("the saved machine's state is truncated or was altered")
+    state = json.loads(content)
+    if not isinstance(state, dict):
+        raise DamagedError("the saved machine's state is no tree")
+    return state
+
+
+def write_memory(descriptor: int, memory: GuestMemory) -> str:
+    """Write memory to an empty file, without its zeros; the digest of what was written.
+
+    Raises:
+        StorageError: the file system does not take it.
+    """
+    digest = hashlib.sha256()
+    offset = 0
+    with _writing("the memory of the machine"):
+        os.ftruncate(descriptor, memory.size)
+        for region in memory.regions:
+            for start in range(0, region.size, _PIECE):
+                piece = bytes(region.view[start : start + _PIECE])
+                if not _is_zero(piece):
+                    digest.update(_piece_header(offset + start))
+                    digest.update(piece)
+                    _write_pages(descriptor, piece, offset + start)
+            offset += region.size
+        os.fsync(descriptor)
+    return digest.hexdigest()
+
+
+def memory_digest(descriptor: int) -> str:
+    """The digest that `write_memory` gave, of what is in the file now.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    for offset in _pieces_with_data(descriptor):
+        piece = os.pread(descriptor, _PIECE, offset)
+        if not _is_zero(piece):
+            digest.update(_piece_header(offset))
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces_with_data(descriptor: int) -> Iterator[int]:
+    size = os.fstat(descriptor).st_size
+    offset = 0
+    while offset < size:
+        try:
+            found = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise StorageError(f"the saved memory cannot be read: {error.strerror}") from error
+        piece = found - found % _PIECE
+        yield piece
+        offset = piece + _PIECE
+
+
+def _piece_header(offset: int) -> bytes:
+    return offset.to_bytes(8, "little")
+
+
+def _is_zero(piece: bytes) -> bool:
+    return piece == (_NO_PIECE if len(piece) == _PIECE else bytes(len(piece)))
+
+
+def _write_pages(descriptor: int, piece: bytes, offset: int) -> None:
+    """Write the pages of a piece that have something in them, neighbours together."""
+    first: int | None = None
+    for start in range(0, len(piece), PAGE_SIZE):
+        empty = piece.startswith(_NO_PAGE, start)
+        if empty and first is not None:
+            _write_at(descriptor, piece[first:start], offset + first)
+            first = None
+        elif not empty and first is None:
+            first = start
+    if first is not None:
+        _write_at(descriptor, piece[first:], offset + first)
+
+
+def _write_at(descriptor: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+@contextlib.contextmanager
+def _writing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{what} cannot be written: {error.strerror}", hint="free some space, and try again"
+        ) from error
