@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,21 @@ def qemu() -> Path:
     if path is None:
         pytest.skip(f"QEMU is not installed: {install_command('qemu-system-x86_64')}")
     return path
+
+
+@pytest.fixture(scope="session")
+def small_kernel() -> Callable[[Path, bytes], Path]:
+    """Writes an ELF file that is nothing but 64-bit code, entered at 1 MiB as Linux is."""
+
+    def write(path: Path, code: bytes) -> Path:
+        start = 1 << 20
+        ident = b"\x7fELF\x02\x01\x01" + bytes(9)
+        head = ident + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, start, 64, 0, 0, 64, 56, 1, 0, 0, 0)
+        segment = struct.pack("<IIQQQQQQ", 1, 7, 120, 0, start, len(code), len(code), 4096)
+        path.write_bytes(head + segment + code)
+        return path
+
+    return write
 
 
 @pytest.fixture

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import pytest
 
 from cerne.engine.opened import Opened
 from cerne.engine.qmp import QmpClient
@@ -26,15 +27,6 @@ _TRIPLE_FAULT = bytes.fromhex("0f011c2500000000 0f0b")
 _LOOP = bytes.fromhex("ebfe")
 _ECHO = bytes.fromhex("66bafd03 ec a801 74f7 66baf803 ec ee ebef")
 _TOUCH_NOTHING = bytes.fromhex("b8000000d0 8b08 8908")
-
-
-def _kernel(path: Path, code: bytes) -> Path:
-    """An ELF file that is nothing but this code, at 1 MiB."""
-    ident = b"\x7fELF\x02\x01\x01" + bytes(9)
-    head = ident + struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, MIB, 64, 0, 0, 64, 56, 1, 0, 0, 0)
-    segment = struct.pack("<IIQQQQQQ", 1, 7, 120, 0, MIB, len(code), len(code), 4096)
-    path.write_bytes(head + segment + code)
-    return path
 
 
 @dataclass
@@ -58,10 +50,19 @@ class _Running:
         return (self.home / "console.log").read_bytes()
 
 
+Running = Callable[[bytes], contextlib.AbstractContextManager[_Running]]
+
+
+@pytest.fixture
+def running(home: Path, small_kernel: Callable[[Path, bytes], Path]) -> Running:
+    """Runs a VMM with a guest that is nothing but this code."""
+    return lambda code: _running(home, small_kernel(home / "kernel", code))
+
+
 @contextlib.contextmanager
-def _running(home: Path, code: bytes) -> Iterator[_Running]:
+def _running(home: Path, kernel_file: Path) -> Iterator[_Running]:
     with Opened() as opened:
-        kernel = opened.existing(_kernel(home / "kernel", code))
+        kernel = opened.existing(kernel_file)
         config = VmmConfig(
             name="small",
             identity="small",
@@ -80,28 +81,27 @@ def _running(home: Path, code: bytes) -> Iterator[_Running]:
             pass_fds=opened.descriptors,
             stderr=subprocess.PIPE,
         )
-    running = _Running(home, process)
     try:
-        yield running
+        yield _Running(home, process)
     finally:
         process.kill()
         process.communicate()
 
 
-def test_a_guest_speaks_and_powers_off(home: Path, kvm_device: Path) -> None:
-    with _running(home, _SAY_HI + _POWER_OFF) as machine:
+def test_a_guest_speaks_and_powers_off(running: Running, kvm_device: Path) -> None:
+    with running(_SAY_HI + _POWER_OFF) as machine:
         assert machine.end() == (True, "the guest shut down")
         assert machine.console() == b"hi"
         assert machine.process.returncode == 0
 
 
-def test_a_guest_resets(home: Path, kvm_device: Path) -> None:
-    with _running(home, _RESET) as machine:
+def test_a_guest_resets(running: Running, kvm_device: Path) -> None:
+    with running(_RESET) as machine:
         assert machine.end() == (True, "the guest rebooted")
 
 
-def test_a_triple_fault_is_a_crash_with_registers(home: Path, kvm_device: Path) -> None:
-    with _running(home, _TRIPLE_FAULT) as machine:
+def test_a_triple_fault_is_a_crash_with_registers(running: Running, kvm_device: Path) -> None:
+    with running(_TRIPLE_FAULT) as machine:
         orderly, reason = machine.end()
         assert not orderly
         assert reason.startswith("the guest crashed")
@@ -109,13 +109,13 @@ def test_a_triple_fault_is_a_crash_with_registers(home: Path, kvm_device: Path) 
         assert b"rip=0x1000" in machine.process.stderr.read()
 
 
-def test_memory_that_is_not_there_harms_nobody(home: Path, kvm_device: Path) -> None:
-    with _running(home, _TOUCH_NOTHING + _SAY_HI + _POWER_OFF) as machine:
+def test_memory_that_is_not_there_harms_nobody(running: Running, kvm_device: Path) -> None:
+    with running(_TOUCH_NOTHING + _SAY_HI + _POWER_OFF) as machine:
         assert machine.end() == (True, "the guest shut down")
 
 
-def test_it_is_paused_resumed_and_told_to_quit(home: Path, kvm_device: Path) -> None:
-    with _running(home, _LOOP) as machine:
+def test_it_is_paused_resumed_and_told_to_quit(running: Running, kvm_device: Path) -> None:
+    with running(_LOOP) as machine:
         with QmpClient(machine.qmp) as client:
             assert client.status() == "running"
             client.stop()
@@ -126,10 +126,10 @@ def test_it_is_paused_resumed_and_told_to_quit(home: Path, kvm_device: Path) -> 
         assert machine.end() == (True, "it was told to quit")
 
 
-def test_its_console_goes_both_ways(home: Path, kvm_device: Path) -> None:
-    with _running(home, _ECHO) as machine, QmpClient(machine.qmp) as client:
+def test_its_console_goes_both_ways(running: Running, kvm_device: Path) -> None:
+    with running(_ECHO) as machine, QmpClient(machine.qmp) as client:
         with socket.socket(socket.AF_UNIX) as console:
-            console.connect(str(home / "console"))
+            console.connect(str(machine.home / "console"))
             console.settimeout(20)
             console.sendall(b"echoed")
             heard = b""
@@ -141,8 +141,8 @@ def test_its_console_goes_both_ways(home: Path, kvm_device: Path) -> None:
         assert machine.console() == b"echoed"
 
 
-def test_a_kernel_that_is_none_is_refused_in_words(home: Path, kvm_device: Path) -> None:
-    with _running(home, b"") as machine:
+def test_a_kernel_that_is_none_is_refused_in_words(running: Running, kvm_device: Path) -> None:
+    with running(b"") as machine:
         machine.process.wait(30)
         assert machine.process.stderr is not None
         said = machine.process.stderr.read()

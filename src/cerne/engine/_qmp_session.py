@@ -25,6 +25,9 @@ from qemu.qmp import (
 
 from cerne.errors import EngineError
 
+# As many as the kernel passes with one message (SCM_MAX_FD).
+_DESCRIPTORS_AT_ONCE = 253
+
 _T = TypeVar("_T")
 
 
@@ -62,6 +65,7 @@ class Session:
     def __init__(self, connection: socket.socket, timeout: float) -> None:
         self._runner = asyncio.Runner()
         self._client = QMPClient()
+        self._connection = connection
         try:
             self._run(self._client.connect(connection), timeout)
         except BaseException:
@@ -82,8 +86,10 @@ class Session:
         descriptors: Sequence[int] = (),
     ) -> object:
         """Run a command, with descriptors sent before it, and return its value."""
-        for descriptor in descriptors:
-            self._client.send_fd_scm(descriptor)
+        for first in range(0, len(descriptors), _DESCRIPTORS_AT_ONCE):
+            # qemu.qmp sends one a message; many of them fill a socket's buffer.
+            several = descriptors[first : first + _DESCRIPTORS_AT_ONCE]
+            socket.send_fds(self._connection, [b" "], several)
         try:
             return self._run(self._client.execute(command, arguments), timeout)
         except ExecuteError as error:

@@ -72,7 +72,7 @@ def answering(pid: int, plan: LaunchPlan, what: str) -> ProcessIdentity:
         with QmpClient(plan.qmp_socket, timeout=_ANSWER_TIMEOUT) as qmp:
             process = _running(pid, qmp.status())
     except EngineError as error:
-        _kill(process)
+        kill(process)
         cause = last_line(plan.engine_log) or error.message
         raise EngineError(
             f"{what} did not start {plan.name}: {cause}",
@@ -80,7 +80,7 @@ def answering(pid: int, plan: LaunchPlan, what: str) -> ProcessIdentity:
             machine=plan.name,
         ) from error
     except BaseException:
-        _kill(process)
+        kill(process)
         raise
     return process
 
@@ -92,7 +92,8 @@ def _running(pid: int, status: str) -> ProcessIdentity:
     return process
 
 
-def _kill(process: ProcessIdentity | None) -> None:
+def kill(process: ProcessIdentity | None) -> None:
+    """Kill a process, if there is one, and wait until it is gone."""
     if process is not None:
         process.send(signal.SIGKILL)
         process.wait()

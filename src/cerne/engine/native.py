@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, KernelBoot, LaunchPlan
-from cerne.engine.detached import answering, last_line, reap, spawn
+from cerne.engine.detached import answering, kill, last_line, reap, spawn
 from cerne.engine.opened import Opened
 from cerne.engine.saved import (
     MEMORY_FILE,
@@ -48,6 +49,8 @@ PASST_LOG = "passt.log"
 """In `LaunchPlan.logs`."""
 
 _TIMEOUT = 60.0
+# Each child needs a dozen descriptors, of which a process has not many.
+_FORKS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +132,18 @@ class NativeEngine:
         self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
     ) -> list[ProcessIdentity]:
         """Fork a running machine (see `Engine.fork`)."""
-        with Opened(sent=True) as opened:
-            configs = [self._child(child, opened) for child in children]
-            arguments: dict[str, object] = {
-                "children": [config.to_json() for config in configs],
-                "disks": [asdict(_disk(disk, opened)) for disk in disks],
-            }
-            answer = _execute(plan, "cerne-fork", arguments, opened)
-        assert isinstance(answer, dict)
-        pids = [int(pid) for pid in answer["pids"]]
-        return [answering(pid, child, "the VMM") for pid, child in zip(pids, children, strict=True)]
+        pids: list[int] = []
+        try:
+            with _held(plan, len(children) > _FORKS_AT_ONCE):
+                for first in range(0, len(children), _FORKS_AT_ONCE):
+                    pids += self._fork(plan, disks, children[first : first + _FORKS_AT_ONCE])
+            return [
+                answering(pid, child, "the VMM") for pid, child in zip(pids, children, strict=True)
+            ]
+        except BaseException:
+            for pid in pids:
+                kill(ProcessIdentity.of(pid))
+            raise
 
     def ending(self, logs: Path) -> Ending:
         """How the process whose logs these are ended."""
@@ -151,6 +156,19 @@ class NativeEngine:
             line = last_line(logs / "engine.log")
             words = f"; it last said: {line}" if line else ""
             return Ending(orderly=False, reason=f"its process was killed{words}")
+
+    def _fork(
+        self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
+    ) -> list[int]:
+        with Opened(sent=True) as opened:
+            configs = [self._child(child, opened) for child in children]
+            arguments: dict[str, object] = {
+                "children": [config.to_json() for config in configs],
+                "disks": [asdict(_disk(disk, opened)) for disk in disks],
+            }
+            answer = _execute(plan, "cerne-fork", arguments, opened)
+        assert isinstance(answer, dict)
+        return [int(pid) for pid in answer["pids"]]
 
     def _config(
         self, plan: LaunchPlan, opened: Opened, origin: BootConfig | SavedConfig | None
@@ -210,6 +228,24 @@ def _nic(plan: LaunchPlan, index: int, opened: Opened) -> NicConfig:
         command = passt_command(require_program("passt"), theirs, nic.forwards)
         spawn(command, plan.logs / PASST_LOG, [theirs])
     return NicConfig(nic.mac, ours)
+
+
+@contextlib.contextmanager
+def _held(plan: LaunchPlan, several: bool) -> Iterator[None]:
+    """Pause a machine that is forked in several turns: all its children are of one moment."""
+    from cerne.engine.qmp import QmpClient
+
+    if not several:
+        yield
+        return
+    with QmpClient(plan.qmp_socket, _TIMEOUT) as qmp:
+        ran = qmp.status() == "running"
+        qmp.stop()
+        try:
+            yield
+        finally:
+            if ran:
+                qmp.cont()
 
 
 def _execute(

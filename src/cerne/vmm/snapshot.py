@@ -76,7 +76,7 @@ def write_memory(descriptor: int, memory: GuestMemory) -> str:
     Raises:
         StorageError: the file system does not take it.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_number(memory.size))
     offset = 0
     with _writing("the memory of the machine"):
         os.ftruncate(descriptor, memory.size)
@@ -84,7 +84,7 @@ def write_memory(descriptor: int, memory: GuestMemory) -> str:
             for start in range(0, region.size, _PIECE):
                 piece = bytes(region.view[start : start + _PIECE])
                 if not _is_zero(piece):
-                    digest.update(_piece_header(offset + start))
+                    digest.update(_number(offset + start))
                     digest.update(piece)
                     _write_pages(descriptor, piece, offset + start)
             offset += region.size
@@ -98,11 +98,11 @@ def memory_digest(descriptor: int) -> str:
     Raises:
         StorageError: it cannot be read.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(_number(os.fstat(descriptor).st_size))
     for offset in _pieces_with_data(descriptor):
         piece = os.pread(descriptor, _PIECE, offset)
         if not _is_zero(piece):
-            digest.update(_piece_header(offset))
+            digest.update(_number(offset))
             digest.update(piece)
     return digest.hexdigest()
 
@@ -122,8 +122,8 @@ def _pieces_with_data(descriptor: int) -> Iterator[int]:
         offset = piece + _PIECE
 
 
-def _piece_header(offset: int) -> bytes:
-    return offset.to_bytes(8, "little")
+def _number(number: int) -> bytes:
+    return number.to_bytes(8, "little")
 
 
 def _is_zero(piece: bytes) -> bool:

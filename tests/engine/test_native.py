@@ -1,0 +1,247 @@
+"""Native machines with a guest of a few bytes: what a save or a fork keeps apart, and leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cerne.engine.base import KernelBoot, LaunchPlan
+from cerne.engine.native import NativeEngine
+from cerne.engine.qmp import QmpClient
+from cerne.engine.saved import MANIFEST_FILE, MEMORY_FILE, STATE_FILE
+from cerne.errors import CerneError, DamagedError, EngineError, StorageError
+from cerne.host.process import ProcessIdentity
+from cerne.units import MIB
+
+# Answers each byte on its serial port with a byte of its memory, one more after each "i".
+_COUNTER = bytes.fromhex(
+    "66bafd03eca80174f766baf803ec3c697507fe0425000020008a04250000200066baf803eeebd9"
+)
+
+
+class Fleet:
+    """Machines of the counting guest; none is left when a test is over."""
+
+    def __init__(self, home: Path, kernel: Path) -> None:
+        self.engine = NativeEngine(emulated=False)
+        self._home = home
+        self._kernel = kernel
+        self._plans: dict[str, LaunchPlan] = {}
+        self._processes: dict[str, ProcessIdentity] = {}
+
+    def plan(self, name: str) -> LaunchPlan:
+        """The plan of a machine, with its directories."""
+        if name not in self._plans:
+            runtime, logs = self._home / f"r{name}", self._home / f"l{name}"
+            runtime.mkdir()
+            logs.mkdir()
+            boot = KernelBoot(self._kernel, None, "")
+            self._plans[name] = LaunchPlan(name, name, 1, 16 * MIB, boot, (), (), (), runtime, logs)
+        return self._plans[name]
+
+    def start(self, name: str, saved: Path | None = None) -> None:
+        plan = replace(self.plan(name), saved=saved)
+        self.engine.require(plan)
+        self._processes[name] = self.engine.start(plan)
+
+    def fork(self, name: str, children: Sequence[str]) -> None:
+        plans = [self.plan(child) for child in children]
+        forked = self.engine.fork(self.plan(name), (), plans)
+        self._processes |= dict(zip(children, forked, strict=True))
+
+    def save(self, name: str, *, resume: bool = True) -> Path:
+        directory = self._home / "saved"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        self.engine.save(self.plan(name), directory, (), resume=resume)
+        return directory
+
+    def say(self, name: str, words: bytes) -> int:
+        """What a machine answers to the last of these bytes."""
+        with socket.socket(socket.AF_UNIX) as console:
+            console.settimeout(20)
+            console.connect(str(self.plan(name).console_socket))
+            console.sendall(words)
+            heard = b""
+            while len(heard) < len(words):
+                heard += console.recv(100)
+        return heard[-1]
+
+    def status(self, name: str) -> str:
+        with QmpClient(self.plan(name).qmp_socket) as client:
+            return client.status()
+
+    def process(self, name: str) -> ProcessIdentity:
+        return self._processes[name]
+
+    def descriptors(self, name: str) -> list[str]:
+        """What a machine's process has open."""
+        directory = Path(f"/proc/{self.process(name).pid}/fd")
+        return sorted(str(entry.readlink()) for entry in directory.iterdir())
+
+    def kill(self, *names: str) -> None:
+        for name in names:
+            self.process(name).send(signal.SIGKILL)
+            self.process(name).wait(20)
+
+    def close(self) -> None:
+        self.kill(*self._processes)
+
+
+@pytest.fixture
+def fleet(
+    home: Path, kvm_device: Path, small_kernel: Callable[[Path, bytes], Path]
+) -> Iterator[Fleet]:
+    with contextlib.closing(Fleet(home, small_kernel(home / "kernel", _COUNTER))) as made:
+        made.start("a")
+        assert made.say("a", b"ii") == 2
+        yield made
+
+
+@pytest.fixture
+def small_disk(home: Path, root: None) -> Iterator[Path]:
+    """A directory with hardly any space."""
+    directory = home / "small"
+    directory.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", directory]).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    yield directory
+    subprocess.run(["umount", directory], check=True)
+
+
+def test_neither_sees_what_the_other_writes_after_a_fork(fleet: Fleet) -> None:
+    fleet.fork("a", ["b", "c"])
+    assert fleet.say("b", b"i") == 3
+    assert fleet.say("a", b"iii") == 5
+    assert fleet.say("c", b"?") == 2
+    assert fleet.say("b", b"?") == 3
+
+
+def test_a_fork_of_a_fork_ten_deep_outlives_its_ancestors(fleet: Fleet) -> None:
+    names = ["a", *(f"d{depth}" for depth in range(10))]
+    for parent, child in itertools.pairwise(names):
+        fleet.fork(parent, [child])
+        assert fleet.say(child, b"i") == fleet.say(parent, b"?") + 1
+    opened = fleet.descriptors("d0")
+    fleet.kill(*names[:-1])
+    assert fleet.say(names[-1], b"i") == 13
+    assert len(fleet.descriptors(names[-1])) == len(opened)
+
+
+def test_a_child_has_nothing_of_its_parents(fleet: Fleet, root: None) -> None:
+    fleet.fork("a", ["b"])
+    command = Path(f"/proc/{fleet.process('b').pid}/cmdline").read_bytes()
+    assert os.fsencode(fleet.plan("b").runtime) in command
+    assert os.fsencode(fleet.plan("a").runtime) not in command
+    files = [path for path in fleet.descriptors("b") if path.startswith("/")]
+    assert not [path for path in files if path.startswith(str(fleet.plan("a").logs))]
+    assert not [path for path in files if path.startswith(str(fleet.plan("a").runtime))]
+    fleet.say("b", b"x")
+    assert fleet.plan("a").console_log.read_bytes() == b"\1\2"
+    with QmpClient(fleet.plan("b").qmp_socket) as client:
+        client.quit()
+    assert fleet.process("b").wait(20)
+    assert fleet.engine.ending(fleet.plan("b").logs).reason == "it was told to quit"
+    assert fleet.status("a") == "running"
+
+
+def test_the_children_of_a_paused_machine_run(fleet: Fleet) -> None:
+    with QmpClient(fleet.plan("a").qmp_socket) as client:
+        client.stop()
+    fleet.fork("a", ["b"])
+    assert fleet.say("b", b"i") == 3
+    assert fleet.status("a") == "paused"
+
+
+def test_more_children_than_are_forked_in_one_turn(fleet: Fleet) -> None:
+    names = [f"h{number}" for number in range(20)]
+    fleet.fork("a", names)
+    assert len({fleet.process(name).pid for name in names}) == 20
+    assert [fleet.say(name, b"i") for name in (*names[:2], *names[-2:])] == [3] * 4
+    assert fleet.say("a", b"?") == 2
+
+
+def test_a_saved_machine_goes_on_many_times(fleet: Fleet) -> None:
+    saved = fleet.save("a")
+    assert fleet.say("a", b"i") == 3
+    fleet.kill("a")
+    fleet.start("b", saved)
+    assert fleet.say("b", b"i") == 3
+    fleet.start("c", saved)
+    fleet.fork("c", ["d"])
+    assert [fleet.say(name, b"i") for name in "cdb"] == [3, 3, 4]
+
+
+def test_a_machine_that_will_not_run_on_is_left_paused(fleet: Fleet) -> None:
+    saved = fleet.save("a", resume=False)
+    assert fleet.status("a") == "paused"
+    fleet.start("b", saved)
+    assert fleet.say("b", b"?") == 2
+
+
+def test_memory_of_zeros_takes_no_space(fleet: Fleet) -> None:
+    status = (fleet.save("a") / MEMORY_FILE).stat()
+    assert status.st_size == 16 * MIB
+    assert status.st_blocks * 512 < MIB
+
+
+@pytest.mark.parametrize("name", [STATE_FILE, MEMORY_FILE])
+@pytest.mark.parametrize("harm", ["altered", "truncated", "missing"])
+def test_what_is_not_as_it_was_saved_is_refused(fleet: Fleet, name: str, harm: str) -> None:
+    path = fleet.save("a") / name
+    content = bytearray(path.read_bytes())
+    if harm == "altered":
+        content[0x100000 % len(content)] ^= 1
+    path.unlink()
+    if harm != "missing":
+        path.write_bytes(content[: len(content) // 2] if harm == "truncated" else content)
+    with pytest.raises(DamagedError):
+        fleet.start("b", path.parent)
+
+
+def test_a_copy_of_a_saved_machine_is_as_good(fleet: Fleet, tmp_path: Path) -> None:
+    copy = shutil.copytree(fleet.save("a"), tmp_path / "copy")
+    fleet.start("b", copy)
+    assert fleet.say("b", b"i") == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("fingerprint", "native 1 0"), ("format", 99), ("memory", 1)]
+)
+def test_a_machine_of_another_kind_is_refused(fleet: Fleet, field: str, value: object) -> None:
+    saved = fleet.save("a")
+    manifest = json.loads((saved / MANIFEST_FILE).read_text())
+    (saved / MANIFEST_FILE).write_text(json.dumps(manifest | {field: value}))
+    with pytest.raises(DamagedError):
+        fleet.start("b", saved)
+
+
+def test_a_machine_that_cannot_be_saved_runs_on(fleet: Fleet) -> None:
+    with pytest.raises(StorageError):
+        fleet.engine.save(fleet.plan("a"), Path("/nonexistent"), (), resume=True)
+    assert fleet.say("a", b"i") == 3
+
+
+def test_a_full_disk_is_said_in_words(fleet: Fleet, small_disk: Path) -> None:
+    with pytest.raises(EngineError, match="No space"):
+        fleet.engine.save(fleet.plan("a"), small_disk, (), resume=True)
+    assert not (small_disk / MANIFEST_FILE).exists()
+    assert fleet.say("a", b"i") == 3
+
+
+def test_a_machine_that_cannot_be_forked_runs_on(fleet: Fleet) -> None:
+    child = fleet.plan("b")
+    with pytest.raises(CerneError):
+        fleet.engine.fork(fleet.plan("a"), (), [replace(child, logs=child.logs / "none")])
+    assert fleet.say("a", b"i") == 3
