@@ -152,8 +152,8 @@ def test_a_start_whose_command_was_killed_is_put_right(
     # As if the command had died after the process was there and before it was written down.
     with monkeypatch.context() as patch:
         patch.setattr("cerne.manager.store.Store.set_process", killed)
-        patch.setattr("cerne.manager.machine.kill_strays", lambda _: None)
-        patch.setattr("cerne.manager.machine.Machine._ended", killed)
+        patch.setattr("cerne.manager.life.kill_strays", lambda _: None)
+        patch.setattr("cerne.manager.life.Life.ended", killed)
         with pytest.raises(SystemExit):
             machine.start()
     assert engine.running() == 1
@@ -203,7 +203,7 @@ def test_another_operation_is_waited_for_or_named(
 ) -> None:
     monkeypatch.setattr("cerne.manager.lock.PATIENCE", 0.05)
     with (
-        held(machine._lock_path, "snapshot", "web"),
+        held(machine._life.lock_path, "snapshot", "web"),
         pytest.raises(BusyError, match="web is busy: snapshot"),
     ):
         machine.start()

@@ -151,7 +151,7 @@ def test_forks_are_added_all_or_none(store: Store, new_record: NewRecord) -> Non
 def test_snapshots_are_found_by_name_and_by_id(store: Store, new_record: NewRecord) -> None:
     record = new_record("web")
     store.add(record)
-    row = SnapshotRow("0123456789ab", "before", "{}", 1.5)
+    row = SnapshotRow("0123456789ab", "before", "", "{}", 1.5)
     store.add_snapshot(row, record)
     assert store.find_snapshot("before") == row == store.find_snapshot(row.id)
     with pytest.raises(ConflictError) as caught:

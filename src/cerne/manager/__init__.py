@@ -4,7 +4,8 @@ The manager alone knows the store. It knows no ioctl and no flag of QEMU: engine
 """
 
 from cerne.manager.home import Home
-from cerne.manager.machine import READY_TIMEOUT, STOP_TIMEOUT, Machine
+from cerne.manager.life import READY_TIMEOUT
+from cerne.manager.machine import STOP_TIMEOUT, Machine
 from cerne.manager.manager import Manager
 from cerne.manager.stats import Stats
 from cerne.manager.store import Event, Record, State

@@ -110,8 +110,12 @@ class Home:
         return self.machine_directory(machine_id) / "root.qcow2"
 
     def saved(self, machine_id: str) -> Path:
-        """What a suspended machine goes on from: its manifest and its memory."""
+        """What a suspended machine goes on from."""
         return self.machine_directory(machine_id) / "saved"
+
+    def half_saved(self, machine_id: str) -> Path:
+        """What becomes `saved` once it is complete."""
+        return self.machine_directory(machine_id) / "saved.new"
 
     def layer(self, layer_id: str) -> Path:
         return self.layers / f"{layer_id}.qcow2"

@@ -1,23 +1,19 @@
-"""One machine and its life.
+"""One machine and its life, as people and programs have it.
 
-    defined → starting → running ⇄ paused → stopping → stopped, and failed with the reason
-
-Every operation holds the machine's lock, begins from what its process says, and is one
-transaction a change. Whatever is killed midway is found and put right by the next operation.
+defined → starting → running ⇄ paused → stopping → stopped, and failed with the reason
+                     running → saving → running, or suspended → running
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import shutil
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,65 +26,42 @@ from cerne.errors import (
     GuestTimeoutError,
     StateError,
 )
-from cerne.host.process import boot_id
-from cerne.manager.admission import memory_limit
-from cerne.manager.lock import held, is_held
+from cerne.manager import suspension
+from cerne.manager.life import KILL_TIMEOUT, READY_TIMEOUT, Life, Surroundings
 from cerne.manager.names import check_name
-from cerne.manager.plan import launch_plan, share_tag
-from cerne.manager.readiness import BootWatch, ended_before_ready, last_lines
-from cerne.manager.recovery import discard, kill_strays
 from cerne.manager.stats import Stats, measure
-from cerne.manager.store import Event, Record, State, Store
+from cerne.manager.store import Event, Record, State
 
 if TYPE_CHECKING:
-    from cerne.engine.base import Engine, LaunchPlan
     from cerne.guest import ExecResult, GuestAgent, GuestProcess, TerminalSize
-    from cerne.images import Image, ImageStore
-    from cerne.manager.home import Home
+    from cerne.manager.snapshot import Snapshot
     from cerne.manager.spec import MachineSpec
-
-_log = logging.getLogger(__name__)
-
-READY_TIMEOUT = 120.0
-"""Seconds that a guest may take to become ready, unless a command says otherwise."""
+    from cerne.network.ports import PublishedPort
 
 STOP_TIMEOUT = 10.0
 """Seconds that a guest may take to shut down before it is killed, unless a command says
 otherwise."""
 
-_KILL_TIMEOUT = 10.0
-_ENDING_TIMEOUT = 2.0
 _FAILURES_KEPT = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Surroundings:
-    """What every machine of one manager shares."""
-
-    home: Home
-    store: Store
-    images: Callable[[], ImageStore]
-    choose_engine: Callable[[str], Engine]
 
 
 class Machine:
     """A machine that is in the store, whether it runs or not. Get one from `Manager`."""
 
     def __init__(self, surroundings: Surroundings, record: Record) -> None:
+        self._life = Life(surroundings, record)
         self._home = surroundings.home
         self._store = surroundings.store
-        self._surroundings = surroundings
-        self._last = record
 
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that stay the same whatever it is named."""
-        return self._last.id
+        return self._life.last.id
 
     @property
     def name(self) -> str:
         """Its name."""
-        return self._last.name
+        return self._life.last.name
 
     @property
     def record(self) -> Record:
@@ -97,11 +70,7 @@ class Machine:
         Raises:
             NotFoundError: it has been removed.
         """
-        self._last = self._store.get(self.id)
-        if self._needs_settling(self._last) and not is_held(self._lock_path):
-            with self._operation("recovery") as record:
-                self._last = record
-        return self._last
+        return self._life.record()
 
     @property
     def state(self) -> State:
@@ -111,22 +80,22 @@ class Machine:
     @property
     def spec(self) -> MachineSpec:
         """What was asked for."""
-        from cerne.manager.spec import stored_spec
-
-        return stored_spec(self._last.spec)
+        return self._life.spec
 
     @property
     def console_log(self) -> Path:
         """Everything that its serial console said in its last run."""
-        return self._home.machine_directory(self.id) / "console.log"
+        return self._life.console_log
 
     @property
     def engine_log(self) -> Path:
         """What its process said in its last run."""
-        return self._home.machine_directory(self.id) / "engine.log"
+        return self._life.directory / "engine.log"
 
     def start(self, timeout: float | None = None) -> None:
         """Start it, and wait at most `timeout` seconds until its guest is ready.
+
+        A suspended machine is woken.
 
         Raises:
             StateError: it runs already.
@@ -134,23 +103,38 @@ class Machine:
             EngineError, GuestError: it did not start, or its guest did not become ready; it has
                 been killed and is ``failed``.
         """
-        with self._operation("start") as record:
+        limit = READY_TIMEOUT if timeout is None else timeout
+        if self._life.record().state is State.SUSPENDED:
+            self.wake(limit)
+            return
+        with self._life.operation("start") as record:
             if record.state.live:
                 raise StateError(
                     f"{record.name} is {record.state} already",
                     hint=f"restart it with: cerne restart {record.name}",
                     machine=record.name,
                 )
-            image = self._image()
-            self._last = self._launch(record, image)
-        self._await_ready(image, READY_TIMEOUT if timeout is None else timeout)
+            self._life.require(record, State.DEFINED, State.STOPPED, State.FAILED)
+            image = self._life.image()
+            self._life.launch(self._life.surroundings.choose_engine(self.spec.engine))
+        self._life.await_ready(image, limit)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Shut its guest down; kill it if that takes more than `timeout` seconds.
 
         Nothing happens where it does not run.
+
+        Raises:
+            StateError: it is suspended, and would lose what is in its memory.
         """
-        with self._operation("stop") as record:
+        with self._life.operation("stop") as record:
+            if record.state is State.SUSPENDED:
+                raise StateError(
+                    f"{record.name} is suspended: stopped, it would lose what is in its memory",
+                    hint=f"wake it first: cerne wake {record.name}; or throw its memory away:"
+                    f" cerne kill {record.name}",
+                    machine=record.name,
+                )
             if not record.state.live or record.process is None:
                 return
             was_ready = record.ready is not None
@@ -162,22 +146,90 @@ class Machine:
             )
             asking.start()
             if record.process.wait(max(0.0, deadline - time.monotonic())):
-                self._last = self._ended(stopping, State.STOPPED, "shut down")
+                self._life.last = self._life.ended(stopping, State.STOPPED, "shut down")
             else:
                 late = f"killed: it did not shut down within {timeout:g} s"
-                self._last = self._kill(stopping, late)
-            asking.join(_KILL_TIMEOUT)
+                self._life.last = self._life.kill(stopping, late)
+            asking.join(KILL_TIMEOUT)
 
     def kill(self) -> None:
-        """End it at once, as if its power were cut. Nothing happens where it does not run."""
+        """End it at once, as if its power were cut; a suspended one loses its memory.
+
+        Nothing happens where it does not run.
+        """
         # Before the lock is asked for: a stop that waits for its guest must not hold this up.
         process = self._store.get(self.id).process
         if process is not None:
             process.send(signal.SIGKILL)
-            process.wait(_KILL_TIMEOUT)
-        with self._operation("kill", settle=False) as record:
+            process.wait(KILL_TIMEOUT)
+        with self._life.operation("kill", settle=False) as record:
             if record.state.live:
-                self._last = self._kill(record, "killed")
+                self._life.last = self._life.kill(record, "killed")
+            elif record.state is State.SUSPENDED:
+                why = "killed while it was suspended"
+                self._life.last = self._life.ended(record, State.STOPPED, why)
+
+    def suspend(self) -> None:
+        """Save its memory to the disk and end its process; `wake` goes on from there.
+
+        Raises:
+            StateError: it does not run.
+            EngineError, InputError: its engine cannot save it; it runs on.
+            StorageError: there is no space for its memory; it runs on.
+        """
+        suspension.suspend(self._life)
+
+    def wake(self, timeout: float = READY_TIMEOUT) -> None:
+        """Let it go on from where it was suspended; its agent may take `timeout` seconds.
+
+        Raises:
+            StateError: it is not suspended.
+            CapacityError, ConflictError, HostError, DamagedError: the host cannot run it now; it
+                stays suspended.
+            EngineError: it did not start; it stays suspended.
+            GuestError: it runs, and its agent does not answer.
+        """
+        suspension.wake(self._life, timeout)
+
+    def snapshot(self, name: str | None = None, *, memory: bool = True) -> Snapshot:
+        """Keep it as it is now, to go back to or to make others from.
+
+        A machine that runs is kept with its memory, unless that is declined, and runs on; one
+        that does not is kept with its disk alone. A name is made up if none is given.
+
+        Raises:
+            ConflictError: the name is in use.
+            InputError: the name cannot be, or there is nothing to keep.
+            EngineError, StorageError: it could not be saved; it is as it was.
+        """
+        from cerne.manager import snapshot
+
+        return snapshot.take(self._life, name, memory=memory)
+
+    def fork(
+        self,
+        count: int | None = None,
+        *,
+        names: Sequence[str] = (),
+        ports: Sequence[PublishedPort] = (),
+    ) -> list[Machine]:
+        """Machines that go on from where this one is, which runs on too; each is its own.
+
+        Args:
+            count: how many; as many as there are names, or one.
+            names: what they are called; names that are missing are made of this one's.
+            ports: published ports, for a single one: its parent's are the parent's alone.
+
+        Raises:
+            StateError: it does not run.
+            ConflictError: a name or a port is in use.
+            CapacityError: the host cannot guarantee their memory.
+            EngineError, GuestError: a child did not start; there is none, and the parent runs on.
+        """
+        from cerne.manager.forking import child_names, fork
+
+        children = fork(self._life, child_names(self._life, count, names), ports)
+        return [Machine(self._life.surroundings, child) for child in children]
 
     def pause(self) -> None:
         """Hold its vCPUs where they are; its memory stays.
@@ -185,11 +237,11 @@ class Machine:
         Raises:
             StateError: it does not run.
         """
-        with self._operation("pause") as record:
-            self._require(record, State.RUNNING, State.PAUSED)
+        with self._life.operation("pause") as record:
+            self._life.require(record, State.RUNNING, State.PAUSED)
             paused = self._store.change(record, State.PAUSED)
             try:
-                self._qmp("stop")
+                self._life.qmp("stop")
             except EngineError:
                 self._store.change(paused, State.RUNNING, kind="resumed")
                 raise
@@ -200,9 +252,9 @@ class Machine:
         Raises:
             StateError: it does not run.
         """
-        with self._operation("resume") as record:
-            self._require(record, State.RUNNING, State.PAUSED)
-            self._qmp("cont")
+        with self._life.operation("resume") as record:
+            self._life.require(record, State.RUNNING, State.PAUSED)
+            self._life.qmp("cont")
             if record.state is State.PAUSED:
                 self._store.change(record, State.RUNNING, kind="resumed")
 
@@ -219,7 +271,7 @@ class Machine:
             ConflictError: the name is in use, or the machine runs: its guest knows the old name.
         """
         check_name(name)
-        with self._operation("rename") as record:
+        with self._life.operation("rename") as record:
             if record.state.live:
                 raise StateError(
                     f"{record.name} is {record.state}, and its guest knows its name",
@@ -228,7 +280,7 @@ class Machine:
                 )
             spec = self.spec.model_copy(update={"name": name})
             self._store.rename(record, name, spec.model_dump_json())
-            self._last = self._store.get(self.id)
+            self._life.last = self._store.get(self.id)
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it, with its disks and logs; with `force` even while it runs.
@@ -240,7 +292,7 @@ class Machine:
         """
         if force:
             self.kill()
-        with self._operation("remove") as record:
+        with self._life.operation("remove") as record:
             if record.state.live:
                 raise StateError(
                     f"{record.name} is {record.state}",
@@ -249,11 +301,7 @@ class Machine:
                 )
             if record.state is State.FAILED:
                 self._keep_failure(record)
-            # From here on it does not exist; what is left of it is swept by the next `create`.
-            self._store.remove(record)
-            discard(self._home.machine_directory(self.id))
-            discard(self._home.machine_runtime(self.id))
-            self._lock_path.unlink(missing_ok=True)
+            self._life.forget(record)
 
     def wait(self, timeout: float | None = None) -> State:
         """Wait until it does not run, at most `timeout` seconds; its state then.
@@ -283,17 +331,15 @@ class Machine:
             StateError: it does not run, or is paused.
             GuestError: its image has no agent.
         """
-        from cerne.guest import GuestAgent
-
         record = self.record
-        self._require(record, State.RUNNING)
-        if record.ready is None and not self._image().agent:
+        self._life.require(record, State.RUNNING)
+        if record.ready is None and not self._life.image().agent:
             raise GuestError(
                 f"the image of {record.name} has no agent in it",
                 hint=f"use its console: cerne console {record.name}",
                 machine=record.name,
             )
-        return GuestAgent(self._plan_of(record).agent_sockets)
+        return self._life.agent()
 
     def exec(
         self,
@@ -340,10 +386,10 @@ class Machine:
             StateError: it does not run.
             BusyError: another has the console.
         """
-        self._require(self.record, State.RUNNING, State.PAUSED)
+        self._life.require(self.record, State.RUNNING, State.PAUSED)
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            connection.connect(str(self._plan_of(self._last).console_socket))
+            connection.connect(str(self._life.plan().console_socket))
         except OSError as error:
             connection.close()
             raise BusyError(
@@ -364,170 +410,25 @@ class Machine:
             StateError: it does not run.
         """
         record = self.record
-        self._require(record, State.RUNNING, State.PAUSED)
+        self._life.require(record, State.RUNNING, State.PAUSED)
         return measure(record, self._home.machine_directory(self.id))
-
-    @property
-    def _lock_path(self) -> Path:
-        return self._home.machine_lock(self.id)
-
-    @contextlib.contextmanager
-    def _operation(self, name: str, *, settle: bool = True) -> Iterator[Record]:
-        with held(self._lock_path, name, self.name):
-            record = self._store.get(self.id)
-            if settle and self._needs_settling(record):
-                record = self._settled(record)
-            self._last = record
-            yield record
-
-    def _needs_settling(self, record: Record) -> bool:
-        if not record.state.live:
-            return False
-        if record.state in (State.STARTING, State.STOPPING) or record.process is None:
-            return True
-        return not record.process.alive()
-
-    def _settled(self, record: Record) -> Record:
-        """Put right what an interrupted command, an ended process or a restarted host left."""
-        if record.process is None:
-            kill_strays(self._home.machine_runtime(self.id))
-            why = "the command that started it was interrupted"
-            return self._ended(record, State.FAILED, why)
-        if record.process.alive():
-            return self._store.change(record, State.RUNNING, kind="stop interrupted")
-        if record.process.boot_id != boot_id():
-            return self._ended(record, State.STOPPED, "the host was restarted")
-        ending = self._surroundings.choose_engine(record.engine).ending(self.console_log.parent)
-        return self._ended(record, State.STOPPED if ending.orderly else State.FAILED, ending.reason)
-
-    def _ended(self, record: Record, state: State, reason: str) -> Record:
-        _log.debug("%s is %s: %s", record.name, state, reason)
-        discard(self._home.machine_runtime(self.id))
-        return self._store.change(record, state, reason=reason)
-
-    def _kill(self, record: Record, reason: str, state: State = State.STOPPED) -> Record:
-        if record.process is not None:
-            record.process.send(signal.SIGKILL)
-            if not record.process.wait(_KILL_TIMEOUT):
-                raise EngineError(
-                    f"process {record.process.pid} of {record.name} does not end",
-                    hint="it is stuck in the kernel: see dmesg",
-                    machine=record.name,
-                )
-        else:
-            kill_strays(self._home.machine_runtime(self.id))
-        return self._ended(record, state, reason)
-
-    def _image(self) -> Image:
-        return self._surroundings.images().get(self._last.digest)
-
-    def _plan_of(self, record: Record) -> LaunchPlan:
-        return launch_plan(self._home, record, self.spec, self._image())
-
-    def _launch(self, record: Record, image: Image) -> Record:
-        spec = self.spec
-        engine = self._surroundings.choose_engine(spec.engine)
-        plan = launch_plan(self._home, record, spec, image)
-        engine.require(plan)
-        self._store.reserve(record, engine.name, memory_limit())
-        try:
-            discard(plan.runtime)
-            plan.runtime.mkdir(mode=0o700)
-            self.console_log.unlink(missing_ok=True)
-            self.engine_log.unlink(missing_ok=True)
-            process = engine.start(plan)
-            _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
-            return self._store.set_process(record, process)
-        except BaseException as error:
-            kill_strays(plan.runtime)
-            why = error.message if isinstance(error, CerneError) else "its start was interrupted"
-            self._ended(self._store.get(record.id), State.FAILED, why)
-            raise
-
-    def _await_ready(self, image: Image, timeout: float) -> None:
-        if not image.agent:
-            return
-        process = self._last.process
-        assert process is not None
-        watch = BootWatch(self.name, process, self.console_log)
-        try:
-            agent = self.agent()
-            agent.wait_ready(timeout, alive=watch.check)
-            _log.debug("the agent of %s answers", self.name)
-            self._mount_shares(agent)
-            self._last = self._store.set_ready(self._last)
-        except BaseException as error:
-            raise self._failed_to_become_ready(error, timeout) from error
-
-    def _failed_to_become_ready(self, error: BaseException, timeout: float) -> BaseException:
-        """Kill a machine that did not become ready; the error that says why."""
-        if type(error) is GuestError and self._last.process is not None:
-            # The connection broke: the process is most likely ending, and will have said why.
-            self._last.process.wait(_ENDING_TIMEOUT)
-        with self._operation("kill") as record:
-            if not record.state.live:
-                return ended_before_ready(record.name, record.reason, self.console_log)
-            why = error.message if isinstance(error, CerneError) else "its start was interrupted"
-            self._last = self._kill(record, why, State.FAILED)
-        if not isinstance(error, GuestTimeoutError):
-            return error
-        said = last_lines(self.console_log)
-        end = f"; its console ended with: {said[-1]}" if said else "; its console said nothing"
-        return GuestTimeoutError(
-            f"{self.name} was not ready after {timeout:g} s{end}",
-            hint=f"its console log is {self.console_log}; --timeout gives it longer",
-            machine=self.name,
-        )
-
-    def _mount_shares(self, agent: GuestAgent) -> None:
-        for index, mount in enumerate(self.spec.mounts):
-            mode = "ro" if mount.read_only else "rw"
-            options = f"trans=virtio,version=9p2000.L,msize=262144,{mode}"
-            script = 'mkdir -p "$1" && exec mount -t 9p -o "$2" "$3" "$1"'
-            argv = ["sh", "-c", script, "sh", mount.target, options, share_tag(index)]
-            done = agent.run(argv)
-            if done.status != 0:
-                said = done.stderr.decode(errors="replace").strip()
-                raise GuestError(
-                    f"{mount.source} could not be mounted at {mount.target} in {self.name}: {said}",
-                    hint="the guest's kernel needs 9p over virtio, as that of: cerne kernel build",
-                    machine=self.name,
-                )
 
     def _ask_to_shut_down(self, record: Record, was_ready: bool) -> None:
         """Tell the guest to shut down, by its agent or by its power button."""
         # What goes wrong here is the guest's affair: it is killed if it does not shut down.
         with contextlib.suppress(CerneError):
             if record.state is State.PAUSED:
-                self._qmp("cont")
-            if was_ready and self._told_agent(record):
+                self._life.qmp("cont")
+            if was_ready and self._told_agent():
                 return
-            self._qmp("system_powerdown")
+            self._life.qmp("system_powerdown")
 
-    def _told_agent(self, record: Record) -> bool:
-        from cerne.guest import GuestAgent
-
+    def _told_agent(self) -> bool:
         try:
-            GuestAgent(self._plan_of(record).agent_sockets).shutdown()
+            self._life.agent().shutdown()
         except (GuestError, ConflictError):
             return False
         return True
-
-    def _qmp(self, command: str) -> None:
-        from cerne.engine.qmp import QmpClient
-
-        with QmpClient(self._home.machine_runtime(self.id) / "qmp.sock") as client:
-            client.execute(command)
-
-    def _require(self, record: Record, *states: State) -> None:
-        if record.state not in states:
-            reason = f" ({record.reason})" if record.reason else ""
-            remedy = "resume" if record.state is State.PAUSED else "start"
-            raise StateError(
-                f"{record.name} is {record.state}{reason}",
-                hint=f"{remedy} it with: cerne {remedy} {record.name}",
-                machine=record.name,
-            )
 
     def _keep_failure(self, record: Record) -> None:
         if not self.console_log.exists():

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-import time
-import uuid
+import contextlib
 from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cerne.errors import CerneError, ConflictError, InputError, NotFoundError
 from cerne.manager.admission import check_host
+from cerne.manager.births import new_record
 from cerne.manager.home import Home
+from cerne.manager.life import Life, Surroundings
 from cerne.manager.lock import held, is_held
-from cerne.manager.machine import Machine, Surroundings
+from cerne.manager.machine import Machine
 from cerne.manager.names import made_up_name
 from cerne.manager.recovery import discard, kill_strays
-from cerne.manager.store import Event, Record, State, Store, name_in_use
+from cerne.manager.store import Event, Record, Store, name_in_use
 from cerne.units import format_size
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
     from cerne.images import Image, ImageStore, Progress
+    from cerne.manager.snapshot import Snapshot
     from cerne.manager.spec import MachineSpec
 
 
@@ -70,7 +72,7 @@ class Manager:
         self._sweep()
         image = self.images.ensure(spec.image, progress)
         _check_disk(spec, image)
-        record = _new_record(spec, image)
+        record = new_record(spec, spec.image, image.digest)
         directory = self.home.machine_directory(record.id)
         with held(self.home.machine_lock(record.id), "create", record.name):
             try:
@@ -126,7 +128,32 @@ class Manager:
 
     def machines(self) -> list[Machine]:
         """All machines, the oldest first."""
+        self._sweep_unborn()
         return [Machine(self._surroundings, record) for record in self._store.machines()]
+
+    def snapshots(self) -> list[Snapshot]:
+        """All snapshots, the oldest first.
+
+        Raises:
+            DamagedError: what is kept of one cannot be read.
+        """
+        from cerne.manager.snapshot import Snapshot
+
+        return [Snapshot(self._surroundings, row) for row in self._store.snapshots()]
+
+    def snapshot(self, name: str) -> Snapshot:
+        """The snapshot of this name or ID.
+
+        Raises:
+            NotFoundError: there is none.
+            DamagedError: what is kept of it cannot be read.
+        """
+        from cerne.manager.snapshot import Snapshot, unknown_snapshot
+
+        row = self._store.find_snapshot(name)
+        if row is None:
+            raise unknown_snapshot(name)
+        return Snapshot(self._surroundings, row)
 
     def events(self, after: int = 0) -> list[Event]:
         """What happened to all machines, from the event numbered `after` on."""
@@ -156,8 +183,19 @@ class Manager:
                 image.disk.path, image.disk.format, self.home.root_disk(record.id), spec.disk
             )
 
+    def _sweep_unborn(self) -> None:
+        """Remove the forks whose command was killed before they were whole."""
+        for record in self._store.machines():
+            if record.unborn:
+                # What is still being made stays; it is locked by whoever makes it.
+                with contextlib.suppress(NotFoundError):
+                    Life(self._surroundings, record).record()
+
     def _sweep(self) -> None:
-        """Remove what commands that were killed left of machines that are not in the store."""
+        """Remove what commands that were killed left, and nothing in the store names."""
+        from cerne.manager import snapshot
+
+        self._sweep_unborn()
         known = {record.id for record in self._store.machines()}
         for directory in self.home.machines.iterdir():
             lock = self.home.machine_lock(directory.name)
@@ -166,6 +204,8 @@ class Manager:
                 discard(self.home.machine_runtime(directory.name))
                 discard(directory)
                 lock.unlink(missing_ok=True)
+        snapshot.sweep(self.home, self._store)
+        self._surroundings.collect()
 
     def _unknown(self, machine_id: str) -> bool:
         """Look again: it may have been added, and its lock freed, since the list was read."""
@@ -186,22 +226,3 @@ def _check_disk(spec: MachineSpec, image: Image) -> None:
             f" {format_size(image.disk.virtual_size)}",
             hint=f"ask for at least --disk {format_size(image.disk.virtual_size)}",
         )
-
-
-def _new_record(spec: MachineSpec, image: Image) -> Record:
-    return Record(
-        id=uuid.uuid4().hex[:12],
-        name=spec.name,
-        spec=spec.model_dump_json(),
-        image=spec.image,
-        digest=image.digest,
-        cpus=spec.cpus,
-        memory=spec.memory,
-        state=State.DEFINED,
-        reason="",
-        engine="",
-        process=None,
-        created=time.time(),
-        started=None,
-        ready=None,
-    )

@@ -27,8 +27,8 @@ _TREES = _words(
 )
 
 
-def check_name(name: str) -> str:
-    """The name itself, where it can be a machine's.
+def check_name(name: str, whose: str = "a machine's") -> str:
+    """The name itself, where it can be a machine's or a snapshot's.
 
     Raises:
         InputError: it is empty, too long, or has characters that no name may have.
@@ -36,7 +36,7 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name) or ".." in name:
         shown = name if len(name) <= 40 else f"{name[:40]}…"
         raise InputError(
-            f"{shown!r} cannot be a machine's name",
+            f"{shown!r} cannot be {whose} name",
             hint="use 1 to 63 letters, digits, and inside of them dots, dashes and underscores",
         )
     return name

@@ -15,20 +15,8 @@ from pathlib import Path
 from cerne.host.process import ProcessIdentity
 
 
-def kill_strays(runtime: Path) -> None:
-    """Kill whatever process names a machine's runtime directory, and wait until it is gone."""
-    for process in _processes_naming(runtime):
-        process.send(signal.SIGKILL)
-        process.wait()
-
-
-def discard(directory: Path) -> None:
-    """Remove a directory and all in it; nothing happens where there is none."""
-    with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(directory)
-
-
-def _processes_naming(runtime: Path) -> list[ProcessIdentity]:
+def strays(runtime: Path) -> list[ProcessIdentity]:
+    """The processes that name a machine's runtime directory."""
     marker = os.fsencode(runtime)
     found = []
     for entry in Path("/proc").iterdir():
@@ -39,3 +27,16 @@ def _processes_naming(runtime: Path) -> list[ProcessIdentity]:
                 process = ProcessIdentity.of(int(entry.name))
                 found += [process] if process is not None else []
     return found
+
+
+def kill_strays(runtime: Path) -> None:
+    """Kill whatever process names a machine's runtime directory, and wait until it is gone."""
+    for process in strays(runtime):
+        process.send(signal.SIGKILL)
+        process.wait()
+
+
+def discard(directory: Path) -> None:
+    """Remove a directory and all in it; nothing happens where there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)

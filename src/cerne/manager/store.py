@@ -61,6 +61,7 @@ ALTER TABLE machines ADD COLUMN parent TEXT NOT NULL DEFAULT '';
 CREATE TABLE snapshots (
     id TEXT PRIMARY KEY,
     name TEXT NOT NULL UNIQUE,
+    layer TEXT NOT NULL,
     manifest TEXT NOT NULL,
     created REAL NOT NULL
 ) STRICT;
@@ -117,13 +118,14 @@ class Record:
     ready: float | None
     """When this run's guest was ready; None until then."""
     parent: str = ""
-    """The ID of the machine that it was forked or restored from; empty otherwise. Until its first
-    start has succeeded such a machine is unborn: what an interrupted command left of it is
-    removed."""
+    """The ID of the machine that it was forked or restored from; empty otherwise."""
 
     @property
     def unborn(self) -> bool:
-        """Whether it is a fork or a copy that has never run, and no process is known of."""
+        """Whether it goes on from another's memory and has not been told yet who it is.
+
+        Should the command that makes it be interrupted, it is removed, whether it runs or not.
+        """
         return bool(self.parent) and self.state is State.STARTING and self.started is None
 
 
@@ -133,6 +135,8 @@ class SnapshotRow:
 
     id: str
     name: str
+    layer: str
+    """The ID of the layer that its disk is; empty where it has none."""
     manifest: str
     """What is in it, as JSON (`cerne.manager.manifest`)."""
     created: float
@@ -244,8 +248,9 @@ class Store:
         with self._transaction() as database:
             try:
                 database.execute(
-                    "INSERT INTO snapshots (id, name, manifest, created) VALUES (?, ?, ?, ?)",
-                    (row.id, row.name, row.manifest, row.created),
+                    "INSERT INTO snapshots (id, name, layer, manifest, created)"
+                    " VALUES (?, ?, ?, ?, ?)",
+                    (row.id, row.name, row.layer, row.manifest, row.created),
                 )
             except sqlite3.IntegrityError as error:
                 raise snapshot_name_in_use(row.name) from error
@@ -290,6 +295,17 @@ class Store:
         }
         with self._transaction() as database:
             self._write(database, record, values, "started", f"process {process.pid}")
+        return self.get(record.id)
+
+    def note_process(self, record: Record, process: ProcessIdentity) -> Record:
+        """Note which process a machine that is unborn has; its new record."""
+        values: dict[str, str | float | None] = {
+            "pid": process.pid,
+            "start_time": process.start_time,
+            "boot_id": process.boot_id,
+        }
+        with self._transaction() as database:
+            self._write(database, record, values, "forked", f"process {process.pid}")
         return self.get(record.id)
 
     def set_ready(self, record: Record) -> Record:
@@ -355,7 +371,7 @@ class Store:
         return [_record(row) for row in rows]
 
     def _snapshot_rows(self, clause: str, values: tuple[str, ...]) -> list[SnapshotRow]:
-        query = f"SELECT id, name, manifest, created FROM snapshots {clause}"
+        query = f"SELECT id, name, layer, manifest, created FROM snapshots {clause}"
         with self._errors(), self._lock:
             return [SnapshotRow(*row) for row in self._database.execute(query, values)]
 

@@ -1,0 +1,92 @@
+"""Machines that go on from another's memory: all of them come to be, or none.
+
+Until its guest has been told who it is, such a machine is unborn (`Record.unborn`): its name is
+taken and its memory counted, and whoever finds that its maker was interrupted removes it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from cerne.manager import faults
+from cerne.manager.admission import memory_limit
+from cerne.manager.life import Life, Surroundings
+from cerne.manager.lock import held
+from cerne.manager.names import check_name
+from cerne.manager.store import Record, State
+
+if TYPE_CHECKING:
+    from cerne.manager.spec import MachineSpec
+    from cerne.network.ports import PublishedPort
+
+
+def spec_of_child(spec: MachineSpec, name: str, ports: Sequence[PublishedPort] = ()) -> MachineSpec:
+    """What a machine is that is made of another: the same, but for its name and its ports.
+
+    Raises:
+        InputError: that cannot be a name.
+    """
+    return spec.model_copy(update={"name": check_name(name), "ports": tuple(ports)})
+
+
+def new_record(
+    spec: MachineSpec,
+    image: str,
+    digest: str,
+    *,
+    engine: str = "",
+    parent: str = "",
+    unborn: bool = False,
+) -> Record:
+    """The record of a machine that is not in the store yet."""
+    return Record(
+        id=uuid.uuid4().hex[:12],
+        name=spec.name,
+        spec=spec.model_dump_json(),
+        image=image,
+        digest=digest,
+        cpus=spec.cpus,
+        memory=spec.memory,
+        state=State.STARTING if unborn else State.DEFINED,
+        reason="",
+        engine=engine,
+        process=None,
+        created=time.time(),
+        started=None,
+        ready=None,
+        parent=parent,
+    )
+
+
+@contextmanager
+def births(surroundings: Surroundings, records: Sequence[Record]) -> Iterator[list[Life]]:
+    """Add unborn machines; whoever is not born in this block is removed where it fails.
+
+    Raises:
+        ConflictError: a name is in use.
+        CapacityError: the host cannot guarantee their memory.
+    """
+    lives = [Life(surroundings, record) for record in records]
+    with ExitStack() as locks:
+        for life in lives:
+            locks.enter_context(held(life.lock_path, "fork", life.last.name))
+        try:
+            surroundings.store.add_unborn(records, memory_limit())
+        except BaseException:
+            for life in lives:
+                life.lock_path.unlink(missing_ok=True)
+            raise
+        try:
+            faults.step("children added")
+            for life in lives:
+                life.directory.mkdir(mode=0o700)
+                life.clear_runtime()
+            yield lives
+        except BaseException:
+            for life in lives:
+                life.abandon()
+            raise

@@ -1,0 +1,126 @@
+"""Forking a machine that runs: its children go on from where it is, and it runs on.
+
+Where the engine forks, the host's kernel shares the memory; where it cannot, the machine is saved
+once and each child goes on from that. All children come to be, or none.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count as numbers
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne.errors import ConflictError, InputError
+from cerne.images.files import storage_errors
+from cerne.manager import faults
+from cerne.manager.births import births, new_record, spec_of_child
+from cerne.manager.life import Life
+from cerne.manager.lock import held
+from cerne.manager.recovery import discard
+from cerne.manager.store import Record, State
+
+if TYPE_CHECKING:
+    from cerne.engine.base import Engine
+    from cerne.host.process import ProcessIdentity
+    from cerne.manager.home import Home
+    from cerne.network.ports import PublishedPort
+
+MOST_CHILDREN = 256
+"""How many machines one fork makes at most."""
+
+
+def child_names(life: Life, count: int | None, names: Sequence[str]) -> list[str]:
+    """What the children are called: as given, and after their parent where names are missing.
+
+    Raises:
+        InputError: there are more names than children, or too many or no children.
+    """
+    wanted = count if count is not None else max(1, len(names))
+    if not max(1, len(names)) <= wanted <= MOST_CHILDREN:
+        raise InputError(
+            f"{wanted} children, of {len(names)} names, cannot be",
+            hint=f"ask for 1 to {MOST_CHILDREN}, and for no fewer than there are names",
+        )
+    taken = {record.name for record in life.store.machines()} | set(names)
+    made_up = (f"{life.last.name}-{number}" for number in numbers(1))
+    free = (name for name in made_up if name not in taken)
+    return [*names, *(next(free) for _ in range(wanted - len(names)))]
+
+
+def fork(life: Life, names: Sequence[str], ports: Sequence[PublishedPort]) -> list[Record]:
+    """Fork a machine into children of these names (see `Machine.fork`)."""
+    if ports and len(names) > 1:
+        raise InputError(
+            "several machines cannot have the same published ports",
+            hint="fork them one by one, each with --publish of its own",
+        )
+    if len(set(names)) < len(names):
+        raise ConflictError("the same name is asked for twice", hint="name each one once")
+    with life.operation("fork") as record:
+        life.require(record, State.RUNNING)
+        engine = life.engine()
+        records = [
+            new_record(
+                spec_of_child(life.spec, name, ports),
+                record.image,
+                record.digest,
+                engine=engine.name,
+                parent=record.id,
+                unborn=True,
+            )
+            for name in names
+        ]
+        for newborn in records:
+            engine.require(Life(life.surroundings, newborn).plan())
+        with births(life.surroundings, records) as children:
+            _make(life, record, children, engine)
+            image = life.image()
+            for child in children:
+                child.renew(image)
+            return [child.last for child in children]
+
+
+def _make(parent: Life, record: Record, children: Sequence[Life], engine: Engine) -> None:
+    with _work_directory(parent.home) as directory:
+        with parent.saving(record), storage_errors(f"forking {record.name}", parent.home.data):
+            layer = parent.layers.freeze(parent.id)
+            if layer is not None:
+                for child in children:
+                    child.layers.overlay(layer, child.home.root_disk(child.id))
+            faults.step("children made")
+            processes = _forked(parent, children, engine, directory)
+            faults.step("forked")
+        if processes is None:
+            processes = [engine.start(child.plan(directory)) for child in children]
+        for child, process in zip(children, processes, strict=True):
+            child.last = child.store.note_process(child.last, process)
+            faults.step("child noted")
+
+
+def _forked(
+    parent: Life, children: Sequence[Life], engine: Engine, directory: Path
+) -> list[ProcessIdentity] | None:
+    """The children's processes; or None where the parent was saved to a directory instead."""
+    plan = parent.plan()
+    try:
+        return engine.fork(plan, plan.disks, [child.plan() for child in children])
+    except InputError:
+        engine.save(plan, directory, plan.disks, resume=True)
+        return None
+
+
+@contextmanager
+def _work_directory(home: Home) -> Iterator[Path]:
+    """A directory that is swept as a snapshot's is, should this process be killed."""
+    work_id = uuid.uuid4().hex[:12]
+    directory, lock = home.snapshot_directory(work_id), home.machine_lock(work_id)
+    with held(lock, "fork", "a fork"):
+        directory.mkdir(mode=0o700)
+        try:
+            yield directory
+        finally:
+            discard(directory)
+            lock.unlink(missing_ok=True)

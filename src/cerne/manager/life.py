@@ -1,0 +1,417 @@
+"""What is done to one machine's row, process and files, under its lock.
+
+Every operation holds the machine's lock, begins from what its process says, and is one
+transaction a change. Whatever is killed midway is found and put right by the next operation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne.errors import (
+    CerneError,
+    EngineError,
+    GuestError,
+    GuestTimeoutError,
+    NotFoundError,
+    StateError,
+)
+from cerne.host.process import boot_id
+from cerne.manager import faults
+from cerne.manager.admission import memory_limit
+from cerne.manager.layers import Layers
+from cerne.manager.lock import held, is_held
+from cerne.manager.plan import launch_plan, share_tag
+from cerne.manager.readiness import BootWatch, ended_before_ready, last_lines
+from cerne.manager.recovery import discard, kill_strays, strays
+from cerne.manager.store import Record, State, Store
+
+if TYPE_CHECKING:
+    from cerne.engine.base import Engine, LaunchPlan
+    from cerne.guest import GuestAgent
+    from cerne.images import Image, ImageStore
+    from cerne.manager.home import Home
+    from cerne.manager.spec import MachineSpec
+
+_log = logging.getLogger(__name__)
+
+READY_TIMEOUT = 120.0
+"""Seconds that a guest may take to become ready, unless a command says otherwise."""
+
+KILL_TIMEOUT = 10.0
+_ENDING_TIMEOUT = 2.0
+_WAS_PAUSED = "paused"
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every machine of one manager shares."""
+
+    home: Home
+    store: Store
+    images: Callable[[], ImageStore]
+    choose_engine: Callable[[str], Engine]
+
+    def collect(self) -> None:
+        """Remove the layers that no machine and no snapshot needs any more."""
+        kept = [row.layer for row in self.store.snapshots() if row.layer]
+        Layers(self.home).collect(self.home.layer(layer) for layer in kept)
+
+
+class Life:
+    """One machine, as its operations see it; `last` is its record as last read."""
+
+    def __init__(self, surroundings: Surroundings, record: Record) -> None:
+        self.surroundings = surroundings
+        self.home = surroundings.home
+        self.store = surroundings.store
+        self.layers = Layers(surroundings.home)
+        self.last = record
+
+    @property
+    def id(self) -> str:
+        return self.last.id
+
+    @property
+    def spec(self) -> MachineSpec:
+        from cerne.manager.spec import stored_spec
+
+        return stored_spec(self.last.spec)
+
+    @property
+    def directory(self) -> Path:
+        return self.home.machine_directory(self.id)
+
+    @property
+    def runtime(self) -> Path:
+        return self.home.machine_runtime(self.id)
+
+    @property
+    def lock_path(self) -> Path:
+        return self.home.machine_lock(self.id)
+
+    @property
+    def console_log(self) -> Path:
+        return self.directory / "console.log"
+
+    @property
+    def saved(self) -> Path:
+        """Where it is kept while it is suspended."""
+        return self.home.saved(self.id)
+
+    def record(self) -> Record:
+        """What is known of it now; a run that has ended is noticed and recorded.
+
+        Raises:
+            NotFoundError: it has been removed.
+        """
+        self.last = self.store.get(self.id)
+        if _needs_settling(self.last) and not is_held(self.lock_path):
+            with self.operation("recovery") as record:
+                self.last = record
+        return self.last
+
+    @contextlib.contextmanager
+    def operation(self, name: str, *, settle: bool = True) -> Iterator[Record]:
+        """Hold the machine's lock; its record, put right where `settle` says so."""
+        with held(self.lock_path, name, self.last.name):
+            record = self.store.get(self.id)
+            if (settle or record.unborn) and _needs_settling(record):
+                record = self._settled(record)
+            self.last = record
+            yield record
+
+    def require(self, record: Record, *states: State) -> None:
+        """Refuse what the machine's state does not allow.
+
+        Raises:
+            StateError: it is in none of these states.
+        """
+        if record.state not in states:
+            reason = f" ({record.reason})" if record.reason else ""
+            remedy = _REMEDIES.get(record.state, "start")
+            raise StateError(
+                f"{record.name} is {record.state}{reason}",
+                hint=f"{remedy} it with: cerne {remedy} {record.name}",
+                machine=record.name,
+            )
+
+    def image(self) -> Image:
+        return self.surroundings.images().get(self.last.digest)
+
+    def engine(self) -> Engine:
+        """The engine that it last ran on, which alone knows how that run went."""
+        return self.surroundings.choose_engine(self.last.engine)
+
+    def plan(self, saved: Path | None = None) -> LaunchPlan:
+        """How its engine is to start it, or has started it."""
+        plan = launch_plan(self.home, self.last, self.spec, self.image())
+        return replace(plan, saved=saved)
+
+    def launch(self, engine: Engine, saved: Path | None = None, onto: Path | None = None) -> Record:
+        """Start its process, which boots, or goes on from what `Engine.save` wrote to `saved`.
+
+        With `onto`, its disk is replaced by an empty overlay on this layer. Where anything fails
+        it has the disk that it had, and is suspended if it was, or else ``failed``.
+
+        Raises:
+            CapacityError, ConflictError, HostError: the host cannot run it now.
+            EngineError: it did not start.
+        """
+        record, plan = self.last, self.plan(saved)
+        engine.require(plan)
+        self.store.reserve(record, engine.name, memory_limit())
+        try:
+            if onto is not None:
+                self.layers.replace(self.id, onto)
+            self.clear_runtime()
+            if saved is None:
+                plan.console_log.unlink(missing_ok=True)
+            process = engine.start(plan)
+            _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
+            faults.step("started")
+            note = self.store.note_process if record.unborn else self.store.set_process
+            self.last = note(record, process)
+        except BaseException as error:
+            why = error.message if isinstance(error, CerneError) else "its start was interrupted"
+            self._not_started(self.store.get(record.id), why)
+            raise
+        faults.step("running")
+        # From here on its disk is no longer the one that the memory of before knows.
+        self.layers.commit(self.id)
+        discard(self.saved)
+        return self.last
+
+    def await_ready(self, image: Image, timeout: float) -> None:
+        """Wait until a guest that boots is ready, or else kill its machine.
+
+        Raises:
+            EngineError, GuestError: it ended or did not become ready.
+        """
+        if not image.agent:
+            return
+        process = self.last.process
+        assert process is not None
+        watch = BootWatch(self.last.name, process, self.console_log)
+        try:
+            agent = self.agent()
+            agent.wait_ready(timeout, alive=watch.check)
+            _log.debug("the agent of %s answers", self.last.name)
+            self._mount_shares(agent)
+            self.last = self.store.set_ready(self.last)
+        except BaseException as error:
+            raise self._failed_to_become_ready(error, timeout) from error
+
+    def renew(self, image: Image, timeout: float = READY_TIMEOUT) -> None:
+        """Tell a guest that goes on from saved memory who it is now, and that time has passed.
+
+        Raises:
+            GuestError: it does not answer, or cannot be told.
+        """
+        process = self.last.process
+        assert process is not None
+        if image.agent:
+            agent = self.agent()
+            agent.wait_ready(timeout, alive=process.alive)
+            agent.set_time()
+            agent.add_entropy(os.urandom(64))
+            faults.step("renewed")
+        if self.last.unborn:
+            self.last = self.store.set_process(self.last, process)
+        if image.agent:
+            self.last = self.store.set_ready(self.last)
+
+    def agent(self) -> GuestAgent:
+        """The agent in its guest, which is taken to run."""
+        from cerne.guest import GuestAgent
+
+        return GuestAgent(self.plan().agent_sockets)
+
+    def qmp(self, command: str) -> None:
+        """Give its process a command in QMP.
+
+        Raises:
+            EngineError: it does not answer, or refuses.
+        """
+        from cerne.engine.qmp import QmpClient
+
+        with QmpClient(self.runtime / "qmp.sock") as client:
+            client.execute(command)
+
+    def clear_runtime(self) -> None:
+        """Make its runtime directory, empty."""
+        discard(self.runtime)
+        self.runtime.mkdir(mode=0o700)
+
+    def ended(self, record: Record, state: State, reason: str) -> Record:
+        """Record that it has no process any more; only a suspended machine keeps its memory."""
+        _log.debug("%s is %s: %s", record.name, state, reason)
+        discard(self.runtime)
+        self._discard_saved(whole=state is not State.SUSPENDED)
+        return self.store.change(record, state, reason=reason)
+
+    def kill(self, record: Record, reason: str, state: State = State.STOPPED) -> Record:
+        """End its process at once.
+
+        Raises:
+            EngineError: the process does not end.
+        """
+        if record.process is not None:
+            record.process.send(signal.SIGKILL)
+            if not record.process.wait(KILL_TIMEOUT):
+                raise EngineError(
+                    f"process {record.process.pid} of {record.name} does not end",
+                    hint="it is stuck in the kernel: see dmesg",
+                    machine=record.name,
+                )
+        else:
+            kill_strays(self.runtime)
+        return self.ended(record, state, reason)
+
+    def forget(self, record: Record) -> None:
+        """Remove all that there is of it."""
+        # From here on it does not exist; what is left of it is swept by the next `create`.
+        self.store.remove(record)
+        discard(self.directory)
+        discard(self.runtime)
+        self.lock_path.unlink(missing_ok=True)
+        self.surroundings.collect()
+
+    def abandon(self) -> None:
+        """End and remove it, where it is unborn."""
+        record = self.store.get(self.id)
+        if record.process is not None:
+            record.process.send(signal.SIGKILL)
+            record.process.wait(KILL_TIMEOUT)
+        kill_strays(self.runtime)
+        self.forget(record)
+
+    @contextlib.contextmanager
+    def saving(self, record: Record) -> Iterator[None]:
+        """Its engine saves or forks it in this block; afterwards it is as it was before.
+
+        A command that is killed in the block is noticed by the next one, which lets the guest run
+        on if it ran.
+        """
+        was_paused = record.state is State.PAUSED
+        reason = _WAS_PAUSED if was_paused else ""
+        self.last = self.store.change(record, State.SAVING, reason=reason)
+        faults.step("saving")
+        try:
+            yield
+        except BaseException:
+            # What cannot be put right now is put right by the next operation.
+            with contextlib.suppress(EngineError):
+                self.last = self._settled(self.last)
+            raise
+        if self.last.state is State.SAVING:
+            state = State.PAUSED if was_paused else State.RUNNING
+            self.last = self.store.change(self.last, state, kind="saved")
+
+    def _settled(self, record: Record) -> Record:
+        """Put right what an interrupted command, an ended process or a restarted host left."""
+        if record.unborn:
+            self.abandon()
+            raise NotFoundError(
+                f"{record.name} was never whole: the command that made it was interrupted",
+                hint="see: cerne ls",
+            )
+        if record.process is None:
+            return self._settled_start(record)
+        if record.process.alive():
+            return self._settled_alive(record)
+        if record.state is State.SAVING and self._is_suspended():
+            return self.ended(record, State.SUSPENDED, "")
+        if record.process.boot_id != boot_id():
+            return self.ended(record, State.STOPPED, "the host was restarted")
+        ending = self.surroundings.choose_engine(record.engine).ending(self.directory)
+        return self.ended(record, State.STOPPED if ending.orderly else State.FAILED, ending.reason)
+
+    def _settled_start(self, record: Record) -> Record:
+        why = "the command that started it was interrupted"
+        found = strays(self.runtime)
+        if len(found) == 1 and self._is_suspended() and not self.layers.is_replaced(self.id):
+            # It may have run on and written to its disk: its memory of before is of no use then.
+            with contextlib.suppress(EngineError):
+                self.qmp("cont")
+                discard(self.saved)
+                return self.store.set_process(record, found[0])
+        self._not_started(record, why)
+        return self.store.get(record.id)
+
+    def _settled_alive(self, record: Record) -> Record:
+        if record.state is State.STOPPING:
+            return self.store.change(record, State.RUNNING, kind="stop interrupted")
+        self._discard_saved(whole=True)
+        if record.reason == _WAS_PAUSED:
+            return self.store.change(record, State.PAUSED, kind="saving interrupted")
+        self.qmp("cont")
+        return self.store.change(record, State.RUNNING, kind="saving interrupted")
+
+    def _discard_saved(self, *, whole: bool) -> None:
+        discard(self.home.half_saved(self.id))
+        if whole:
+            discard(self.saved)
+
+    def _is_suspended(self) -> bool:
+        return self.saved.exists()
+
+    def _not_started(self, record: Record, why: str) -> None:
+        kill_strays(self.runtime)
+        self.layers.roll_back(self.id)
+        self.ended(record, State.SUSPENDED if self._is_suspended() else State.FAILED, why)
+
+    def _failed_to_become_ready(self, error: BaseException, timeout: float) -> BaseException:
+        """Kill a machine that did not become ready; the error that says why."""
+        name = self.last.name
+        if type(error) is GuestError and self.last.process is not None:
+            # The connection broke: the process is most likely ending, and will have said why.
+            self.last.process.wait(_ENDING_TIMEOUT)
+        with self.operation("kill") as record:
+            if not record.state.live:
+                return ended_before_ready(record.name, record.reason, self.console_log)
+            why = error.message if isinstance(error, CerneError) else "its start was interrupted"
+            self.last = self.kill(record, why, State.FAILED)
+        if not isinstance(error, GuestTimeoutError):
+            return error
+        said = last_lines(self.console_log)
+        end = f"; its console ended with: {said[-1]}" if said else "; its console said nothing"
+        return GuestTimeoutError(
+            f"{name} was not ready after {timeout:g} s{end}",
+            hint=f"its console log is {self.console_log}; --timeout gives it longer",
+            machine=name,
+        )
+
+    def _mount_shares(self, agent: GuestAgent) -> None:
+        for index, mount in enumerate(self.spec.mounts):
+            mode = "ro" if mount.read_only else "rw"
+            options = f"trans=virtio,version=9p2000.L,msize=262144,{mode}"
+            script = 'mkdir -p "$1" && exec mount -t 9p -o "$2" "$3" "$1"'
+            argv = ["sh", "-c", script, "sh", mount.target, options, share_tag(index)]
+            done = agent.run(argv)
+            if done.status != 0:
+                said = done.stderr.decode(errors="replace").strip()
+                raise GuestError(
+                    f"{mount.source} could not be mounted at {mount.target}"
+                    f" in {self.last.name}: {said}",
+                    hint="the guest's kernel needs 9p over virtio, as that of: cerne kernel build",
+                    machine=self.last.name,
+                )
+
+
+_REMEDIES = {State.PAUSED: "resume", State.SUSPENDED: "wake"}
+
+
+def _needs_settling(record: Record) -> bool:
+    if not record.state.live:
+        return False
+    if record.state in (State.STARTING, State.SAVING, State.STOPPING) or record.process is None:
+        return True
+    return not record.process.alive()

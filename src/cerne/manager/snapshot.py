@@ -1,0 +1,295 @@
+"""Snapshots: a machine as it was, its memory, devices and disk together.
+
+The disk is a layer (`cerne.manager.layers`), the memory a directory that the engine wrote. The row
+in the store comes last: without it there is no snapshot, and what is there is swept.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne.errors import InputError, NotFoundError
+from cerne.images.files import storage_errors, sync_directory
+from cerne.manager import faults
+from cerne.manager.births import births, new_record, spec_of_child
+from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
+from cerne.manager.lock import held, is_held
+from cerne.manager.manifest import Manifest, read_manifest
+from cerne.manager.names import check_name
+from cerne.manager.recovery import discard
+from cerne.manager.store import Record, SnapshotRow, State, Store, snapshot_name_in_use
+
+if TYPE_CHECKING:
+    from cerne.engine.base import Engine, LaunchPlan
+    from cerne.manager.home import Home
+    from cerne.manager.machine import Machine
+    from cerne.network.ports import PublishedPort
+
+
+class Snapshot:
+    """A snapshot that is in the store. Get one from `Manager.snapshots` or `Machine.snapshot`."""
+
+    def __init__(self, surroundings: Surroundings, row: SnapshotRow) -> None:
+        self._surroundings = surroundings
+        self._home = surroundings.home
+        self._row = row
+        self.manifest: Manifest = read_manifest(row.manifest, f"the snapshot {row.name}")
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits."""
+        return self._row.id
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._row.name
+
+    @property
+    def created(self) -> float:
+        """When it was made, in seconds since the epoch."""
+        return self._row.created
+
+    @property
+    def memory(self) -> Path | None:
+        """The directory of its memory; None where it has its disk alone."""
+        return self._home.snapshot_directory(self.id) if self.manifest.has_memory else None
+
+    @property
+    def layer(self) -> Path | None:
+        """Its disk; None where its image has none."""
+        return self._home.layer(self._row.layer) if self._row.layer else None
+
+    @property
+    def size(self) -> int:
+        """Bytes of this host's disk that its memory takes."""
+        files = [] if self.memory is None else list(self.memory.iterdir())
+        return sum(file.stat().st_blocks * 512 for file in files)
+
+    def restore(self) -> Machine:
+        """Take the machine that it is of back to it; what it has done since is lost.
+
+        With memory it goes on from there at once, or else it boots. Where it cannot be restored
+        the machine keeps the disk that it has.
+
+        Raises:
+            NotFoundError: that machine has been removed.
+            DamagedError, HostError: the snapshot is damaged, or this host cannot go on with it.
+            CerneError: what `Machine.start` raises.
+        """
+        from cerne.manager.machine import Machine
+
+        record = self._surroundings.store.find(self.manifest.machine)
+        if record is None:
+            raise NotFoundError(
+                f"the machine that {self.name} is of, {self.manifest.spec.name}, is not there",
+                hint=f"make another of it: cerne snapshot restore {self.name} --as NAME",
+            )
+        life = Life(self._surroundings, record)
+        with self._held("restore"), life.operation("restore") as present:
+            engine = self._engine()
+            # What cannot be is refused before the machine that runs is ended; its ports are its.
+            engine.require(_without_ports(life.plan(self.memory)))
+            if present.state.live:
+                life.last = life.kill(present, f"killed, to go back to {self.name}")
+            life.launch(engine, self.memory, self.layer)
+        if self.memory is None:
+            life.await_ready(life.image(), READY_TIMEOUT)
+        else:
+            life.renew(life.image())
+        life.surroundings.collect()
+        return Machine(self._surroundings, life.last)
+
+    def restore_as(self, name: str, ports: Sequence[PublishedPort] = ()) -> Machine:
+        """Make another machine of it, which goes on from there, or boots where it has no memory.
+
+        Raises:
+            InputError, ConflictError: the name cannot be, or is in use.
+            CapacityError: the host cannot guarantee its memory.
+            DamagedError, HostError: the snapshot is damaged, or this host cannot go on with it.
+            CerneError: it did not start; nothing is left of it.
+        """
+        from cerne.manager.machine import Machine
+
+        manifest = self.manifest
+        spec = spec_of_child(manifest.spec, name, ports)
+        record = new_record(
+            spec,
+            manifest.image,
+            manifest.digest,
+            parent=manifest.machine,
+            unborn=manifest.has_memory,
+        )
+        with self._held("restore"):
+            if manifest.has_memory:
+                return Machine(self._surroundings, self._continued(record))
+            machine = Machine(self._surroundings, self._defined(record))
+        try:
+            machine.start()
+        except BaseException:
+            machine.remove(force=True)
+            raise
+        return machine
+
+    def remove(self) -> None:
+        """Remove it; machines that were made of it are not touched."""
+        with self._held("remove"):
+            self._surroundings.store.remove_snapshot(self._row)
+            faults.step("snapshot forgotten")
+            discard(self._home.snapshot_directory(self.id))
+            self._lock.unlink(missing_ok=True)
+        self._surroundings.collect()
+
+    def _continued(self, record: Record) -> Record:
+        """Another machine, gone on from the memory."""
+        engine = self._engine()
+        engine.require(Life(self._surroundings, record).plan(self.memory))
+        with births(self._surroundings, [record]) as (life,):
+            if self.layer is not None:
+                life.layers.overlay(self.layer, self._home.root_disk(life.id))
+            faults.step("children made")
+            life.launch(engine, self.memory)
+            life.renew(life.image())
+            return life.last
+
+    def _defined(self, record: Record) -> Record:
+        """Another machine with the disk, not started."""
+        life = Life(self._surroundings, record)
+        with held(life.lock_path, "create", record.name):
+            try:
+                life.directory.mkdir(mode=0o700)
+                if self.layer is not None:
+                    life.layers.overlay(self.layer, self._home.root_disk(life.id))
+                life.store.add(record)
+            except BaseException:
+                discard(life.directory)
+                life.lock_path.unlink(missing_ok=True)
+                raise
+        return record
+
+    def _engine(self) -> Engine:
+        wanted = self.manifest.engine or self.manifest.spec.engine
+        return self._surroundings.choose_engine(wanted)
+
+    @property
+    def _lock(self) -> Path:
+        return self._home.machine_lock(self.id)
+
+    @contextmanager
+    def _held(self, operation: str) -> Iterator[None]:
+        with held(self._lock, operation, self.name):
+            if self._surroundings.store.find_snapshot(self.id) is None:
+                raise unknown_snapshot(self.name)
+            yield
+
+
+def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
+    """Make a snapshot of a machine (see `Machine.snapshot`)."""
+    store, home = life.store, life.home
+    chosen = _free_name(store, life.last.name) if name is None else check_name(name, "a snapshot's")
+    if store.find_snapshot(chosen) is not None:
+        raise snapshot_name_in_use(chosen)
+    with life.operation("snapshot") as record:
+        life.require(record, *_KEPT)
+        runs = record.state.live
+        if not runs and not life.image().disk:
+            raise InputError(
+                f"{record.name} is {record.state}, and has no disk of its own: there is nothing"
+                " to keep",
+                hint=f"start it first: cerne start {record.name}",
+            )
+        snapshot_id = uuid.uuid4().hex[:12]
+        directory = home.snapshot_directory(snapshot_id)
+        with (
+            held(home.machine_lock(snapshot_id), "snapshot", chosen),
+            _undone(life, snapshot_id),
+            storage_errors(f"keeping {record.name}", home.data),
+        ):
+            layer = _kept(life, record, directory) if runs else life.layers.freeze(life.id)
+            if not memory:
+                discard(directory)
+            row = SnapshotRow(
+                id=snapshot_id,
+                name=chosen,
+                layer=layer.stem if layer else "",
+                manifest=_manifest(life, record, memory=runs and memory).model_dump_json(),
+                created=time.time(),
+            )
+            faults.step("snapshot whole")
+            store.add_snapshot(row, record)
+            faults.step("snapshot added")
+    return Snapshot(life.surroundings, row)
+
+
+def sweep(home: Home, store: Store) -> None:
+    """Remove what commands that were killed left of snapshots and layers."""
+    for directory in home.snapshots.iterdir():
+        lock = home.machine_lock(directory.name)
+        if not is_held(lock) and store.find_snapshot(directory.name) is None:
+            discard(directory)
+            lock.unlink(missing_ok=True)
+
+
+def unknown_snapshot(name: str) -> NotFoundError:
+    """The error that there is no snapshot of this name."""
+    return NotFoundError(f"there is no snapshot named {name}", hint="see: cerne snapshot ls")
+
+
+_KEPT = (
+    State.RUNNING,
+    State.PAUSED,
+    State.DEFINED,
+    State.STOPPED,
+    State.FAILED,
+)
+
+
+def _kept(life: Life, record: Record, directory: Path) -> Path | None:
+    """Save a machine that runs; the layer that is its disk as its memory knows it."""
+    engine, plan = life.engine(), life.plan()
+    with life.saving(record):
+        layer = life.layers.freeze(life.id)
+        directory.mkdir(mode=0o700)
+        engine.save(plan, directory, plan.disks, resume=record.state is State.RUNNING)
+        sync_directory(directory.parent)
+        faults.step("memory saved")
+    return layer
+
+
+@contextmanager
+def _undone(life: Life, snapshot_id: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        discard(life.home.snapshot_directory(snapshot_id))
+        life.home.machine_lock(snapshot_id).unlink(missing_ok=True)
+        life.surroundings.collect()
+        raise
+
+
+def _manifest(life: Life, record: Record, *, memory: bool) -> Manifest:
+    engine = life.engine() if memory else None
+    return Manifest(
+        machine=record.id,
+        spec=life.spec,
+        image=record.image,
+        digest=record.digest,
+        engine=engine.name if engine else "",
+        fingerprint=engine.fingerprint() if engine else "",
+    )
+
+
+def _free_name(store: Store, machine: str) -> str:
+    taken = {row.name for row in store.snapshots()}
+    return next(name for number in count(1) if (name := f"{machine}-{number}") not in taken)
+
+
+def _without_ports(plan: LaunchPlan) -> LaunchPlan:
+    return replace(plan, nics=tuple(replace(nic, forwards=()) for nic in plan.nics))

@@ -1,0 +1,40 @@
+"""Suspending a machine to its disk, and waking it.
+
+What it is saved to is complete before its process ends, and is removed once it runs again: whoever
+is killed midway leaves a machine that runs, or one that is suspended.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerne.images.files import storage_errors, sync_directory
+from cerne.manager import faults
+from cerne.manager.store import State
+
+if TYPE_CHECKING:
+    from cerne.manager.life import Life
+
+
+def suspend(life: Life) -> None:
+    """Save a machine's memory and end its process (see `Machine.suspend`)."""
+    with life.operation("suspend") as record:
+        life.require(record, State.RUNNING, State.PAUSED)
+        engine, plan = life.engine(), life.plan()
+        directory = life.home.half_saved(life.id)
+        with life.saving(record), storage_errors(f"suspending {record.name}", life.directory):
+            directory.mkdir(mode=0o700)
+            engine.save(plan, directory, plan.disks, resume=False)
+            faults.step("memory saved")
+            directory.rename(life.saved)
+            sync_directory(life.directory)
+            faults.step("memory kept")
+            life.last = life.kill(life.last, "", State.SUSPENDED)
+
+
+def wake(life: Life, timeout: float) -> None:
+    """Let a suspended machine go on (see `Machine.wake`)."""
+    with life.operation("wake") as record:
+        life.require(record, State.SUSPENDED)
+        life.launch(life.engine(), life.saved)
+    life.renew(life.image(), timeout)
