@@ -276,6 +276,14 @@ def test_a_host_is_not_shut_down(agent: GuestAgent) -> None:
             refused()
     with pytest.raises(GuestError, match="does not serve a guest"):
         agent.add_entropy(b"x")
+    with pytest.raises(GuestError, match="does not serve a guest"):
+        agent.renew(hostname="one", mac="02:00:00:00:00:01")
+
+
+@pytest.mark.parametrize(("hostname", "mac"), [("", None), ("n" * 65, None), ("one", "02:00")])
+def test_what_a_guest_cannot_be_named(agent: GuestAgent, hostname: str, mac: str | None) -> None:
+    with pytest.raises(InputError):
+        agent.renew(hostname=hostname, mac=mac)
 
 
 @pytest.mark.parametrize("data", [b"", bytes(513)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from cerne.units import MIB
 _ANSWER_TIMEOUT = 30.0
 _POWER_OFF, _REBOOT = b"\x01", b"\x02"
 _MAX_ENTROPY = 512
+_LONGEST_HOSTNAME = 64
 _MAX_ARGUMENTS = 65535 - 2
 _LONGEST_FREEZE = 3600
 _MOST_GATHERED = 256 * MIB
@@ -200,6 +202,27 @@ class GuestAgent:
             raise InputError(f"{len(data)} bytes of entropy; from 1 to {_MAX_ENTROPY} are taken")
         self._ask(FrameType.ENTROPY, data)
 
+    def renew(self, *, hostname: str, mac: str | None = None) -> None:
+        """Make a guest that was forked or restored one of its own, in one turn.
+
+        It is given fresh entropy, this host's time, its name, and the address of its first network
+        card where `mac` says one (six bytes in hexadecimal, colons between).
+
+        Raises:
+            InputError: that cannot be a host name, or not an address.
+            GuestError: the guest could not; what comes later in the list was not done.
+        """
+        name = hostname.encode()
+        if not 0 < len(name) <= _LONGEST_HOSTNAME:
+            raise InputError(f"{hostname!r} is no host name")
+        entropy = os.urandom(wire.RENEWED_ENTROPY)
+        address = b"" if mac is None else _address(mac)
+        with self._open(_ANSWER_TIMEOUT) as session:
+            now = divmod(time.time_ns(), 10**9)
+            renewal = wire.RENEWAL.pack(*now, mac is not None, address, entropy)
+            session.send(FrameType.RENEW, renewal + name)
+            session.expect(FrameType.DONE, _ANSWER_TIMEOUT)
+
     def freeze(self, timeout: float = 10.0) -> int:
         """Freeze the guest's file systems; how many. They thaw by themselves after `timeout` s."""
         if not 0 < timeout <= _LONGEST_FREEZE:
@@ -289,6 +312,16 @@ def _variables(env: Mapping[str, str]) -> list[str]:
         if not name or "=" in name:
             raise InputError(f"{name!r} is no name of an environment variable")
     return [f"{name}={value}" for name, value in env.items()]
+
+
+def _address(mac: str) -> bytes:
+    try:
+        address = bytes.fromhex(mac.replace(":", ""))
+    except ValueError:
+        address = b""
+    if len(address) != 6:
+        raise InputError(f"{mac!r} is not the address of a network card")
+    return address
 
 
 def _count(payload: bytes) -> int:

@@ -25,6 +25,8 @@ ERROR = struct.Struct("<i")
 COUNT = struct.Struct("<I")
 SIZE = struct.Struct("<HH")
 TIME = struct.Struct("<qI")
+RENEWED_ENTROPY = 64
+RENEWAL = struct.Struct(f"<qI?x6s{RENEWED_ENTROPY}s")
 
 MAX_PAYLOAD = 32 * 1024
 MAX_ARGUMENTS = 1024 * 1024
@@ -61,6 +63,7 @@ class FrameType(IntEnum):
     ENTROPY = 17
     FREEZE = 18
     THAW = 19
+    RENEW = 20
     WELCOME = 65
     STARTED = 66
     STDOUT = 67

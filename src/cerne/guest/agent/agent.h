@@ -50,6 +50,7 @@ enum frame_type {
 	FRAME_ENTROPY = 17,
 	FRAME_FREEZE = 18,
 	FRAME_THAW = 19,
+	FRAME_RENEW = 20,
 	/* from the guest */
 	FRAME_WELCOME = 65,
 	FRAME_STARTED = 66,
@@ -59,6 +60,20 @@ enum frame_type {
 	FRAME_ERROR = 70,
 	FRAME_DONE = 71,
 	FRAME_RESTARTED = 72,
+};
+
+enum {
+	RENEWED_ENTROPY = 64,
+};
+
+/* What a guest that was forked or restored must not share with others; its host name follows. */
+struct renewal {
+	int64_t seconds;
+	uint32_t nanoseconds;
+	uint8_t has_mac;
+	uint8_t zero;
+	uint8_t mac[6];
+	uint8_t entropy[RENEWED_ENTROPY];
 };
 
 enum entry_kind { ENTRY_FILE = 1, ENTRY_DIRECTORY = 2, ENTRY_LEAVE = 3, ENTRY_SYMLINK = 4 };
@@ -98,6 +113,7 @@ _Static_assert(sizeof(struct header) == HEADER_SIZE, "no padding");
 _Static_assert(sizeof(struct hello) == 28, "no padding");
 _Static_assert(sizeof(struct exec_request) == 12, "no padding");
 _Static_assert(sizeof(struct entry) == 32, "no padding");
+_Static_assert(offsetof(struct renewal, entropy) == 20, "no padding");
 
 struct frame {
 	uint8_t type;

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <mntent.h>
+#include <net/if.h>
+#include <net/if_arp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +14,7 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
+#include <sys/socket.h>
 #include <sys/utsname.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -86,9 +89,23 @@ static void tell_info(struct wire *wire)
 	wire_send(wire, FRAME_DONE, text, (size_t)length);
 }
 
+static int put_time(int64_t seconds, uint32_t nanoseconds)
+{
+	struct timespec now = {.tv_sec = seconds, .tv_nsec = nanoseconds};
+
+	return clock_settime(CLOCK_REALTIME, &now) < 0 ? errno : 0;
+}
+
+static void answer(struct wire *wire, int error, const char *what)
+{
+	if (error)
+		wire_error(wire, error, what);
+	else
+		wire_send(wire, FRAME_DONE, NULL, 0);
+}
+
 static void set_time(struct wire *wire, const struct frame *frame)
 {
-	struct timespec now;
 	int64_t seconds;
 	uint32_t nanoseconds;
 
@@ -98,15 +115,10 @@ static void set_time(struct wire *wire, const struct frame *frame)
 	}
 	memcpy(&seconds, frame->payload, 8);
 	memcpy(&nanoseconds, frame->payload + 8, 4);
-	now.tv_sec = seconds;
-	now.tv_nsec = nanoseconds;
-	if (clock_settime(CLOCK_REALTIME, &now) < 0)
-		wire_error(wire, errno, "cannot set the clock");
-	else
-		wire_send(wire, FRAME_DONE, NULL, 0);
+	answer(wire, put_time(seconds, nanoseconds), "cannot set the clock");
 }
 
-static void add_entropy(struct wire *wire, const struct frame *frame)
+static int put_entropy(const uint8_t *data, size_t length)
 {
 	struct {
 		int bits;
@@ -115,13 +127,11 @@ static void add_entropy(struct wire *wire, const struct frame *frame)
 	} pool;
 	int fd, error = 0;
 
-	if (frame->length == 0 || frame->length > MAX_ENTROPY) {
-		wire_error(wire, EINVAL, "cannot add entropy");
-		return;
-	}
-	pool.bits = (int)frame->length * 8;
-	pool.size = (int)frame->length;
-	memcpy(pool.data, frame->payload, frame->length);
+	if (length == 0 || length > MAX_ENTROPY)
+		return EINVAL;
+	pool.bits = (int)length * 8;
+	pool.size = (int)length;
+	memcpy(pool.data, data, length);
 	fd = open("/dev/random", O_RDWR | O_CLOEXEC);
 	if (fd < 0 || ioctl(fd, RNDADDENTROPY, &pool) < 0)
 		error = errno;
@@ -129,10 +139,76 @@ static void add_entropy(struct wire *wire, const struct frame *frame)
 		ioctl(fd, RNDRESEEDCRNG); /* before 4.14 there is none; the next reseed takes it */
 	if (fd >= 0)
 		close(fd);
-	if (error)
-		wire_error(wire, error, "cannot add entropy");
-	else
-		wire_send(wire, FRAME_DONE, NULL, 0);
+	return error;
+}
+
+static void add_entropy(struct wire *wire, const struct frame *frame)
+{
+	answer(wire, put_entropy(frame->payload, frame->length), "cannot add entropy");
+}
+
+static int put_hostname(const char *name, size_t length)
+{
+	FILE *file;
+
+	if (length == 0 || sethostname(name, length) < 0)
+		return length ? errno : EINVAL;
+	/* On a file system that cannot be written the name lasts until the next boot alone. */
+	file = fopen("/etc/hostname", "we");
+	if (file) {
+		fprintf(file, "%.*s\n", (int)length, name);
+		fclose(file);
+	}
+	return 0;
+}
+
+/* The first network card gets this address, and keeps its others. */
+static int put_mac(const uint8_t mac[6])
+{
+	struct if_nameindex *cards = if_nameindex();
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	int error = cards && fd >= 0 ? ENODEV : errno;
+
+	for (struct if_nameindex *card = cards; fd >= 0 && card && card->if_index; card++) {
+		struct ifreq request = {0};
+
+		strncpy(request.ifr_name, card->if_name, IFNAMSIZ - 1);
+		if (ioctl(fd, SIOCGIFHWADDR, &request) < 0 ||
+		    request.ifr_hwaddr.sa_family != ARPHRD_ETHER)
+			continue;
+		memcpy(request.ifr_hwaddr.sa_data, mac, 6);
+		error = ioctl(fd, SIOCSIFHWADDR, &request) < 0 ? errno : 0;
+		break;
+	}
+	if (fd >= 0)
+		close(fd);
+	if (cards)
+		if_freenameindex(cards);
+	return error;
+}
+
+static void renew(struct wire *wire, const struct frame *frame)
+{
+	struct renewal new;
+	size_t name_at = offsetof(struct renewal, entropy) + RENEWED_ENTROPY;
+	const char *what = "cannot renew this guest";
+	int error;
+
+	if (frame->length < name_at) {
+		wire_error(wire, EINVAL, what);
+		return;
+	}
+	memcpy(&new, frame->payload, name_at);
+	/* The entropy first: nothing after it must be guessed from what others know. */
+	error = put_entropy(new.entropy, RENEWED_ENTROPY);
+	if (!error)
+		error = put_time(new.seconds, new.nanoseconds);
+	if (!error)
+		error = put_hostname((const char *)frame->payload + name_at,
+				     frame->length - name_at);
+	if (!error && new.has_mac)
+		error = put_mac(new.mac);
+	answer(wire, error, what);
 }
 
 /* The file systems that live on a device of this guest, in the order in which they were mounted. */
@@ -308,7 +384,7 @@ static void take_shutdown(struct wire *wire, const struct frame *frame)
 
 bool system_takes(uint8_t type)
 {
-	return type >= FRAME_INFO && type <= FRAME_THAW;
+	return type >= FRAME_INFO && type <= FRAME_RENEW;
 }
 
 void system_frame(struct system_state *state, struct wire *wire, const struct frame *frame)
@@ -330,6 +406,9 @@ void system_frame(struct system_state *state, struct wire *wire, const struct fr
 		break;
 	case FRAME_ENTROPY:
 		add_entropy(wire, frame);
+		break;
+	case FRAME_RENEW:
+		renew(wire, frame);
 		break;
 	case FRAME_FREEZE:
 		freeze(state, wire, frame);
