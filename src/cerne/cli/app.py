@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cerne.cli import doctor, guests, host, images, lifecycle, listing
+from cerne.cli import doctor, guests, host, images, lifecycle, listing, snapshots
 
 app = typer.Typer(
     name="cerne",
@@ -44,15 +44,19 @@ app.command()(lifecycle.stop)
 app.command()(lifecycle.kill)
 app.command()(lifecycle.pause)
 app.command()(lifecycle.resume)
+app.command()(lifecycle.suspend)
+app.command()(lifecycle.wake)
 app.command()(lifecycle.restart)
 app.command()(lifecycle.rm)
 app.command()(lifecycle.rename)
+app.command()(snapshots.fork)
 app.command()(listing.ls)
 app.command()(listing.inspect)
 app.command()(listing.logs)
 app.command()(listing.events)
 app.command()(listing.wait)
 app.command()(listing.stats)
+app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(images.app, name="image")
 app.add_typer(images.kernel_app, name="kernel")
 app.command()(doctor.doctor)

@@ -25,3 +25,14 @@ def image_names(incomplete: str) -> list[str]:
     except CerneError:
         return []
     return [name for name in names if name.startswith(incomplete)]
+
+
+def snapshot_names(incomplete: str) -> list[str]:
+    """Names of snapshots that begin as typed."""
+    from cerne.manager import Manager
+
+    try:
+        names = [snapshot.name for snapshot in Manager().snapshots()]
+    except CerneError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]

@@ -95,6 +95,16 @@ def resume(names: NamesArgument) -> None:
     _each(names, lambda machine: machine.resume())
 
 
+def suspend(names: NamesArgument) -> None:
+    """Save machines' memory to the disk and end their processes."""
+    _each(names, lambda machine: machine.suspend())
+
+
+def wake(names: NamesArgument) -> None:
+    """Let suspended machines go on from where they were."""
+    _each(names, lambda machine: machine.wake())
+
+
 def restart(names: NamesArgument, timeout: StopTimeoutOption = "10s") -> None:
     """Stop machines and start them again."""
     from cerne.units import parse_duration

@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")]
 
-_COLOURS = {"running": "green", "paused": "yellow", "failed": "red", "starting": "yellow"}
+_COLOURS = {
+    "running": "green",
+    "paused": "yellow",
+    "failed": "red",
+    "starting": "yellow",
+    "suspended": "yellow",
+}
 _POLL = 0.2
 
 

@@ -1,0 +1,143 @@
+"""Commands that keep machines as they are, and make machines of others."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerne.cli.complete import snapshot_names
+from cerne.cli.options import JsonOption, NameArgument, PublishOption
+from cerne.cli.output import age, print_json, print_table
+from cerne.units import format_size
+
+if TYPE_CHECKING:
+    from cerne.manager.snapshot import Snapshot
+
+app = typer.Typer(help="Snapshots: keep, list, go back, move.", no_args_is_help=True)
+
+SnapshotArgument = Annotated[
+    str, typer.Argument(metavar="SNAPSHOT", help="The snapshot.", autocompletion=snapshot_names)
+]
+
+
+@app.command()
+def create(
+    name: NameArgument,
+    snapshot: Annotated[
+        str | None,
+        typer.Argument(metavar="[SNAPSHOT]", help="Its name; one is made up if not given."),
+    ] = None,
+    memory: Annotated[
+        bool, typer.Option("--memory/--no-memory", help="With its memory, where it runs.")
+    ] = True,
+) -> None:
+    """Keep a machine as it is now, and print the snapshot's name."""
+    from cerne.manager import Manager
+
+    print(Manager().get(name).snapshot(snapshot, memory=memory).name)
+
+
+@app.command("ls")
+def list_snapshots(json: JsonOption = False) -> None:
+    """List the snapshots."""
+    from cerne.manager import Manager
+
+    snapshots = Manager().snapshots()
+    if json:
+        print_json([_summary(snapshot) for snapshot in snapshots])
+        return
+    headings = ("NAME", "MACHINE", "IMAGE", "MEMORY", "SIZE", "ENGINE", "CREATED")
+    print_table(headings, [_row(snapshot) for snapshot in snapshots])
+
+
+@app.command()
+def restore(
+    snapshot: SnapshotArgument,
+    name: Annotated[
+        str | None, typer.Option("--as", metavar="NAME", help="Make another machine of it.")
+    ] = None,
+    publish: PublishOption = None,
+) -> None:
+    """Take a machine back to a snapshot, or make another of it; print the machine's name."""
+    from cerne.errors import InputError
+    from cerne.manager import Manager
+    from cerne.network.ports import parse_publish
+
+    ports = [parse_publish(text) for text in publish or ()]
+    found = Manager().snapshot(snapshot)
+    if name is not None:
+        print(found.restore_as(name, ports).name)
+        return
+    if ports:
+        raise InputError(
+            "a machine that is taken back keeps the ports that it has",
+            hint="--publish is for another machine: add --as NAME",
+        )
+    print(found.restore().name)
+
+
+@app.command()
+def rm(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="SNAPSHOT...", help="Snapshots.", autocompletion=snapshot_names),
+    ],
+) -> None:
+    """Remove snapshots; machines that were made of them stay."""
+    from cerne.manager import Manager
+
+    manager = Manager()
+    for name in names:
+        manager.snapshot(name).remove()
+        print(name)
+
+
+def fork(
+    name: NameArgument,
+    count: Annotated[int | None, typer.Option(help="How many; one if not given.")] = None,
+    names: Annotated[
+        list[str] | None,
+        typer.Option("--name", help="A child's name; may be repeated. Made up if not given."),
+    ] = None,
+    publish: PublishOption = None,
+) -> None:
+    """Make machines that go on from where one is, which runs on; print their names."""
+    from cerne.manager import Manager
+    from cerne.network.ports import parse_publish
+
+    ports = [parse_publish(text) for text in publish or ()]
+    for child in Manager().get(name).fork(count, names=names or (), ports=ports):
+        print(child.name)
+
+
+def _row(snapshot: Snapshot) -> tuple[str, ...]:
+    manifest = snapshot.manifest
+    return (
+        snapshot.name,
+        manifest.spec.name,
+        manifest.image,
+        format_size(manifest.spec.memory) if manifest.has_memory else "none",
+        format_size(snapshot.size),
+        manifest.engine or "any",
+        f"{age(datetime.fromtimestamp(snapshot.created, UTC))} ago",
+    )
+
+
+def _summary(snapshot: Snapshot) -> dict[str, object]:
+    manifest = snapshot.manifest
+    moment = datetime.fromtimestamp(snapshot.created, UTC)
+    return {
+        "id": snapshot.id,
+        "name": snapshot.name,
+        "machine": manifest.spec.name,
+        "machine_id": manifest.machine,
+        "image": manifest.image,
+        "digest": manifest.digest,
+        "memory": manifest.has_memory,
+        "disk": snapshot.layer is not None,
+        "size_bytes": snapshot.size,
+        "engine": manifest.engine or None,
+        "created": moment.isoformat(timespec="milliseconds"),
+    }
