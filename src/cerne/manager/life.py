@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -220,8 +219,8 @@ class Life:
         if image.agent:
             agent = self.agent()
             agent.wait_ready(timeout, alive=process.alive)
-            agent.set_time()
-            agent.add_entropy(os.urandom(64))
+            nics = self.plan().nics
+            agent.renew(hostname=self.last.name, mac=nics[0].mac if nics else None)
             faults.step("renewed")
         if self.last.unborn:
             self.last = self.store.set_process(self.last, process)
