@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from cerne.engine.base import DiskPlan, Ending, LaunchPlan
-from cerne.errors import CerneError
+from cerne.errors import CerneError, InputError
 from cerne.host.process import ProcessIdentity
-from cerne.manager import Home, Manager
+from cerne.manager import Home, Machine, Manager
+from cerne.manager.recovery import kill_strays
+from cerne.manager.spec import machine_spec
 from cerne.manager.store import Record, State
 from cerne.units import MIB
 
@@ -53,6 +55,8 @@ class FakeEngine:
         self.refusal: CerneError | None = None
         self.failure: BaseException | None = None
         self.how_it_ended = Ending(orderly=False, reason="its process was killed")
+        self.forks = True
+        self.saved_size = 4096
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def require(self, plan: LaunchPlan) -> None:
@@ -78,6 +82,7 @@ class FakeEngine:
     def save(
         self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
     ) -> None:
+        (directory / "memory").write_bytes(bytes(self.saved_size))
         if self.failure is not None:
             raise self.failure
         (directory / "state").write_text(plan.machine_id)
@@ -85,6 +90,8 @@ class FakeEngine:
     def fork(
         self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
     ) -> list[ProcessIdentity]:
+        if not self.forks:
+            raise InputError("this engine cannot fork")
         return [self.start(child) for child in children]
 
     def ending(self, logs: Path) -> Ending:
@@ -109,10 +116,27 @@ def engine() -> Iterator[FakeEngine]:
 
 
 @pytest.fixture
-def manager(home: Path, engine: FakeEngine, tmp_path: Path) -> Manager:
+def qmp(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The commands that machines' processes were given in QMP, which all succeed."""
+    commands: list[str] = []
+    monkeypatch.setattr(
+        "cerne.manager.life.Life.qmp", lambda _life, command: commands.append(command)
+    )
+    return commands
+
+
+@pytest.fixture
+def manager(home: Path, engine: FakeEngine, tmp_path: Path) -> Iterator[Manager]:
     """A manager over the fake engine, with one image: an empty disk named ``blank``."""
     made = Manager(Home.of_this_user(), lambda _requested: engine)
     raw = tmp_path / "blank.raw"
     raw.write_bytes(bytes(1 << 20))
     made.images.import_(str(raw), "blank")
-    return made
+    yield made
+    kill_strays(made.home.machines_runtime)
+
+
+@pytest.fixture
+def machine(manager: Manager) -> Machine:
+    """A machine named ``web``, of 64 MiB, that has not been started."""
+    return manager.create(machine_spec(name="web", image="blank", memory="64M"))

@@ -30,11 +30,6 @@ def _spec(**fields: object) -> MachineSpec:
     return machine_spec(**{"name": "web", "image": "blank", "memory": "64M", **fields})
 
 
-@pytest.fixture
-def machine(manager: Manager) -> Machine:
-    return manager.create(_spec())
-
-
 def _state(machine: Machine) -> State:
     # Asked anew each time, which a type checker would not do for an attribute.
     return machine.state

@@ -85,7 +85,10 @@ def fork(life: Life, names: Sequence[str], ports: Sequence[PublishedPort]) -> li
 
 def _make(parent: Life, record: Record, children: Sequence[Life], engine: Engine) -> None:
     with _work_directory(parent.home) as directory:
-        with parent.saving(record), storage_errors(f"forking {record.name}", parent.home.data):
+        with (
+            storage_errors(f"forking {record.name}", parent.home.data),
+            parent.saving(record, directory),
+        ):
             layer = parent.layers.freeze(parent.id)
             if layer is not None:
                 for child in children:
@@ -114,11 +117,10 @@ def _forked(
 
 @contextmanager
 def _work_directory(home: Home) -> Iterator[Path]:
-    """A directory that is swept as a snapshot's is, should this process be killed."""
+    """Where a directory may be that is swept as a snapshot's is, should this process be killed."""
     work_id = uuid.uuid4().hex[:12]
     directory, lock = home.snapshot_directory(work_id), home.machine_lock(work_id)
     with held(lock, "fork", "a fork"):
-        directory.mkdir(mode=0o700)
         try:
             yield directory
         finally:

@@ -293,21 +293,24 @@ class Life:
         self.forget(record)
 
     @contextlib.contextmanager
-    def saving(self, record: Record) -> Iterator[None]:
-        """Its engine saves or forks it in this block; afterwards it is as it was before.
+    def saving(self, record: Record, directory: Path) -> Iterator[None]:
+        """Its engine saves it to this new directory, or forks it, in this block.
 
-        A command that is killed in the block is noticed by the next one, which lets the guest run
-        on if it ran.
+        Afterwards it is as it was before. A command that is killed in the block is noticed by the
+        next one, which lets the guest run on if it ran.
         """
         was_paused = record.state is State.PAUSED
         reason = _WAS_PAUSED if was_paused else ""
         self.last = self.store.change(record, State.SAVING, reason=reason)
         faults.step("saving")
         try:
+            directory.mkdir(mode=0o700)
             yield
         except BaseException:
+            # First of all: if the disk is full, the store too waits for this.
+            discard(directory)
             # What cannot be put right now is put right by the next operation.
-            with contextlib.suppress(EngineError):
+            with contextlib.suppress(CerneError):
                 self.last = self._settled(self.last)
             raise
         if self.last.state is State.SAVING:

@@ -254,9 +254,8 @@ _KEPT = (
 def _kept(life: Life, record: Record, directory: Path) -> Path | None:
     """Save a machine that runs; the layer that is its disk as its memory knows it."""
     engine, plan = life.engine(), life.plan()
-    with life.saving(record):
+    with life.saving(record, directory):
         layer = life.layers.freeze(life.id)
-        directory.mkdir(mode=0o700)
         engine.save(plan, directory, plan.disks, resume=record.state is State.RUNNING)
         sync_directory(directory.parent)
         faults.step("memory saved")

@@ -22,8 +22,10 @@ def suspend(life: Life) -> None:
         life.require(record, State.RUNNING, State.PAUSED)
         engine, plan = life.engine(), life.plan()
         directory = life.home.half_saved(life.id)
-        with life.saving(record), storage_errors(f"suspending {record.name}", life.directory):
-            directory.mkdir(mode=0o700)
+        with (
+            storage_errors(f"suspending {record.name}", life.directory),
+            life.saving(record, directory),
+        ):
             engine.save(plan, directory, plan.disks, resume=False)
             faults.step("memory saved")
             directory.rename(life.saved)
