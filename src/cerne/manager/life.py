@@ -166,6 +166,8 @@ class Life:
         """
         record, plan = self.last, self.plan(saved)
         engine.require(plan)
+        # One that a command left which was killed after the machine ran.
+        self.layers.commit(self.id)
         self.store.reserve(record, engine.name, memory_limit())
         try:
             if onto is not None:
@@ -299,6 +301,8 @@ class Life:
         Afterwards it is as it was before. A command that is killed in the block is noticed by the
         next one, which lets the guest run on if it ran.
         """
+        # What a command left that was killed after it had woken the machine.
+        self._discard_saved(whole=True)
         was_paused = record.state is State.PAUSED
         reason = _WAS_PAUSED if was_paused else ""
         self.last = self.store.change(record, State.SAVING, reason=reason)
