@@ -48,6 +48,8 @@ CHANGES: dict[str, object] = {
     "shares": (),
     "runtime": Path("/run/n"),
     "logs": Path("/log/n"),
+    "saved": Path("/saved"),
+    "memory_file": Path("/saved/memory"),
 }
 # The manager's name for the machine, which its process has no use for.
 UNUSED = {"machine_id"}

@@ -16,7 +16,7 @@ from cerne.engine.base import DiskPlan, FirmwareBoot, LaunchPlan, PortForward, U
 from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.command_line import PID_FILE, Accelerator
 from cerne.engine.qmp import QmpClient
-from cerne.errors import ConflictError, EngineError, HostError, InputError
+from cerne.errors import ConflictError, EngineError, HostError, InputError, StorageError
 from cerne.host.process import ProcessIdentity
 
 # 16-bit code, as a PC's firmware loads it at 0x7c00.
@@ -150,8 +150,19 @@ def test_all_sockets_are_there_once_it_is_started(engine: QemuEngine, make_plan:
 def test_what_qemu_refuses_is_told_and_leaves_nothing(
     engine: QemuEngine, make_plan: MakePlan, directory: Path
 ) -> None:
+    wrong = directory / "wrong.qcow2"
+    wrong.write_bytes(bytes(512))
+    plan = make_plan(disks=(DiskPlan(wrong, "qcow2"),))
+    with pytest.raises(EngineError, match="not in qcow2 format"):
+        engine.start(plan)
+    assert not running(plan)
+
+
+def test_a_disk_that_is_not_there_is_named(
+    engine: QemuEngine, make_plan: MakePlan, directory: Path
+) -> None:
     plan = make_plan(disks=(DiskPlan(directory / "missing.raw", "raw"),))
-    with pytest.raises(EngineError, match=r"missing\.raw.*No such file"):
+    with pytest.raises(StorageError, match=r"missing\.raw.*No such file"):
         engine.start(plan)
     assert not running(plan)
 

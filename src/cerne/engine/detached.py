@@ -12,12 +12,16 @@ import shlex
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerne.engine.base import LaunchPlan
 from cerne.errors import EngineError, StorageError
 from cerne.host.process import ProcessIdentity
+
+if TYPE_CHECKING:
+    from cerne.engine.qmp import QmpClient
 
 _ANSWER_TIMEOUT = 60.0
 _log = logging.getLogger(__name__)
@@ -58,8 +62,12 @@ def spawn(argv: Sequence[str], log: Path, descriptors: Sequence[int]) -> int:
     return child.pid
 
 
-def answering(pid: int, plan: LaunchPlan, what: str) -> ProcessIdentity:
+def answering(
+    pid: int, plan: LaunchPlan, what: str, prepare: Callable[[QmpClient], None] | None = None
+) -> ProcessIdentity:
     """The process's identity, once its QMP answers and its vCPUs run; or else it is killed.
+
+    `prepare` does, by QMP, what they wait for before they run.
 
     Raises:
         EngineError: it did not start the machine; the message says why, as far as it is known.
@@ -70,6 +78,8 @@ def answering(pid: int, plan: LaunchPlan, what: str) -> ProcessIdentity:
     process = ProcessIdentity.of(pid)
     try:
         with QmpClient(plan.qmp_socket, timeout=_ANSWER_TIMEOUT) as qmp:
+            if prepare is not None:
+                prepare(qmp)
             process = _running(pid, qmp.status())
     except EngineError as error:
         kill(process)

@@ -31,8 +31,9 @@ class SavedMachine:
     memory: int
     """Bytes of guest memory."""
     state_digest: str
-    memory_digest: str
-    memory_stamp: str
+    memory_digest: str = ""
+    """Empty where the memory is in the state's file."""
+    memory_stamp: str = ""
     format: int = _FORMAT
 
     def write(self, directory: Path) -> None:
@@ -96,7 +97,7 @@ def check(
         if file_digest(directory / STATE_FILE) != saved.state_digest:
             raise DamagedError(f"{directory / STATE_FILE} is truncated or was altered")
         path = directory / MEMORY_FILE
-        if stamp(path) != saved.memory_stamp:
+        if saved.memory_stamp and stamp(path) != saved.memory_stamp:
             with path.open("rb") as file:
                 if digest_of_memory(file.fileno()) != saved.memory_digest:
                     raise DamagedError(f"{path} is truncated or was altered")

@@ -12,7 +12,7 @@ bzImage. So q35 with a vmlinux is the quickest that always boots, and it has a V
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from cerne.engine.base import (
     SharePlan,
     UserNic,
 )
+from cerne.engine.saved import MEMORY_FILE
 from cerne.network.user import kernel_parameter
 from cerne.units import MIB
 
@@ -61,9 +62,18 @@ _TCG_KERNEL_FLAGS = (
 
 
 def command_line(
-    binary: Path, plan: LaunchPlan, accelerator: Accelerator, qmp_descriptor: int
+    binary: Path,
+    plan: LaunchPlan,
+    accelerator: Accelerator,
+    qmp_descriptor: int,
+    disk_descriptors: Sequence[Sequence[int]] = (),
 ) -> list[str]:
-    """The arguments that start this machine; `qmp_descriptor` is a listening socket."""
+    """The arguments that start this machine; `qmp_descriptor` is a listening socket.
+
+    `disk_descriptors` are those of each disk's file, one for each way in which it is used (written,
+    only read): while the machine runs the file may be given another name. Without them QEMU opens
+    the disks by their names.
+    """
     return [
         str(binary),
         *("-name", f"guest={_escaped(plan.name)},debug-threads=on"),
@@ -76,9 +86,14 @@ def command_line(
         *_board(plan, accelerator),
         *_boot(plan, accelerator),
         *_qmp(qmp_descriptor),
+        *(("-incoming", "defer") if plan.saved is not None else ()),
         *_console(plan),
         *_agent(plan.agent_sockets),
-        *_flatten(_disk(index, disk) for index, disk in enumerate(plan.disks)),
+        *_flatten(_descriptors(index, each) for index, each in enumerate(disk_descriptors)),
+        *_flatten(
+            _disk(index, disk, fdset(index) if disk_descriptors else str(disk.path))
+            for index, disk in enumerate(plan.disks)
+        ),
         *_flatten(_nic(index, nic, plan.name) for index, nic in enumerate(plan.nics)),
         *_flatten(_share(index, share) for index, share in enumerate(plan.shares)),
         *("-device", "virtio-rng-pci"),
@@ -96,6 +111,17 @@ def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
     yield from _PROCESSORS[accelerator]
     yield from ("-smp", f"cpus={plan.cpus},maxcpus={plan.cpus}")
     yield from ("-m", f"size={plan.memory // MIB}M")
+    if plan.memory_file is not None:
+        yield from _memory(plan.memory_file, plan.memory, shared=True)
+    elif plan.saved is not None and (plan.saved / MEMORY_FILE).exists():
+        # What the machine writes stays its own: the file is the memory of many.
+        yield from _memory(plan.saved / MEMORY_FILE, plan.memory, shared=False)
+
+
+def _memory(path: Path, size: int, *, shared: bool) -> Iterator[str]:
+    share = "on" if shared else "off"
+    backend = f"memory-backend-file,id=ram,size={size},mem-path={_escaped(path)},share={share}"
+    yield from ("-object", backend, "-machine", "memory-backend=ram")
 
 
 def _boot(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
@@ -139,25 +165,44 @@ def _agent(sockets: Iterable[Path]) -> Iterator[str]:
         yield from ("-device", f"{port},name={AGENT_PORT_NAME}.{index}")
 
 
-def _disk(index: int, disk: DiskPlan) -> Iterator[str]:
+def _descriptors(index: int, descriptors: Sequence[int]) -> Iterator[str]:
+    for descriptor in descriptors:
+        yield from ("-add-fd", f"fd={descriptor},set={index}")
+
+
+def fdset(number: int) -> str:
+    """What a set of descriptors is called where a file's name is asked for."""
+    return f"/dev/fdset/{number}"
+
+
+def _disk(index: int, disk: DiskPlan, file_name: str) -> Iterator[str]:
+    yield from ("-blockdev", json.dumps(disk_node(f"disk{index}", disk, file_name)))
+    serial = f",serial={_escaped(disk.serial)}" if disk.serial else ""
+    yield from ("-device", f"virtio-blk-pci,id={disk_device(index)},drive=disk{index}{serial}")
+
+
+def disk_node(name: str, disk: DiskPlan, file_name: str) -> dict[str, object]:
+    """A block node of this name for a disk (docs/qemu-block-drivers)."""
     # Written back through the host's page cache, with the guest's flushes honoured: what the guest
     # was told is on the disk survives a crash of the host.
     file = {
         "driver": "file",
-        "filename": str(disk.path),
+        "filename": file_name,
         "discard": "unmap",
         "read-only": disk.read_only,
     }
-    node = {
-        "node-name": f"disk{index}",
+    return {
+        "node-name": name,
         "driver": disk.format,
         "discard": "unmap",
         "read-only": disk.read_only,
         "file": file,
     }
-    yield from ("-blockdev", json.dumps(node))
-    serial = f",serial={_escaped(disk.serial)}" if disk.serial else ""
-    yield from ("-device", f"virtio-blk-pci,drive=disk{index}{serial}")
+
+
+def disk_device(index: int) -> str:
+    """The name of the device that a disk is behind."""
+    return f"vd{index}"
 
 
 def _nic(index: int, nic: UserNic, name: str) -> Iterator[str]:

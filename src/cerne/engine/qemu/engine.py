@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan
-from cerne.engine.detached import answering, listening_socket, reap, spawn
+from cerne.engine.detached import answering, reap, spawn
+from cerne.engine.opened import Opened
 from cerne.engine.qemu.command_line import PID_FILE, Accelerator, command_line
 from cerne.engine.qemu.ending import read_ending
+from cerne.engine.saved import (
+    MEMORY_FILE,
+    STATE_FILE,
+    SavedMachine,
+    check,
+    file_digest,
+    stamp,
+)
 from cerne.errors import EngineError, HostError, InputError
 from cerne.host.process import ProcessIdentity
+from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
 from cerne.network.ports import require_free
+from cerne.vmm.snapshot import memory_digest
+
+if TYPE_CHECKING:
+    from cerne.engine.qmp import QmpClient
 
 _BINARY = "qemu-system-x86_64"
 # sun_path of sockaddr_un, with its end (unix(7)).
@@ -45,32 +62,55 @@ class QemuEngine:
                     hint=f"publish it as {forward.host_port}:{forward.guest_port}",
                 )
         require_free(forwards)
+        if plan.saved is not None:
+            check(plan.saved, self.fingerprint(), plan.memory, memory_digest)
 
     def start(self, plan: LaunchPlan) -> ProcessIdentity:
         """Start the machine's process; return when it answers and its vCPUs run."""
         (plan.logs / PID_FILE).unlink(missing_ok=True)
-        with listening_socket(plan.qmp_socket) as listener:
-            descriptor = listener.fileno()
+        with Opened() as opened:
+            state = None if plan.saved is None else opened.existing(plan.saved / STATE_FILE)
             argv = command_line(
-                require_program(_BINARY), plan, self.accelerator, qmp_descriptor=descriptor
+                require_program(_BINARY),
+                plan,
+                self.accelerator,
+                qmp_descriptor=opened.listening(plan.qmp_socket),
+                disk_descriptors=[_opened_disk(disk, opened) for disk in plan.disks],
             )
-            pid = spawn(argv, plan.engine_log, [descriptor])
+            pid = spawn(argv, plan.engine_log, opened.descriptors)
         try:
-            return answering(pid, plan, "QEMU")
+            return answering(pid, plan, "QEMU", _going_on(plan, state))
         except EngineError:
             # Another process may have taken a port since it was looked at: better words for that.
             require_free(forward for nic in plan.nics for forward in nic.forwards)
             raise
 
     def fingerprint(self) -> str:
-        """See `Engine.fingerprint`."""
-        return self.name
+        """This QEMU, what runs its guests, and the processor."""
+        program = stamp(require_program(_BINARY).resolve())
+        return f"qemu {program} {self.accelerator} {processor_fingerprint()}"
 
     def save(
         self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
     ) -> None:
         """Save a machine's memory and devices (see `Engine.save`)."""
-        raise InputError(f"{plan.name} cannot be saved: its engine does not do that yet")
+        from cerne.engine.qemu.saving import save
+        from cerne.engine.qmp import QmpClient
+
+        memory = plan.memory_file
+        with Opened() as opened, QmpClient(plan.qmp_socket) as qmp:
+            state = opened.new(directory / STATE_FILE)
+            fresh = [(disk, _opened_disk(disk, opened)) for disk in disks] if resume else []
+            save(qmp, state, fresh, memory_apart=memory is not None, resume=resume)
+            os.fsync(state)
+        saved = SavedMachine(
+            fingerprint=self.fingerprint(),
+            memory=plan.memory,
+            state_digest=file_digest(directory / STATE_FILE),
+        )
+        if memory is not None:
+            saved = replace(saved, memory_digest=_digest(memory), memory_stamp=stamp(memory))
+        saved.write(directory)
 
     def fork(
         self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
@@ -82,6 +122,27 @@ class QemuEngine:
         """How the process whose logs these are ended."""
         reap()
         return read_ending(logs)
+
+
+def _going_on(plan: LaunchPlan, state: int | None) -> Callable[[QmpClient], None] | None:
+    """What a process does that goes on from a saved machine, whose state it has inherited."""
+    if plan.saved is None or state is None:
+        return None
+    from cerne.engine.qemu.saving import go_on
+
+    return partial(go_on, state=state, memory_apart=(plan.saved / MEMORY_FILE).exists())
+
+
+def _opened_disk(disk: DiskPlan, opened: Opened) -> list[int]:
+    """A disk's file, to be read, and to be written where it may be."""
+    ways = (False,) if disk.read_only else (True, False)
+    return [opened.existing(disk.path, writable=writable) for writable in ways]
+
+
+def _digest(memory: Path) -> str:
+    with memory.open("rb") as file:
+        os.fsync(file.fileno())
+        return memory_digest(file.fileno())
 
 
 def _require_short_paths(plan: LaunchPlan) -> None:

@@ -1,0 +1,128 @@
+"""Saving a QEMU machine and going on with it: a migration to a file (docs/devel/migration.rst).
+
+Memory that is a file of its own stays there (capability x-ignore-shared), and whoever goes on with
+it maps that file copy-on-write; otherwise it is in the migration's stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from cerne.engine.base import DiskPlan
+from cerne.engine.qemu.command_line import disk_device, disk_node, fdset
+from cerne.engine.qmp import QmpClient
+from cerne.errors import EngineError, InputError
+
+_TIMEOUT = 600.0
+_MOMENT = 0.001
+_FASTEST = 1 << 40
+"""Bytes a second: no limit."""
+
+
+def save(
+    qmp: QmpClient,
+    state: int,
+    disks: Sequence[tuple[DiskPlan, Sequence[int]]],
+    *,
+    memory_apart: bool,
+    resume: bool,
+) -> None:
+    """Write a machine's state to a descriptor, and let it go on, with other disks if there are any.
+
+    Each of the disks comes with the descriptors of its file.
+
+    Raises:
+        EngineError: it could not be saved; it runs on, if it ran.
+        InputError: it has what cannot be saved.
+    """
+    _require_savable(qmp)
+    ran = qmp.status() == "running"
+    qmp.stop()
+    try:
+        _set_up(qmp, memory_apart)
+        qmp.execute("getfd", {"fdname": "state"}, descriptors=[state])
+        qmp.execute("migrate", {"uri": "fd:state"})
+        _wait(qmp)
+        for index, (disk, descriptors) in enumerate(disks):
+            _switch_disk(qmp, index, disk, descriptors)
+    except BaseException:
+        if ran:
+            qmp.cont()
+        raise
+    if ran and resume:
+        qmp.cont()
+
+
+def go_on(qmp: QmpClient, state: int, *, memory_apart: bool) -> None:
+    """Let a process that was started with ``-incoming defer`` go on with a saved machine.
+
+    `state` is a descriptor that the process has inherited.
+
+    Raises:
+        EngineError: it refuses the state.
+    """
+    _set_up(qmp, memory_apart)
+    qmp.execute("migrate-incoming", {"uri": f"fd:{state}"})
+    _wait(qmp)
+    qmp.cont()
+
+
+def _set_up(qmp: QmpClient, memory_apart: bool) -> None:
+    capabilities = {"events": True, "x-ignore-shared": memory_apart}
+    states = [{"capability": name, "state": state} for name, state in capabilities.items()]
+    qmp.execute("migrate-set-capabilities", {"capabilities": states})
+    qmp.execute("migrate-set-parameters", {"max-bandwidth": _FASTEST})
+
+
+def _wait(qmp: QmpClient) -> None:
+    while True:
+        status = qmp.wait_event("MIGRATION", timeout=_TIMEOUT).data.get("status")
+        if status == "completed":
+            # Said a moment before the machine can run on.
+            while qmp.status() == "finish-migrate":
+                time.sleep(_MOMENT)
+            return
+        if status in ("failed", "cancelled"):
+            said = qmp.execute("query-migrate")
+            why = said.get("error-desc", status) if isinstance(said, dict) else status
+            raise EngineError(f"QEMU could not save or restore the machine: {why}")
+
+
+def _require_savable(qmp: QmpClient) -> None:
+    said = qmp.execute("query-migrate")
+    reasons = said.get("blocked-reasons") if isinstance(said, dict) else None
+    if reasons:
+        raise InputError(
+            f"the machine cannot be saved: {'; '.join(map(str, reasons))}",
+            hint="make it without --mount: what is mounted from this host cannot be saved",
+        )
+
+
+def _switch_disk(qmp: QmpClient, index: int, disk: DiskPlan, descriptors: Sequence[int]) -> None:
+    """Put an empty overlay on a disk, which is only read from then on."""
+    former = _node(qmp, disk_device(index))
+    number = _set_of(qmp, descriptors)
+    name = f"disk{index}-{number}"
+    # What is under it is open already, under whatever name it has by now.
+    qmp.execute("blockdev-add", {**disk_node(name, disk, fdset(number)), "backing": None})
+    qmp.execute("blockdev-snapshot", {"node": former, "overlay": name})
+
+
+def _set_of(qmp: QmpClient, descriptors: Sequence[int]) -> int:
+    """The number of a new set of descriptors."""
+    arguments: dict[str, object] = {}
+    for descriptor in descriptors:
+        added = qmp.execute("add-fd", arguments, descriptors=[descriptor])
+        assert isinstance(added, dict)
+        arguments = {"fdset-id": added["fdset-id"]}
+    return int(str(arguments["fdset-id"]))
+
+
+def _node(qmp: QmpClient, device: str) -> str:
+    """The block node that a device is on now."""
+    answer = qmp.execute("query-block")
+    for block in answer if isinstance(answer, list) else []:
+        if device in str(block.get("qdev")).split("/"):
+            return str(block["inserted"]["node-name"])
+    raise EngineError(f"QEMU has no disk {device}")
