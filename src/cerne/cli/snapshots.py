@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cerne.cli.complete import snapshot_names
 from cerne.cli.options import JsonOption, NameArgument, PublishOption
-from cerne.cli.output import age, print_json, print_table
+from cerne.cli.output import age, print_json, print_table, progress
 from cerne.units import format_size
 
 if TYPE_CHECKING:
@@ -92,6 +93,31 @@ def rm(
     for name in names:
         manager.snapshot(name).remove()
         print(name)
+
+
+@app.command()
+def export(
+    snapshot: SnapshotArgument,
+    target: Annotated[Path, typer.Argument(help="The file to write.")],
+) -> None:
+    """Write a snapshot, with its image, to one file for another host."""
+    from cerne.manager import Manager
+
+    with progress() as report:
+        Manager().snapshot(snapshot).export(target, report)
+    print(target)
+
+
+@app.command("import")
+def import_snapshot(
+    source: Annotated[Path, typer.Argument(help="A file that `cerne snapshot export` wrote.")],
+    name: Annotated[str | None, typer.Option(help="Its name; as it was if not given.")] = None,
+) -> None:
+    """Take a snapshot that another host exported, and print its name."""
+    from cerne.manager import Manager
+
+    with progress() as report:
+        print(Manager().import_snapshot(source, name, report).name)
 
 
 def fork(

@@ -46,7 +46,7 @@ class Layers:
         if not root.exists():
             return None
         layer = self._home.layer(uuid.uuid4().hex[:12])
-        with self._locked(), storage_errors(f"freezing {root}", self._home.data):
+        with self.locked(), storage_errors(f"freezing {root}", self._home.data):
             os.link(root, layer)
             faults.step("layer linked")
             self._put_overlay(layer, root)
@@ -59,7 +59,7 @@ class Layers:
         Raises:
             StorageError: it cannot be made.
         """
-        with self._locked(), storage_errors(f"making {path}", self._home.data):
+        with self.locked(), storage_errors(f"making {path}", self._home.data):
             self._put_overlay(layer, path)
 
     def replace(self, machine_id: str, layer: Path) -> None:
@@ -69,7 +69,7 @@ class Layers:
             StorageError: it cannot be made; the disk is as it was.
         """
         root, old = self._home.root_disk(machine_id), self._old(machine_id)
-        with self._locked(), storage_errors(f"replacing {root}", self._home.data):
+        with self.locked(), storage_errors(f"replacing {root}", self._home.data):
             old.unlink(missing_ok=True)
             os.link(root, old)
             self._put_overlay(layer, root)
@@ -96,7 +96,7 @@ class Layers:
         """
         if not any(self._home.layers.iterdir()):
             return
-        with self._locked():
+        with self.locked():
             for half_made in self._home.machines.glob("*/root.qcow2.new"):
                 half_made.unlink()
             try:
@@ -139,6 +139,7 @@ class Layers:
         return root.with_name(f"{root.name}.old")
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """No layer is collected in this block."""
         with held(self._home.layers_lock, "layers", "the machines' disks"):
             yield

@@ -20,6 +20,8 @@ from cerne.manager.store import Event, Record, Store, name_in_use
 from cerne.units import format_size
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cerne.engine.base import Engine
     from cerne.images import Image, ImageStore, Progress
     from cerne.manager.snapshot import Snapshot
@@ -153,6 +155,26 @@ class Manager:
         row = self._store.find_snapshot(name)
         if row is None:
             raise unknown_snapshot(name)
+        return Snapshot(self._surroundings, row)
+
+    def import_snapshot(
+        self, source: Path, name: str | None = None, progress: Progress | None = None
+    ) -> Snapshot:
+        """Take a snapshot from a file that `Snapshot.export` wrote, checked before it is loaded.
+
+        Raises:
+            NotFoundError: there is no such file.
+            DamagedError, ImageError: it is truncated or altered, or no snapshot at all.
+            HostError: this host could not go on with it: its processor or engine is another.
+            ConflictError: the name is in use.
+            StorageError: there is no space for it.
+        """
+        from cerne.images.progress import silent
+        from cerne.manager.snapshot import Snapshot
+        from cerne.manager.transfer import import_snapshot
+
+        self._sweep()
+        row = import_snapshot(self._surroundings, source, name, progress or silent)
         return Snapshot(self._surroundings, row)
 
     def events(self, after: int = 0) -> list[Event]:

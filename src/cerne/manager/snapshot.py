@@ -28,6 +28,7 @@ from cerne.manager.store import Record, SnapshotRow, State, Store, snapshot_name
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine, LaunchPlan
+    from cerne.images import Progress
     from cerne.manager.home import Home
     from cerne.manager.machine import Machine
     from cerne.network.ports import PublishedPort
@@ -138,6 +139,19 @@ class Snapshot:
             raise
         return machine
 
+    def export(self, target: Path, progress: Progress | None = None) -> None:
+        """Write it, with the image that it is of, to one file that another host can import.
+
+        Raises:
+            InputError: the file is there already, or directories of this host are mounted in it.
+            StorageError: it cannot be written; nothing is left of it.
+        """
+        from cerne.images.progress import silent
+        from cerne.manager.transfer import export_snapshot
+
+        with self._held("export"):
+            export_snapshot(self._surroundings, self, target, progress or silent)
+
     def remove(self) -> None:
         """Remove it; machines that were made of it are not touched."""
         with self._held("remove"):
@@ -223,7 +237,7 @@ def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
                 created=time.time(),
             )
             faults.step("snapshot whole")
-            store.add_snapshot(row, record)
+            store.add_snapshot(row, record.id, record.name)
             faults.step("snapshot added")
     return Snapshot(life.surroundings, row)
 

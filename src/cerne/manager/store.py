@@ -239,8 +239,8 @@ class Store:
                 _require_memory(database, record, memory_limit)
                 _insert(database, record)
 
-    def add_snapshot(self, row: SnapshotRow, machine: Record) -> None:
-        """Add a snapshot of a machine.
+    def add_snapshot(self, row: SnapshotRow, machine: str, name: str) -> None:
+        """Add a snapshot of the machine of this ID and name, which need not be here.
 
         Raises:
             ConflictError: its name is in use.
@@ -254,7 +254,7 @@ class Store:
                 )
             except sqlite3.IntegrityError as error:
                 raise snapshot_name_in_use(row.name) from error
-            _note(database, machine.id, machine.name, "snapshot", row.name)
+            _note(database, machine, name, "snapshot", row.name)
 
     def snapshots(self) -> list[SnapshotRow]:
         """All snapshots, the oldest first."""

@@ -1,0 +1,261 @@
+"""The file that a snapshot is carried in: a tar (POSIX.1-1988, GNU sizes) with its index first.
+
+    index.json      what is in the file: each member's name, size, extents and SHA-256
+    index.sha256    the index's own SHA-256
+    memory/…        what the engine saved
+    disk.qcow2      what the machine's disk differs in from its image's
+    image/…         the image: kernel, initrd, disk
+
+Holes of sparse files are left out: a member holds its extents one after the other, and the index
+says where they go. Nothing of it is believed: names, sizes and extents are checked before a byte
+is written, and each member's digest as it is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, BinaryIO, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cerne.errors import DamagedError
+from cerne.manager.manifest import Manifest
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+_INDEX, _DIGEST = "index.json", "index.sha256"
+_LARGEST_INDEX = 64 << 20
+_LARGEST_FILE = 1 << 50
+_MOST_MEMBERS = 64
+_CHUNK = 1 << 20
+_NAME = r"^(?:memory/[A-Za-z0-9][A-Za-z0-9._-]{0,63}|disk\.qcow2|image/(?:kernel|initrd|disk))$"
+_SHA256 = r"^[0-9a-f]{64}$"
+
+Report = Callable[[int, int], None]
+"""Is told how many bytes of how many are done."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Member(_Part):
+    """One file: its extents (offset and length, in bytes) are what the archive holds of it."""
+
+    name: str = Field(pattern=_NAME)
+    size: int = Field(ge=0, le=_LARGEST_FILE)
+    extents: tuple[tuple[int, int], ...]
+    sha256: str = Field(pattern=_SHA256)
+
+    @property
+    def held(self) -> int:
+        """Bytes that the archive holds of it."""
+        return sum(length for _, length in self.extents)
+
+    @model_validator(mode="after")
+    def _extents_are_in_order(self) -> Self:
+        end = 0
+        for offset, length in self.extents:
+            if offset < end or length <= 0 or offset + length > self.size:
+                raise ValueError("its extents overlap, or lie outside of it")
+            end = offset + length
+        return self
+
+
+class ImageParts(_Part):
+    """What an image is made of, beside its files."""
+
+    command_line: str
+    disk_format: str = Field(pattern="^(?:raw|qcow2)$")
+    disk_size: int = Field(ge=0, le=_LARGEST_FILE)
+    agent: bool
+
+
+class Index(_Part):
+    """What is in the file."""
+
+    format: Literal["cerne snapshot"] = "cerne snapshot"
+    version: Literal[1] = 1
+    name: str
+    manifest: Manifest
+    image: ImageParts
+    members: tuple[Member, ...] = Field(max_length=_MOST_MEMBERS)
+
+    @property
+    def held(self) -> int:
+        """Bytes of all members."""
+        return sum(member.held for member in self.members)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [member.name for member in self.members]
+        if len(set(names)) < len(names):
+            raise ValueError("two members have the same name")
+        return self
+
+
+def member_of(name: str, path: Path) -> Member:
+    """What the index says of a file."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        extents = tuple(_extents(file.fileno(), size))
+        digest = hashlib.sha256()
+        for chunk in _read(file, extents):
+            digest.update(chunk)
+    return Member(name=name, size=size, extents=extents, sha256=digest.hexdigest())
+
+
+def write(target: BinaryIO, index: Index, files: Mapping[str, Path], report: Report) -> None:
+    """Write a whole archive; `files` are the members', by their names."""
+    head = index.model_dump_json().encode()
+    done = 0
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in ((_INDEX, head), (_DIGEST, hashlib.sha256(head).hexdigest().encode())):
+            tar.addfile(_info(name, len(content)), io.BytesIO(content))
+        for member in index.members:
+            with files[member.name].open("rb") as file:
+                source = io.BufferedReader(_Joined(_read(file, member.extents)), _CHUNK)
+                tar.addfile(_info(member.name, member.held), source)
+            done += member.held
+            report(done, index.held)
+
+
+class Reader:
+    """An archive that is open for reading; its index has been read and checked."""
+
+    def __init__(self, source: BinaryIO, origin: str) -> None:
+        """Read the index.
+
+        Raises:
+            DamagedError: it is no archive, is damaged, or of another version.
+        """
+        self._origin = origin
+        try:
+            self._tar = tarfile.open(fileobj=source, mode="r:")  # noqa: SIM115 - closed by its owner
+            head = self._small(_INDEX, _LARGEST_INDEX)
+            digest = self._small(_DIGEST, 64)
+        except (tarfile.TarError, EOFError) as error:
+            raise self._damaged(str(error)) from error
+        if hashlib.sha256(head).hexdigest().encode() != digest:
+            raise self._damaged("its index was altered")
+        try:
+            self.index = Index.model_validate_json(head)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise self._damaged(f"{where}: {first['msg'].lower()}") from error
+
+    def extract(self, place: Callable[[str], Path], report: Report) -> None:
+        """Write each member to where `place` says, checked.
+
+        Raises:
+            DamagedError: a member is missing, cut off or altered.
+        """
+        done = 0
+        for member in self.index.members:
+            with place(member.name).open("xb") as target:
+                self._extract(member, target)
+                target.flush()
+                os.fsync(target.fileno())
+            done += member.held
+            report(done, self.index.held)
+
+    def _extract(self, member: Member, target: BinaryIO) -> None:
+        try:
+            source = self._next(member.name, member.held)
+            digest = hashlib.sha256()
+            for offset, length in member.extents:
+                target.seek(offset)
+                for start in range(0, length, _CHUNK):
+                    chunk = source.read(min(_CHUNK, length - start))
+                    if not chunk:
+                        raise self._damaged(f"{member.name} is cut off")
+                    digest.update(chunk)
+                    target.write(chunk)
+            target.truncate(member.size)
+        except (tarfile.TarError, EOFError) as error:
+            raise self._damaged(str(error)) from error
+        if digest.hexdigest() != member.sha256:
+            raise self._damaged(f"{member.name} was altered")
+
+    def _small(self, name: str, limit: int) -> bytes:
+        source = self._next(name, None)
+        content = source.read(limit + 1)
+        if len(content) > limit:
+            raise self._damaged(f"{name} is too large")
+        return content
+
+    def _next(self, name: str, size: int | None) -> IO[bytes]:
+        info = self._tar.next()
+        if info is None or info.name != name or not info.isreg() or info.size < 0:
+            raise self._damaged(f"{name} is not where it should be")
+        if size is not None and info.size != size:
+            raise self._damaged(f"{name} has {info.size} bytes and not {size}")
+        source = self._tar.extractfile(info)
+        assert source is not None
+        return source
+
+    def _damaged(self, why: str) -> DamagedError:
+        return DamagedError(
+            f"{self._origin} cannot be used: {why}",
+            hint="fetch it again, or export the snapshot anew",
+        )
+
+
+class _Joined(io.RawIOBase):
+    """Chunks, read as one file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        super().__init__()
+        self._chunks = chunks
+        self._rest = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        target = memoryview(buffer).cast("B")
+        if not self._rest:
+            self._rest = memoryview(next(self._chunks, b""))
+        length = min(len(target), len(self._rest))
+        target[:length] = self._rest[:length]
+        self._rest = self._rest[length:]
+        return length
+
+
+def _info(name: str, size: int) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    info.mode = 0o600
+    return info
+
+
+def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a file has data (lseek(2), SEEK_DATA)."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        end = os.lseek(descriptor, start, os.SEEK_HOLE)
+        yield start, end - start
+
+
+def _read(file: BinaryIO, extents: tuple[tuple[int, int], ...]) -> Iterator[bytes]:
+    for offset, length in extents:
+        file.seek(offset)
+        for start in range(0, length, _CHUNK):
+            chunk = file.read(min(_CHUNK, length - start))
+            if not chunk:
+                raise EOFError("it was cut off meanwhile")
+            yield chunk

@@ -1,0 +1,248 @@
+"""Carrying a snapshot to another host, in one file (`cerne.manager.archive`)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne.errors import (
+    ChecksumError,
+    DamagedError,
+    HostError,
+    InputError,
+    NotFoundError,
+    StorageError,
+)
+from cerne.images.files import storage_errors, sync_directory
+from cerne.images.store import Parts
+from cerne.manager import archive, faults
+from cerne.manager.layers import Layers
+from cerne.manager.lock import held
+from cerne.manager.names import check_name
+from cerne.manager.recovery import discard
+from cerne.manager.store import SnapshotRow, snapshot_name_in_use
+from cerne.storage.flatten import flatten, put_on
+from cerne.units import format_size
+
+if TYPE_CHECKING:
+    from cerne.images import Image, Progress
+    from cerne.manager.life import Surroundings
+    from cerne.manager.manifest import Manifest
+    from cerne.manager.snapshot import Snapshot
+
+_DISK = "disk.qcow2"
+
+
+def export_snapshot(
+    surroundings: Surroundings, snapshot: Snapshot, target: Path, progress: Progress
+) -> None:
+    """Write a snapshot, and the image that it is of, to one file (see `Snapshot.export`)."""
+    if target.exists():
+        raise InputError(f"{target} is there already", hint="give another path")
+    _refuse_mounts(snapshot.manifest, snapshot.name)
+    image = surroundings.images().get(snapshot.manifest.digest)
+    home = target.absolute().parent
+    with storage_errors(f"exporting {snapshot.name}", home), _beside(target) as work:
+        files = _files(snapshot, image, work)
+        members: list[archive.Member] = []
+        for name, path in files.items():
+            progress(f"reading {snapshot.name}", len(members), len(files))
+            members.append(archive.member_of(name, path))
+        index = archive.Index(
+            name=snapshot.name,
+            manifest=snapshot.manifest,
+            image=_parts(image),
+            members=tuple(members),
+        )
+        fresh = work / "archive"
+        with fresh.open("xb") as file:
+            report = f"writing {target.name}"
+            archive.write(file, index, files, lambda done, all_: progress(report, done, all_))
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.rename(target)
+        sync_directory(home)
+
+
+def import_snapshot(
+    surroundings: Surroundings, source: Path, name: str | None, progress: Progress
+) -> SnapshotRow:
+    """Take a snapshot from a file (see `Manager.import_snapshot`)."""
+    try:
+        file = source.open("rb")
+    except OSError as error:
+        raise NotFoundError(f"{source} cannot be read: {error.strerror}") from error
+    with file, storage_errors(f"importing {source}", surroundings.home.data):
+        reader = archive.Reader(file, str(source))
+        manifest = reader.index.manifest
+        chosen = check_name(name or reader.index.name, "a snapshot's")
+        if surroundings.store.find_snapshot(chosen) is not None:
+            raise snapshot_name_in_use(chosen)
+        _check_host(surroundings, manifest, str(source))
+        _check_space(surroundings.home.data, reader.index.held)
+        with _imported(surroundings) as (snapshot_id, work):
+            reader.extract(
+                lambda member: _place(work, member),
+                lambda done, all_: progress(f"importing {chosen}", done, all_),
+            )
+            faults.step("members read")
+            image = _image(surroundings, reader.index, work)
+            row = SnapshotRow(
+                id=snapshot_id,
+                name=chosen,
+                layer=uuid.uuid4().hex[:12] if image.disk else "",
+                manifest=manifest.model_dump_json(),
+                created=time.time(),
+            )
+            with Layers(surroundings.home).locked():
+                _keep_disk(image, work, surroundings.home.layer(row.layer))
+                _keep_memory(work, manifest)
+                faults.step("import whole")
+                surroundings.store.add_snapshot(row, manifest.machine, manifest.spec.name)
+        return row
+
+
+def _files(snapshot: Snapshot, image: Image, work: Path) -> dict[str, Path]:
+    """The files that an archive of a snapshot holds, by their members' names."""
+    files: dict[str, Path | None] = {
+        "image/kernel": image.boot.kernel if image.boot else None,
+        "image/initrd": image.boot.initrd if image.boot else None,
+        "image/disk": image.disk.path if image.disk else None,
+    }
+    if snapshot.memory is not None:
+        files |= {f"memory/{path.name}": path for path in sorted(snapshot.memory.iterdir())}
+    if snapshot.layer is not None and image.disk is not None:
+        files[_DISK] = work / _DISK
+        flatten(snapshot.layer, image.disk.path, image.disk.format, work / _DISK)
+    return {name: path for name, path in files.items() if path is not None}
+
+
+def _parts(image: Image) -> archive.ImageParts:
+    return archive.ImageParts(
+        command_line=image.boot.command_line if image.boot else "",
+        disk_format=image.disk.format if image.disk else "raw",
+        disk_size=image.disk.virtual_size if image.disk else 0,
+        agent=image.agent,
+    )
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """A directory on the file system of what is written, gone at the end."""
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent))
+    try:
+        yield work
+    finally:
+        discard(work)
+
+
+@contextmanager
+def _imported(surroundings: Surroundings) -> Iterator[tuple[str, Path]]:
+    """The ID and the directory of a snapshot that is being made; nothing is left on a failure."""
+    home = surroundings.home
+    snapshot_id = uuid.uuid4().hex[:12]
+    work, lock = home.snapshot_directory(snapshot_id), home.machine_lock(snapshot_id)
+    with held(lock, "import", "a snapshot"):
+        work.mkdir(mode=0o700)
+        try:
+            yield snapshot_id, work
+        except BaseException:
+            discard(work)
+            lock.unlink(missing_ok=True)
+            surroundings.collect()
+            raise
+
+
+def _refuse_mounts(manifest: Manifest, what: str) -> None:
+    if manifest.spec.mounts:
+        raise InputError(
+            f"{what} is of a machine that has directories of its host mounted, which no other"
+            " host has",
+            hint="make the machine without --mount, and copy what it needs in: cerne cp",
+        )
+
+
+def _check_host(surroundings: Surroundings, manifest: Manifest, what: str) -> None:
+    """Refuse what this host could not go on with, before anything of it is loaded."""
+    _refuse_mounts(manifest, what)
+    if not manifest.has_memory:
+        return
+    here = surroundings.choose_engine(manifest.engine).fingerprint()
+    if here != manifest.fingerprint:
+        raise HostError(
+            f"{what} was saved on another kind of processor, or by another version of its engine:"
+            f" {manifest.fingerprint!r}, and this host has {here!r}",
+            hint="keep the machine without its memory: cerne snapshot create --no-memory",
+        )
+
+
+def _check_space(place: Path, wanted: int) -> None:
+    free = shutil.disk_usage(place).free
+    if wanted > free:
+        raise StorageError(
+            f"it takes {format_size(wanted)}, and {place} has {format_size(free)} left",
+            hint=f"free some space: df -h {place}",
+        )
+
+
+def _place(work: Path, member: str) -> Path:
+    """Where a member is put: memory where it stays, the rest where no memory can be."""
+    kind, _, name = member.partition("/")
+    return work / (name if kind == "memory" else f".{member.replace('/', '-')}")
+
+
+def _image(surroundings: Surroundings, index: archive.Index, work: Path) -> Image:
+    """The image of a snapshot: the one that is here, or else the one that came with it."""
+    images, digest = surroundings.images(), index.manifest.digest
+    with suppress(NotFoundError):
+        return images.get(digest)
+    said = index.image
+    parts = Parts(
+        kernel=_if_there(work / ".image-kernel"),
+        initrd=_if_there(work / ".image-initrd"),
+        command_line=said.command_line,
+        disk=_if_there(work / ".image-disk"),
+        disk_format=said.disk_format,
+        disk_size=said.disk_size,
+        agent=said.agent,
+    )
+    name = f"imported-{digest.removeprefix('sha256:')[:12]}"
+    image = images.add(name, parts, source=f"snapshot {index.name}")
+    if image.digest != digest:
+        images.remove(name)
+        raise ChecksumError(
+            f"the image of {index.name} is {image.digest}, and {digest} was promised",
+            hint="export the snapshot anew",
+        )
+    return image
+
+
+def _if_there(path: Path) -> Path | None:
+    return path if path.exists() else None
+
+
+def _keep_disk(image: Image, work: Path, layer: Path) -> None:
+    if image.disk is not None:
+        disk = work / f".{_DISK}"
+        if not disk.exists():
+            raise DamagedError("the snapshot's disk is missing", hint="export it anew")
+        put_on(disk, image.disk.path, image.disk.format, image.disk.virtual_size)
+        disk.rename(layer)
+        sync_directory(layer.parent)
+
+
+def _keep_memory(work: Path, manifest: Manifest) -> None:
+    for path in work.glob(".*"):
+        path.unlink()
+    if manifest.has_memory:
+        sync_directory(work)
+        sync_directory(work.parent)
+    else:
+        discard(work)

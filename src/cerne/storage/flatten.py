@@ -1,0 +1,61 @@
+"""A disk made into one file that refers to no other, to be carried to another host and back.
+
+What it holds is what differs from its base, an image's disk, of which the other host has its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from cerne.errors import ImageError, StorageError
+from cerne.host.programs import require_program
+from cerne.storage.formats import require_self_contained
+from cerne.storage.overlay import create_overlay
+
+_TIMEOUT = 3600.0
+
+
+def flatten(disk: Path, base: Path, base_format: str, target: Path) -> None:
+    """Write all by which a qcow2 disk, with all that is under it, differs from its base.
+
+    Raises:
+        StorageError: it cannot be written; nothing is left of it.
+    """
+    create_overlay(disk, "qcow2", target)
+    try:
+        # The first reads and copies, the second only forgets the name of the base.
+        _rebase(target, ["-F", base_format, "-b", str(base)])
+        _rebase(target, ["-u", "-b", ""])
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def put_on(disk: Path, base: Path, base_format: str, base_size: int) -> None:
+    """Make what `flatten` wrote, wherever it comes from, an overlay of its base again.
+
+    Raises:
+        ImageError: it is nothing that `flatten` writes for this base.
+        StorageError: it cannot be written.
+    """
+    found = require_self_contained(disk)
+    if found.format != "qcow2" or (found.virtual_size or 0) < base_size:
+        raise ImageError(
+            f"{disk} is no disk on top of {base}", hint="fetch the file that it came in again"
+        )
+    _rebase(disk, ["-u", "-F", base_format, "-b", str(base)])
+
+
+def _rebase(disk: Path, options: list[str]) -> None:
+    command = [str(require_program("qemu-img")), "rebase", "-f", "qcow2", *options, str(disk)]
+    environment = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=_TIMEOUT, env=environment
+    )
+    if done.returncode != 0:
+        raise StorageError(
+            f"the disk {disk} cannot be written: {done.stderr.strip()}",
+            hint=f"see that there is space: df -h {disk.parent}",
+        )
