@@ -56,6 +56,7 @@ class FakeEngine:
         self.failure: BaseException | None = None
         self.how_it_ended = Ending(orderly=False, reason="its process was killed")
         self.forks = True
+        self.version = "fake"
         self.saved_size = 4096
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -77,7 +78,7 @@ class FakeEngine:
         return identity
 
     def fingerprint(self) -> str:
-        return "fake"
+        return self.version
 
     def save(
         self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
