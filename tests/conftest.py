@@ -14,6 +14,14 @@ import pytest
 from cerne.host.programs import find_program, install_command
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _boots() -> Iterator[None]:
+    """Machines boot in tests, and leave no background boots behind, but where templates are it."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CERNE_TEMPLATES", "never")
+        yield
+
+
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A CERNE_HOME of its own, with a path short enough for Unix sockets."""

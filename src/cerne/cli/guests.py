@@ -8,6 +8,7 @@ import typer
 
 from cerne.cli.failure import own_failures_are_125
 from cerne.cli.options import (
+    ColdOption,
     CommandArgument,
     CpusOption,
     DiskOption,
@@ -56,6 +57,7 @@ def run(
     mount: MountOption = None,
     label: LabelOption = None,
     engine: EngineOption = None,
+    cold: ColdOption = False,
     timeout: TimeoutOption = None,
 ) -> None:
     """Make a machine, start it, and run a command in it; without one, open a shell.
@@ -90,13 +92,20 @@ def run(
         limit = None if timeout is None else parse_duration(timeout)
         with progress() as report_progress:
             machine = manager.run(
-                spec, timeout=limit, keep_failed=not remove, progress=report_progress
+                spec,
+                timeout=limit,
+                keep_failed=not remove,
+                cold=cold,
+                progress=report_progress,
             )
         if detach:
             print(machine.name)
+            manager.warm_later(machine)
             return
         try:
             status = run_session(machine.agent(), request)
+            # Only now: it takes as much of the host as a boot does.
+            manager.warm_later(machine)
         finally:
             if remove:
                 machine.remove(force=True)

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerne.cli.complete import image_names
-from cerne.cli.options import JsonOption
+from cerne.cli.options import (
+    CpusOption,
+    DiskOption,
+    EngineOption,
+    JsonOption,
+    MemoryOption,
+    TimeoutOption,
+    make_spec,
+)
 from cerne.cli.output import age, print_fields, print_json, print_table, progress
 from cerne.units import format_size
 
@@ -57,6 +65,26 @@ def build(
     with progress() as report:
         image = Manager().images.build(recipe, report)
     print(f"{image.name}  {image.digest}")
+
+
+@app.command()
+def warm(
+    image: ImageName,
+    cpus: CpusOption = None,
+    memory: MemoryOption = None,
+    disk: DiskOption = None,
+    engine: EngineOption = None,
+    timeout: TimeoutOption = None,
+) -> None:
+    """Boot an image once and keep that, so that new machines of this kind start at once."""
+    from cerne.manager import READY_TIMEOUT, Manager
+    from cerne.units import parse_duration
+
+    spec = make_spec(image, "template", cpus=cpus, memory=memory, disk=disk, engine=engine)
+    limit = READY_TIMEOUT if timeout is None else parse_duration(timeout)
+    with progress() as report:
+        made = Manager().warm(spec, timeout=limit, progress=report)
+    print(f"{image} is warm{'' if made else ' already'}")
 
 
 @app.command("import")

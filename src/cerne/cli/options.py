@@ -40,6 +40,7 @@ MountOption = Annotated[
     typer.Option("--mount", help="SOURCE:TARGET[:ro], a directory of this host; may be repeated."),
 ]
 EngineOption = Annotated[str | None, typer.Option(help="auto, qemu or native.")]
+ColdOption = Annotated[bool, typer.Option("--cold", help="Boot it, even where its image is warm.")]
 LabelOption = Annotated[
     list[str] | None, typer.Option("--label", help="KEY=VALUE; may be repeated.")
 ]

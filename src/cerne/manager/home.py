@@ -47,6 +47,7 @@ class Home:
             home.machines,
             home.layers,
             home.snapshots,
+            home.templates,
             home.machines_runtime,
             home.locks,
             home.failures,
@@ -119,6 +120,17 @@ class Home:
 
     def layer(self, layer_id: str) -> Path:
         return self.layers / f"{layer_id}.qcow2"
+
+    @property
+    def templates(self) -> Path:
+        """Holds a directory of each template."""
+        return self.data / "templates"
+
+    def template(self, key: str) -> Path:
+        return self.templates / key
+
+    def template_lock(self, key: str) -> Path:
+        return self.locks / f"template-{key}.lock"
 
     @property
     def layers_lock(self) -> Path:

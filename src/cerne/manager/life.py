@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from cerne.errors import (
     CerneError,
+    DamagedError,
     EngineError,
     GuestError,
     GuestTimeoutError,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from cerne.images import Image, ImageStore
     from cerne.manager.home import Home
     from cerne.manager.spec import MachineSpec
+    from cerne.manager.template import Template
 
 _log = logging.getLogger(__name__)
 
@@ -59,9 +61,12 @@ class Surroundings:
     choose_engine: Callable[[str], Engine]
 
     def collect(self) -> None:
-        """Remove the layers that no machine and no snapshot needs any more."""
-        kept = [row.layer for row in self.store.snapshots() if row.layer]
-        Layers(self.home).collect(self.home.layer(layer) for layer in kept)
+        """Remove the layers that no machine, no snapshot and no template needs any more."""
+        from cerne.manager.template import templates_of
+
+        kept = [row.layer for row in self.store.snapshots()]
+        kept += [template.layer for template in templates_of(self.home)]
+        Layers(self.home).collect(self.home.layer(layer) for layer in kept if layer)
 
 
 class Life:
@@ -189,6 +194,26 @@ class Life:
         self.layers.commit(self.id)
         discard(self.saved)
         return self.last
+
+    def start_new(self, engine: Engine, template: Template | None) -> bool:
+        """Start a machine that never ran, from a template if there is one; whether it was.
+
+        A template that is damaged, or that its engine refuses, is removed, and the machine boots.
+
+        Raises:
+            CerneError: what `launch` raises.
+        """
+        if template is not None:
+            layer = self.home.layer(template.layer) if template.layer else None
+            try:
+                self.launch(engine, template.directory, layer)
+            except DamagedError as error:
+                _log.warning("%s boots, as its template cannot be used: %s", self.last.name, error)
+                discard(template.directory)
+            else:
+                return True
+        self.launch(engine)
+        return False
 
     def await_ready(self, image: Image, timeout: float) -> None:
         """Wait until a guest that boots is ready, or else kill its machine.

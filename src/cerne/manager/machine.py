@@ -31,6 +31,7 @@ from cerne.manager.life import KILL_TIMEOUT, READY_TIMEOUT, Life, Surroundings
 from cerne.manager.names import check_name
 from cerne.manager.stats import Stats, measure
 from cerne.manager.store import Event, Record, State
+from cerne.manager.template import Templates
 
 if TYPE_CHECKING:
     from cerne.guest import ExecResult, GuestAgent, GuestProcess, TerminalSize
@@ -92,10 +93,11 @@ class Machine:
         """What its process said in its last run."""
         return self._life.directory / "engine.log"
 
-    def start(self, timeout: float | None = None) -> None:
+    def start(self, timeout: float | None = None, *, cold: bool = False) -> None:
         """Start it, and wait at most `timeout` seconds until its guest is ready.
 
-        A suspended machine is woken.
+        A suspended machine is woken. One that never ran goes on from the template of its kind,
+        if there is one; `cold` has it boot.
 
         Raises:
             StateError: it runs already.
@@ -116,8 +118,15 @@ class Machine:
                 )
             self._life.require(record, State.DEFINED, State.STOPPED, State.FAILED)
             image = self._life.image()
-            self._life.launch(self._life.surroundings.choose_engine(self.spec.engine))
-        self._life.await_ready(image, limit)
+            engine = self._life.surroundings.choose_engine(self.spec.engine)
+            new = record.state is State.DEFINED and not cold
+            templates = Templates(self._life.surroundings)
+            template = templates.find(self.spec, image, engine) if new else None
+            warm = self._life.start_new(engine, template)
+        if warm:
+            self._life.renew(image, limit)
+        else:
+            self._life.await_ready(image, limit)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Shut its guest down; kill it if that takes more than `timeout` seconds.

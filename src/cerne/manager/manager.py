@@ -11,12 +11,13 @@ from cerne.errors import CerneError, ConflictError, InputError, NotFoundError
 from cerne.manager.admission import check_host
 from cerne.manager.births import new_record
 from cerne.manager.home import Home
-from cerne.manager.life import Life, Surroundings
+from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
 from cerne.manager.lock import held, is_held
 from cerne.manager.machine import Machine
 from cerne.manager.names import made_up_name
 from cerne.manager.recovery import discard, kill_strays
 from cerne.manager.store import Event, Record, Store, name_in_use
+from cerne.manager.template import Templates, may_have_template
 from cerne.units import format_size
 
 if TYPE_CHECKING:
@@ -60,6 +61,47 @@ class Manager:
 
         return ImageStore(self.home.images, self.home.cache)
 
+    @cached_property
+    def templates(self) -> Templates:
+        """The templates of this home."""
+        return Templates(self._surroundings)
+
+    def warm(
+        self,
+        spec: MachineSpec,
+        *,
+        timeout: float = READY_TIMEOUT,
+        progress: Progress | None = None,
+    ) -> bool:
+        """Make the template that machines of this kind start from; whether there was none.
+
+        Raises:
+            InputError: machines of this kind boot each time.
+            CerneError: it cannot be made; nothing of it is left.
+        """
+        check_host(spec)
+        self._sweep()
+        image = self.images.ensure(spec.image, progress)
+        _check_disk(spec, image)
+        if not may_have_template(spec, image):
+            raise InputError(
+                f"machines of {spec.image} boot each time",
+                hint="a template needs an image with the agent, no --mount, and not "
+                "CERNE_TEMPLATES=never",
+            )
+        engine = self._surroundings.choose_engine(spec.engine)
+        if self.templates.find(spec, image, engine) is not None:
+            return False
+        self.templates.make(spec, image, engine, timeout, progress)
+        return True
+
+    def warm_later(self, machine: Machine) -> None:
+        """Have the template of a machine's kind made in the background, if there can be one."""
+        spec, image = machine.spec, self.images.get(machine.record.digest)
+        engine = self._surroundings.choose_engine(spec.engine)
+        if may_have_template(spec, image) and not self.templates.find(spec, image, engine):
+            self.templates.make_later(spec)
+
     def create(self, spec: MachineSpec, progress: Progress | None = None) -> Machine:
         """Define a machine, with its image made or fetched and its disks ready.
 
@@ -93,9 +135,12 @@ class Manager:
         *,
         timeout: float | None = None,
         keep_failed: bool = False,
+        cold: bool = False,
         progress: Progress | None = None,
     ) -> Machine:
         """Define a machine, start it, and wait at most `timeout` seconds until it is ready.
+
+        It goes on from the template of its kind, if there is one and `cold` does not have it boot.
 
         Where that fails nothing is left, unless `keep_failed` asks for the failed machine to be
         kept, to be looked at. An interrupt (Ctrl-C) always undoes it.
@@ -105,7 +150,7 @@ class Manager:
         """
         machine = self.create(spec, progress)
         try:
-            machine.start(timeout)
+            machine.start(timeout, cold=cold)
         except BaseException as error:
             if not (keep_failed and isinstance(error, CerneError)):
                 machine.remove(force=True)
@@ -195,6 +240,7 @@ class Manager:
                 f"{reference} is the image of {', '.join(users)}",
                 hint=f"remove the machines first: cerne rm {' '.join(users)}",
             )
+        self.templates.remove_of(digest)
         self.images.remove(reference)
 
     def _make_disk(self, record: Record, spec: MachineSpec, image: Image) -> None:
@@ -227,6 +273,7 @@ class Manager:
                 discard(directory)
                 lock.unlink(missing_ok=True)
         snapshot.sweep(self.home, self._store)
+        self.templates.sweep()
         self._surroundings.collect()
 
     def _unknown(self, machine_id: str) -> bool:

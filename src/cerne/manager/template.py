@@ -1,0 +1,244 @@
+"""Templates: images booted to readiness once, from which machines then start at once.
+
+A template is what an engine saved of a machine that nobody has used yet: memory, devices, and its
+disk as a layer. It is known by a digest over all that matters: whatever differs makes another one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne.errors import DamagedError
+from cerne.images.files import storage_errors, sync_directory
+from cerne.manager import faults
+from cerne.manager.births import births, new_record
+from cerne.manager.life import KILL_TIMEOUT
+from cerne.manager.lock import held, is_held
+from cerne.manager.readiness import BootWatch
+from cerne.manager.recovery import discard
+
+if TYPE_CHECKING:
+    from cerne.engine.base import Engine
+    from cerne.images import Image, Progress
+    from cerne.manager.home import Home
+    from cerne.manager.life import Life, Surroundings
+    from cerne.manager.spec import MachineSpec
+
+VARIABLE = "CERNE_TEMPLATES"
+"""The environment variable that, being ``never``, has every machine boot."""
+
+_FORMAT = 1
+_NOTE = "template.json"
+_LOW_PRIORITY = 10
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A template that is complete."""
+
+    directory: Path
+    """What the engine saved."""
+    image: str
+    """The digest of the image that was booted."""
+    family: str
+    """The same for templates of which one replaces the other."""
+    layer: str
+    """The ID of its disk's layer; empty where its image has no disk."""
+
+
+class Templates:
+    """The templates of one home."""
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._surroundings = surroundings
+        self._home = surroundings.home
+
+    def find(self, spec: MachineSpec, image: Image, engine: Engine) -> Template | None:
+        """The template for such a machine, if there is one and templates are not turned off."""
+        if not may_have_template(spec, image):
+            return None
+        try:
+            return _read(self._home.template(_key(spec, image, engine)))
+        except DamagedError:
+            return None
+
+    def make(
+        self,
+        spec: MachineSpec,
+        image: Image,
+        engine: Engine,
+        timeout: float,
+        progress: Progress | None = None,
+    ) -> Template:
+        """The template for such a machine, made if there is none; others that it replaces go.
+
+        Raises:
+            CerneError: the machine cannot be started or saved; nothing of it is left.
+        """
+        key = _key(spec, image, engine)
+        directory = self._home.template(key)
+        with held(self._home.template_lock(key), "warm", spec.image):
+            try:
+                return _read(directory)
+            except DamagedError:
+                discard(directory)
+            if progress is not None:
+                progress(f"booting {spec.image} once", 0, None)
+            template = self._make(spec, image, engine, directory, timeout)
+        for other in templates_of(self._home):
+            if other.family == template.family and other.directory != directory:
+                self.remove(other)
+        self._surroundings.collect()
+        return template
+
+    def make_later(self, spec: MachineSpec) -> None:
+        """Have a process of its own make the template for such a machine, if it can have one."""
+        command = [sys.executable, "-m", "cerne", "image", "warm", spec.image]
+        command += ["--cpus", str(spec.cpus), "--memory", str(spec.memory)]
+        command += ["--engine", spec.engine]
+        if spec.disk is not None:
+            command += ["--disk", str(spec.disk)]
+        with (self._home.templates / "warm.log").open("ab") as log:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                cwd="/",
+            )
+        os.setpriority(os.PRIO_PROCESS, child.pid, _LOW_PRIORITY)
+
+    def remove(self, template: Template) -> None:
+        """Remove one; machines that started from it keep what they have of it."""
+        _log.debug("removing the template %s", template.directory)
+        discard(template.directory)
+
+    def remove_of(self, digest: str) -> None:
+        """Remove those of an image."""
+        for template in templates_of(self._home):
+            if template.image == digest:
+                self.remove(template)
+
+    def sweep(self) -> None:
+        """Remove what was left by commands that were killed while they made one."""
+        for directory in self._home.templates.glob(".making-*"):
+            if not is_held(self._home.template_lock(directory.name.removeprefix(".making-"))):
+                discard(directory)
+
+    def _make(
+        self, spec: MachineSpec, image: Image, engine: Engine, directory: Path, timeout: float
+    ) -> Template:
+        making = directory.with_name(f".making-{directory.name}")
+        discard(making)
+        name = f"template-{directory.name[:8]}"
+        record = new_record(
+            spec.model_copy(update={"name": name, "ports": ()}),
+            spec.image,
+            image.digest,
+            engine=engine.name,
+            unborn=True,
+        )
+        with (
+            storage_errors(f"making a template of {spec.image}", self._home.data),
+            births(self._surroundings, [record]) as (life,),
+        ):
+            try:
+                making.mkdir(mode=0o700)
+                layer = _boot_and_save(life, image, engine, making, timeout)
+                template = Template(directory, image.digest, _family(spec, image, engine), layer)
+                _write(template, making)
+                faults.step("template saved")
+                making.rename(directory)
+                sync_directory(directory.parent)
+            except BaseException:
+                discard(making)
+                raise
+            faults.step("template kept")
+            life.abandon()
+        return template
+
+
+def templates_of(home: Home) -> Iterator[Template]:
+    """All templates that are complete."""
+    for directory in sorted(home.templates.glob("[!.]*/")):
+        try:
+            yield _read(directory)
+        except DamagedError as error:
+            _log.debug("%s", error.message)
+
+
+def may_have_template(spec: MachineSpec, image: Image) -> bool:
+    """Whether such a machine can start from a template, and the environment lets it."""
+    # What is mounted from the host cannot be saved, and without an agent nobody tells a guest who
+    # it is.
+    return image.agent and not spec.mounts and os.environ.get(VARIABLE) != "never"
+
+
+def _boot_and_save(
+    life: Life, image: Image, engine: Engine, directory: Path, timeout: float
+) -> str:
+    """Boot an unborn machine and save it; the layer that its disk has become."""
+    disk = life.home.root_disk(life.id)
+    if image.disk is not None:
+        from cerne.storage.overlay import create_overlay
+
+        create_overlay(image.disk.path, image.disk.format, disk, life.spec.disk)
+    plan = replace(life.plan(), memory_file=directory / "memory")
+    engine.require(plan)
+    process = engine.start(plan)
+    life.last = life.store.note_process(life.last, process)
+    faults.step("template booting")
+    watch = BootWatch(life.last.name, process, life.console_log)
+    life.agent().wait_ready(timeout, alive=watch.check)
+    engine.save(plan, directory, plan.disks, resume=False)
+    process.send(signal.SIGKILL)
+    process.wait(KILL_TIMEOUT)
+    if image.disk is None:
+        return ""
+    layer = uuid.uuid4().hex[:12]
+    disk.rename(life.home.layer(layer))
+    return layer
+
+
+def _key(spec: MachineSpec, image: Image, engine: Engine) -> str:
+    return _digest([_family(spec, image, engine), engine.fingerprint()])
+
+
+def _family(spec: MachineSpec, image: Image, engine: Engine) -> str:
+    return _digest([_FORMAT, image.digest, spec.cpus, spec.memory, spec.disk, engine.name])
+
+
+def _digest(parts: list[object]) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+
+
+def _write(template: Template, directory: Path) -> None:
+    note = {"image": template.image, "family": template.family, "layer": template.layer}
+    path = directory / _NOTE
+    with path.open("w") as file:
+        json.dump(note, file)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_directory(directory)
+
+
+def _read(directory: Path) -> Template:
+    path = directory / _NOTE
+    try:
+        note = json.loads(path.read_text())
+        return Template(directory, str(note["image"]), str(note["family"]), str(note["layer"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedError(f"{directory} is no template: {error}") from error
