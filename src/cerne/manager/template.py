@@ -41,6 +41,8 @@ VARIABLE = "CERNE_TEMPLATES"
 _FORMAT = 1
 _NOTE = "template.json"
 _LOW_PRIORITY = 10
+# It has none; but it is as unborn as a fork is, and removed like one where it is left behind.
+_PARENT = "template"
 _log = logging.getLogger(__name__)
 
 
@@ -149,6 +151,7 @@ class Templates:
             spec.image,
             image.digest,
             engine=engine.name,
+            parent=_PARENT,
             unborn=True,
         )
         with (
@@ -157,12 +160,16 @@ class Templates:
         ):
             try:
                 making.mkdir(mode=0o700)
-                layer = _boot_and_save(life, image, engine, making, timeout)
-                template = Template(directory, image.digest, _family(spec, image, engine), layer)
-                _write(template, making)
-                faults.step("template saved")
-                making.rename(directory)
-                sync_directory(directory.parent)
+                _boot_and_save(life, image, engine, making, timeout)
+                # No layer is collected before the template that names it is there.
+                with life.layers.locked():
+                    layer = _keep_disk(life, image)
+                    family = _family(spec, image, engine)
+                    template = Template(directory, image.digest, family, layer)
+                    _write(template, making)
+                    faults.step("template saved")
+                    making.rename(directory)
+                    sync_directory(directory.parent)
             except BaseException:
                 discard(making)
                 raise
@@ -189,8 +196,8 @@ def may_have_template(spec: MachineSpec, image: Image) -> bool:
 
 def _boot_and_save(
     life: Life, image: Image, engine: Engine, directory: Path, timeout: float
-) -> str:
-    """Boot an unborn machine and save it; the layer that its disk has become."""
+) -> None:
+    """Boot an unborn machine, save it and end it."""
     disk = life.home.root_disk(life.id)
     if image.disk is not None:
         from cerne.storage.overlay import create_overlay
@@ -206,10 +213,14 @@ def _boot_and_save(
     engine.save(plan, directory, plan.disks, resume=False)
     process.send(signal.SIGKILL)
     process.wait(KILL_TIMEOUT)
+
+
+def _keep_disk(life: Life, image: Image) -> str:
+    """Make a machine's disk a layer; its ID, or an empty string where it has no disk."""
     if image.disk is None:
         return ""
     layer = uuid.uuid4().hex[:12]
-    disk.rename(life.home.layer(layer))
+    life.home.root_disk(life.id).rename(life.home.layer(layer))
     return layer
 
 
