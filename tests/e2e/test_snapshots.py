@@ -1,0 +1,94 @@
+"""Machines that are kept, forked, suspended and carried, each with what it had in its memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import Cerne
+
+
+@pytest.fixture
+def kept(cerne: Cerne) -> Iterator[Cerne]:
+    """The command line with a machine ``a`` that runs; no snapshot outlives a test."""
+    cerne.ok("run", "-d", "--name", "a", "--engine", "qemu", "--memory", "128M", "tiny")
+    yield cerne
+    for snapshot in json.loads(cerne.ok("snapshot", "ls", "--json")):
+        cerne.ok("snapshot", "rm", snapshot["name"])
+
+
+def _write(cerne: Cerne, name: str, word: str) -> None:
+    cerne.ok("exec", name, "--", "sh", "-c", f"echo {word} > /tmp/word")
+
+
+def _word(cerne: Cerne, name: str) -> str:
+    return cerne.ok("exec", name, "cat", "/tmp/word").strip()
+
+
+def _identity(cerne: Cerne, name: str) -> tuple[str, ...]:
+    """Its name, its address, and what its random number generator says."""
+    script = "hostname; cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | base64"
+    return tuple(cerne.ok("exec", name, "--", "sh", "-c", script).split())
+
+
+def test_going_back(kept: Cerne) -> None:
+    _write(kept, "a", "before")
+    assert kept.ok("snapshot", "create", "a", "s") == "s\n"
+    _write(kept, "a", "after")
+    assert kept.ok("snapshot", "restore", "s") == "a\n"
+    assert _word(kept, "a") == "before"
+    assert kept.ok("snapshot", "restore", "s", "--as", "b") == "b\n"
+    assert _word(kept, "b") == "before"
+    assert not set(_identity(kept, "a")) & set(_identity(kept, "b"))
+    assert "snapshot rm s" in kept.refused("snapshot", "create", "a", "s", status=4)
+    assert "no snapshot named t" in kept.refused("snapshot", "restore", "t", status=3)
+    assert "--as NAME" in kept.refused("snapshot", "restore", "s", "-p", "8089:80", status=2)
+
+
+def test_forks_go_on_from_their_parent(kept: Cerne) -> None:
+    _write(kept, "a", "shared")
+    assert kept.ok("fork", "a", "--count", "2", "--name", "left") == "left\na-1\n"
+    assert kept.ok("fork", "left") == "left-1\n"
+    _write(kept, "a", "parent")
+    _write(kept, "left", "child")
+    words = [_word(kept, name) for name in ("a", "left", "a-1", "left-1")]
+    assert words == ["parent", "child", "shared", "shared"]
+    found = [_identity(kept, name) for name in ("a", "left", "a-1", "left-1")]
+    assert [name for name, _, _ in found] == ["a", "left", "a-1", "left-1"]
+    assert all(len(set(values)) == 4 for values in zip(*found, strict=True))
+    kept.ok("rm", "--force", "a")
+    assert _word(kept, "a-1") == "shared"
+
+
+def test_suspending(kept: Cerne) -> None:
+    _write(kept, "a", "kept")
+    kept.ok("suspend", "a")
+    assert kept.machine("a")["state"] == "suspended"
+    assert kept.processes() == []
+    assert "cerne wake a" in kept.refused("exec", "a", "true", status=125)
+    assert "lose what is in its memory" in kept.refused("stop", "a", status=4)
+    kept.ok("wake", "a")
+    assert _word(kept, "a") == "kept"
+    kept.ok("suspend", "a")
+    kept.ok("start", "a")
+    assert _word(kept, "a") == "kept"
+
+
+def test_a_snapshot_is_carried_in_one_file(kept: Cerne, tmp_path: Path) -> None:
+    file = tmp_path / "s.cerne"
+    _write(kept, "a", "carried")
+    kept.ok("snapshot", "create", "a", "s")
+    kept.ok("snapshot", "export", "s", str(file))
+    kept.ok("rm", "--force", "a")
+    kept.ok("snapshot", "rm", "s")
+    assert kept.ok("snapshot", "import", "--name", "t", str(file)) == "t\n"
+    kept.ok("snapshot", "restore", "t", "--as", "b")
+    assert _word(kept, "b") == "carried"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert "was altered" in kept.refused("snapshot", "import", str(file), status=10)
+    file.write_bytes(content[: len(content) // 2])
+    assert "cannot be used" in kept.refused("snapshot", "import", "--name", "u", str(file))
