@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -121,6 +122,14 @@ def cerne(_built: Cerne) -> Iterator[Cerne]:
     for name in _built.names():
         _built("rm", "--force", name)
     assert _built.leftovers() == []
+
+
+@pytest.fixture(scope="module")
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import socket
 from collections.abc import Callable, Iterator
 from http.client import HTTPException
 from pathlib import Path
@@ -20,14 +19,6 @@ _SERVER = (
     " ReuseAddr => 1) or die; while (my $c = $s->accept) { <$c>;"
     ' print $c "HTTP/1.0 200 OK\\r\\n\\r\\nheartwood\\n"; close $c }'
 )
-
-
-@pytest.fixture(scope="module")
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        found: int = probe.getsockname()[1]
-    return found
 
 
 @pytest.fixture(scope="module")

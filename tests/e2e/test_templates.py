@@ -1,0 +1,116 @@
+"""Templates, end to end: what starts from one, what it shares with others, what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import Cerne
+
+_WHO = (
+    "sh",
+    "-c",
+    "hostname; cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | od -An -tx1; date +%s",
+)
+
+
+@pytest.fixture
+def used(cerne: Cerne, eventually: Callable[[Callable[[], bool]], None]) -> Iterator[Cerne]:
+    """The command line of somebody who has templates, and none yet."""
+    for template in _templates(cerne):
+        shutil.rmtree(template)
+    del cerne.environment["CERNE_TEMPLATES"]
+    yield cerne
+    cerne.environment["CERNE_TEMPLATES"] = "never"
+    # What was begun in the background.
+    eventually(lambda: not [name for name in cerne.names() if name.startswith("template-")])
+
+
+@pytest.fixture
+def warm(used: Cerne) -> Cerne:
+    """The same, the tiny image warm."""
+    assert used.ok("image", "warm", "tiny") == "tiny is warm\n"
+    assert used.ok("image", "warm", "tiny") == "tiny is warm already\n"
+    return used
+
+
+def _templates(cerne: Cerne) -> list[Path]:
+    return [path for path in (cerne.home / "templates").iterdir() if path.is_dir()]
+
+
+def test_a_machine_goes_on_from_it_as_one_of_its_own(warm: Cerne) -> None:
+    said = []
+    for name in ("one", "two"):
+        warm.ok("run", "-d", "--name", name, "tiny")
+        said.append(warm.ok("exec", name, "--", *_WHO).splitlines())
+    assert [lines[0] for lines in said] == ["one", "two"]
+    for shared in (1, 2):
+        assert said[0][shared] != said[1][shared]
+    assert all(abs(int(lines[3]) - time.time()) < 5 for lines in said)
+    warm.ok("stop", "one")
+    warm.ok("start", "one")
+    assert warm.ok("exec", "one", "hostname") == "one\n"
+
+
+def test_what_is_published_is_the_machines_own(warm: Cerne, port: int) -> None:
+    warm.ok("run", "-d", "--name", "web", "--publish", f"{port}:80", "tiny")
+    warm.ok("exec", "web", "--", "sh", "-c", "echo hi >/tmp/f; httpd -p 80 -h /tmp")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/f", timeout=20) as answer:
+        assert answer.read() == b"hi\n"
+
+
+def test_other_machines_boot(warm: Cerne, tmp_path: Path) -> None:
+    used = ("run", "-d", "--name")
+    warm.ok(*used, "cold", "--cold", "tiny")
+    warm.ok(*used, "small", "--memory", "256M", "tiny")
+    warm.ok(*used, "mounts", "--mount", f"{tmp_path}:/x", "tiny")
+    uptimes = [warm.ok("exec", name, "cat", "/proc/uptime") for name in ("cold", "small", "mounts")]
+    template = warm.ok("run", "--rm", "tiny", "cat", "/proc/uptime")
+    assert all(float(text.split()[0]) > 0 for text in [*uptimes, template])
+    assert json.loads(warm.ok("inspect", "--json", "mounts"))["state"] == "running"
+
+
+@pytest.mark.parametrize("name", ["state", "memory", "manifest.json"])
+def test_one_that_was_altered_is_refused_and_the_machine_boots(warm: Cerne, name: str) -> None:
+    (template,) = _templates(warm)
+    content = bytearray((template / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (template / name).write_bytes(content)
+    done = warm("run", "--rm", "tiny", "--", "echo", "it boots")
+    assert (done.returncode, done.stdout) == (0, b"it boots\n")
+    assert b"cannot be used" in done.stderr
+    assert not template.exists()
+
+
+def test_an_image_gets_warm_by_being_used(
+    used: Cerne, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    used.ok("run", "--rm", "tiny", "--", "true")
+    eventually(lambda: any((path / "template.json").exists() for path in _templates(used)))
+
+
+def test_nothing_is_left_of_one_whose_maker_is_killed(
+    used: Cerne, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    making = used.begin("image", "warm", "tiny")
+    eventually(lambda: bool(used.processes()))
+    os.killpg(making.pid, signal.SIGKILL)
+    making.communicate()
+    assert used.ok("image", "warm", "tiny") == "tiny is warm\n"
+    assert used.leftovers() == []
+    assert len(_templates(used)) == 1
+
+
+def test_machines_without_an_agent_boot_each_time(cerne: Cerne, tmp_path: Path) -> None:
+    disk = tmp_path / "empty.raw"
+    disk.write_bytes(bytes(1 << 20))
+    cerne.ok("image", "import", str(disk), "--name", "empty")
+    assert "boot each time" in cerne.refused("image", "warm", "empty")
+    cerne.ok("image", "rm", "empty")
