@@ -87,7 +87,7 @@ def _make(parent: Life, record: Record, children: Sequence[Life], engine: Engine
     with _work_directory(parent.home) as directory:
         with (
             storage_errors(f"forking {record.name}", parent.home.data),
-            parent.saving(record, directory),
+            parent.saving(record, directory, done="forked"),
         ):
             layer = parent.layers.freeze(parent.id)
             if layer is not None:

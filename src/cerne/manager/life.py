@@ -320,10 +320,10 @@ class Life:
         self.forget(record)
 
     @contextlib.contextmanager
-    def saving(self, record: Record, directory: Path) -> Iterator[None]:
+    def saving(self, record: Record, directory: Path, done: str = "saved") -> Iterator[None]:
         """Its engine saves it to this new directory, or forks it, in this block.
 
-        Afterwards it is as it was before. A command that is killed in the block is noticed by the
+        Afterwards it is as it was before, and `done` is the event. A command that is killed in the block is noticed by the
         next one, which lets the guest run on if it ran.
         """
         # What a command left that was killed after it had woken the machine.
@@ -344,7 +344,7 @@ class Life:
             raise
         if self.last.state is State.SAVING:
             state = State.PAUSED if was_paused else State.RUNNING
-            self.last = self.store.change(self.last, state, kind="saved")
+            self.last = self.store.change(self.last, state, kind=done)
 
     def _settled(self, record: Record) -> Record:
         """Put right what an interrupted command, an ended process or a restarted host left."""
