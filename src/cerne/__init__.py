@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cerne.errors import CerneError
     from cerne.manager import Machine, Manager, State
     from cerne.manager.run import run, run_async
+    from cerne.manager.snapshot import Snapshot
     from cerne.manager.spec import MachineSpec, Mount, machine_spec
     from cerne.network.ports import PublishedPort
 
@@ -27,6 +28,7 @@ _HOMES = {
     "Manager": "cerne.manager",
     "Mount": "cerne.manager.spec",
     "PublishedPort": "cerne.network.ports",
+    "Snapshot": "cerne.manager.snapshot",
     "State": "cerne.manager",
     "machine_spec": "cerne.manager.spec",
     "run": "cerne.manager.run",
@@ -40,6 +42,7 @@ __all__ = [
     "Manager",
     "Mount",
     "PublishedPort",
+    "Snapshot",
     "State",
     "machine_spec",
     "run",

@@ -79,6 +79,23 @@ def test_declined_memory_is_not_kept(manager: Manager, machine: Machine) -> None
     assert list(manager.home.snapshots.iterdir()) == []
 
 
+def test_many_layers_are_merged_when_it_boots(
+    manager: Manager, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cerne.manager.layers._MANY_LAYERS", 2)
+    monkeypatch.setattr("cerne.manager.layers._MOST_LAYERS", 3)
+    snapshots = [machine.snapshot() for _ in range(3)]
+    with pytest.raises(StateError) as caught:
+        machine.snapshot()
+    assert "start it again" in caught.value.hint
+    machine.start()
+    assert _layers_under(manager, machine) == []
+    assert machine.snapshot().layer not in [snapshot.layer for snapshot in snapshots]
+    for snapshot in manager.snapshots():
+        snapshot.remove()
+    assert len(list(manager.home.layers.iterdir())) == 1
+
+
 def test_going_back(manager: Manager, machine: Machine, engine: FakeEngine) -> None:
     machine.start()
     snapshot = machine.snapshot()

@@ -69,6 +69,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
             f"{p.host_address}:{p.host_port} → {p.guest_port}/{p.protocol}" for p in spec.ports
         ),
         "mounts": ", ".join(f"{m.source} → {m.target}" for m in spec.mounts),
+        "parent": record.parent,
         "labels": ", ".join(f"{key}={value}" for key, value in spec.labels.items()),
         "created": _moment(record.created) or "",
         "started": _moment(record.started) or "",
@@ -203,6 +204,7 @@ def _summary(record: Record) -> dict[str, object]:
         "cpus": record.cpus,
         "memory_bytes": record.memory,
         "engine": record.engine,
+        "parent": record.parent or None,
         "pid": record.process.pid if record.process else None,
         "created": _moment(record.created),
         "started": _moment(record.started),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count as numbers
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,7 +59,8 @@ def fork(life: Life, names: Sequence[str], ports: Sequence[PublishedPort]) -> li
         )
     if len(set(names)) < len(names):
         raise ConflictError("the same name is asked for twice", hint="name each one once")
-    with life.operation("fork") as record:
+    with ExitStack() as locked:
+        record = locked.enter_context(life.operation("fork"))
         life.require(record, State.RUNNING)
         engine = life.engine()
         records = [
@@ -77,6 +78,8 @@ def fork(life: Life, names: Sequence[str], ports: Sequence[PublishedPort]) -> li
             engine.require(Life(life.surroundings, newborn).plan())
         with births(life.surroundings, records) as children:
             _make(life, record, children, engine)
+            # The parent need not wait for its children's guests.
+            locked.close()
             image = life.image()
             for child in children:
                 child.renew(image)

@@ -17,13 +17,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.errors import DamagedError
+from cerne.errors import DamagedError, StateError
 from cerne.images.files import storage_errors, sync_directory
 from cerne.manager import faults
 from cerne.manager.lock import held
 
 if TYPE_CHECKING:
     from cerne.manager.home import Home
+
+_MANY_LAYERS = 16
+_MOST_LAYERS = 200
 
 _log = logging.getLogger(__name__)
 
@@ -41,10 +44,17 @@ class Layers:
 
         Raises:
             StorageError: there is no space for it, or the disk cannot be written; it is as it was.
+            StateError: there are too many layers under it.
         """
         root = self._home.root_disk(machine_id)
         if not root.exists():
             return None
+        if self._depth(root) >= _MOST_LAYERS:
+            raise StateError(
+                f"the disk {root} lies on {_MOST_LAYERS} layers already, one for each snapshot and"
+                " each fork",
+                hint="stop the machine and start it again: they are merged then",
+            )
         layer = self._home.layer(uuid.uuid4().hex[:12])
         with self.locked(), storage_errors(f"freezing {root}", self._home.data):
             os.link(root, layer)
@@ -52,6 +62,18 @@ class Layers:
             self._put_overlay(layer, root)
             faults.step("layer frozen")
         return layer
+
+    def merge(self, machine_id: str, base: Path, base_format: str) -> None:
+        """Have the disk of a machine that does not run lie on its image's, if on many layers.
+
+        Raises:
+            StorageError: there is no space for what is in them.
+        """
+        from cerne.storage.flatten import merge
+
+        root = self._home.root_disk(machine_id)
+        if self._depth(root) > _MANY_LAYERS:
+            merge(root, base, base_format)
 
     def overlay(self, layer: Path, path: Path) -> None:
         """Make an empty overlay on a layer.
@@ -123,6 +145,11 @@ class Layers:
             if backing is not None and backing[0].parent == self._home.layers:
                 found.append(backing[0])
         return needed
+
+    def _depth(self, root: Path) -> int:
+        from cerne.storage.overlay import chain
+
+        return sum(path.parent == self._home.layers for path, _ in chain(root, "qcow2"))
 
     def _put_overlay(self, layer: Path, path: Path) -> None:
         from cerne.storage.overlay import create_overlay

@@ -179,6 +179,7 @@ class Life:
                 self.layers.replace(self.id, onto)
             self.clear_runtime()
             if saved is None:
+                self._merge_layers()
                 plan.console_log.unlink(missing_ok=True)
             process = engine.start(plan)
             _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
@@ -323,8 +324,8 @@ class Life:
     def saving(self, record: Record, directory: Path, done: str = "saved") -> Iterator[None]:
         """Its engine saves it to this new directory, or forks it, in this block.
 
-        Afterwards it is as it was before, and `done` is the event. A command that is killed in the block is noticed by the
-        next one, which lets the guest run on if it ran.
+        Afterwards it is as it was before, and `done` is the event. A command that is killed in
+        the block is noticed by the next one, which lets the guest run on if it ran.
         """
         # What a command left that was killed after it had woken the machine.
         self._discard_saved(whole=True)
@@ -385,6 +386,11 @@ class Life:
             return self.store.change(record, State.PAUSED, kind="saving interrupted")
         self.qmp("cont")
         return self.store.change(record, State.RUNNING, kind="saving interrupted")
+
+    def _merge_layers(self) -> None:
+        disk = self.image().disk
+        if disk is not None:
+            self.layers.merge(self.id, disk.path, disk.format)
 
     def _discard_saved(self, *, whole: bool) -> None:
         discard(self.home.half_saved(self.id))

@@ -1,6 +1,6 @@
-"""A disk made into one file that refers to no other, to be carried to another host and back.
+"""Disks that lie on many layers made into one file, to be quicker, or to be carried elsewhere.
 
-What it holds is what differs from its base, an image's disk, of which the other host has its own.
+What it holds is what differs from its base, an image's disk.
 """
 
 from __future__ import annotations
@@ -17,6 +17,17 @@ from cerne.storage.overlay import create_overlay
 _TIMEOUT = 3600.0
 
 
+def merge(disk: Path, base: Path, base_format: str) -> None:
+    """Let a qcow2 disk that nobody has open hold all by which it differs from its base.
+
+    Whoever is killed meanwhile leaves the disk as it was, as far as a guest can tell.
+
+    Raises:
+        StorageError: there is no space for it.
+    """
+    _rebase(disk, ["-F", base_format, "-b", str(base)])
+
+
 def flatten(disk: Path, base: Path, base_format: str, target: Path) -> None:
     """Write all by which a qcow2 disk, with all that is under it, differs from its base.
 
@@ -25,8 +36,8 @@ def flatten(disk: Path, base: Path, base_format: str, target: Path) -> None:
     """
     create_overlay(disk, "qcow2", target)
     try:
-        # The first reads and copies, the second only forgets the name of the base.
-        _rebase(target, ["-F", base_format, "-b", str(base)])
+        merge(target, base, base_format)
+        # This only forgets the name of the base.
         _rebase(target, ["-u", "-b", ""])
     except BaseException:
         target.unlink(missing_ok=True)
