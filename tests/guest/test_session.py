@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -199,6 +200,16 @@ def test_an_answer_of_another_kind(session_pair: tuple[Session, socket.socket]) 
         session.expect(FrameType.DONE, 20)
     with pytest.raises(GuestError, match="an error that makes no sense"):
         session.expect(FrameType.DONE, 20)
+
+
+def test_a_request_that_an_old_agent_does_not_know(
+    session_pair: tuple[Session, socket.socket],
+) -> None:
+    session, far = session_pair
+    far.sendall(encode(FrameType.ERROR, wire.ERROR.pack(errno.ENOSYS) + b"request 20"))
+    with pytest.raises(GuestError, match="too old for this: request 20") as caught:
+        session.expect(FrameType.DONE, 20)
+    assert "anew" in caught.value.hint
 
 
 def test_urgent_frames_from_within_a_send(session_pair: tuple[Session, socket.socket]) -> None:

@@ -8,6 +8,7 @@ by a hypervisor that dropped what a client had sent before it left.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
@@ -319,7 +320,13 @@ def error_of(payload: bytes) -> GuestError:
     """The error that the agent tells of."""
     if len(payload) < wire.ERROR.size:
         return wire.nonsense("an error that makes no sense")
-    return GuestError(wire.readable(payload[wire.ERROR.size :]))
+    words = wire.readable(payload[wire.ERROR.size :])
+    if wire.ERROR.unpack_from(payload)[0] == errno.ENOSYS:
+        return GuestError(
+            f"the guest's agent is too old for this: {words}",
+            hint="build its image anew with this Cerne, and start the machine anew from it",
+        )
+    return GuestError(words)
 
 
 def _gone() -> GuestError:

@@ -11,7 +11,7 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the protocol is little-endian");
 
-#define AGENT_VERSION "1"
+#define AGENT_VERSION "2"
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #define PROTOCOL_VERSION 1u
 #define PROTOCOL_MAGIC "cerne\0ag"

@@ -99,7 +99,7 @@ static int put_time(int64_t seconds, uint32_t nanoseconds)
 static void answer(struct wire *wire, int error, const char *what)
 {
 	if (error)
-		wire_error(wire, error, what);
+		wire_error(wire, error, "%s", what);
 	else
 		wire_send(wire, FRAME_DONE, NULL, 0);
 }
@@ -147,22 +147,41 @@ static void add_entropy(struct wire *wire, const struct frame *frame)
 	answer(wire, put_entropy(frame->payload, frame->length), "cannot add entropy");
 }
 
+/* A root that cannot be written keeps the name until the next boot alone. */
+static void keep_hostname(const char *name, size_t length)
+{
+	static const char fresh[] = "/etc/.hostname.cerne";
+	FILE *file = fopen(fresh, "we");
+	bool written = file && fprintf(file, "%.*s\n", (int)length, name) > 0;
+
+	if (file && fclose(file) != 0)
+		written = false;
+	if (!written || rename(fresh, "/etc/hostname") < 0)
+		unlink(fresh);
+}
+
 static int put_hostname(const char *name, size_t length)
 {
-	FILE *file;
-
-	if (length == 0 || sethostname(name, length) < 0)
-		return length ? errno : EINVAL;
-	/* On a file system that cannot be written the name lasts until the next boot alone. */
-	file = fopen("/etc/hostname", "we");
-	if (file) {
-		fprintf(file, "%.*s\n", (int)length, name);
-		fclose(file);
-	}
+	if (length == 0)
+		return EINVAL;
+	if (sethostname(name, length) < 0)
+		return errno;
+	keep_hostname(name, length);
 	return 0;
 }
 
-/* The first network card gets this address, and keeps its others. */
+static bool has_device(const char *card)
+{
+	char path[PATH_MAX];
+
+	snprintf(path, sizeof path, "/sys/class/net/%s/device", card);
+	return access(path, F_OK) == 0;
+}
+
+/*
+ * The first network card gets this address while it is up, as virtio-net allows: taken down, it
+ * would lose its other addresses and its routes.
+ */
 static int put_mac(const uint8_t mac[6])
 {
 	struct if_nameindex *cards = if_nameindex();
@@ -173,7 +192,7 @@ static int put_mac(const uint8_t mac[6])
 		struct ifreq request = {0};
 
 		strncpy(request.ifr_name, card->if_name, IFNAMSIZ - 1);
-		if (ioctl(fd, SIOCGIFHWADDR, &request) < 0 ||
+		if (!has_device(card->if_name) || ioctl(fd, SIOCGIFHWADDR, &request) < 0 ||
 		    request.ifr_hwaddr.sa_family != ARPHRD_ETHER)
 			continue;
 		memcpy(request.ifr_hwaddr.sa_data, mac, 6);
@@ -189,26 +208,27 @@ static int put_mac(const uint8_t mac[6])
 
 static void renew(struct wire *wire, const struct frame *frame)
 {
+	const size_t name_at = offsetof(struct renewal, entropy) + RENEWED_ENTROPY;
+	const char *name = (const char *)frame->payload + name_at;
 	struct renewal new;
-	size_t name_at = offsetof(struct renewal, entropy) + RENEWED_ENTROPY;
-	const char *what = "cannot renew this guest";
 	int error;
 
 	if (frame->length < name_at) {
-		wire_error(wire, EINVAL, what);
+		wire_error(wire, EINVAL, "cannot renew this guest");
 		return;
 	}
 	memcpy(&new, frame->payload, name_at);
 	/* The entropy first: nothing after it must be guessed from what others know. */
-	error = put_entropy(new.entropy, RENEWED_ENTROPY);
-	if (!error)
-		error = put_time(new.seconds, new.nanoseconds);
-	if (!error)
-		error = put_hostname((const char *)frame->payload + name_at,
-				     frame->length - name_at);
-	if (!error && new.has_mac)
-		error = put_mac(new.mac);
-	answer(wire, error, what);
+	if ((error = put_entropy(new.entropy, RENEWED_ENTROPY)))
+		wire_error(wire, error, "cannot add entropy");
+	else if ((error = put_time(new.seconds, new.nanoseconds)))
+		wire_error(wire, error, "cannot set the clock");
+	else if ((error = put_hostname(name, frame->length - name_at)))
+		wire_error(wire, error, "cannot set the host name");
+	else if (new.has_mac && (error = put_mac(new.mac)))
+		wire_error(wire, error, "cannot set the network card's address");
+	else
+		wire_send(wire, FRAME_DONE, NULL, 0);
 }
 
 /* The file systems that live on a device of this guest, in the order in which they were mounted. */
