@@ -236,7 +236,7 @@ class Life:
         except BaseException as error:
             raise self._failed_to_become_ready(error, timeout) from error
 
-    def renew(self, image: Image, timeout: float = READY_TIMEOUT) -> None:
+    def renew(self, image: Image) -> None:
         """Tell a guest that goes on from saved memory who it is now, and that time has passed.
 
         Raises:
@@ -245,10 +245,9 @@ class Life:
         process = self.last.process
         assert process is not None
         if image.agent:
-            agent = self.agent()
-            agent.wait_ready(timeout, alive=process.alive)
             nics = self.plan().nics
-            agent.renew(hostname=self.last.name, mac=nics[0].mac if nics else None)
+            # The guest answers at once: it was ready when it was saved.
+            self.agent().renew(hostname=self.last.name, mac=nics[0].mac if nics else None)
             faults.step("renewed")
         if self.last.unborn:
             self.last = self.store.set_process(self.last, process)

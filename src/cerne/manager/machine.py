@@ -105,9 +105,8 @@ class Machine:
             EngineError, GuestError: it did not start, or its guest did not become ready; it has
                 been killed and is ``failed``.
         """
-        limit = READY_TIMEOUT if timeout is None else timeout
         if self._life.record().state is State.SUSPENDED:
-            self.wake(limit)
+            self.wake()
             return
         with self._life.operation("start") as record:
             if record.state.live:
@@ -124,9 +123,9 @@ class Machine:
             template = templates.find(self.spec, image, engine) if new else None
             warm = self._life.start_new(engine, template)
         if warm:
-            self._life.renew(image, limit)
+            self._life.renew(image)
         else:
-            self._life.await_ready(image, limit)
+            self._life.await_ready(image, READY_TIMEOUT if timeout is None else timeout)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Shut its guest down; kill it if that takes more than `timeout` seconds.
@@ -188,8 +187,8 @@ class Machine:
         """
         suspension.suspend(self._life)
 
-    def wake(self, timeout: float = READY_TIMEOUT) -> None:
-        """Let it go on from where it was suspended; its agent may take `timeout` seconds.
+    def wake(self) -> None:
+        """Let it go on from where it was suspended.
 
         Raises:
             StateError: it is not suspended.
@@ -198,7 +197,7 @@ class Machine:
             EngineError: it did not start; it stays suspended.
             GuestError: it runs, and its agent does not answer.
         """
-        suspension.wake(self._life, timeout)
+        suspension.wake(self._life)
 
     def snapshot(self, name: str | None = None, *, memory: bool = True) -> Snapshot:
         """Keep it as it is now, to go back to or to make others from.

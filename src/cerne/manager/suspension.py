@@ -34,9 +34,9 @@ def suspend(life: Life) -> None:
             life.last = life.kill(life.last, "", State.SUSPENDED)
 
 
-def wake(life: Life, timeout: float) -> None:
+def wake(life: Life) -> None:
     """Let a suspended machine go on (see `Machine.wake`)."""
     with life.operation("wake") as record:
         life.require(record, State.SUSPENDED)
         life.launch(life.engine(), life.saved)
-    life.renew(life.image(), timeout)
+    life.renew(life.image())
