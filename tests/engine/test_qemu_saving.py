@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan
+from cerne.engine.qemu import saving
 from cerne.engine.qemu.command_line import Accelerator
 from cerne.engine.qemu.engine import QemuEngine
 from cerne.engine.qmp import QmpClient
@@ -94,6 +95,19 @@ def machines(home: Path, qemu: Path) -> Iterator[Machines]:
         yield made
 
 
+@pytest.fixture
+def small_disk(home: Path) -> Iterator[Path]:
+    """A file system with no room for a machine's state; skips where none may be mounted."""
+    place = home / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_a_saved_machine_goes_on_many_times(machines: Machines, apart: bool) -> None:
     plan = machines.plan("a")
@@ -166,6 +180,41 @@ def test_a_machine_that_cannot_be_saved_runs_on(machines: Machines, home: Path) 
     with pytest.raises(StorageError):
         machines.engine.save(plan, home / "nowhere", (), resume=True)
     assert machines.say(plan, b"i") == 1
+
+
+@pytest.mark.usefixtures("root")
+def test_a_disk_that_is_full_is_told_and_the_machine_runs_on(
+    machines: Machines, small_disk: Path
+) -> None:
+    plan = machines.plan("a")
+    machines.start(plan)
+    with pytest.raises(StorageError, match="No space left"):
+        machines.engine.save(plan, small_disk, (), resume=True)
+    assert machines.say(plan, b"i") == 1
+    machines.engine.save(plan, machines.saved, (), resume=True)
+    assert machines.say(plan, b"i") == 2
+
+
+def test_saving_that_is_broken_off_does_not_stop_the_machine_later(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(qmp: QmpClient) -> None:
+        raise KeyboardInterrupt
+
+    plan = machines.plan("a")
+    machines.start(plan)
+    with monkeypatch.context() as patched:
+        patched.setattr(saving, "_wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            machines.engine.save(plan, machines.saved, (), resume=True)
+    with QmpClient(plan.qmp_socket) as qmp:
+        assert qmp.status() == "running"
+        status = qmp.execute("query-migrate")
+        assert isinstance(status, dict)
+        assert status["status"] in ("cancelled", "completed", "failed")
+    assert machines.say(plan, b"i") == 1
+    machines.engine.save(plan, machines.saved, (), resume=True)
+    assert machines.say(plan, b"i") == 2
 
 
 def test_a_fork_is_refused(machines: Machines) -> None:

@@ -96,21 +96,27 @@ class QemuEngine:
         """Save a machine's memory and devices (see `Engine.save`)."""
         from cerne.engine.qemu.saving import save
         from cerne.engine.qmp import QmpClient
+        from cerne.images.files import storage_errors
 
-        memory = plan.memory_file
-        with Opened() as opened, QmpClient(plan.qmp_socket) as qmp:
-            state = opened.new(directory / STATE_FILE)
-            fresh = [(disk, _opened_disk(disk, opened)) for disk in disks] if resume else []
-            save(qmp, state, fresh, memory_apart=memory is not None, resume=resume)
-            os.fsync(state)
+        with storage_errors(f"saving {plan.name}", directory):
+            with Opened() as opened, QmpClient(plan.qmp_socket) as qmp:
+                state = opened.new(directory / STATE_FILE)
+                fresh = [(disk, _opened_disk(disk, opened)) for disk in disks] if resume else []
+                apart = plan.memory_file is not None
+                save(qmp, state, fresh, memory_apart=apart, resume=resume)
+                os.fsync(state)
+            self._describe(plan, directory).write(directory)
+
+    def _describe(self, plan: LaunchPlan, directory: Path) -> SavedMachine:
         saved = SavedMachine(
             fingerprint=self.fingerprint(),
             memory=plan.memory,
             state_digest=file_digest(directory / STATE_FILE),
         )
-        if memory is not None:
-            saved = replace(saved, memory_digest=_digest(memory), memory_stamp=stamp(memory))
-        saved.write(directory)
+        memory = plan.memory_file
+        if memory is None:
+            return saved
+        return replace(saved, memory_digest=_digest(memory), memory_stamp=stamp(memory))
 
     def fork(
         self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]

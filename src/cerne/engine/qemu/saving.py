@@ -6,18 +6,21 @@ it maps that file copy-on-write; otherwise it is in the migration's stream.
 
 from __future__ import annotations
 
+import errno
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cerne.engine.base import DiskPlan
 from cerne.engine.qemu.command_line import disk_device, disk_node, fdset
 from cerne.engine.qmp import QmpClient
-from cerne.errors import EngineError, InputError
+from cerne.errors import CerneError, EngineError, InputError, StorageError
 
 _TIMEOUT = 600.0
 _MOMENT = 0.001
 _FASTEST = 1 << 40
 """Bytes a second: no limit."""
+_UNDER_WAY = frozenset(("setup", "active", "device", "cancelling"))
 
 
 def save(
@@ -35,6 +38,7 @@ def save(
     Raises:
         EngineError: it could not be saved; it runs on, if it ran.
         InputError: it has what cannot be saved.
+        StorageError: there is no room for its state; it runs on, if it ran.
     """
     _require_savable(qmp)
     ran = qmp.status() == "running"
@@ -47,6 +51,7 @@ def save(
         for index, (disk, descriptors) in enumerate(disks):
             _switch_disk(qmp, index, disk, descriptors)
     except BaseException:
+        _abandon(qmp)
         if ran:
             qmp.cont()
         raise
@@ -84,15 +89,31 @@ def _wait(qmp: QmpClient) -> None:
                 time.sleep(_MOMENT)
             return
         if status in ("failed", "cancelled"):
-            said = qmp.execute("query-migrate")
-            why = said.get("error-desc", status) if isinstance(said, dict) else status
-            raise EngineError(f"QEMU could not save or restore the machine: {why}")
+            raise _failure(str(_migration(qmp).get("error-desc", status)))
+
+
+def _failure(why: str) -> CerneError:
+    # QEMU tells in words alone what the kernel answered.
+    if any(os.strerror(number) in why for number in (errno.ENOSPC, errno.EDQUOT)):
+        return StorageError(f"the machine could not be saved: {why}", hint="free some space: df -h")
+    return EngineError(f"QEMU could not save or restore the machine: {why}")
+
+
+def _abandon(qmp: QmpClient) -> None:
+    """End a migration that was broken off: it would stop the machine once more as it completes."""
+    qmp.execute("migrate_cancel")
+    while _migration(qmp).get("status") in _UNDER_WAY:
+        time.sleep(_MOMENT)
+
+
+def _migration(qmp: QmpClient) -> Mapping[str, object]:
+    said = qmp.execute("query-migrate")
+    return said if isinstance(said, dict) else {}
 
 
 def _require_savable(qmp: QmpClient) -> None:
-    said = qmp.execute("query-migrate")
-    reasons = said.get("blocked-reasons") if isinstance(said, dict) else None
-    if reasons:
+    reasons = _migration(qmp).get("blocked-reasons")
+    if isinstance(reasons, list) and reasons:
         raise InputError(
             f"the machine cannot be saved: {'; '.join(map(str, reasons))}",
             hint="make it without --mount: what is mounted from this host cannot be saved",
