@@ -208,8 +208,9 @@ def test_suspending_and_waking(machine: Machine, engine: FakeEngine) -> None:
     assert _state(machine) is State.RUNNING
     assert engine.plans[-1].saved == machine._life.saved
     assert not machine._life.saved.exists()
-    with pytest.raises(StateError):
+    with pytest.raises(StateError, match="web is running") as caught:
         machine.wake()
+    assert caught.value.hint == ""
     machine.suspend()
     machine.start()
     assert engine.plans[-1].saved is not None

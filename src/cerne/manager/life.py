@@ -140,10 +140,10 @@ class Life:
         """
         if record.state not in states:
             reason = f" ({record.reason})" if record.reason else ""
-            remedy = _REMEDIES.get(record.state, "start")
+            remedy = _REMEDIES.get(record.state)
             raise StateError(
                 f"{record.name} is {record.state}{reason}",
-                hint=f"{remedy} it with: cerne {remedy} {record.name}",
+                hint=f"{remedy} it with: cerne {remedy} {record.name}" if remedy else "",
                 machine=record.name,
             )
 
@@ -442,7 +442,13 @@ class Life:
                 )
 
 
-_REMEDIES = {State.PAUSED: "resume", State.SUSPENDED: "wake"}
+_REMEDIES = {
+    State.DEFINED: "start",
+    State.STOPPED: "start",
+    State.FAILED: "start",
+    State.PAUSED: "resume",
+    State.SUSPENDED: "wake",
+}
 
 
 def _needs_settling(record: Record) -> bool:
