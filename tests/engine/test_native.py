@@ -118,7 +118,7 @@ def small_disk(home: Path, root: None) -> Iterator[Path]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", directory]).returncode:
         pytest.skip("no tmpfs can be mounted here")
     yield directory
-    subprocess.run(["umount", directory], check=True)
+    subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 def test_neither_sees_what_the_other_writes_after_a_fork(fleet: Fleet) -> None:

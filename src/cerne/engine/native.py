@@ -112,7 +112,7 @@ class NativeEngine:
                     "state": opened.new(directory / STATE_FILE),
                     "memory": opened.new(directory / MEMORY_FILE),
                     "report": opened.take(writing),
-                    "disks": [asdict(_disk(disk, opened)) for disk in disks],
+                    "disks": [asdict(_disk(disk, opened)) for disk in disks if resume],
                     "resume": resume,
                 }
                 _execute(plan, "cerne-save", arguments, opened)

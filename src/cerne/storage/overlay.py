@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import struct
-import subprocess
 from pathlib import Path
 
+from cerne.devices.block.qcow2 import MAGIC, overlay_head
 from cerne.errors import DamagedError, StorageError
-from cerne.host.programs import require_program
 
-_TIMEOUT = 60.0
 _MOST_FILES = 256
-_QCOW2 = b"QFI\xfb"
-_HEADER = struct.Struct(">4sIQI")
+_HEADER = struct.Struct(">4sIQIIQ")
+_SIZE_MEMBER = 5
 _BACKING_FORMAT = 0xE2792ACA
 _EXTENSION = struct.Struct(">II")
 _HEADER_LENGTH_OFFSET = 100
@@ -27,22 +25,40 @@ def create_overlay(backing: Path, backing_format: str, path: Path, size: int | N
 
     Raises:
         StorageError: it cannot be written; nothing is left of it.
-        MissingProgramError: qemu-img is not installed.
+        DamagedError: the backing file cannot be read.
     """
-    command: list[str | Path] = [require_program("qemu-img"), "create", "-q", "-f", "qcow2"]
-    # Lazy reference counts and larger subclusters are not asked for: older QEMUs must read it.
-    command += ["-F", backing_format, "-b", backing, path]
-    if size is not None:
-        command.append(str(size))
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, timeout=_TIMEOUT, env=_environment()
-    )
-    if done.returncode != 0:
+    virtual_size = size or _virtual_size(backing, backing_format)
+    head = overlay_head(virtual_size, os.fsencode(backing.absolute()), backing_format)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            for place, content in head.items():
+                os.pwrite(descriptor, content, place)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except FileExistsError as error:
+        raise StorageError(f"the disk {path} is there already") from error
+    except OSError as error:
         path.unlink(missing_ok=True)
         raise StorageError(
-            f"the disk {path} cannot be made: {done.stderr.strip()}",
+            f"the disk {path} cannot be made: {error.strerror}",
             hint=f"see that there is space: df -h {path.parent}",
-        )
+        ) from error
+
+
+def _virtual_size(path: Path, form: str) -> int:
+    try:
+        with path.open("rb") as file:
+            if form != "qcow2":
+                return file.seek(0, os.SEEK_END)
+            head = file.read(_HEADER.size)
+    except OSError as error:
+        raise DamagedError(f"the disk {path} cannot be read: {error.strerror}") from error
+    if not head.startswith(MAGIC) or len(head) < _HEADER.size:
+        raise DamagedError(f"the disk {path} is not in the format qcow2")
+    size: int = _HEADER.unpack_from(head)[_SIZE_MEMBER]
+    return size
 
 
 def chain(path: Path, form: str) -> list[tuple[Path, str]]:
@@ -73,9 +89,9 @@ def backing_of(path: Path) -> tuple[Path, str] | None:
             head = file.read(_FIRST_CLUSTER)
     except OSError as error:
         raise DamagedError(f"the disk {path} cannot be read: {error.strerror}") from error
-    if not head.startswith(_QCOW2) or len(head) < _HEADER_LENGTH_OFFSET + 4:
+    if not head.startswith(MAGIC) or len(head) < _HEADER_LENGTH_OFFSET + 4:
         raise DamagedError(f"the disk {path} is not in the format qcow2")
-    _, version, offset, length = _HEADER.unpack_from(head)
+    _, version, offset, length, *_ = _HEADER.unpack_from(head)
     if offset == 0:
         return None
     if length > _LONGEST_NAME or offset + length > len(head):
@@ -101,7 +117,3 @@ def _extensions(head: bytes, version: int) -> dict[int, bytes]:
         found[kind] = head[at : at + length]
         at += length + 7 & ~7
     return found
-
-
-def _environment() -> dict[str, str]:
-    return {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}

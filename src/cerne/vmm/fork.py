@@ -41,7 +41,7 @@ class Forked(BaseException):
 
 
 def save(machine: Machine, request: Request) -> object:
-    """``cerne-save``: write state and memory to files; disks are switched as in `fork`.
+    """``cerne-save``: write state and memory to files; with ``disks`` it goes on as in `fork`.
 
     ``state`` and ``memory`` are descriptors of empty files. ``report`` is one of a pipe, on which
     the outcome is written once they are complete: ``digest`` (of the memory) or ``error``. The
@@ -58,8 +58,11 @@ def save(machine: Machine, request: Request) -> object:
         state = machine.state()
         if _fork() == 0:
             _write(machine, state, *files)
-        machine.switch_disks(disks)
-    return {"pause": time.monotonic_ns() - began}
+        former = machine.switch_disks(disks) if disks else []
+    pause = time.monotonic_ns() - began
+    for disk in former:
+        disk.close()
+    return {"pause": pause}
 
 
 def fork(machine: Machine, request: Request) -> object:
@@ -80,8 +83,10 @@ def fork(machine: Machine, request: Request) -> object:
             state = machine.state()
             if _fork() == 0:
                 _become(machine, configs, state, said.fileno(), report.fileno())
-            machine.switch_disks(disks)
+            former = machine.switch_disks(disks)
         pause = time.monotonic_ns() - began
+        for disk in former:
+            disk.close()
         pids = _pids(report, len(configs))
     return {"pids": pids, "pause": pause}
 

@@ -161,8 +161,10 @@ class Machine:
         if ran and resume:
             self.resume()
 
-    def switch_disks(self, disks: tuple[DiskConfig, ...]) -> None:
-        """Go on with other files, of the same content; while it is paused.
+    def switch_disks(self, disks: tuple[DiskConfig, ...]) -> list[Disk]:
+        """Go on with other files, of the same content, while it is paused; those that it had.
+
+        They are to be closed, which may take a while: once it runs again.
 
         Raises:
             DamagedError: they are not as many as it has.
@@ -170,8 +172,8 @@ class Machine:
         """
         if len(disks) != len(self._disks):
             raise DamagedError(f"{len(disks)} disks do not replace {len(self._disks)}")
-        for device, disk in zip(self._disks, disks, strict=True):
-            device.replace(_open_disk(disk))
+        fresh = [_open_disk(disk) for disk in disks]
+        return [device.replace(disk) for device, disk in zip(self._disks, fresh, strict=True)]
 
     def abandon(self) -> None:
         """Close whatever it has open, in a forked child: it goes on in the parent alone."""

@@ -5,17 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cerne.devices.block.disk import Disk
+from cerne.devices.block.qcow2 import Qcow2Disk
 from cerne.devices.block.raw import RawDisk
-from cerne.errors import InputError
+from cerne.errors import ImageError
 
 
 def open_chain(files: Sequence[tuple[int, str]], *, read_only: bool) -> Disk:
-    """A disk of files, the top first, each a descriptor (which stays the caller's) and a format.
+    """A disk of files, the top first, each a descriptor (which it takes over) and a format.
+
+    Only the top is ever written.
 
     Raises:
-        InputError: a format is not known.
+        ImageError: a file is not in its format, is damaged, or is in a format that is not known.
     """
-    (descriptor, form), *rest = files
-    if form != "raw" or rest:
-        raise InputError(f"a disk of format {form} cannot be used", hint="use --engine qemu")
-    return RawDisk(descriptor)
+    disk: Disk | None = None
+    for depth, (descriptor, form) in reversed(list(enumerate(files))):
+        if form == "qcow2":
+            disk = Qcow2Disk(descriptor, disk, read_only=read_only or depth > 0)
+        elif form == "raw" and disk is None:
+            disk = RawDisk(descriptor)
+        else:
+            raise ImageError(f"a disk of format {form} cannot be used here")
+    if disk is None:
+        raise ImageError("a disk is at least one file")
+    return disk

@@ -29,4 +29,4 @@ class Disk(Protocol):
         """Let a range read as zeros; with `unmap` its space is given back."""
 
     def close(self) -> None:
-        """End the use of the disk in order; descriptors stay the caller's."""
+        """End the use of the disk in order, and close its files."""

@@ -18,7 +18,7 @@ _ZEROES = bytes(1 << 20)
 
 
 class RawDisk:
-    """The file behind a descriptor, which stays the caller's."""
+    """The file behind a descriptor, which it takes over."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -51,7 +51,8 @@ class RawDisk:
             self._fill_with_zeroes(offset, length)
 
     def close(self) -> None:
-        """Nothing is kept beside the file."""
+        """Close the file."""
+        os.close(self._descriptor)
 
     def _fill_with_zeroes(self, offset: int, length: int) -> None:
         zeroes = memoryview(_ZEROES)
