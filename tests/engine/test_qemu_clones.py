@@ -143,3 +143,30 @@ def test_a_running_machine_is_saved_with_its_memory_and_runs_on(guests: Guests) 
     restored = guests.start(replace(guests.plan("second", 6), saved=saved))
     assert _said(restored, "cat /tmp/count") == "1"
     assert _said(agent, "cat /tmp/count") == "2"
+
+
+def test_a_clone_that_frees_memory_takes_it_from_no_other(guests: Guests) -> None:
+    saved = guests.saved("full")
+    memory = saved / MEMORY_FILE
+    plan = replace(guests.plan("full", 7), memory_file=memory)
+    agent = guests.start(plan)
+    _said(agent, "dd if=/dev/urandom of=/tmp/data bs=1M count=32; sha256sum </tmp/data >/tmp/sum")
+    guests.engine.save(plan, saved, (), resume=False)
+    before = memory.stat()
+    clone = guests.start(replace(guests.plan("frees", 8), saved=saved))
+    # Free pages are reported to a host two seconds after they came to be.
+    _said(clone, "rm /tmp/data; sleep 3")
+    after = memory.stat()
+    assert (after.st_blocks, after.st_mtime_ns) == (before.st_blocks, before.st_mtime_ns)
+    other = guests.start(replace(guests.plan("keeps", 9), saved=saved))
+    assert _said(other, "sha256sum </tmp/data") == _said(other, "cat /tmp/sum")
+
+
+def test_a_clone_is_saved_itself_with_its_memory(guests: Guests, template: Path) -> None:
+    plan = replace(guests.plan("clone", 10), saved=template)
+    agent = guests.start(plan)
+    _said(agent, "echo mine >/tmp/own")
+    saved = guests.saved("clone")
+    guests.engine.save(plan, saved, (), resume=True)
+    restored = guests.start(replace(guests.plan("grandchild", 11), saved=saved))
+    assert _said(restored, "cat /tmp/mark /tmp/own").split() == [_MARK, "mine"]

@@ -40,6 +40,11 @@ class Accelerator(StrEnum):
     TCG = "tcg"
 
 
+MACHINE_VERSION = 1
+"""Raised when a device comes, goes or moves: what was saved before fits no more."""
+
+# As QEMU calls it by itself, so that the saved memory of one fits the other.
+_RAM = "pc.ram"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
 # The translation cache grows as it is used; at the default the kernel's boot flushes it.
@@ -97,9 +102,9 @@ def command_line(
         *_flatten(_nic(index, nic, plan.name) for index, nic in enumerate(plan.nics)),
         *_flatten(_share(index, share) for index, share in enumerate(plan.shares)),
         *("-device", "virtio-rng-pci"),
-        *("-device", "virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on"),
         *("-device", "pvpanic-pci"),
         *("-device", "vmgenid,guid=auto"),
+        *_balloon(plan),
     ]
 
 
@@ -111,17 +116,29 @@ def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
     yield from _PROCESSORS[accelerator]
     yield from ("-smp", f"cpus={plan.cpus},maxcpus={plan.cpus}")
     yield from ("-m", f"size={plan.memory // MIB}M")
-    if plan.memory_file is not None:
-        yield from _memory(plan.memory_file, plan.memory, shared=True)
-    elif plan.saved is not None and (plan.saved / MEMORY_FILE).exists():
-        # What the machine writes stays its own: the file is the memory of many.
-        yield from _memory(plan.saved / MEMORY_FILE, plan.memory, shared=False)
+    memory = _memory_file(plan)
+    if memory is not None:
+        # What a machine writes that goes on from a saved one stays its own.
+        share = "on" if plan.saved is None else "off"
+        backend = f"id={_RAM},size={plan.memory},mem-path={_escaped(memory)},share={share}"
+        yield from ("-object", f"memory-backend-file,{backend}")
+        yield from ("-machine", f"memory-backend={_RAM}")
 
 
-def _memory(path: Path, size: int, *, shared: bool) -> Iterator[str]:
-    share = "on" if shared else "off"
-    backend = f"memory-backend-file,id=ram,size={size},mem-path={_escaped(path)},share={share}"
-    yield from ("-object", backend, "-machine", "memory-backend=ram")
+def _memory_file(plan: LaunchPlan) -> Path | None:
+    """The file that has the machine's memory, if one does."""
+    if plan.saved is None:
+        return plan.memory_file
+    saved = plan.saved / MEMORY_FILE
+    return saved if saved.exists() else None
+
+
+def _balloon(plan: LaunchPlan) -> Iterator[str]:
+    # QEMU takes what a balloon gives back out of the memory's file, even where that is mapped
+    # copy-on-write (ram_block_discard_range): it would be gone from all other machines' memory.
+    # The last of the devices, so that none has another place where it is missing.
+    if _memory_file(plan) is None:
+        yield from ("-device", "virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on")
 
 
 def _boot(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan
 from cerne.engine.detached import answering, reap, spawn
 from cerne.engine.opened import Opened
-from cerne.engine.qemu.command_line import PID_FILE, Accelerator, command_line
+from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, Accelerator, command_line
 from cerne.engine.qemu.ending import read_ending
 from cerne.engine.saved import (
     MEMORY_FILE,
@@ -86,9 +86,11 @@ class QemuEngine:
             raise
 
     def fingerprint(self) -> str:
-        """This QEMU, what runs its guests, and the processor."""
-        program = stamp(require_program(_BINARY).resolve())
-        return f"qemu {program} {self.accelerator} {processor_fingerprint()}"
+        """This QEMU, the machine that it makes, what runs its guests, and the processor."""
+        # A package's files have the same size and time on each host that it is installed on.
+        program = require_program(_BINARY).stat()
+        version = f"{MACHINE_VERSION} {program.st_size}:{program.st_mtime_ns}"
+        return f"qemu {version} {self.accelerator} {processor_fingerprint()}"
 
     def save(
         self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
