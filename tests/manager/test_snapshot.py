@@ -23,7 +23,7 @@ from cerne.errors import (
     StorageError,
 )
 from cerne.images.store import Parts
-from cerne.manager import Home, Machine, Manager, State
+from cerne.manager import Home, Machine, Manager, State, faults
 from cerne.manager.spec import machine_spec
 from cerne.network.ports import parse_publish
 from cerne.storage.overlay import backing_of, chain
@@ -326,6 +326,17 @@ def test_a_fork_that_fails_leaves_the_parent_alone(
     assert engine.running() == 1
     assert len(list(manager.home.machines.iterdir())) == 1
     assert len(list(manager.home.machines_runtime.iterdir())) == 1
+
+
+def test_a_child_is_no_machine_before_it_was_told_who_it_is(
+    manager: Manager, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(faults, "hook", lambda _step: seen.append(_names(manager)))
+    machine.start()
+    machine.fork(2)
+    assert all(names == ["web"] for names in seen)
+    assert _names(manager) == ["web", "web-1", "web-2"]
 
 
 def test_only_what_runs_is_forked_or_suspended(machine: Machine) -> None:

@@ -174,9 +174,10 @@ class Manager:
         return Machine(self._surroundings, record)
 
     def machines(self) -> list[Machine]:
-        """All machines, the oldest first."""
+        """All machines, the oldest first; those that are unborn are none yet."""
         self._sweep_unborn()
-        return [Machine(self._surroundings, record) for record in self._store.machines()]
+        records = self._store.machines()
+        return [Machine(self._surroundings, record) for record in records if not record.unborn]
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, the oldest first.
