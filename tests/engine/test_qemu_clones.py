@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine.base import KernelBoot, LaunchPlan, UserNic
+from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, UserNic
 from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.command_line import Accelerator
 from cerne.engine.saved import MEMORY_FILE
@@ -22,6 +22,7 @@ from cerne.images.kernel import current_kernel
 from cerne.images.tiny import COMMAND_LINE
 from cerne.images.tiny import build as build_tiny
 from cerne.manager import Home
+from cerne.storage.overlay import create_overlay
 from cerne.units import MIB
 
 _READY = 120.0
@@ -99,6 +100,16 @@ def template(guests: Guests) -> Path:
     return saved
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    """An overlay of an empty disk."""
+    base = tmp_path / "base.raw"
+    base.write_bytes(bytes(MIB))
+    overlay = tmp_path / "disk.qcow2"
+    create_overlay(base, "raw", overlay)
+    return overlay
+
+
 def test_clones_have_their_own_identity(guests: Guests, template: Path) -> None:
     names = ("one", "two")
     said = []
@@ -170,3 +181,24 @@ def test_a_clone_is_saved_itself_with_its_memory(guests: Guests, template: Path)
     guests.engine.save(plan, saved, (), resume=True)
     restored = guests.start(replace(guests.plan("grandchild", 11), saved=saved))
     assert _said(restored, "cat /tmp/mark /tmp/own").split() == [_MARK, "mine"]
+
+
+def test_a_disk_goes_back_with_the_memory(guests: Guests, disk: Path) -> None:
+    plan = replace(guests.plan("disk", 12), disks=(DiskPlan(disk, "qcow2"),))
+    agent = guests.start(plan)
+    _said(agent, "echo early >/dev/vda; sync; cat </dev/vda | head -n 1 >/tmp/seen")
+    layer = disk.rename(disk.with_name("layer.qcow2"))
+    create_overlay(layer, "qcow2", disk)
+    saved = guests.saved("disk")
+    guests.engine.save(plan, saved, plan.disks, resume=True)
+    _said(agent, "echo later >/dev/vda; sync")
+    other = disk.with_name("other.qcow2")
+    create_overlay(layer, "qcow2", other)
+    back = replace(guests.plan("back", 13), saved=saved, disks=(DiskPlan(other, "qcow2"),))
+    restored = guests.start(back)
+    read = "echo 3 >/proc/sys/vm/drop_caches; head -n 1 /dev/vda"
+    assert _said(restored, "cat /tmp/seen") == "early"
+    assert _said(restored, read) == "early"
+    _said(restored, "echo other >/dev/vda; sync")
+    assert _said(agent, read) == "later"
+    assert _said(restored, read) == "other"
