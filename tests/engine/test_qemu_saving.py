@@ -222,3 +222,18 @@ def test_a_fork_is_refused(machines: Machines) -> None:
     machines.start(plan)
     with pytest.raises(InputError, match="cannot be forked"):
         machines.engine.fork(plan, (), [machines.plan("b")])
+
+
+def test_a_paused_machine_is_saved_twice_and_stays_paused(machines: Machines) -> None:
+    plan = machines.plan("a")
+    machines.start(plan)
+    assert machines.say(plan, b"i") == 1
+    with QmpClient(plan.qmp_socket) as qmp:
+        qmp.stop()
+    for _ in range(2):
+        machines.engine.save(plan, machines.saved, (), resume=True)
+        with QmpClient(plan.qmp_socket) as qmp:
+            assert qmp.status() == "paused"
+    with QmpClient(plan.qmp_socket) as qmp:
+        qmp.cont()
+    assert machines.say(plan, b"i") == 2

@@ -55,8 +55,12 @@ def save(
         if ran:
             qmp.cont()
         raise
-    if ran and resume:
+    if resume:
         qmp.cont()
+    if resume and not ran:
+        # Only by way of a moment in which it runs: a machine that is stopped by its migration
+        # cannot be saved again.
+        qmp.stop()
 
 
 def go_on(qmp: QmpClient, state: int, *, memory_apart: bool) -> None:
