@@ -28,7 +28,7 @@ def create(
     name: NameArgument,
     snapshot: Annotated[
         str | None,
-        typer.Argument(metavar="[SNAPSHOT]", help="Its name; one is made up if not given."),
+        typer.Argument(metavar="SNAPSHOT", help="Its name; one is made up if not given."),
     ] = None,
     memory: Annotated[
         bool, typer.Option("--memory/--no-memory", help="With its memory, where it runs.")
