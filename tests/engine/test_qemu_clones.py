@@ -15,6 +15,7 @@ import pytest
 from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, UserNic
 from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.command_line import Accelerator
+from cerne.engine.qmp import QmpClient
 from cerne.engine.saved import MEMORY_FILE
 from cerne.guest import GuestAgent
 from cerne.host.process import ProcessIdentity
@@ -202,3 +203,19 @@ def test_a_disk_goes_back_with_the_memory(guests: Guests, disk: Path) -> None:
     _said(restored, "echo other >/dev/vda; sync")
     assert _said(agent, read) == "later"
     assert _said(restored, read) == "other"
+
+
+def test_a_paused_machine_has_its_new_disk_once_it_runs_on(guests: Guests, disk: Path) -> None:
+    plan = replace(guests.plan("paused", 14), disks=(DiskPlan(disk, "qcow2"),))
+    agent = guests.start(plan)
+    layer = disk.rename(disk.with_name("layer.qcow2"))
+    create_overlay(layer, "qcow2", disk)
+    with QmpClient(plan.qmp_socket) as qmp:
+        qmp.stop()
+    guests.engine.save(plan, guests.saved("paused"), plan.disks, resume=True)
+    frozen = layer.stat().st_mtime_ns
+    with QmpClient(plan.qmp_socket) as qmp:
+        assert qmp.status() == "paused"
+        qmp.cont()
+    _said(agent, "echo later >/dev/vda; sync")
+    assert layer.stat().st_mtime_ns == frozen

@@ -270,7 +270,7 @@ def _kept(life: Life, record: Record, directory: Path) -> Path | None:
     engine, plan = life.engine(), life.plan()
     with life.saving(record, directory):
         layer = life.layers.freeze(life.id)
-        engine.save(plan, directory, plan.disks, resume=record.state is State.RUNNING)
+        engine.save(plan, directory, plan.disks, resume=True)
         sync_directory(directory.parent)
         faults.step("memory saved")
     return layer
