@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from cerne.devices.state import SavedState
 from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, KernelBoot, LaunchPlan
 from cerne.engine.detached import answering, kill, last_line, reap, spawn
 from cerne.engine.opened import Opened
@@ -47,6 +49,8 @@ ENDING_FILE = "ending.json"
 """In `LaunchPlan.logs`."""
 PASST_LOG = "passt.log"
 """In `LaunchPlan.logs`."""
+
+_log = logging.getLogger(__name__)
 
 _TIMEOUT = 60.0
 # Each child needs a dozen descriptors, of which a process has not many.
@@ -167,8 +171,7 @@ class NativeEngine:
                 "disks": [asdict(_disk(disk, opened)) for disk in disks],
             }
             answer = _execute(plan, "cerne-fork", arguments, opened)
-        assert isinstance(answer, dict)
-        return [int(pid) for pid in answer["pids"]]
+        return answer.integers("pids", 1 << 22)
 
     def _config(
         self, plan: LaunchPlan, opened: Opened, origin: BootConfig | SavedConfig | None
@@ -250,8 +253,12 @@ def _held(plan: LaunchPlan, several: bool) -> Iterator[None]:
 
 def _execute(
     plan: LaunchPlan, command: str, arguments: dict[str, object], opened: Opened
-) -> object:
+) -> SavedState:
     from cerne.engine.qmp import QmpClient
 
     with QmpClient(plan.qmp_socket, _TIMEOUT) as qmp:
-        return qmp.execute(command, arguments, descriptors=opened.descriptors)
+        answer = qmp.execute(command, arguments, descriptors=opened.descriptors)
+    assert isinstance(answer, dict)
+    said = SavedState("the answer of the VMM", answer)
+    _log.debug("%s paused %s for %d us", command, plan.name, said.integer("pause", 1 << 62) // 1000)
+    return said
