@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from _measure import Sample, print_table, seconds
-from _native import Pauses, (
+from _native import (
     ECHO,
     SPEAKER,
     Machines,
+    Pauses,
     answer,
     first_byte,
     machines,
