@@ -32,11 +32,12 @@ def test_a_life(cerne: Cerne) -> None:
     cerne.ok("resume", "a")
     assert cerne.ok("exec", "a", "echo", "awake") == "awake\n"
     cerne.ok("restart", "a")
-    assert "running" in cerne.refused("rename", "a", "b", status=4)
-    cerne.ok("stop", "a")
-    stopped = cerne.machine("a")
+    cerne.ok("rename", "a", "c")
+    assert cerne.ok("exec", "c", "hostname") == "c\n"
+    cerne.ok("stop", "c")
+    stopped = cerne.machine("c")
     assert (stopped["state"], stopped["reason"], stopped["pid"]) == ("stopped", "shut down", None)
-    cerne.ok("rename", "a", "b")
+    cerne.ok("rename", "c", "b")
     cerne.ok("start", "b")
     assert "cerne rm --force b" in cerne.refused("rm", "b", status=4)
     cerne.ok("kill", "b")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from cerne.cli import doctor, guests, host, images, lifecycle, listing, snapshots
+from cerne.cli import doctor, guests, host, images, lifecycle, listing, pools, snapshots
 
 app = typer.Typer(
     name="cerne",
@@ -57,6 +57,7 @@ app.command()(listing.events)
 app.command()(listing.wait)
 app.command()(listing.stats)
 app.add_typer(snapshots.app, name="snapshot")
+app.add_typer(pools.app, name="pool")
 app.add_typer(images.app, name="image")
 app.add_typer(images.kernel_app, name="kernel")
 app.command()(doctor.doctor)

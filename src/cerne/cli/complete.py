@@ -36,3 +36,14 @@ def snapshot_names(incomplete: str) -> list[str]:
     except CerneError:
         return []
     return [name for name in names if name.startswith(incomplete)]
+
+
+def pool_names(incomplete: str) -> list[str]:
+    """Names of pools that begin as typed."""
+    from cerne.manager import Manager
+
+    try:
+        names = [pool.name for pool in Manager().pools()]
+    except CerneError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]

@@ -132,6 +132,14 @@ class Home:
     def template_lock(self, key: str) -> Path:
         return self.locks / f"template-{key}.lock"
 
+    def pool_lock(self, name: str) -> Path:
+        return self.locks / f"pool-{name}.lock"
+
+    @property
+    def pools_log(self) -> Path:
+        """What is said by those who fill pools in the background."""
+        return self.data / "pools.log"
+
     @property
     def layers_lock(self) -> Path:
         return self.locks / "layers.lock"

@@ -276,11 +276,14 @@ class Machine:
 
         Raises:
             InputError: that cannot be a name.
-            ConflictError: the name is in use, or the machine runs: its guest knows the old name.
+            ConflictError: the name is in use.
+            StateError: its guest knows the old name, and there is no agent to tell it.
+            GuestError: its guest could not be told.
         """
         check_name(name)
         with self._life.operation("rename") as record:
-            if record.state.live:
+            told = record.state is State.RUNNING and record.ready and self._life.image().agent
+            if record.state.live and not told:
                 raise StateError(
                     f"{record.name} is {record.state}, and its guest knows its name",
                     hint=f"stop it first: cerne stop {record.name}",
@@ -289,6 +292,8 @@ class Machine:
             spec = self.spec.model_copy(update={"name": name})
             self._store.rename(record, name, spec.model_dump_json())
             self._life.last = self._store.get(self.id)
+            if told:
+                self._life.renew(self._life.image())
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it, with its disks and logs; with `force` even while it runs.

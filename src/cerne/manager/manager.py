@@ -14,7 +14,8 @@ from cerne.manager.home import Home
 from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
 from cerne.manager.lock import held, is_held
 from cerne.manager.machine import Machine
-from cerne.manager.names import made_up_name
+from cerne.manager.names import check_name, made_up_name
+from cerne.manager.pool import Pool, new_pool_row
 from cerne.manager.recovery import discard, kill_strays
 from cerne.manager.store import Event, Record, Store, name_in_use
 from cerne.manager.template import Templates, may_have_template
@@ -101,6 +102,43 @@ class Manager:
         engine = self._surroundings.choose_engine(spec.engine)
         if may_have_template(spec, image) and not self.templates.find(spec, image, engine):
             self.templates.make_later(spec)
+
+    def create_pool(self, name: str, spec: MachineSpec, ready: int) -> Pool:
+        """Define a pool of so many machines; `Pool.fill` makes them.
+
+        Raises:
+            InputError, ConflictError: there cannot be such a pool, or its name is in use.
+            CapacityError: this host could never run one of its machines.
+        """
+        row = new_pool_row(name, spec, ready)
+        check_host(spec)
+        self._store.add_pool(row)
+        return Pool(self, self._store, row)
+
+    def pools(self) -> list[Pool]:
+        """All pools, by their names."""
+        return [Pool(self, self._store, row) for row in self._store.pools()]
+
+    def pool(self, name: str) -> Pool:
+        """The pool of this name.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        for pool in self.pools():
+            if pool.name == name:
+                return pool
+        raise NotFoundError(f"there is no pool named {name}", hint="see: cerne pool ls")
+
+    def require_free_name(self, name: str) -> None:
+        """Refuse a name that a new machine cannot have.
+
+        Raises:
+            InputError, ConflictError: it cannot be a name, or is in use.
+        """
+        check_name(name)
+        if self._store.find(name) is not None:
+            raise name_in_use(name)
 
     def create(self, spec: MachineSpec, progress: Progress | None = None) -> Machine:
         """Define a machine, with its image made or fetched and its disks ready.

@@ -19,7 +19,7 @@ from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundErr
 from cerne.host.process import ProcessIdentity
 from cerne.units import format_size
 
-_VERSION = 2
+_VERSION = 3
 _BUSY_SECONDS = 20.0
 _EVENTS_KEPT = 10_000
 
@@ -66,6 +66,17 @@ CREATE TABLE snapshots (
     created REAL NOT NULL
 ) STRICT;
 """,
+    3: """
+CREATE TABLE pools (
+    name TEXT PRIMARY KEY,
+    spec TEXT NOT NULL,
+    ready INTEGER NOT NULL,
+    created REAL NOT NULL
+) STRICT;
+CREATE TABLE pool_members (
+    machine TEXT PRIMARY KEY,
+    pool TEXT NOT NULL
+) STRICT""",
 }
 
 
@@ -139,6 +150,18 @@ class SnapshotRow:
     """The ID of the layer that its disk is; empty where it has none."""
     manifest: str
     """What is in it, as JSON (`cerne.manager.manifest`)."""
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRow:
+    """One pool's row."""
+
+    name: str
+    spec: str
+    """What its machines are, as JSON."""
+    ready: int
+    """How many of them are to be ready."""
     created: float
 
 
@@ -270,6 +293,60 @@ class Store:
         with self._transaction() as database:
             database.execute("DELETE FROM snapshots WHERE id = ?", (row.id,))
 
+    def add_pool(self, row: PoolRow) -> None:
+        """Add a pool.
+
+        Raises:
+            ConflictError: its name is in use.
+        """
+        with self._transaction() as database:
+            try:
+                database.execute(
+                    "INSERT INTO pools (name, spec, ready, created) VALUES (?, ?, ?, ?)",
+                    (row.name, row.spec, row.ready, row.created),
+                )
+            except sqlite3.IntegrityError as error:
+                raise ConflictError(
+                    f"a pool named {row.name} is there already",
+                    hint=f"take another name, or remove that one: cerne pool rm {row.name}",
+                ) from error
+
+    def pools(self) -> list[PoolRow]:
+        """All pools, by their names."""
+        query = "SELECT name, spec, ready, created FROM pools ORDER BY name"
+        with self._errors(), self._lock:
+            return [PoolRow(*row) for row in self._database.execute(query)]
+
+    def remove_pool(self, name: str) -> None:
+        """Forget a pool; the machines in it are in none then."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM pool_members WHERE pool = ?", (name,))
+            database.execute("DELETE FROM pools WHERE name = ?", (name,))
+
+    def join_pool(self, record: Record, pool: str) -> None:
+        """Put a machine into a pool."""
+        with self._transaction() as database:
+            values = (record.id, pool)
+            database.execute("INSERT INTO pool_members (machine, pool) VALUES (?, ?)", values)
+
+    def members(self, pool: str) -> list[Record]:
+        """The machines in a pool, the oldest first."""
+        return self._rows(
+            "JOIN pool_members ON machine = id WHERE pool = ? ORDER BY created", (pool,)
+        )
+
+    def claim(self, pool: str) -> str | None:
+        """Take the oldest machine that is ready out of a pool; its ID, or None if there is none."""
+        with self._transaction() as database:
+            row = database.execute(
+                "DELETE FROM pool_members WHERE machine = (SELECT id FROM machines"
+                " JOIN pool_members ON machine = id"
+                " WHERE pool = ? AND state = ? AND ready IS NOT NULL ORDER BY created LIMIT 1)"
+                " RETURNING machine",
+                (pool, State.RUNNING),
+            ).fetchone()
+        return None if row is None else str(row[0])
+
     def change(
         self, record: Record, state: State, *, reason: str = "", kind: str | None = None
     ) -> Record:
@@ -329,6 +406,7 @@ class Store:
     def remove(self, record: Record) -> None:
         """Forget a machine; its events are kept."""
         with self._transaction() as database:
+            database.execute("DELETE FROM pool_members WHERE machine = ?", (record.id,))
             database.execute("DELETE FROM machines WHERE id = ?", (record.id,))
             _note(database, record.id, record.name, "removed", "")
 

@@ -11,8 +11,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING
 from cerne.errors import DamagedError
 from cerne.images.files import storage_errors, sync_directory
 from cerne.manager import faults
+from cerne.manager.background import run_later
 from cerne.manager.births import births, new_record
 from cerne.manager.life import KILL_TIMEOUT
 from cerne.manager.lock import held, is_held
@@ -40,7 +39,6 @@ VARIABLE = "CERNE_TEMPLATES"
 
 _FORMAT = 1
 _NOTE = "template.json"
-_LOW_PRIORITY = 10
 # It has none; but it is as unborn as a fork is, and removed like one where it is left behind.
 _PARENT = "template"
 _log = logging.getLogger(__name__)
@@ -107,21 +105,12 @@ class Templates:
 
     def make_later(self, spec: MachineSpec) -> None:
         """Have a process of its own make the template for such a machine, if it can have one."""
-        command = [sys.executable, "-m", "cerne", "image", "warm", spec.image]
+        command = ["image", "warm", spec.image]
         command += ["--cpus", str(spec.cpus), "--memory", str(spec.memory)]
         command += ["--engine", spec.engine]
         if spec.disk is not None:
             command += ["--disk", str(spec.disk)]
-        with (self._home.templates / "warm.log").open("ab") as log:
-            child = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                cwd="/",
-            )
-        os.setpriority(os.PRIO_PROCESS, child.pid, _LOW_PRIORITY)
+        run_later(command, self._home.templates / "warm.log")
 
     def remove(self, template: Template) -> None:
         """Remove one; machines that started from it keep what they have of it."""

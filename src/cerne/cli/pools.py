@@ -1,0 +1,103 @@
+"""Commands about pools: machines that are ready before anybody asks for them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cerne.cli.complete import pool_names
+from cerne.cli.options import (
+    CpusOption,
+    DiskOption,
+    EngineOption,
+    JsonOption,
+    MemoryOption,
+    NameOption,
+    make_spec,
+)
+from cerne.cli.output import print_json, print_table, progress
+from cerne.units import format_size
+
+app = typer.Typer(help="Pools: machines that are ready at once.", no_args_is_help=True)
+
+PoolArgument = Annotated[
+    str, typer.Argument(metavar="POOL", help="The pool.", autocompletion=pool_names)
+]
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="POOL", help="Its name.")],
+    image: Annotated[str, typer.Option(help="The image of its machines.")] = "tiny",
+    ready: Annotated[int, typer.Option(help="How many are to be ready.")] = 3,
+    cpus: CpusOption = None,
+    memory: MemoryOption = None,
+    disk: DiskOption = None,
+    engine: EngineOption = None,
+) -> None:
+    """Make a pool, and fill it."""
+    from cerne.manager import Manager
+
+    spec = make_spec(image, name, cpus=cpus, memory=memory, disk=disk, engine=engine)
+    pool = Manager().create_pool(name, spec, ready)
+    try:
+        with progress() as report:
+            pool.fill(report)
+    except BaseException:
+        pool.remove()
+        raise
+    print(name)
+
+
+@app.command("ls")
+def list_pools(json: JsonOption = False) -> None:
+    """List the pools."""
+    from cerne.manager import Manager
+
+    pools = Manager().pools()
+    if json:
+        print_json(
+            [
+                {
+                    "name": pool.name,
+                    "image": pool.spec.image,
+                    "memory": pool.spec.memory,
+                    "ready": pool.ready,
+                    "wanted": pool.wanted,
+                }
+                for pool in pools
+            ]
+        )
+        return
+    rows = [
+        (pool.name, pool.spec.image, format_size(pool.spec.memory), f"{pool.ready}/{pool.wanted}")
+        for pool in pools
+    ]
+    print_table(("NAME", "IMAGE", "MEMORY", "READY"), rows)
+
+
+@app.command()
+def take(pool: PoolArgument, name: NameOption = None) -> None:
+    """Take a machine out of a pool, and print its name; another is made in the background."""
+    from cerne.manager import Manager
+
+    print(Manager().pool(pool).take(name).name)
+
+
+@app.command()
+def fill(pool: PoolArgument) -> None:
+    """Make machines until as many are ready as are to be."""
+    from cerne.manager import Manager
+
+    with progress() as report:
+        Manager().pool(pool).fill(report)
+
+
+@app.command()
+def rm(pool: PoolArgument) -> None:
+    """Remove a pool, with the machines in it."""
+    from cerne.manager import Manager
+
+    Manager().pool(pool).remove()
+    print(pool)

@@ -1,0 +1,156 @@
+"""Pools: machines of one kind that are ready before anybody asks for them.
+
+They run, started from the template of their kind, so that to take one is a transaction of the store
+and nothing else. Whoever takes one has another made in the background; there is no daemon.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from typing import TYPE_CHECKING
+
+from cerne.errors import InputError, NotFoundError
+from cerne.manager.background import run_later
+from cerne.manager.lock import held, is_held
+from cerne.manager.names import check_name
+from cerne.manager.spec import stored_spec
+from cerne.manager.store import PoolRow, Record, State
+from cerne.manager.template import may_have_template
+
+if TYPE_CHECKING:
+    from cerne.images import Progress
+    from cerne.manager.machine import Machine
+    from cerne.manager.manager import Manager
+    from cerne.manager.spec import MachineSpec
+    from cerne.manager.store import Store
+
+_MOST_READY = 1000
+_LONGEST_NAME = 48
+
+
+class Pool:
+    """A pool that is in the store. Get one from `Manager.pool`."""
+
+    def __init__(self, manager: Manager, store: Store, row: PoolRow) -> None:
+        self._manager = manager
+        self._store = store
+        self._row = row
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self._row.name
+
+    @property
+    def wanted(self) -> int:
+        """How many of its machines are to be ready."""
+        return self._row.ready
+
+    @property
+    def spec(self) -> MachineSpec:
+        """What its machines are."""
+        return stored_spec(self._row.spec)
+
+    @property
+    def ready(self) -> int:
+        """How many of its machines are ready now."""
+        return sum(_is_ready(record) for record in self._store.members(self.name))
+
+    def take(self, name: str | None = None) -> Machine:
+        """A machine that is ready, or one that is made now where none is.
+
+        It keeps the name that it has, unless another is given. The pool is filled again in the
+        background.
+
+        Raises:
+            ConflictError: the name is in use; the pool is as it was.
+            CerneError: none was ready, and none can be made.
+        """
+        if name is not None:
+            self._manager.require_free_name(name)
+        machine = self._claimed() or self._new()
+        self.fill_later()
+        if name is not None:
+            machine.rename(name)
+        return machine
+
+    def fill(self, progress: Progress | None = None) -> int:
+        """Make machines until as many are ready as are to be; how many were made.
+
+        Those that have ended are removed.
+
+        Raises:
+            CapacityError: the host cannot guarantee the memory of another one.
+            CerneError: one cannot be made.
+        """
+        made = 0
+        with held(self._manager.home.pool_lock(self.name), "fill", self.name):
+            self._sweep()
+            image = self._manager.images.ensure(self.spec.image, progress)
+            if may_have_template(self.spec, image):
+                self._manager.warm(self.spec, progress=progress)
+            while len(self._store.members(self.name)) < self.wanted:
+                self._store.join_pool(self._new().record, self.name)
+                made += 1
+                if progress is not None:
+                    progress(f"filling {self.name}", made, None)
+        return made
+
+    def fill_later(self) -> None:
+        """Have a process of its own fill it."""
+        run_later(["pool", "fill", self.name], self._manager.home.pools_log)
+
+    def remove(self) -> None:
+        """Remove it, with the machines in it."""
+        members = self._store.members(self.name)
+        self._store.remove_pool(self.name)
+        for record in members:
+            self._manager.get(record.id).remove(force=True)
+
+    def _claimed(self) -> Machine | None:
+        while (machine_id := self._store.claim(self.name)) is not None:
+            machine = self._manager.get(machine_id)
+            if machine.state is State.RUNNING:
+                return machine
+            machine.remove(force=True)
+        return None
+
+    def _new(self) -> Machine:
+        name = f"{self.name}-{uuid.uuid4().hex[:8]}"
+        return self._manager.run(self.spec.model_copy(update={"name": name}))
+
+    def _sweep(self) -> None:
+        """Remove machines of it that have ended, or whose maker was killed."""
+        for record in self._store.members(self.name):
+            try:
+                machine = self._manager.get(record.id)
+                if not _is_ready(machine.record) and not is_held(
+                    self._manager.home.machine_lock(record.id)
+                ):
+                    machine.remove(force=True)
+            except NotFoundError:
+                continue
+
+
+def new_pool_row(name: str, spec: MachineSpec, ready: int) -> PoolRow:
+    """The row of a new pool.
+
+    Raises:
+        InputError: there cannot be such a pool.
+    """
+    check_name(name, "a pool's")
+    if len(name) > _LONGEST_NAME:
+        raise InputError(f"{name} is too long a name for a pool", hint="48 characters at most")
+    if not 0 <= ready <= _MOST_READY:
+        raise InputError(f"a pool cannot keep {ready} machines ready", hint="0 to 1000 can be")
+    if spec.ports:
+        raise InputError(
+            "machines of a pool cannot publish ports: each port is one machine's",
+            hint="leave --publish out",
+        )
+    return PoolRow(name, spec.model_dump_json(), ready, time.time())
+
+
+def _is_ready(record: Record) -> bool:
+    return record.state is State.RUNNING and record.ready is not None
