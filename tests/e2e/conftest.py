@@ -157,7 +157,7 @@ def interrupt() -> Callable[[subprocess.Popen[bytes]], int]:
     return press
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def own_kernel() -> None:
     """Skips where only the distribution's kernel is there: it is large, and has no 9p."""
     if current_kernel(Home.of_this_user().cache) is None:

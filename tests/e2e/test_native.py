@@ -1,42 +1,109 @@
 """The native engine, end to end: a Linux on /dev/kvm with nothing of QEMU around.
 
-One boot serves all of it: where the host emulates guests' kernel code that takes half a minute.
+It is booted once, for a template: where the host emulates guests' kernel code that takes half a
+minute, and whatever starts from the template less than a second.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Cerne
 
+_LINUX = ("--engine", "native", "--memory", "128M")
+_WHO = ("sh", "-c", "hostname; cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | od -tx1")
 
-@pytest.mark.timeout(280)
-def test_a_life(cerne: Cerne, kvm_device: Path, own_kernel: None) -> None:
-    options = ("--engine", "native", "--memory", "128M", "--timeout", "200s")
-    assert cerne.ok("run", "-d", "--name", "n", *options, "tiny", timeout=250) == "n\n"
-    machine = cerne.machine("n")
+
+@pytest.fixture(scope="module")
+def _warm(_built: Cerne, kvm_device: Path, own_kernel: None) -> Iterator[Cerne]:
+    del _built.environment["CERNE_TEMPLATES"]
+    _built.ok("image", "warm", *_LINUX, "--timeout", "250s", "tiny", timeout=280)
+    yield _built
+    _built.environment["CERNE_TEMPLATES"] = "never"
+
+
+@pytest.fixture
+def native(_warm: Cerne, cerne: Cerne) -> Cerne:
+    """The command line, and a native machine ``n``."""
+    assert cerne.ok("run", "-d", "--name", "n", *_LINUX, "tiny") == "n\n"
+    return cerne
+
+
+@pytest.mark.timeout(290)
+def test_a_life(native: Cerne) -> None:
+    machine = native.machine("n")
     assert (machine["state"], machine["engine"]) == ("running", "native")
-    assert cerne.ok("exec", "n", "uname", "-s") == "Linux\n"
-    assert cerne("exec", "n", "--", "sh", "-c", "exit 5").returncode == 5
-    counted = cerne.ok("exec", "-i", "n", "--", "wc", "-c", stdin=bytes(100_000))
+    assert native.ok("exec", "n", "uname", "-s") == "Linux\n"
+    assert native("exec", "n", "--", "sh", "-c", "exit 5").returncode == 5
+    counted = native.ok("exec", "-i", "n", "--", "wc", "-c", stdin=bytes(100_000))
     assert counted.strip() == "100000"
-    cerne.ok("pause", "n")
-    assert cerne.machine("n")["state"] == "paused"
-    cerne.ok("resume", "n")
-    assert cerne.ok("exec", "n", "echo", "awake") == "awake\n"
-    (used,) = json.loads(cerne.ok("stats", "--json"))
+    native.ok("pause", "n")
+    assert native.machine("n")["state"] == "paused"
+    native.ok("resume", "n")
+    assert native.ok("exec", "n", "echo", "awake") == "awake\n"
+    (used,) = json.loads(native.ok("stats", "--json"))
     assert used["memory_bytes"] == 128 << 20
-    status = Path(f"/proc/{cerne.machine('n')['pid']}/status").read_text()
+    status = Path(f"/proc/{native.machine('n')['pid']}/status").read_text()
     assert "NoNewPrivs:\t1" in status
     assert "Uid:\t0" not in status
-    cerne.ok("stop", "--timeout", "60s", "n")
-    assert cerne.machine("n")["reason"] == "shut down"
+    native.ok("stop", "--timeout", "60s", "n")
+    assert native.machine("n")["reason"] == "shut down"
+
+
+def _fetched(address: str) -> bytes:
+    """What is there; nothing while the guest's server does not answer yet."""
+    try:
+        with urllib.request.urlopen(address, timeout=20) as answer:
+            return bytes(answer.read())
+    except OSError:
+        return b""
+
+
+def test_its_network_goes_both_ways(
+    native: Cerne, port: int, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    native.ok("run", "-d", "--name", "web", "--publish", f"{port}:80", *_LINUX, "tiny")
+    native.ok("exec", "web", "--", "sh", "-c", "echo hi >/tmp/f; httpd -p 80 -h /tmp")
+    eventually(lambda: _fetched(f"http://127.0.0.1:{port}/f") == b"hi\n")
+    fetched = native.ok("exec", "n", "--", "wget", "-q", "-O-", f"http://10.0.2.2:{port}/f")
+    assert fetched == "hi\n"
+
+
+def test_forks_are_machines_of_their_own(native: Cerne) -> None:
+    native.ok("exec", "n", "--", "sh", "-c", "echo before >/tmp/f")
+    assert native.ok("fork", "n", "--count", "2").split() == ["n-1", "n-2"]
+    native.ok("exec", "n", "--", "sh", "-c", "echo after >/tmp/f")
+    said = [native.ok("exec", name, "--", *_WHO).splitlines() for name in ("n", "n-1", "n-2")]
+    assert [lines[0] for lines in said] == ["n", "n-1", "n-2"]
+    assert len({lines[1] for lines in said}) == len({lines[2] for lines in said}) == 3
+    native.ok("fork", "n-1", "--name", "grandchild")
+    os.kill(int(str(native.machine("n")["pid"])), signal.SIGKILL)
+    native.ok("kill", "n-1")
+    for name in ("n-2", "grandchild"):
+        assert native.ok("exec", name, "cat", "/tmp/f") == "before\n"
+    assert native.machine("n")["state"] == "failed"
+
+
+def test_it_goes_back_and_is_put_to_sleep(native: Cerne) -> None:
+    native.ok("exec", "n", "--", "sh", "-c", "echo kept >/tmp/f")
+    native.ok("snapshot", "create", "n", "then")
+    native.ok("exec", "n", "--", "sh", "-c", "echo lost >/tmp/f")
+    native.ok("snapshot", "restore", "then")
+    assert native.ok("exec", "n", "cat", "/tmp/f") == "kept\n"
+    native.ok("suspend", "n")
+    assert native.machine("n")["pid"] is None
+    native.ok("wake", "n")
+    assert native.ok("exec", "n", "cat", "/tmp/f") == "kept\n"
+    native.ok("snapshot", "rm", "then")
 
 
 def test_what_it_does_not_have_is_refused(cerne: Cerne, kvm_device: Path, tmp_path: Path) -> None:
     native = ("run", "--rm", "--engine", "native")
-    assert "--engine qemu" in cerne.refused(*native, "--publish", "8080:80", "tiny", "true")
     assert "--engine qemu" in cerne.refused(*native, "--mount", f"{tmp_path}:/x", "tiny", "true")
     assert cerne.leftovers() == []

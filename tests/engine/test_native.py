@@ -29,6 +29,13 @@ _COUNTER = bytes.fromhex(
     "66bafd03eca80174f766baf803ec3c697507fe0425000020008a04250000200066baf803eeebd9"
 )
 
+# Writes a number to the first bytes of 1024 pages, over and over, one more each time, and looks
+# that each page has the number of the last time: "X" where one has not, "." for each byte it gets.
+_CHECKER = bytes.fromhex(
+    "4831db48c7c100004000483919752d488d43014889014881c1001000004881f90000800072e448ff"
+    "c366bafd03eca80174d166baf803ecb02eeeebc766baf803b058eef4ebf6"
+)
+
 
 class Fleet:
     """Machines of the counting guest; none is left when a test is over."""
@@ -111,6 +118,16 @@ def fleet(
 
 
 @pytest.fixture
+def checkers(
+    home: Path, kvm_device: Path, small_kernel: Callable[[Path, bytes], Path]
+) -> Iterator[Fleet]:
+    with contextlib.closing(Fleet(home, small_kernel(home / "kernel", _CHECKER))) as made:
+        made.start("a")
+        assert made.say("a", b"?") == ord(".")
+        yield made
+
+
+@pytest.fixture
 def small_disk(home: Path, root: None) -> Iterator[Path]:
     """A directory with hardly any space."""
     directory = home / "small"
@@ -171,6 +188,19 @@ def test_more_children_than_are_forked_in_one_turn(fleet: Fleet) -> None:
     assert len({fleet.process(name).pid for name in names}) == 20
     assert [fleet.say(name, b"i") for name in (*names[:2], *names[-2:])] == [3] * 4
     assert fleet.say("a", b"?") == 2
+
+
+def test_no_page_is_torn_while_a_guest_writes(checkers: Fleet) -> None:
+    names = ["a"]
+    for turn in range(4):
+        children = [f"{turn}{which}" for which in "xy"]
+        checkers.fork(names[turn], children)
+        saved = checkers.save(names[-1])
+        checkers.start(f"s{turn}", saved)
+        names += [*children, f"s{turn}"]
+    for name in names:
+        assert checkers.say(name, b"????????") == ord(".")
+        assert b"X" not in checkers.plan(name).console_log.read_bytes()
 
 
 def test_a_saved_machine_goes_on_many_times(fleet: Fleet) -> None:
