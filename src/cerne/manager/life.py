@@ -381,6 +381,9 @@ class Life:
         if record.state is State.STOPPING:
             return self.store.change(record, State.RUNNING, kind="stop interrupted")
         self._discard_saved(whole=True)
+        # A migration that goes on would stop the machine when it is complete. Our own VMM has none.
+        with contextlib.suppress(EngineError):
+            self.qmp("migrate_cancel")
         if record.reason == _WAS_PAUSED:
             return self.store.change(record, State.PAUSED, kind="saving interrupted")
         self.qmp("cont")
