@@ -44,6 +44,12 @@ def in_turn(runs: int, *actions: Callable[[], float]) -> tuple[Sample, ...]:
     return tuple(Sample(tuple(values)) for values in zip(*rounds, strict=True))
 
 
+def private_memory(pid: int) -> int:
+    """Resident bytes that a process shares with nobody."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
 def host_line() -> str:
     """The date and the host, for the head of a table."""
     model = "unknown CPU"

@@ -160,12 +160,6 @@ def touch_memory(pid: int, size: int) -> None:
                 os.pwrite(memory.fileno(), piece, place)
 
 
-def private_memory(pid: int) -> int:
-    """Resident bytes that a process shares with nobody."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
-
-
 def first_byte(log: Path, begun: float) -> float:
     """Seconds from `begun` until a guest has said something on its serial port."""
     while not log.exists() or log.stat().st_size == 0:

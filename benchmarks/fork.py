@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from _measure import Sample, print_table, seconds
+from _measure import Sample, print_table, private_memory, seconds
 from _native import (
     ECHO,
     SPEAKER,
@@ -20,7 +20,6 @@ from _native import (
     answer,
     first_byte,
     machines,
-    private_memory,
     touch_memory,
 )
 from cerne.engine.base import LaunchPlan

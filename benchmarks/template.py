@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from _measure import Sample, in_turn, print_table, seconds
+from _measure import Sample, in_turn, print_table, private_memory, seconds
 from cerne.engine.base import KernelBoot, LaunchPlan, UserNic
 from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.command_line import command_line
@@ -105,7 +105,7 @@ class _Bench:
         GuestAgent(plan.agent_sockets).wait_ready(_READY_TIMEOUT)
         taken = time.perf_counter() - begun
         if private is not None:
-            private.append(_private_memory(process.pid) / MIB)
+            private.append(private_memory(process.pid) / MIB)
         _kill(process)
         return taken
 
@@ -153,12 +153,6 @@ def _go_on(process: subprocess.Popen[bytes], descriptor: int) -> None:
         raise SystemExit("plain QEMU did not go on")
     process.stdin.write(b'{"execute": "cont"}')
     process.stdin.flush()
-
-
-def _private_memory(pid: int) -> int:
-    """Resident bytes that a process shares with nobody."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 
 
 def _kill(process: ProcessIdentity) -> None:
