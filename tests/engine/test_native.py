@@ -10,12 +10,14 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cerne.engine import native
 from cerne.engine.base import KernelBoot, LaunchPlan
 from cerne.engine.native import NativeEngine
 from cerne.engine.qmp import QmpClient
@@ -276,3 +278,96 @@ def test_a_machine_that_cannot_be_forked_runs_on(fleet: Fleet) -> None:
     with pytest.raises(CerneError):
         fleet.engine.fork(fleet.plan("a"), (), [replace(child, logs=child.logs / "none")])
     assert fleet.say("a", b"i") == 3
+
+
+# A VMM that ends as if it were killed, at the step that the file beside it names.
+_DYING_VMM = """
+import os, sys
+from pathlib import Path
+from cerne import faults
+from cerne.vmm.__main__ import main
+
+def die(step):
+    if Path(sys.argv[0]).with_name("step").read_text() == step:
+        os._exit(9)
+
+faults.hook = die
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def dying(fleet: Fleet, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """From now on each new VMM, and its children, die at a step that is named later."""
+    (home / "vmm.py").write_text(_DYING_VMM)
+    (home / "step").write_text("none")
+    (home / "step").chmod(0o644)
+    home.chmod(0o755)
+    monkeypatch.setattr(native, "VMM", (sys.executable, "-I", str(home / "vmm.py")))
+    fleet.start("m")
+    assert fleet.say("m", b"iii") == 3
+
+    def name(step: str) -> None:
+        (home / "step").write_text(step)
+
+    return name
+
+
+def _strays(fleet: Fleet, name: str) -> list[int]:
+    """Processes that name a machine's runtime directory, once what was told to end has ended."""
+    marker = os.fsencode(fleet.plan(name).runtime)
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if marker in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("step", ["in the child", "child apart", "child assembled"])
+def test_a_child_that_dies_leaves_its_parent(
+    fleet: Fleet, dying: Callable[[str], None], step: str
+) -> None:
+    dying(step)
+    with pytest.raises(EngineError):
+        fleet.fork("m", ["b"])
+    assert _strays(fleet, "b") == []
+    dying("none")
+    fleet.fork("m", ["c"])
+    assert [fleet.say(name, b"i") for name in ("m", "c")] == [4, 4]
+
+
+@pytest.mark.parametrize("step", ["state read", "child forked", "parent runs"])
+def test_a_parent_that_dies_is_said(fleet: Fleet, dying: Callable[[str], None], step: str) -> None:
+    dying(step)
+    with pytest.raises(EngineError):
+        fleet.fork("m", ["b"])
+    assert fleet.process("m").wait(20)
+    for pid in _strays(fleet, "b"):
+        os.kill(pid, signal.SIGKILL)
+    assert fleet.say("a", b"i") == 3
+
+
+@pytest.mark.parametrize("step", ["in the saver", "memory written", "state written"])
+def test_a_saver_that_dies_leaves_no_snapshot_and_the_machine(
+    fleet: Fleet, dying: Callable[[str], None], step: str
+) -> None:
+    dying(step)
+    with pytest.raises(EngineError, match="killed"):
+        fleet.save("m")
+    assert fleet.say("m", b"i") == 4
+    dying("none")
+    fleet.start("b", fleet.save("m"))
+    assert fleet.say("b", b"i") == 5
+
+
+def test_a_restored_machine_that_dies_leaves_the_snapshot(
+    fleet: Fleet, dying: Callable[[str], None]
+) -> None:
+    saved = fleet.save("m")
+    dying("assembled")
+    with pytest.raises(EngineError):
+        fleet.start("b", saved)
+    dying("none")
+    fleet.start("c", saved)
+    assert fleet.say("c", b"i") == 4

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from tests.manager.conftest import FakeEngine
 
+from cerne import faults
 from cerne.host.process import ProcessIdentity
-from cerne.manager import Home, Machine, Manager, State, faults
+from cerne.manager import Home, Machine, Manager, State
 from cerne.manager.recovery import strays
 from cerne.manager.spec import machine_spec
 from cerne.storage.overlay import chain

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.manager.conftest import FakeEngine
 
+from cerne import faults
 from cerne.engine.base import LaunchPlan
 from cerne.errors import (
     CapacityError,
@@ -23,7 +24,7 @@ from cerne.errors import (
     StorageError,
 )
 from cerne.images.store import Parts
-from cerne.manager import Home, Machine, Manager, State, faults
+from cerne.manager import Home, Machine, Manager, State
 from cerne.manager.spec import machine_spec
 from cerne.network.ports import parse_publish
 from cerne.storage.overlay import backing_of, chain

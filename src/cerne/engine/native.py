@@ -43,6 +43,8 @@ from cerne.vmm.config import (
 )
 from cerne.vmm.snapshot import VERSION, memory_digest
 
+VMM = (sys.executable, "-I", "-m", "cerne.vmm")
+"""The program of a machine's process, which is told its configuration."""
 CONFIG_FILE = "vmm.json"
 """In `LaunchPlan.runtime`."""
 ENDING_FILE = "ending.json"
@@ -97,8 +99,7 @@ class NativeEngine:
             config = self._config(plan, opened, _origin(plan, opened))
             path = plan.runtime / CONFIG_FILE
             config.write(path)
-            argv = [sys.executable, "-I", "-m", "cerne.vmm", str(path)]
-            pid = spawn(argv, plan.engine_log, opened.descriptors)
+            pid = spawn([*VMM, str(path)], plan.engine_log, opened.descriptors)
         return answering(pid, plan, "the VMM")
 
     def fingerprint(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from cerne.manager import faults
+from cerne import faults
 from cerne.manager.admission import memory_limit
 from cerne.manager.life import Life, Surroundings
 from cerne.manager.lock import held

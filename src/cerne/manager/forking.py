@@ -13,9 +13,9 @@ from itertools import count as numbers
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerne import faults
 from cerne.errors import ConflictError, InputError
 from cerne.images.files import storage_errors
-from cerne.manager import faults
 from cerne.manager.births import births, new_record, spec_of_child
 from cerne.manager.life import Life
 from cerne.manager.lock import held

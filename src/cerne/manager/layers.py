@@ -17,9 +17,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerne import faults
 from cerne.errors import DamagedError, StateError
 from cerne.images.files import storage_errors, sync_directory
-from cerne.manager import faults
 from cerne.manager.lock import held
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerne import faults
 from cerne.errors import (
     CerneError,
     DamagedError,
@@ -24,7 +25,6 @@ from cerne.errors import (
     StateError,
 )
 from cerne.host.process import boot_id
-from cerne.manager import faults
 from cerne.manager.admission import memory_limit
 from cerne.manager.layers import Layers
 from cerne.manager.lock import held, is_held

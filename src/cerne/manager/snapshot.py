@@ -15,9 +15,9 @@ from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerne import faults
 from cerne.errors import InputError, NotFoundError
 from cerne.images.files import storage_errors, sync_directory
-from cerne.manager import faults
 from cerne.manager.births import births, new_record, spec_of_child
 from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
 from cerne.manager.lock import held, is_held

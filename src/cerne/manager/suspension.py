@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cerne import faults
 from cerne.images.files import storage_errors, sync_directory
-from cerne.manager import faults
 from cerne.manager.store import State
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerne import faults
 from cerne.errors import DamagedError
 from cerne.images.files import storage_errors, sync_directory
-from cerne.manager import faults
 from cerne.manager.background import run_later
 from cerne.manager.births import births, new_record
 from cerne.manager.life import KILL_TIMEOUT

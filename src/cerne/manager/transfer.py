@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerne import faults
 from cerne.errors import (
     ChecksumError,
     DamagedError,
@@ -22,7 +23,7 @@ from cerne.errors import (
 )
 from cerne.images.files import storage_errors, sync_directory
 from cerne.images.store import Parts
-from cerne.manager import archive, faults
+from cerne.manager import archive
 from cerne.manager.layers import Layers
 from cerne.manager.lock import held
 from cerne.manager.names import check_name

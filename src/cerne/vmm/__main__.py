@@ -9,6 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
+from cerne import faults
 from cerne.arch.x86 import layout
 from cerne.devices.state import PlainState
 from cerne.errors import CerneError
@@ -39,6 +40,7 @@ def _live(config: VmmConfig) -> int:
     kvm = Kvm()
     memory, state = _origin(config)
     machine = Machine(kvm, config, memory, state)
+    faults.step("assembled")
     jail.enter()
     while True:
         try:
@@ -47,6 +49,7 @@ def _live(config: VmmConfig) -> int:
             child = forked
         title.set(child.config.identity)
         machine = Machine(kvm, child.config, memory, child.state)
+        faults.step("child assembled")
 
 
 def _origin(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:

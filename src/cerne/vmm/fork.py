@@ -16,6 +16,7 @@ import signal
 import time
 from typing import IO, TYPE_CHECKING, NoReturn
 
+from cerne import faults
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import CerneError, DamagedError, EngineError
 from cerne.vmm.config import VmmConfig, disks_from_json
@@ -56,8 +57,10 @@ def save(machine: Machine, request: Request) -> object:
     began = time.monotonic_ns()
     with machine.paused(resume=arguments.flag("resume")):
         state = machine.state()
+        faults.step("state read")
         if _fork() == 0:
             _write(machine, state, *files)
+        faults.step("saver forked")
         former = machine.switch_disks(disks) if disks else []
     pause = time.monotonic_ns() - began
     for disk in former:
@@ -81,9 +84,12 @@ def fork(machine: Machine, request: Request) -> object:
     with os.fdopen(reading, "rb") as report:
         with os.fdopen(writing, "wb") as said, machine.paused():
             state = machine.state()
+            faults.step("state read")
             if _fork() == 0:
                 _become(machine, configs, state, said.fileno(), report.fileno())
+            faults.step("child forked")
             former = machine.switch_disks(disks)
+        faults.step("parent runs")
         pause = time.monotonic_ns() - began
         for disk in former:
             disk.close()
@@ -104,6 +110,7 @@ def _become(
     machine: Machine, configs: list[VmmConfig], state: PlainState, report: int, other_end: int
 ) -> NoReturn:
     """In the first child: fork the others, and leave the parent's work as one machine of them."""
+    faults.step("in the child")
     # The parent need not wait for them: its memory is as it was in this child too.
     index = 0
     try:
@@ -122,6 +129,7 @@ def _become(
         os.dup2(config.engine_log, 2)
     # The pipe is closed on the way out.
     _keep_only(machine, config.descriptors | {report, other_end})
+    faults.step("child apart")
     raise Forked(config, state)
 
 
@@ -131,8 +139,11 @@ def _write(
     """In a child: write a machine down, and end."""
     try:
         _keep_only(machine, {state_file, memory_file, report})
+        faults.step("in the saver")
         digest = write_memory(memory_file, machine.memory)
+        faults.step("memory written")
         write_state(state_file, state)
+        faults.step("state written")
         _say(report, {"digest": digest})
     except CerneError as error:
         _say(report, {"error": error.message})
