@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.devices.queue_driver import Buffer, QueueDriver
 
+from cerne.devices.block.chain import open_chain
 from cerne.devices.block.raw import RawDisk
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import PORT_NAME, PORT_OPEN, ConsoleDevice, Port
@@ -20,8 +21,9 @@ from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.net import NetDevice
 from cerne.devices.virtio.rng import RngDevice
 from cerne.devices.virtio.transport import VirtioPciTransport
-from cerne.errors import DamagedError
+from cerne.errors import DamagedError, InputError
 from cerne.kvm.memory import GuestMemory
+from cerne.storage.overlay import chain, create_overlay
 
 DATA = 0x80000
 MAC = bytes.fromhex("525400123456")
@@ -203,6 +205,25 @@ def test_a_disk_reads_writes_and_says_its_name(disk: Guest) -> None:
     assert request(disk, 4, 0) == (0, b"")
     assert request(disk, 8, 0, room=20) == (0, b"serial-1".ljust(20, b"\0"))
     assert disk.read(0x2000, 8) == 16
+
+
+def test_a_disk_goes_on_in_an_overlay(disk: Guest, tmp_path: Path) -> None:
+    """As it does when its machine is forked: what is written then is not in the file before."""
+    device = disk.transport.device
+    assert isinstance(device, BlockDevice)
+    assert request(disk, 1, 2, b"x" * 512) == (0, b"")
+    before = tmp_path / "disk"
+    overlay = tmp_path / "overlay.qcow2"
+    create_overlay(before, "raw", overlay)
+    files = [(os.open(path, os.O_RDWR), form) for path, form in chain(overlay, "qcow2")]
+    former = device.replace(open_chain(files, read_only=False))
+    frozen = before.read_bytes()
+    assert request(disk, 1, 3, b"y" * 512) == (0, b"")
+    assert request(disk, 0, 2, room=1024) == (0, b"x" * 512 + b"y" * 512)
+    former.close()
+    assert before.read_bytes() == frozen
+    with pytest.raises(InputError, match="does not replace"):
+        device.replace(RawDisk(os.memfd_create("smaller")))
 
 
 @pytest.mark.parametrize("kind", [11, 13])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -107,3 +108,23 @@ def test_what_it_does_not_have_is_refused(cerne: Cerne, kvm_device: Path, tmp_pa
     native = ("run", "--rm", "--engine", "native")
     assert "--engine qemu" in cerne.refused(*native, "--mount", f"{tmp_path}:/x", "tiny", "true")
     assert cerne.leftovers() == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_debian_forks_with_its_disk(cerne: Cerne, kvm_device: Path, own_kernel: None) -> None:
+    cerne.ok("image", "build", "debian:12", timeout=280)
+    options = ("--engine", "native", "--memory", "256M", "--timeout", "280s")
+    cerne.ok("run", "-d", "--name", "d", *options, "debian:12", timeout=300)
+    cerne.ok("exec", "d", "--", "sh", "-c", "echo before >/root/f; sync")
+    cerne.ok("fork", "d", "--count", "2")
+    for name in ("d", "d-1", "d-2"):
+        assert cerne.ok("exec", name, "cat", "/root/f") == "before\n"
+        cerne.ok("exec", name, "--", "sh", "-c", f"echo {name} >/root/f; sync")
+    for name in ("d", "d-1", "d-2"):
+        cerne.ok("stop", "--timeout", "100s", name)
+    for name in ("d", "d-1", "d-2"):
+        disk = cerne.home / "machines" / str(cerne.machine(name)["id"]) / "root.qcow2"
+        subprocess.run(["qemu-img", "check", "-q", str(disk)], check=True)
+    cerne.ok("start", "--timeout", "280s", "d-1", timeout=300)
+    assert cerne.ok("exec", "d-1", "cat", "/root/f") == "d-1\n"
