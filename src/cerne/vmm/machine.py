@@ -194,6 +194,7 @@ class Machine:
         if config.emulated:
             print(EMULATION_NOTICE, file=sys.stderr, flush=True)
             command_line = f"{command_line} {COMMAND_LINE}"
+        self._board.let_ticks_be_missed()
         self._board.load(boot.kernel, boot.initrd, command_line, mp_table=config.emulated)
 
     def _restore(self, state: PlainState) -> None:
@@ -211,6 +212,8 @@ class Machine:
         self._board.power.signal(GENERATION_CHANGED)
         for thread in self._threads:
             thread.restored()
+        # Once the guest runs: it has turned to another clock, and need not wait for this.
+        self._loop.ask(self._board.let_ticks_be_missed)
 
     def _plug_agent(self) -> ConsoleDevice:
         """The ports of the guest's agent, each with its socket."""
