@@ -104,6 +104,20 @@ def test_it_goes_back_and_is_put_to_sleep(native: Cerne) -> None:
     native.ok("snapshot", "rm", "then")
 
 
+@pytest.mark.timeout(290)
+def test_two_processors_run_pause_and_fork(
+    cerne: Cerne, kvm_device: Path, own_kernel: None
+) -> None:
+    options = ("--engine", "native", "--memory", "128M", "--cpus", "2", "--timeout", "250s")
+    cerne.ok("run", "-d", "--name", "n", *options, "tiny", timeout=280)
+    assert cerne.ok("exec", "n", "nproc") == "2\n"
+    cerne.ok("pause", "n")
+    cerne.ok("resume", "n")
+    cerne.ok("fork", "n", "--name", "child")
+    for name in ("n", "child"):
+        assert cerne.ok("exec", name, "--", "sh", "-c", "true & nproc; wait") == "2\n"
+
+
 def test_what_it_does_not_have_is_refused(cerne: Cerne, kvm_device: Path, tmp_path: Path) -> None:
     native = ("run", "--rm", "--engine", "native")
     assert "--engine qemu" in cerne.refused(*native, "--mount", f"{tmp_path}:/x", "tiny", "true")

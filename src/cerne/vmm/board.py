@@ -7,7 +7,7 @@ keyboard controller that resets, ACPI's power registers. PCI devices are plugged
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -32,6 +32,7 @@ from cerne.devices.rtc import Rtc
 from cerne.devices.serial import REGISTERS as SERIAL_REGISTERS
 from cerne.devices.serial import Serial
 from cerne.devices.state import PlainState, SavedState
+from cerne.kvm.abi import kvm_cpuid_entry2
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.state import restore_vcpu, restore_vm, save_vcpu, save_vm
@@ -73,8 +74,17 @@ class Line:
 class Board:
     """A machine's processors and fixed devices around its memory, which stays the caller's."""
 
-    def __init__(self, kvm: Kvm, memory: GuestMemory, cpus: int, wishes: Wishes) -> None:
+    def __init__(
+        self,
+        kvm: Kvm,
+        memory: GuestMemory,
+        cpus: int,
+        wishes: Wishes,
+        change_cpuid: Callable[[Sequence[kvm_cpuid_entry2]], None] = lambda leaves: None,
+    ) -> None:
+        """Assemble it; `change_cpuid` may take from what each processor says of itself."""
         self.memory = memory
+        self._change_cpuid = change_cpuid
         self._msrs = kvm.get_msr_index_list()
         with contextlib.ExitStack() as stack:
             self.vm = kvm.create_vm()
@@ -181,7 +191,9 @@ class Board:
     def _vcpu(self, stack: contextlib.ExitStack, kvm: Kvm, index: int, cpus: int) -> Vcpu:
         vcpu = self.vm.create_vcpu(index)
         stack.callback(vcpu.close)
-        vcpu.set_cpuid2(guest_cpuid(kvm.get_supported_cpuid(), index, cpus))
+        leaves = guest_cpuid(kvm.get_supported_cpuid(), index, cpus)
+        self._change_cpuid(leaves)
+        vcpu.set_cpuid2(leaves)
         vcpu.set_msrs({_MISC_ENABLE: _FAST_STRINGS})
         return vcpu
 

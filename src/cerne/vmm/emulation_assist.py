@@ -7,6 +7,8 @@ only place that knows of it. What is missing there, and done here:
   first instruction faults. A hardware breakpoint at the page fault handler catches just that fault,
   and completes the SYSCALL as the AMD manual (volume 3) has it.
 - int3, clac, stac and fwait are not known to the emulator: they arrive as emulation failures.
+- VMCALL, which guests with several processors wake each other by, is never done: the features that
+  use it are hidden.
 - Some features are known to the processor and not to the emulator; the kernel's command line turns
   them off, and with them what costs a boot most there.
 """
@@ -14,8 +16,9 @@ only place that knows of it. What is missing there, and done here:
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
-from cerne.kvm.abi import GuestDebug, VcpuEventFlag
+from cerne.kvm.abi import GuestDebug, VcpuEventFlag, kvm_cpuid_entry2
 from cerne.kvm.exits import DebugExit, InternalErrorExit
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
@@ -30,6 +33,9 @@ COMMAND_LINE = (
 """What a Linux guest is told in addition: 308 is SMAP, 297 ERMS, 580 FSRM, 141 CX16, 151 POPCNT."""
 
 _LSTAR, _STAR, _SFMASK, _KERNEL_GS = 0xC000_0082, 0xC000_0081, 0xC000_0084, 0xC000_0102
+# Documentation/virt/kvm/x86/cpuid.rst
+_KVM_FEATURES = 0x4000_0001
+_KICK, _SEND_IPI, _YIELD = 1 << 7, 1 << 11, 1 << 13
 _PAGE_FAULT = 14
 _BREAKPOINT = 3
 _GATE_SIZE = 16
@@ -41,6 +47,13 @@ _FRAME = struct.Struct("<6Q")
 _RING = 3
 # Exits between two looks at whether the guest has moved its handler.
 _LOOK_EVERY = 64
+
+
+def without_hypercalls(leaves: Sequence[kvm_cpuid_entry2]) -> None:
+    """Hide from a guest what it would ask the kernel by VMCALL, at which the emulator hangs."""
+    for leaf in leaves:
+        if leaf.function == _KVM_FEATURES:
+            leaf.eax &= ~(_KICK | _SEND_IPI | _YIELD)
 
 
 class EmulationAssist:

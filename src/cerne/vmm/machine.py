@@ -28,7 +28,7 @@ from cerne.vmm.board import Board, Wishes
 from cerne.vmm.cable import Cable
 from cerne.vmm.channel import Channel
 from cerne.vmm.config import BootConfig, DiskConfig, VmmConfig
-from cerne.vmm.emulation_assist import COMMAND_LINE, EmulationAssist
+from cerne.vmm.emulation_assist import COMMAND_LINE, EmulationAssist, without_hypercalls
 from cerne.vmm.fork import fork, save
 from cerne.vmm.loop import Loop
 from cerne.vmm.pci_host import PciHost
@@ -73,7 +73,8 @@ class Machine:
             reset=lambda: self._finish(End(True, "the guest rebooted"), "guest-reset"),
             console=self._console_output,
         )
-        self._board = Board(kvm, memory, config.cpus, wishes)
+        changes = (without_hypercalls,) if config.emulated else ()
+        self._board = Board(kvm, memory, config.cpus, wishes, *changes)
         self._console = Channel(self._loop, _socket(config.console), self._board.serial.feed)
         self._channels = [self._console]
         self._pci = PciHost(self._board, self._loop)
