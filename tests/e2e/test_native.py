@@ -104,6 +104,7 @@ def test_it_goes_back_and_is_put_to_sleep(native: Cerne) -> None:
     native.ok("snapshot", "rm", "then")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(290)
 def test_two_processors_run_pause_and_fork(
     cerne: Cerne, kvm_device: Path, own_kernel: None

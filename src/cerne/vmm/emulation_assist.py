@@ -57,9 +57,17 @@ def without_hypercalls(leaves: Sequence[kvm_cpuid_entry2]) -> None:
 
 
 class EmulationAssist:
-    """The helps for one vCPU; belongs to its thread."""
+    """The helps for one vCPU; belongs to its thread.
 
-    def __init__(self, vcpu: Vcpu, memory: GuestMemory) -> None:
+    `others` are those of the machine's other vCPUs, and of this one. One that has not set its
+    breakpoint yet is interrupted by those that run, to look: it may sleep from the kernel's start
+    to its first user process.
+    """
+
+    def __init__(
+        self, vcpu: Vcpu, memory: GuestMemory, others: Sequence[EmulationAssist] = ()
+    ) -> None:
+        self._others = others
         self._vcpu = vcpu
         self._memory = memory
         self._exits = 0
@@ -72,7 +80,18 @@ class EmulationAssist:
         """Look now and then where the guest's handlers are; called after every exit."""
         self._exits += 1
         if self._exits % _LOOK_EVERY == 0:
-            self._watch_page_faults()
+            self.look()
+            for other in self._others:
+                other.interrupt_if_needed()
+
+    def look(self) -> None:
+        """Look where the guest's handlers are; called by the vCPU's thread when interrupted too."""
+        self._watch_page_faults()
+
+    def interrupt_if_needed(self) -> None:
+        """Have its thread look, where that has found nothing yet; from any thread."""
+        if not self._handler:
+            self._vcpu.kick()
 
     def take_failure(self, failure: InternalErrorExit) -> bool:
         """Do what the emulator cannot; whether it was one of the instructions that are known."""

@@ -87,6 +87,7 @@ class Machine:
         ]
         for cable in self._cables:
             self._pci.add(cable.card)
+        self._assists: list[EmulationAssist] = []
         self._threads = [
             VcpuThread(index, vcpu, self._board.buses, self._crashed, self._assist(vcpu))
             for index, vcpu in enumerate(self._board.vcpus)
@@ -254,7 +255,8 @@ class Machine:
     def _assist(self, vcpu: Vcpu) -> EmulationAssist | None:
         if not self.config.emulated:
             return None
-        return EmulationAssist(vcpu, self._board.memory)
+        self._assists.append(EmulationAssist(vcpu, self._board.memory, self._assists))
+        return self._assists[-1]
 
     def _commands(self) -> dict[str, Callable[[Request], object]]:
         return {

@@ -149,6 +149,8 @@ class VcpuThread:
     def _rare(self, exit_: Exit) -> str:
         match exit_:
             case InterruptedExit() | HltExit():
+                if self._assist is not None:
+                    self._assist.look()
                 return ""
             case InternalErrorExit() if self._assist and self._assist.take_failure(exit_):
                 return ""
