@@ -61,7 +61,7 @@ def save(machine: Machine, request: Request) -> object:
         if _fork() == 0:
             _write(machine, state, *files)
         faults.step("saver forked")
-        former = machine.switch_disks(disks) if disks else []
+        former = machine.peripherals.switch_disks(disks) if disks else []
     pause = time.monotonic_ns() - began
     for disk in former:
         disk.close()
@@ -88,7 +88,7 @@ def fork(machine: Machine, request: Request) -> object:
             if _fork() == 0:
                 _become(machine, configs, state, said.fileno(), report.fileno())
             faults.step("child forked")
-            former = machine.switch_disks(disks)
+            former = machine.peripherals.switch_disks(disks)
         faults.step("parent runs")
         pause = time.monotonic_ns() - began
         for disk in former:

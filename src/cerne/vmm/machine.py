@@ -8,34 +8,25 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from cerne.arch.x86 import layout
-from cerne.devices.block.chain import open_chain
-from cerne.devices.block.disk import Disk
-from cerne.devices.power import GENERATION_CHANGED, POWER_BUTTON
+from cerne.devices.power import GENERATION_CHANGED
 from cerne.devices.state import PlainState, SavedState
-from cerne.devices.virtio.block import BlockDevice
-from cerne.devices.virtio.console import ConsoleDevice, Port
-from cerne.devices.virtio.rng import RngDevice
 from cerne.errors import DamagedError, EngineError
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
 from cerne.vmm.board import Board, Wishes
-from cerne.vmm.cable import Cable
 from cerne.vmm.channel import Channel
-from cerne.vmm.config import BootConfig, DiskConfig, VmmConfig
+from cerne.vmm.commands import commands
+from cerne.vmm.config import BootConfig, VmmConfig
 from cerne.vmm.emulation_assist import COMMAND_LINE, EmulationAssist, without_hypercalls
-from cerne.vmm.fork import fork, save
 from cerne.vmm.loop import Loop
-from cerne.vmm.pci_host import PciHost
-from cerne.vmm.qmp import QmpServer, Request
+from cerne.vmm.peripherals import Peripherals
+from cerne.vmm.qmp import QmpServer
 from cerne.vmm.vcpu import VcpuThread
-
-_AGENT_PORT = "org.cerne.agent"
 
 EMULATION_NOTICE = (
     "this host's KVM emulates guests' kernel code: the helps of cerne.vmm.emulation_assist are on"
@@ -74,25 +65,15 @@ class Machine:
             console=self._console_output,
         )
         changes = (without_hypercalls,) if config.emulated else ()
-        self._board = Board(kvm, memory, config.cpus, wishes, *changes)
-        self._console = Channel(self._loop, _socket(config.console), self._board.serial.feed)
-        self._channels = [self._console]
-        self._pci = PciHost(self._board, self._loop)
-        self._agent = self._plug_agent()
-        self._pci.add(RngDevice())
-        self._disks = [self._plug_disk(disk) for disk in config.disks]
-        self._cables = [
-            Cable(self._loop, _socket(nic.link), bytes.fromhex(nic.mac.replace(":", "")))
-            for nic in config.nics
-        ]
-        for cable in self._cables:
-            self._pci.add(cable.card)
+        self.board = Board(kvm, memory, config.cpus, wishes, *changes)
+        self._console = Channel(self._loop, _socket(config.console), self.board.serial.feed)
+        self.peripherals = Peripherals(self.board, self._loop, config)
         self._assists: list[EmulationAssist] = []
         self._threads = [
-            VcpuThread(index, vcpu, self._board.buses, self._crashed, self._assist(vcpu))
-            for index, vcpu in enumerate(self._board.vcpus)
+            VcpuThread(index, vcpu, self.board.buses, self._crashed, self._assist(vcpu))
+            for index, vcpu in enumerate(self.board.vcpus)
         ]
-        self._qmp = QmpServer(self._loop, _socket(config.qmp), self._commands())
+        self._qmp = QmpServer(self._loop, _socket(config.qmp), commands(self))
         if state is None:
             self._boot()
         else:
@@ -109,8 +90,7 @@ class Machine:
         self._qmp.flush()
         assert self._end is not None
         self._write_end(self._end)
-        for disk in self._disks:
-            disk.close()
+        self.peripherals.finish()
         return self._end
 
     def state(self) -> PlainState:
@@ -118,9 +98,22 @@ class Machine:
         return {
             "cpus": self.config.cpus,
             "memory": self.memory.size,
-            "board": self._board.state(),
-            "pci": self._pci.state(),
+            "board": self.board.state(),
+            "pci": self.peripherals.state(),
         }
+
+    @property
+    def running(self) -> bool:
+        """Whether its vCPUs run, or are about to."""
+        return self._running
+
+    def emit(self, event: str) -> None:
+        """Tell whoever is at the control socket of an event."""
+        self._qmp.emit(event)
+
+    def end(self, reason: str, cause: str) -> None:
+        """Let it end in order, as the host asked."""
+        self._finish(End(True, reason), cause)
 
     def pause(self) -> bool:
         """Take all vCPUs out of the guest; whether they ran.
@@ -163,29 +156,12 @@ class Machine:
         if ran and resume:
             self.resume()
 
-    def switch_disks(self, disks: tuple[DiskConfig, ...]) -> list[Disk]:
-        """Go on with other files, of the same content, while it is paused; those that it had.
-
-        They are to be closed, which may take a while: once it runs again.
-
-        Raises:
-            DamagedError: they are not as many as it has.
-            CerneError: one cannot be used.
-        """
-        if len(disks) != len(self._disks):
-            raise DamagedError(f"{len(disks)} disks do not replace {len(self._disks)}")
-        fresh = [_open_disk(disk) for disk in disks]
-        return [device.replace(disk) for device, disk in zip(self._disks, fresh, strict=True)]
-
     def abandon(self) -> None:
         """Close whatever it has open, in a forked child: it goes on in the parent alone."""
-        for channel in self._channels:
-            channel.close()
-        for cable in self._cables:
-            cable.close()
+        self._console.close()
+        self.peripherals.abandon()
         self._qmp.close()
-        self._pci.close()
-        self._board.close()
+        self.board.close()
         self._loop.close()
 
     def _boot(self) -> None:
@@ -196,8 +172,8 @@ class Machine:
         if config.emulated:
             print(EMULATION_NOTICE, file=sys.stderr, flush=True)
             command_line = f"{command_line} {COMMAND_LINE}"
-        self._board.let_ticks_be_missed()
-        self._board.load(boot.kernel, boot.initrd, command_line, mp_table=config.emulated)
+        self.board.let_ticks_be_missed()
+        self.board.load(boot.kernel, boot.initrd, command_line, mp_table=config.emulated)
 
     def _restore(self, state: PlainState) -> None:
         saved = SavedState("a machine", state)
@@ -205,98 +181,20 @@ class Machine:
             if saved.integer(what, 1 << 52) != value:
                 raise DamagedError(f"the saved machine has other {what} than this one")
         self.memory.write(layout.GENERATION_ID, os.urandom(16))
-        self._pci.restore(saved.plain("pci"))
-        self._board.restore(saved.plain("board"))
-        # Whoever was connected is so no more, and what was on its way may be lost.
-        for port in range(len(self.config.agents)):
-            self._agent.close(port)
-        self._pci.rouse()
-        self._board.power.signal(GENERATION_CHANGED)
+        self.peripherals.restore(saved.plain("pci"))
+        self.board.restore(saved.plain("board"))
+        self.peripherals.rouse()
+        self.board.power.signal(GENERATION_CHANGED)
         for thread in self._threads:
             thread.restored()
         # Once the guest runs: it has turned to another clock, and need not wait for this.
-        self._loop.ask(self._board.let_ticks_be_missed)
-
-    def _plug_agent(self) -> ConsoleDevice:
-        """The ports of the guest's agent, each with its socket."""
-        channels: list[Channel] = []
-
-        def port(index: int) -> Port:
-            return Port(
-                f"{_AGENT_PORT}.{index}",
-                is_console=False,
-                sink=lambda data: channels[index].send(data),
-                on_room=lambda: self._loop.ask(lambda: channels[index].resume()),
-            )
-
-        def tell(index: int, present: bool) -> None:
-            (console.open if present else console.close)(index)
-
-        console = ConsoleDevice([port(index) for index in range(len(self.config.agents))])
-        for index, listener in enumerate(self.config.agents):
-            channels.append(
-                Channel(
-                    self._loop,
-                    _socket(listener),
-                    take=partial(console.feed, index),
-                    on_presence=partial(tell, index),
-                    on_room=partial(console.resume, index),
-                )
-            )
-        self._channels += channels
-        self._pci.add(console)
-        return console
-
-    def _plug_disk(self, disk: DiskConfig) -> BlockDevice:
-        device = BlockDevice(_open_disk(disk), serial=disk.serial, read_only=disk.read_only)
-        self._pci.add(device)
-        return device
+        self._loop.ask(self.board.let_ticks_be_missed)
 
     def _assist(self, vcpu: Vcpu) -> EmulationAssist | None:
         if not self.config.emulated:
             return None
-        self._assists.append(EmulationAssist(vcpu, self._board.memory, self._assists))
+        self._assists.append(EmulationAssist(vcpu, self.board.memory, self._assists))
         return self._assists[-1]
-
-    def _commands(self) -> dict[str, Callable[[Request], object]]:
-        return {
-            "query-status": self._query_status,
-            "query-name": lambda _: {"name": self.config.name},
-            "query-cpus-fast": lambda _: [
-                {"cpu-index": index, "target": "x86_64"} for index in range(self.config.cpus)
-            ],
-            "stop": self._stop,
-            "cont": self._cont,
-            "system_powerdown": self._press_power_button,
-            "system_reset": lambda _: self._ended_by_host("it was told to reset", "host-qmp-reset"),
-            "quit": lambda _: self._ended_by_host("it was told to quit", "host-qmp-quit"),
-            "cerne-save": partial(save, self),
-            "cerne-fork": partial(fork, self),
-        }
-
-    def _query_status(self, _: Request) -> object:
-        status = "running" if self._running else "paused"
-        return {"status": status, "running": self._running, "singlestep": False}
-
-    def _stop(self, _: Request) -> object:
-        if self.pause():
-            self._qmp.emit("STOP")
-        return {}
-
-    def _cont(self, _: Request) -> object:
-        if not self._running:
-            self.resume()
-            self._qmp.emit("RESUME")
-        return {}
-
-    def _press_power_button(self, _: Request) -> object:
-        self._board.power.signal(POWER_BUTTON)
-        self._qmp.emit("POWERDOWN")
-        return {}
-
-    def _ended_by_host(self, reason: str, cause: str) -> object:
-        self._finish(End(True, reason), cause)
-        return {}
 
     def _console_output(self, data: bytes) -> None:
         """Of vCPU threads: log what the guest writes, and pass it to whoever is attached."""
@@ -334,9 +232,3 @@ class Machine:
 
 def _socket(descriptor: int) -> socket.socket:
     return socket.socket(fileno=descriptor)
-
-
-def _open_disk(disk: DiskConfig) -> Disk:
-    return open_chain(
-        [(file.descriptor, file.format) for file in disk.files], read_only=disk.read_only
-    )
