@@ -7,7 +7,6 @@ virtual machines are counted; ``kB``, ``MB``, ``GB``, ``TB`` are powers of 1000,
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 
 from cerne.errors import InputError
 
@@ -34,6 +33,9 @@ def parse_size(text: str | int) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise InputError(f"{text!r} is not a size", hint="write it as 512M, 2G or 1.5GiB")
+    # Who only wants the units does not load it.
+    from fractions import Fraction
+
     number, prefix, suffix = match.groups()
     table = _DECIMAL if suffix.lower() == "b" else _BINARY
     size = Fraction(number) * table[prefix.lower()]

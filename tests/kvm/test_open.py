@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cerne.errors import KvmError
-from cerne.kvm.kvm import Kvm, missing_hint, permission_hint
+from cerne.kvm.hints import missing_hint, permission_hint
+from cerne.kvm.kvm import Kvm
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
-from cerne.kvm.kvm import missing_hint, permission_hint
+from cerne.kvm.hints import missing_hint, permission_hint
 from cerne.network.passt import passt_command
 from cerne.network.ports import require_free
 from cerne.network.user import kernel_parameter

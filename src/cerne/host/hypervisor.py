@@ -7,9 +7,9 @@ from pathlib import Path
 
 from cerne.errors import HostError
 from cerne.host.finding import Finding, read_text
-from cerne.host.probe import GuestSpeed
+from cerne.host.probe import KVM_DEVICE, GuestSpeed
 from cerne.kvm.abi import Capability
-from cerne.kvm.kvm import KVM_DEVICE, Kvm
+from cerne.kvm.kvm import Kvm
 
 USED_CAPABILITIES = (
     Capability.IRQCHIP,

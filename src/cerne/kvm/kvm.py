@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import getpass
-import grp
 import os
 from collections.abc import Sequence
 from ctypes import c_uint32
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerne.errors import HostError, KvmError
 from cerne.kvm import abi
@@ -19,7 +16,10 @@ from cerne.kvm.abi import Capability, Flexible, Ioctl
 from cerne.kvm.msr import read_msrs
 from cerne.kvm.vm import Vm
 
-KVM_DEVICE = Path("/dev/kvm")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+KVM_DEVICE = "/dev/kvm"
 
 # The kernel's own limit is 256 (KVM_MAX_CPUID_ENTRIES).
 _MAX_CPUID_ENTRIES = 256
@@ -28,7 +28,7 @@ _MAX_CPUID_ENTRIES = 256
 class Kvm(Descriptor):
     """The open /dev/kvm."""
 
-    def __init__(self, device: Path = KVM_DEVICE) -> None:
+    def __init__(self, device: Path | str = KVM_DEVICE) -> None:
         """Open the device.
 
         Raises:
@@ -96,54 +96,21 @@ class Kvm(Descriptor):
                 return list(msrs.entries[: msrs.head.nmsrs])
 
 
-def _open(device: Path) -> int:
+def _open(device: Path | str) -> int:
     try:
         return os.open(device, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError as error:
-        raise _cannot_open(f"there is no {device}", error, missing_hint()) from error
+        raise _cannot_open(f"there is no {device}", error, device) from error
     except PermissionError as error:
-        message = f"{device} is not open to this user"
-        raise _cannot_open(message, error, permission_hint(device)) from error
+        raise _cannot_open(f"{device} is not open to this user", error, device) from error
     except OSError as error:
-        message = f"{device} cannot be opened: {error.strerror}"
-        raise _cannot_open(message, error, missing_hint()) from error
+        raise _cannot_open(f"{device} cannot be opened: {error.strerror}", error, device) from error
 
 
-def _cannot_open(message: str, error: OSError, hint: str) -> KvmError:
+def _cannot_open(message: str, error: OSError, device: Path | str) -> KvmError:
+    # Whoever starts machines quickly has no need of what these load.
+    from cerne.kvm.hints import missing_hint, permission_hint
+
+    refused = isinstance(error, PermissionError)
+    hint = permission_hint(device) if refused else missing_hint()
     return KvmError("open", error.errno or errno.EIO, message=message, hint=hint)
-
-
-def missing_hint() -> str:
-    """What makes /dev/kvm appear on this host."""
-    with contextlib.suppress(OSError):
-        flags = Path("/proc/cpuinfo").read_text().split()
-        if "svm" in flags:
-            return "load the module: sudo modprobe kvm_amd"
-        if "vmx" in flags:
-            return "load the module: sudo modprobe kvm_intel"
-    return (
-        "turn on virtualization (VT-x, AMD-V) in the firmware; "
-        "in a virtual machine turn on nested virtualization on its host; "
-        "in a container pass the device: --device /dev/kvm"
-    )
-
-
-def permission_hint(device: Path = KVM_DEVICE) -> str:
-    """What opens a device that is there to this user."""
-    user = _user()
-    try:
-        status = device.stat()
-        group = grp.getgrgid(status.st_gid).gr_name
-    except (OSError, KeyError):
-        return f"sudo setfacl -m u:{user}:rw {device}"
-    if status.st_gid == 0 or status.st_mode & 0o060 != 0o060:
-        return f"sudo setfacl -m u:{user}:rw {device}"
-    return f"sudo usermod -aG {group} {user}, then log in again (or: newgrp {group})"
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        # In a container a user often has a number only.
-        return str(os.getuid())

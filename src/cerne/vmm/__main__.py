@@ -1,13 +1,13 @@
 """``python -m cerne.vmm CONFIG``: the process of one machine, started by the engine `native`.
 
-Where the machine forks, the child comes back here, to go on as another one.
+Where the machine forks, the child comes back here, to go on as another one. All modules are loaded
+before privileges are given up: whom it becomes need not be allowed to read them.
 """
 
 from __future__ import annotations
 
 import signal
 import sys
-from pathlib import Path
 
 from cerne import faults
 from cerne.arch.x86 import layout
@@ -26,7 +26,7 @@ from cerne.vmm.snapshot import read_state
 def main() -> int:
     """Run the machine of the configuration that is named; 0 where it ended in order."""
     try:
-        return _live(VmmConfig.read(Path(sys.argv[1])))
+        return _live(VmmConfig.read(sys.argv[1]))
     except CerneError as error:
         print(error, file=sys.stderr)
         return 1

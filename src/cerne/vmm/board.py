@@ -184,9 +184,10 @@ class Board:
     def _set_up_vm(self) -> None:
         self.vm.set_tss_addr(layout.TSS)
         self.vm.set_identity_map_addr(layout.IDENTITY_MAP)
+        # First: once there is an interrupt controller the kernel waits for its own readers, 7 ms.
+        self.vm.set_memory(self.memory)
         self.vm.create_irqchip()
         self.vm.create_pit2(_PIT_SPEAKER_DUMMY)
-        self.vm.set_memory(self.memory)
 
     def _vcpu(self, stack: contextlib.ExitStack, kvm: Kvm, index: int, cpus: int) -> Vcpu:
         vcpu = self.vm.create_vcpu(index)

@@ -7,12 +7,16 @@ nothing by itself once it has given its privileges up.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import DamagedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _LARGEST_DESCRIPTOR = 1 << 20
 _LONGEST_TEXT = 65536
@@ -115,14 +119,15 @@ class VmmConfig:
         path.write_text(json.dumps(self.to_json(), indent=1))
 
     @classmethod
-    def read(cls, path: Path) -> VmmConfig:
+    def read(cls, path: Path | str) -> VmmConfig:
         """Read what `write` wrote.
 
         Raises:
             DamagedError: it is something else.
         """
         try:
-            values = json.loads(path.read_text())
+            with os.fdopen(os.open(path, os.O_RDONLY), "rb") as file:
+                values = json.load(file)
         except (OSError, ValueError) as error:
             raise DamagedError(f"{path} is no configuration of a machine: {error}") from error
         if not isinstance(values, dict):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from pathlib import Path
 
 from cerne.errors import HostError
 
@@ -40,7 +39,8 @@ class Title:
     """
 
     def __init__(self) -> None:
-        fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
+        with os.fdopen(os.open("/proc/self/stat", os.O_RDONLY), "rb") as status:
+            fields = status.read().rpartition(b")")[2].split()
         self._start = int(fields[_ARGUMENTS_START])
         self._size = int(fields[_ARGUMENTS_END]) - self._start
 

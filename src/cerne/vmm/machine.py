@@ -172,8 +172,9 @@ class Machine:
         if config.emulated:
             print(EMULATION_NOTICE, file=sys.stderr, flush=True)
             command_line = f"{command_line} {COMMAND_LINE}"
-        self.board.let_ticks_be_missed()
         self.board.load(boot.kernel, boot.initrd, command_line, mp_table=config.emulated)
+        # Once the guest runs, which need not wait for it.
+        self._loop.ask(self.board.let_ticks_be_missed)
 
     def _restore(self, state: PlainState) -> None:
         saved = SavedState("a machine", state)
