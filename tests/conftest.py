@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,3 +72,16 @@ def root() -> None:
     """Skips where the tests do not run as root."""
     if os.geteuid() != 0:
         pytest.skip("needs root")
+
+
+@pytest.fixture
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    """Waits until something is so, half a minute at most."""
+
+    def wait(so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not so():
+            assert time.monotonic() < deadline, "it never came to be so"
+            time.sleep(0.05)
+
+    return wait

@@ -41,6 +41,9 @@ class Routes:
     def trigger(self, vector: int) -> None:
         self.triggered.append(vector)
 
+    def eventfd(self, vector: int) -> int:
+        return vector
+
 
 @pytest.fixture
 def mapper() -> Mapper:

@@ -7,11 +7,11 @@ import random
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from tests.devices.queue_driver import Buffer, QueueDriver
+from tests.devices.pci_guest import Guest
+from tests.devices.queue_driver import Buffer
 
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.raw import RawDisk
@@ -20,69 +20,12 @@ from cerne.devices.virtio.console import PORT_NAME, PORT_OPEN, ConsoleDevice, Po
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.net import NetDevice
 from cerne.devices.virtio.rng import RngDevice
-from cerne.devices.virtio.transport import VirtioPciTransport
 from cerne.errors import DamagedError, InputError
 from cerne.kvm.memory import GuestMemory
 from cerne.storage.overlay import chain, create_overlay
 
 DATA = 0x80000
 MAC = bytes.fromhex("525400123456")
-
-
-@dataclass
-class Routes:
-    """Vectors that were triggered."""
-
-    triggered: list[int] = field(default_factory=list)
-
-    def set_route(self, vector: int, address: int, data: int, masked: bool) -> None:
-        """Messages go nowhere here."""
-
-    def trigger(self, vector: int) -> None:
-        self.triggered.append(vector)
-
-
-class Guest:
-    """A driver that brings a device up by its registers."""
-
-    def __init__(self, device: VirtioDevice, memory: GuestMemory) -> None:
-        self.memory = memory
-        self.routes = Routes()
-        self.transport = VirtioPciTransport(device, memory, self.routes)
-        self.queues: list[QueueDriver] = []
-
-    def read(self, offset: int, size: int) -> int:
-        return self.transport.read_bar(0, offset, size)
-
-    def write(self, offset: int, size: int, value: int) -> None:
-        self.transport.write_bar(0, offset, size, value)
-
-    def start(self, refuse: int = 0) -> None:
-        self.write(20, 1, 1)
-        self.write(20, 1, 3)
-        for select in (0, 1):
-            self.write(0, 4, select)
-            self.write(8, 4, select)
-            self.write(12, 4, self.read(4, 4) & ~(refuse >> 32 * select))
-        self.write(20, 1, 11)
-        assert self.read(20, 1) == 11
-        base = 0x1000
-        for index in range(self.read(18, 2)):
-            driver = QueueDriver(self.memory, base, 16)
-            base = (driver.end + 15) & ~15
-            self.queues.append(driver)
-            self.write(22, 2, index)
-            self.write(24, 2, 16)
-            self.write(26, 2, index + 1)
-            for at, address in ((32, driver.descriptors), (40, driver.available)):
-                self.write(at, 4, address)
-            self.write(48, 8, driver.used)
-            self.write(28, 2, 1)
-            assert self.read(28, 2) == 1
-        self.write(20, 1, 15)
-
-    def kick(self, queue: int) -> None:
-        self.write(self.transport.notify_offset(queue), 2, queue)
 
 
 def console() -> ConsoleDevice:

@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -130,19 +129,6 @@ def port() -> int:
         probe.bind(("127.0.0.1", 0))
         found: int = probe.getsockname()[1]
     return found
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Waits until something is so, half a minute at most."""
-
-    def wait(so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
-        while not so():
-            assert time.monotonic() < deadline, "it never came to be so"
-            time.sleep(0.05)
-
-    return wait
 
 
 @pytest.fixture

@@ -29,15 +29,22 @@ class Interrupts:
         self._next = _PINS
         self._apply()
 
-    def add_message(self, eventfd: int, address: int, data: int) -> int:
-        """Let an eventfd send a message; the GSI by which it is changed."""
+    def add_message(self, address: int, data: int) -> int:
+        """Make a message known; the GSI by which it is sent and changed."""
         with self._change:
             gsi = self._next
             self._next += 1
             self._messages[gsi] = MsiRoute(gsi, address, data)
             self._apply()
-            self._vm.irqfd(eventfd, gsi)
         return gsi
+
+    def connect(self, eventfd: int, gsi: int) -> None:
+        """Let an eventfd send a message; one that was written before sends it now."""
+        self._vm.irqfd(eventfd, gsi)
+
+    def disconnect(self, eventfd: int, gsi: int) -> None:
+        """Let it send none: what is written to it stays there."""
+        self._vm.deassign_irqfd(eventfd, gsi)
 
     def change_message(self, gsi: int, address: int, data: int) -> None:
         """Let it send another message from now on."""
@@ -52,21 +59,46 @@ class Interrupts:
 
 
 class MessageVectors:
-    """The MSI-X vectors of one device (`cerne.devices.pci` says when they are masked)."""
+    """The MSI-X vectors of one device (`cerne.devices.pci` says when they are masked).
+
+    The device triggers no vector that is masked. A backend does not know: an eventfd that one was
+    given is disconnected meanwhile, which takes the kernel milliseconds, and keeps what is written.
+    """
 
     def __init__(self, interrupts: Interrupts, count: int) -> None:
         self._interrupts = interrupts
-        self._eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count)]
+        # The last one is for queues of which the guest wants no interrupts.
+        self._eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count + 1)]
         self._gsis: list[int | None] = [None] * count
+        self._masked = [True] * count
+        self._connected = [False] * count
+        self._handed = [False] * count
 
     def set_route(self, vector: int, address: int, data: int, masked: bool) -> None:
-        """Let a vector send this message; a masked one is not triggered by its device."""
+        """Let a vector send this message, or wait while it is masked."""
         gsi = self._gsis[vector]
         if gsi is not None:
             self._interrupts.change_message(gsi, address, data)
         elif not masked:
-            added = self._interrupts.add_message(self._eventfds[vector], address, data)
-            self._gsis[vector] = added
+            self._gsis[vector] = self._interrupts.add_message(address, data)
+        self._masked[vector] = masked
+        self._connect(vector)
+
+    def eventfd(self, vector: int) -> int:
+        """What a backend writes to send a vector's message, masked or not."""
+        if vector < len(self._handed) and not self._handed[vector]:
+            self._handed[vector] = True
+            self._connect(vector)
+        return self._eventfds[vector]
+
+    def _connect(self, vector: int) -> None:
+        gsi = self._gsis[vector]
+        wanted = not self._masked[vector] or not self._handed[vector]
+        if gsi is None or wanted == self._connected[vector]:
+            return
+        change = self._interrupts.connect if wanted else self._interrupts.disconnect
+        change(self._eventfds[vector], gsi)
+        self._connected[vector] = wanted
 
     def trigger(self, vector: int) -> None:
         """Send a vector's message; from any thread."""

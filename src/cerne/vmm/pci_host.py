@@ -1,7 +1,7 @@
 """The PCI bus of a board: where its functions' memory lies, and who is woken by a doorbell.
 
 A doorbell is an ioeventfd: the kernel writes an eventfd for the guest's write, and the vCPU runs on
-without leaving the kernel. The loop's thread then serves the queue.
+without leaving the kernel. The loop's thread then serves the queue, unless a backend does.
 """
 
 from __future__ import annotations
@@ -55,12 +55,13 @@ class PciHost:
         """Plug a device in, its memory placed, its doorbells answered."""
         vectors = MessageVectors(self._interrupts, len(device.queue_sizes) + 1)
         self._vectors.append(vectors)
-        transport = VirtioPciTransport(device, self._board.memory, vectors)
+        bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in device.queue_sizes]
+        transport = VirtioPciTransport(device, self._board.memory, vectors, bells)
         slot = self._root.add(transport)
-        bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in transport.queues]
         self._doorbells[transport] = bells
         for queue, bell in enumerate(bells):
-            self._loop.watch(bell, _answer(transport, queue, bell))
+            if queue not in device.handed_queues:
+                self._loop.watch(bell, _answer(transport, queue, bell))
         transport.place(BAR, layout.PCI_WINDOW_START + slot * BAR_SIZE)
 
     def state(self) -> PlainState:

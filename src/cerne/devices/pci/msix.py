@@ -34,6 +34,12 @@ class MsixRoutes(Protocol):
     def trigger(self, vector: int) -> None:
         """Send a vector's message; called for none that is masked."""
 
+    def eventfd(self, vector: int) -> int:
+        """What whoever else may trigger a vector writes; it waits in there while that is masked.
+
+        There is one more than vectors, which leads nowhere.
+        """
+
 
 class MsixTable:
     """The vectors of one function: the table, the pending bits and the capability."""
@@ -97,6 +103,11 @@ class MsixTable:
                 self._pending |= 1 << vector
             else:
                 self._routes.trigger(vector)
+
+    def eventfd(self, vector: int) -> int:
+        """What others write to trigger a vector; the one after the last leads nowhere."""
+        with self._lock:
+            return self._routes.eventfd(vector)
 
     def read_table(self, offset: int, size: int) -> int:
         """Read bytes of the table; zero past its end."""

@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 from cerne.devices.state import PlainState
+from cerne.devices.virtio.handover import HandedQueue
 from cerne.devices.virtio.queue import Chain, Queue, QueueError
+
+FEATURE_INDIRECT = 1 << 28
+FEATURE_EVENT_INDEX = 1 << 29
+FEATURE_VERSION_1 = 1 << 32
+FEATURE_RING_RESET = 1 << 40
 
 Notify = Callable[[Queue], None]
 """Tells the driver of what was pushed to a queue, if it wants to know."""
@@ -28,6 +34,9 @@ class DeviceHost(Protocol):
     def failed(self, error: QueueError) -> None:
         """The driver broke the rules; the device needs a reset."""
 
+    def hand_over(self, queue_index: int) -> HandedQueue | None:
+        """A queue as a backend is given it; None where the driver does not use it."""
+
 
 class VirtioDevice:
     """A device behind a transport; the base of each kind."""
@@ -35,7 +44,13 @@ class VirtioDevice:
     device_type: int
     features: int = 0
     """What it offers, without what transport and queues bring themselves."""
+    transport_features: int = (
+        FEATURE_INDIRECT | FEATURE_EVENT_INDEX | FEATURE_VERSION_1 | FEATURE_RING_RESET
+    )
+    """What transport and queues offer; less where a backend serves the queues and has less."""
     queue_sizes: tuple[int, ...]
+    handed_queues: Collection[int] = ()
+    """Queues that a backend serves: their doorbells wake nobody here."""
     class_code: int = 0xFF0000
     """The PCI class, which some firmware looks at."""
 
@@ -78,6 +93,15 @@ class VirtioDevice:
         Raises:
             QueueError: the driver broke the rules.
         """
+
+    def queue_started(self, queue_index: int) -> None:
+        """The driver uses a queue again that it had reset; called with the lock held."""
+
+    def queue_stopped(self, queue_index: int) -> None:
+        """The driver is about to reset a queue that is in use; called with the lock held."""
+
+    def queue_rerouted(self, queue_index: int) -> None:
+        """A queue that is in use has another interrupt; called with the lock held."""
 
     def reset(self) -> None:
         """The driver is gone; called with the lock held."""

@@ -118,6 +118,24 @@ class Queue:
         rings = self._rings
         return rings is not None and self._available(rings) > 0
 
+    @property
+    def next_available(self) -> int:
+        """The index in the driver's ring of the next chain to pop."""
+        return self._next_available
+
+    def used_index(self) -> int:
+        """How many chains were given back, modulo 2^16, as the ring itself says.
+
+        Of a queue that a backend serves; what its rings say is the guest's to change.
+        """
+        index: int = _U16.unpack_from(self._in_use().device, 2)[0]
+        return index
+
+    def take_back(self, next_available: int) -> None:
+        """Go on where a backend stopped."""
+        self._next_available = next_available & 0xFFFF
+        self._next_used = self._announced = self.used_index()
+
     def pop(self) -> Chain | None:
         """The next chain that the driver offers, or None where there is none now."""
         rings = self._rings

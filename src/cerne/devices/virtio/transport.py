@@ -6,13 +6,21 @@ configuration, a doorbell for each queue, and the MSI-X table. Only the modern i
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from cerne.devices.pci.function import Bar, PciFunction, PciIdentity
 from cerne.devices.pci.msix import MsixRoutes, MsixTable
 from cerne.devices.state import PlainState, SavedState
-from cerne.devices.virtio.device import VirtioDevice
+from cerne.devices.virtio.device import (
+    FEATURE_EVENT_INDEX,
+    FEATURE_INDIRECT,
+    FEATURE_RING_RESET,
+    FEATURE_VERSION_1,
+    VirtioDevice,
+)
+from cerne.devices.virtio.handover import HandedQueue
 from cerne.devices.virtio.queue import Queue, QueueError
 from cerne.errors import DamagedError
 from cerne.kvm.memory import GuestMemory
@@ -22,14 +30,6 @@ FIRST_DEVICE = 0x1040
 BAR = 0
 BAR_SIZE = 0x10000
 NOTIFY_MULTIPLIER = 4
-
-FEATURE_INDIRECT = 1 << 28
-FEATURE_EVENT_INDEX = 1 << 29
-FEATURE_VERSION_1 = 1 << 32
-FEATURE_RING_RESET = 1 << 40
-_TRANSPORT_FEATURES = (
-    FEATURE_INDIRECT | FEATURE_EVENT_INDEX | FEATURE_VERSION_1 | FEATURE_RING_RESET
-)
 
 STATUS_ACKNOWLEDGE = 1
 STATUS_DRIVER = 2
@@ -59,13 +59,23 @@ _ALL_ONES = (1 << 64) - 1
 
 
 class VirtioPciTransport(PciFunction):
-    """The function. `kick` is called by whoever waits for the doorbells' eventfds."""
+    """The function. `kick` is called by whoever waits for the doorbells' eventfds.
 
-    def __init__(self, device: VirtioDevice, memory: GuestMemory, routes: MsixRoutes) -> None:
+    `doorbells` are those of the queues, as far as the device hands them over.
+    """
+
+    def __init__(
+        self,
+        device: VirtioDevice,
+        memory: GuestMemory,
+        routes: MsixRoutes,
+        doorbells: Sequence[int] = (),
+    ) -> None:
         kind = FIRST_DEVICE + device.device_type
         super().__init__(PciIdentity(VENDOR, kind, device.class_code, 1, VENDOR, kind))
         self.device = device
         self.queues = tuple(Queue(memory, size) for size in device.queue_sizes)
+        self._doorbells = doorbells
         self.failure: QueueError | None = None
         """Why the device needs a reset, if it does."""
         self.msix = MsixTable(len(self.queues) + 1, routes)
@@ -79,7 +89,7 @@ class VirtioPciTransport(PciFunction):
     @property
     def offered(self) -> int:
         """All features that the driver may take."""
-        return self.device.features | _TRANSPORT_FEATURES
+        return self.device.features | self.device.transport_features
 
     @property
     def status(self) -> int:
@@ -94,7 +104,11 @@ class VirtioPciTransport(PciFunction):
         """Let the device serve a queue."""
         with self.device.working():
             running = self._status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET) == STATUS_DRIVER_OK
-            if running and queue < len(self.queues) and self.queues[queue].ready:
+            if not running or queue >= len(self.queues) or not self.queues[queue].ready:
+                return
+            if queue in self.device.handed_queues:
+                os.eventfd_write(self._doorbells[queue], 1)
+            else:
                 self.device.process(queue)
 
     def rouse(self) -> None:
@@ -117,6 +131,15 @@ class VirtioPciTransport(PciFunction):
             self.failure = error
             self._status |= STATUS_NEEDS_RESET
             self.config_changed()
+
+    def hand_over(self, queue_index: int) -> HandedQueue | None:
+        """A queue as a backend is given it; None where the driver does not use it."""
+        queue = self.queues[queue_index]
+        if not queue.ready:
+            return None
+        vector = self.msix.count if queue.msix_vector is None else queue.msix_vector
+        kick, call = self._doorbells[queue_index], self.msix.eventfd(vector)
+        return HandedQueue.of(queue_index, queue, kick, call)
 
     def reset(self) -> None:
         """Back to the state after power-on, as seen by the driver; PCI stays as it is."""
@@ -337,6 +360,8 @@ class VirtioPciTransport(PciFunction):
         if queue is not None:
             vector = self._vector(value)
             queue.msix_vector = None if vector == NO_VECTOR else vector
+            if self._in_use(queue):
+                self.device.queue_rerouted(self._queue_select)
 
     def _address_setter(self, name: str, shift: int, mask: int) -> Callable[[int], None]:
         def set_address(value: int) -> None:
@@ -354,11 +379,18 @@ class VirtioPciTransport(PciFunction):
         queue.event_index = bool(self._driver_features & FEATURE_EVENT_INDEX)
         queue.indirect = bool(self._driver_features & FEATURE_INDIRECT)
         queue.ready = True
+        if self._in_use(queue):
+            self.device.queue_started(self._queue_select)
 
     def _reset_queue(self, value: int) -> None:
         queue = self._selected()
         if queue is not None and value == 1 and self._driver_features & FEATURE_RING_RESET:
+            if self._in_use(queue):
+                self.device.queue_stopped(self._queue_select)
             queue.reset()
+
+    def _in_use(self, queue: Queue) -> bool:
+        return queue.ready and bool(self._status & STATUS_DRIVER_OK)
 
     def _set_status(self, value: int) -> None:
         if value == 0:
