@@ -14,6 +14,7 @@ from pathlib import Path
 from cerne.devices.state import SavedState
 from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, KernelBoot, LaunchPlan
 from cerne.engine.detached import answering, kill, last_line, reap, spawn
+from cerne.engine.nursery import Nursery, another_nursery
 from cerne.engine.opened import Opened
 from cerne.engine.saved import (
     MEMORY_FILE,
@@ -95,12 +96,22 @@ class NativeEngine:
 
     def start(self, plan: LaunchPlan) -> ProcessIdentity:
         """Start the machine's process; return when it answers and its vCPUs run."""
+        nursery = another_nursery()
+        pid = self._spawn(plan) if nursery is None else self._fork_off(nursery, plan)
+        return answering(pid, plan, "the VMM")
+
+    def _spawn(self, plan: LaunchPlan) -> int:
         with Opened() as opened:
             config = self._config(plan, opened, _origin(plan, opened))
             path = plan.runtime / CONFIG_FILE
             config.write(path)
-            pid = spawn([*VMM, str(path)], plan.engine_log, opened.descriptors)
-        return answering(pid, plan, "the VMM")
+            return spawn([*VMM, str(path)], plan.engine_log, opened.descriptors)
+
+    def _fork_off(self, nursery: Nursery, plan: LaunchPlan) -> int:
+        plan.engine_log.unlink(missing_ok=True)
+        with Opened(sent=True) as opened:
+            config = self._child(plan, opened, _origin(plan, opened))
+            return nursery.start(config, opened.descriptors)
 
     def fingerprint(self) -> str:
         """The format in which machines are saved, and the processor as guests see it."""
@@ -193,11 +204,11 @@ class NativeEngine:
             emulated=self.emulated,
         )
 
-    def _child(self, plan: LaunchPlan, opened: Opened) -> VmmConfig:
-        """The configuration of a forked child, whose log is no descriptor that it is born with."""
-        return replace(
-            self._config(plan, opened, origin=None), engine_log=opened.log(plan.engine_log)
-        )
+    def _child(
+        self, plan: LaunchPlan, opened: Opened, origin: BootConfig | SavedConfig | None = None
+    ) -> VmmConfig:
+        """The configuration of a forked process, whose log is not what it is born with."""
+        return replace(self._config(plan, opened, origin), engine_log=opened.log(plan.engine_log))
 
 
 def _origin(plan: LaunchPlan, opened: Opened) -> BootConfig | SavedConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 
 from cerne import faults
 from cerne.arch.x86 import layout
@@ -25,18 +26,22 @@ from cerne.vmm.snapshot import read_state
 
 def main() -> int:
     """Run the machine of the configuration that is named; 0 where it ended in order."""
+    return end_of(lambda: VmmConfig.read(sys.argv[1]), jail.Title())
+
+
+def end_of(configure: Callable[[], VmmConfig], title: jail.Title) -> int:
+    """Be the process of a machine to its end; its exit status."""
     try:
-        return _live(VmmConfig.read(sys.argv[1]))
+        return _live(configure(), title)
     except CerneError as error:
         print(error, file=sys.stderr)
         return 1
 
 
-def _live(config: VmmConfig) -> int:
+def _live(config: VmmConfig, title: jail.Title) -> int:
     handle_kicks()
     # Children that were forked are nobody's to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    title = jail.Title()
     kvm = Kvm()
     memory, state = _origin(config)
     machine = Machine(kvm, config, memory, state)

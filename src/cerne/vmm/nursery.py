@@ -1,0 +1,82 @@
+"""``python -m cerne.vmm.nursery SOCKET NAME``: a process that has a VMM loaded, and forks machines.
+
+Loading a VMM takes Python longer than making a machine; whoever starts many has it done once, and
+the machines share what was loaded (fork(2), copy-on-write). A request is the configuration of a
+machine, in one message of a seqpacket socket; its descriptors come in messages before it
+(SCM_RIGHTS, unix(7)). The answer is the pid of its process, or why there is none. It ends when the
+other end of the socket is closed; the machines do not.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+
+from cerne.devices.state import PlainState, SavedState
+from cerne.vmm import jail
+from cerne.vmm.__main__ import end_of
+from cerne.vmm.config import VmmConfig
+
+LARGEST_REQUEST = 128 * 1024
+"""Bytes of a configuration."""
+DESCRIPTORS_AT_ONCE = 253
+"""As many as the kernel passes with one message (SCM_MAX_FD)."""
+
+
+def main() -> int:
+    """Fork machines for as long as somebody asks."""
+    requests = socket.socket(fileno=int(sys.argv[1]))
+    # Children are nobody's to wait for.
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    title = jail.Title()
+    # What Python's collector would touch in a child is copied for nothing.
+    gc.freeze()
+    descriptors: list[int] = []
+    while True:
+        data, sent, _, _ = socket.recv_fds(
+            requests, LARGEST_REQUEST, DESCRIPTORS_AT_ONCE, socket.MSG_CMSG_CLOEXEC
+        )
+        descriptors += sent
+        if not data and not sent:
+            return 0
+        if data != b" ":
+            answer = _fork(requests, title, data, tuple(descriptors))
+            requests.send(json.dumps(answer).encode())
+            for descriptor in descriptors:
+                os.close(descriptor)
+            descriptors.clear()
+
+
+def _fork(
+    requests: socket.socket, title: jail.Title, request: bytes, descriptors: tuple[int, ...]
+) -> PlainState:
+    try:
+        pid = os.fork()
+    except OSError as error:
+        return {"error": f"the host does not fork the VMM: {error.strerror}"}
+    if pid == 0:
+        requests.close()
+        sys.exit(end_of(lambda: _be_born(title, request, descriptors), title))
+    return {"pid": pid}
+
+
+def _be_born(title: jail.Title, request: bytes, descriptors: tuple[int, ...]) -> VmmConfig:
+    """In a child: become the process of a machine of its own; what machine that is."""
+    saved = SavedState("a machine's configuration", json.loads(request))
+    config = VmmConfig.from_saved(saved, descriptors.__getitem__)
+    title.set(config.identity)
+    os.setsid()
+    assert config.engine_log is not None
+    for standard in (1, 2):
+        os.dup2(config.engine_log, standard)
+    os.close(config.engine_log)
+    return replace(config, engine_log=None)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Machines that are forked from a process with the VMM loaded."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cerne.engine import native, nursery
+from cerne.engine.base import KernelBoot, LaunchPlan
+from cerne.engine.native import NativeEngine
+from cerne.engine.qmp import QmpClient
+from cerne.errors import EngineError
+from cerne.host.process import ProcessIdentity
+from cerne.units import MIB
+
+_LOOP = bytes.fromhex("ebfe")
+
+Start = Callable[[str], ProcessIdentity]
+
+
+@pytest.fixture
+def start(
+    home: Path, kvm_device: Path, small_kernel: Callable[[Path, bytes], Path]
+) -> Iterator[Start]:
+    """Starts a machine of this name, in the program's second turn or later."""
+    processes: list[ProcessIdentity] = []
+    kernel = small_kernel(home / "kernel", _LOOP)
+    nursery.another_nursery()
+
+    def start(name: str) -> ProcessIdentity:
+        processes.append(NativeEngine(emulated=False).start(_plan(home, kernel, name)))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.send(signal.SIGKILL)
+        process.wait(20)
+
+
+def _plan(home: Path, kernel: Path, name: str, command_line: str = "") -> LaunchPlan:
+    directory = home / name
+    directory.mkdir(exist_ok=True)
+    boot = KernelBoot(kernel, None, command_line)
+    return LaunchPlan(name, name, 1, 16 * MIB, boot, (), (), (), directory, directory)
+
+
+def _status(process: ProcessIdentity, field: str) -> str:
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith(f"{field}:"))
+
+
+def test_machines_are_forked_from_one_process_and_outlive_it(home: Path, start: Start) -> None:
+    first, second = start("a"), start("b")
+    parent = _status(first, "PPid")
+    assert _status(second, "PPid") == parent != str(os.getpid())
+    for name, process in (("a", first), ("b", second)):
+        title = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        assert os.fsencode(home / name) in title
+        assert os.getsid(process.pid) == process.pid
+        assert _status(process, "NoNewPrivs") == "1"
+    os.kill(int(parent), signal.SIGKILL)
+    with pytest.raises(EngineError, match="no VMM could be forked"):
+        start("c")
+    assert _status(start("d"), "PPid") not in (parent, str(os.getpid()))
+    for name in ("a", "b", "d"):
+        with QmpClient(home / name / "qmp.sock") as qmp:
+            assert qmp.status() == "running"
+
+
+def test_one_that_cannot_be_says_why(home: Path, start: Start) -> None:
+    broken = home / "broken"
+    broken.write_bytes(b"no kernel")
+    with pytest.raises(EngineError, match="bzImage or vmlinux"):
+        NativeEngine(emulated=False).start(_plan(home, broken, "x"))
+    wordy = _plan(home, home / "kernel", "y", "x" * (1 << 18))
+    with pytest.raises(EngineError, match="too much"):
+        NativeEngine(emulated=False).start(wordy)
+    start("a")
+
+
+def test_it_has_open_what_a_first_machine_has(
+    home: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def files(process: ProcessIdentity) -> list[str]:
+        entries = Path(f"/proc/{process.pid}/fd").iterdir()
+        names = sorted(str(entry.readlink()).replace("/b/", "/a/") for entry in entries)
+        return [name for name in names if not name.startswith("socket:")]
+
+    forked = files(start("a"))
+    monkeypatch.setattr(native, "another_nursery", lambda: None)
+    assert forked == files(start("b"))
