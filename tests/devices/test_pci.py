@@ -12,6 +12,7 @@ from cerne.devices.pci.root import PciRoot
 from cerne.errors import DamagedError
 
 PLACE = 0xE0000000
+TAKEN = 0xD0000000
 
 
 class Mapper:
@@ -20,9 +21,12 @@ class Mapper:
     def __init__(self) -> None:
         self.places: dict[int, tuple[int, int]] = {}
 
-    def map(self, function: PciFunction, bar: int, address: int, size: int) -> None:
+    def map(self, function: PciFunction, bar: int, address: int, size: int) -> bool:
         assert bar not in self.places
+        if address == TAKEN:
+            return False
         self.places[bar] = (address, size)
+        return True
 
     def unmap(self, function: PciFunction, bar: int) -> None:
         del self.places[bar]
@@ -111,6 +115,17 @@ def test_bars_tell_their_size_and_move(
     assert mapper.places == {}
     function.restore_config(state)
     assert (function.config_state(), len(mapper.places)) == (state, 2)
+
+
+def test_a_bar_that_would_lie_on_something_else_is_nowhere(
+    function: PciFunction, root: PciRoot, mapper: Mapper
+) -> None:
+    function.place(0, PLACE)
+    function.write_config(4, 2, 2)
+    function.write_config(0x10, 4, TAKEN)
+    assert mapper.places == {}
+    function.write_config(0x10, 4, PLACE)
+    assert mapper.places == {0: (PLACE, 0x4000)}
 
 
 def test_random_writes_keep_what_is_fixed(root: PciRoot, function: PciFunction) -> None:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 
 from cerne.arch.x86 import layout
+from cerne.devices.bus import OverlapError
 from cerne.devices.pci.function import PciFunction
 from cerne.devices.pci.root import CONFIG_PORT, CONFIG_PORT_COUNT, ECAM_BUS_SIZE, PciRoot
 from cerne.devices.state import PlainState, SavedState
@@ -102,12 +103,19 @@ class PciHost:
             for bell in bells:
                 os.close(bell)
 
-    def map(self, function: PciFunction, bar: int, address: int, size: int) -> None:
-        """Let a function's memory answer from an address on; called by the function."""
-        self._board.buses.memory.insert(address, size, _Window(function, bar))
+    def map(self, function: PciFunction, bar: int, address: int, size: int) -> bool:
+        """Let a function's memory answer from an address on; called by the function.
+
+        False where other memory of the bus answers there.
+        """
+        try:
+            self._board.buses.memory.insert(address, size, _Window(function, bar))
+        except OverlapError:
+            return False
         self._places[function, bar] = address
         for bell, place in self._bells(function, address):
             self._board.vm.ioeventfd(bell, place, _ANY_LENGTH)
+        return True
 
     def unmap(self, function: PciFunction, bar: int) -> None:
         """Let it answer nowhere; called by the function."""

@@ -59,8 +59,11 @@ class Bar:
 class BarMapper(Protocol):
     """Puts a function's memory where the guest wants it; the machine's side of a BAR."""
 
-    def map(self, function: PciFunction, bar: int, address: int, size: int) -> None:
-        """Let the function's `read_bar` and `write_bar` answer from that address on."""
+    def map(self, function: PciFunction, bar: int, address: int, size: int) -> bool:
+        """Let the function's `read_bar` and `write_bar` answer from that address on.
+
+        False where something else answers there: a guest may ask for anything.
+        """
 
     def unmap(self, function: PciFunction, bar: int) -> None:
         """Let them answer nowhere."""
@@ -198,9 +201,8 @@ class PciFunction:
                 continue
             if self._mapped.pop(bar.index, None) is not None:
                 self._mapper.unmap(self, bar.index)
-            if wanted is not None:
+            if wanted is not None and self._mapper.map(self, bar.index, wanted, bar.size):
                 self._mapped[bar.index] = wanted
-                self._mapper.map(self, bar.index, wanted, bar.size)
 
     def _set_bar(self, bar: Bar, address: int) -> None:
         width = 8 if bar.wide else 4

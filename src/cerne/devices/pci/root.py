@@ -27,6 +27,8 @@ class PciRoot:
 
     def __init__(self, mapper: BarMapper) -> None:
         self._mapper = mapper
+        # Two vCPUs may move the same BAR at once, by whichever way.
+        self._change = threading.Lock()
         self._functions: dict[int, PciFunction] = {0: PciFunction(_HOST_BRIDGE)}
         self.ports = ConfigPorts(self)
         """For the port bus, at CONFIG_PORT, CONFIG_PORT_COUNT ports wide."""
@@ -59,7 +61,8 @@ class PciRoot:
         """Write configuration, at the same addresses."""
         function = self._functions.get(address >> 15)
         if function is not None and not address >> 12 & 7:
-            function.write_config(address & 0xFFF, size, value)
+            with self._change:
+                function.write_config(address & 0xFFF, size, value)
 
 
 class ConfigPorts:
