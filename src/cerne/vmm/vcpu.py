@@ -114,14 +114,23 @@ class VcpuThread:
             self._thread.join(_JOIN_TIMEOUT)
 
     def _run(self) -> None:
+        crash = "a fault of the machine monitor itself"
         try:
-            while self._may_run():
-                crash = self._step()
-                if crash:
-                    self._on_crash(crash)
-                    return
+            crash = self._run_on()
         except KvmError as error:
-            self._on_crash(error.message)
+            crash = error.message
+        finally:
+            # Whatever goes wrong here: a machine does not linger without its processor.
+            if crash:
+                self._on_crash(crash)
+
+    def _run_on(self) -> str:
+        """Run until told to stop; why the guest can go no further, or nothing."""
+        while self._may_run():
+            crash = self._step()
+            if crash:
+                return crash
+        return ""
 
     def _may_run(self) -> bool:
         """Wait while paused; False at the end."""

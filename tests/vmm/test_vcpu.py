@@ -1,0 +1,40 @@
+"""A vCPU's thread, with a vCPU that is none."""
+
+from __future__ import annotations
+
+import pytest
+
+from cerne.devices.bus import Bus
+from cerne.errors import KvmError
+from cerne.kvm.vcpu import Vcpu
+from cerne.vmm.vcpu import Buses, VcpuThread
+
+
+class _Broken(Vcpu):
+    """Raises whatever it is told when it is to run."""
+
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def run(self) -> object:  # type: ignore[override]
+        raise self._error
+
+    def kick(self) -> None:
+        """There is no thread in the guest."""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KvmError("KVM_RUN", 14), "KVM_RUN failed: Bad address"),
+        (RuntimeError("unforeseen"), "a fault of the machine monitor itself"),
+    ],
+)
+def test_a_machine_does_not_linger_without_its_processor(error: Exception, said: str) -> None:
+    crashes: list[str] = []
+    thread = VcpuThread(0, _Broken(error), Buses(Bus(), Bus()), crashes.append, None)
+    thread.resume()
+    thread.start()
+    thread.end()
+    assert crashes == [said]
