@@ -6,12 +6,14 @@ import os
 import random
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from tests.devices.pci_guest import Guest
 from tests.devices.queue_driver import Buffer
+from tests.devices.registry import MAC, VIRTIO
 
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.raw import RawDisk
@@ -25,28 +27,11 @@ from cerne.kvm.memory import GuestMemory
 from cerne.storage.overlay import chain, create_overlay
 
 DATA = 0x80000
-MAC = bytes.fromhex("525400123456")
 
 
-def console() -> ConsoleDevice:
-    return ConsoleDevice([Port("", True, len), Port("org.cerne.agent.0", False, len)])
-
-
-def block() -> BlockDevice:
-    return BlockDevice(RawDisk(os.memfd_create("disk")), serial="one")
-
-
-DEVICES: dict[str, Callable[[], VirtioDevice]] = {
-    "rng": RngDevice,
-    "console": console,
-    "block": block,
-    "net": lambda: NetDevice(MAC, socket.socket()),
-}
-
-
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=VIRTIO)
 def make(request: pytest.FixtureRequest) -> Callable[[], VirtioDevice]:
-    return DEVICES[request.param]
+    return VIRTIO[request.param]
 
 
 def test_a_device_is_what_its_state_says(
@@ -276,3 +261,89 @@ def test_a_frame_that_is_too_long_loses_the_link(memory: GuestMemory) -> None:
         far.sendall(b"\xff\xff\xff\xff")
         device.receive()
         assert not device.wants_read
+
+
+def test_a_broken_ring_does_not_make_the_cable_busy(memory: GuestMemory) -> None:
+    """What comes from the other end is taken and dropped until the driver starts anew."""
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    with near, far:
+        device = NetDevice(MAC, near)
+        guest = Guest(device, memory)
+        guest.start()
+        guest.queues[0].offer(99)
+        far.sendall(b"\0\0\0\3one\0\0\0\3two")
+        device.receive()
+        assert guest.read(20, 1) & 64
+        device.receive()
+        with pytest.raises(BlockingIOError):
+            near.recv(1)
+        assert device.wants_read
+        guest.write(20, 1, 0)
+        guest.queues.clear()
+        guest.start()
+        far.sendall(b"\0\0\0\3new")
+        guest.queues[0].add([Buffer(DATA, 64, write=True)])
+        device.receive()
+        assert memory.read(DATA + 12, 3) == b"new"
+
+
+@dataclass
+class _RefillingDisk:
+    """A disk whose guest offers another request whenever one is served."""
+
+    size: int = 512 * 1024
+    refill: Callable[[], None] = lambda: None
+    reads: int = 0
+
+    def read(self, offset: int, views: Sequence[memoryview]) -> None:
+        self.reads += 1
+        self.refill()
+
+    def write(self, offset: int, views: Sequence[memoryview]) -> None:
+        """Nothing is kept."""
+
+    def flush(self) -> None:
+        """Nothing is kept."""
+
+    def discard(self, offset: int, length: int) -> None:
+        """Nothing is kept."""
+
+    def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
+        """Nothing is kept."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_queue_that_refills_itself_lets_others_have_their_turn(memory: GuestMemory) -> None:
+    disk = _RefillingDisk()
+    guest = Guest(BlockDevice(disk), memory)
+    guest.start()
+    head = guest.queues[0].add([Buffer(DATA, 16), Buffer(DATA + 16, 513, write=True)])
+    disk.refill = lambda: guest.queues[0].offer(head)
+    guest.kick(0)
+    assert guest.rung() == 1
+    assert 0 < disk.reads <= 17
+    guest.kick(0)
+    assert guest.rung() == 1
+    disk.refill = lambda: None
+    guest.kick(0)
+    assert guest.rung() == 0
+
+
+def test_a_device_that_failed_is_not_started_by_its_old_driver(memory: GuestMemory) -> None:
+    guest = Guest(RngDevice(), memory)
+    guest.write(20, 1, 3)
+    guest.write(8, 4, 1)
+    guest.write(12, 4, 1)
+    guest.write(20, 1, 11)
+    guest.write(24, 2, 3)
+    guest.write(28, 2, 1)
+    guest.write(20, 1, 15)
+    assert guest.read(20, 1) == 15 | 64
+    assert not guest.transport.device.active
+    again = Guest(RngDevice(), memory)
+    again.transport.restore(guest.transport.state())
+    assert not again.transport.device.active
+    assert again.transport.state() == guest.transport.state()

@@ -5,6 +5,7 @@ Ports 0x60 (data) and 0x64 (status, command) of an Intel 8042. Linux resets by p
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 from cerne.devices.state import PlainState, SavedState
@@ -22,16 +23,19 @@ class I8042:
 
     def __init__(self, reset: Callable[[], None]) -> None:
         self._reset = reset
+        # Several vCPUs may use the ports at once.
+        self._lock = threading.Lock()
         self._output: int | None = None
 
     def read(self, offset: int, size: int) -> int:
         """Status, or the one byte that a command left."""
-        if offset == _COMMAND:
-            return _OUTPUT_FULL if self._output is not None else 0
-        if offset != _DATA or self._output is None:
-            return 0
-        value, self._output = self._output, None
-        return value
+        with self._lock:
+            if offset == _COMMAND:
+                return _OUTPUT_FULL if self._output is not None else 0
+            if offset != _DATA or self._output is None:
+                return 0
+            value, self._output = self._output, None
+            return value
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Take a command; all but two are ignored."""
@@ -40,7 +44,8 @@ class I8042:
         if value == _PULSE_RESET:
             self._reset()
         elif value == _SELF_TEST:
-            self._output = _TEST_PASSED
+            with self._lock:
+                self._output = _TEST_PASSED
 
     def state(self) -> PlainState:
         """All that it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
@@ -18,6 +19,8 @@ class Rtc:
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
+        # Several vCPUs may use the two ports at once.
+        self._lock = threading.Lock()
         self._index = 0
         self._memory = bytearray(128)
         self._memory[_STATUS_A] = 0x26
@@ -25,19 +28,21 @@ class Rtc:
 
     def read(self, offset: int, size: int) -> int:
         """The index port reads as it was written; the other one gives what is at the index."""
-        if offset == 0:
-            return self._index
-        clock = self._clock()
-        if self._index in clock:
-            return self._encoded(clock[self._index])
-        return _VALID if self._index == _STATUS_D else self._memory[self._index]
+        with self._lock:
+            if offset == 0:
+                return self._index
+            clock = self._clock()
+            if self._index in clock:
+                return self._encoded(clock[self._index])
+            return _VALID if self._index == _STATUS_D else self._memory[self._index]
 
     def write(self, offset: int, size: int, value: int) -> None:
         """Choose an index, or write at it; the time of day is the host's and stays so."""
-        if offset == 0:
-            self._index = value & _INDEX_MASK
-        elif self._index not in (_STATUS_C, _STATUS_D):
-            self._memory[self._index] = value & 0xFF
+        with self._lock:
+            if offset == 0:
+                self._index = value & _INDEX_MASK
+            elif self._index not in (_STATUS_C, _STATUS_D):
+                self._memory[self._index] = value & 0xFF
 
     def state(self) -> PlainState:
         """All that it is, but for the time."""

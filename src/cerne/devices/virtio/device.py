@@ -21,6 +21,8 @@ FEATURE_EVENT_INDEX = 1 << 29
 FEATURE_VERSION_1 = 1 << 32
 FEATURE_RING_RESET = 1 << 40
 
+_MOST_BYTES_AT_ONCE = 64 << 20
+
 Notify = Callable[[Queue], None]
 """Tells the driver of what was pushed to a queue, if it wants to know."""
 
@@ -36,6 +38,9 @@ class DeviceHost(Protocol):
 
     def hand_over(self, queue_index: int) -> HandedQueue | None:
         """A queue as a backend is given it; None where the driver does not use it."""
+
+    def come_back(self, queue: Queue) -> None:
+        """There is more in a queue than may be served at once; the device is kicked again."""
 
 
 class VirtioDevice:
@@ -137,18 +142,34 @@ class VirtioDevice:
         `serve` says how many bytes it wrote, or None where it cannot go on now: the chain stays the
         next one, and the device comes back by itself.
         """
-        # A driver that refills the queue all the time keeps only its own worker busy, and no longer
-        # than its vCPUs run.
         queue.disable_notification()
+        served, more = self._serve_some(queue, serve)
+        if served:
+            self._notify_driver(queue)
+        if more and self._host is not None:
+            self._host.come_back(queue)
+
+    def _serve_some(self, queue: Queue, serve: Callable[[Chain], int | None]) -> tuple[bool, bool]:
+        """Whether a chain was served, and whether there may be more than may be served at once.
+
+        A driver may refill the queue all the time, and what a device writes may be the very ring
+        that it looks at: whoever else waits for this thread has a turn in between.
+        """
         served = False
-        while (chain := queue.pop()) is not None or queue.enable_notification():
+        left = _MOST_BYTES_AT_ONCE
+        for _ in range(queue.size + 1):
+            chain = queue.pop()
             if chain is None:
+                if not queue.enable_notification():
+                    return served, False
                 continue
             written = serve(chain)
             if written is None:
                 queue.put_back()
-                break
+                return served, False
             queue.push(chain.head, written)
             served = True
-        if served:
-            self._notify_driver(queue)
+            left -= chain.readable_size + chain.writable_size
+            if left < 0:
+                break
+        return served, True

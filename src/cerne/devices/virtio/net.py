@@ -92,6 +92,13 @@ class NetDevice(VirtioDevice):
             self._deliver()
         self._tell_changes()
 
+    def reset(self) -> None:
+        """No frame waits for the driver's buffers any more."""
+        super().reset()
+        if self._frame_length() is not None:
+            self._incoming.clear()
+        self._tell_changes()
+
     def state(self) -> PlainState:
         """Bytes of frames on their way; the link itself is made anew."""
         return {"incoming": self._incoming.hex(), "outgoing": self._outgoing.hex()}

@@ -61,7 +61,8 @@ _ALL_ONES = (1 << 64) - 1
 class VirtioPciTransport(PciFunction):
     """The function. `kick` is called by whoever waits for the doorbells' eventfds.
 
-    `doorbells` are those of the queues, as far as the device hands them over.
+    `doorbells` are those of the queues: of one that the device hands over, or has served for long
+    enough, so that others have their turn.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class VirtioPciTransport(PciFunction):
         device: VirtioDevice,
         memory: GuestMemory,
         routes: MsixRoutes,
-        doorbells: Sequence[int] = (),
+        doorbells: Sequence[int],
     ) -> None:
         kind = FIRST_DEVICE + device.device_type
         super().__init__(PciIdentity(VENDOR, kind, device.class_code, 1, VENDOR, kind))
@@ -130,6 +131,9 @@ class VirtioPciTransport(PciFunction):
         if self.failure is None:
             self.failure = error
             self._status |= STATUS_NEEDS_RESET
+            # Neither its driver nor its host's side is to move it now.
+            if self.device.active:
+                self.device.reset()
             self.config_changed()
 
     def hand_over(self, queue_index: int) -> HandedQueue | None:
@@ -141,10 +145,14 @@ class VirtioPciTransport(PciFunction):
         kick, call = self._doorbells[queue_index], self.msix.eventfd(vector)
         return HandedQueue.of(queue_index, queue, kick, call)
 
+    def come_back(self, queue: Queue) -> None:
+        """Kick the device again, once others have had their turn."""
+        os.eventfd_write(self._doorbells[self.queues.index(queue)], 1)
+
     def reset(self) -> None:
         """Back to the state after power-on, as seen by the driver; PCI stays as it is."""
         with self.device.lock:
-            if self._status & STATUS_DRIVER_OK:
+            if self.device.active:
                 self.device.reset()
             self._forget_driver()
 
@@ -162,7 +170,9 @@ class VirtioPciTransport(PciFunction):
             return self.msix.read_table(offset - TABLE, size)
         part, within = offset & -_PART, offset % _PART
         if part == COMMON:
-            return int.from_bytes(self._common()[within : within + size], "little")
+            # Another vCPU may choose another queue meanwhile.
+            with self.device.lock:
+                return int.from_bytes(self._common()[within : within + size], "little")
         if part == DEVICE:
             with self.device.lock:
                 return self.device.read_config(within, size)
@@ -250,7 +260,7 @@ class VirtioPciTransport(PciFunction):
         if status & STATUS_FEATURES_OK and not self._features_fit():
             raise DamagedError("a saved virtio device has features that this one does not offer")
         self._status = status
-        if status & STATUS_DRIVER_OK:
+        if status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET) == STATUS_DRIVER_OK:
             self.device.activate(self.queues, self._driver_features, self._notify)
 
     def _forget_driver(self) -> None:
@@ -402,7 +412,7 @@ class VirtioPciTransport(PciFunction):
         if not (self._status | added) & STATUS_FEATURES_OK:
             added &= ~STATUS_DRIVER_OK
         self._status |= added
-        if added & STATUS_DRIVER_OK:
+        if added & STATUS_DRIVER_OK and self.failure is None:
             self.device.activate(self.queues, self._driver_features, self._notify)
 
     def _features_fit(self) -> bool:
