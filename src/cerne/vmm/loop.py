@@ -67,5 +67,6 @@ class Loop:
 
     def _answer_bell(self) -> None:
         os.eventfd_read(self._bell)
-        while self._asked:
+        # Who asks meanwhile rings again; those that wait for descriptors have their turn first.
+        for _ in range(len(self._asked)):
             self._asked.popleft()()
