@@ -111,3 +111,10 @@ def test_descriptors_belong_to_the_command_after_them(served: _Served, tmp_path:
         assert client.execute("first-words", descriptors=sent) == {"words": "hello"}
         with pytest.raises(EngineError, match="was not sent"):
             client.execute("first-words")
+
+
+def test_what_is_no_utf8_does_not_swallow_what_follows(served: _Served) -> None:
+    with _connect(served) as connection:
+        connection.sendall(b'{"execute":"\xff"}{"execute":"qmp_capabilities","id":7}\n')
+        assert "error" in _line(connection)
+        assert _line(connection) == {"return": {}, "id": 7}

@@ -128,7 +128,7 @@ class VmmConfig:
         try:
             with os.fdopen(os.open(path, os.O_RDONLY), "rb") as file:
                 values = json.load(file)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise DamagedError(f"{path} is no configuration of a machine: {error}") from error
         if not isinstance(values, dict):
             raise DamagedError(f"{path} is no configuration of a machine")

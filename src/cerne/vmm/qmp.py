@@ -224,7 +224,7 @@ class _Client:
         Requests need no line end between them: QEMU takes them so, and its own client sends them.
         """
         self._incoming = self._incoming.lstrip()
-        text = self._incoming.decode(errors="replace")
+        text = self._incoming.decode(errors="surrogateescape")
         try:
             request, end = _DECODER.raw_decode(text)
         except (ValueError, RecursionError):
@@ -233,8 +233,12 @@ class _Client:
                 self._incoming = rest
                 self.fail(None, "invalid JSON")
             return bool(separator)
-        self._incoming = self._incoming[len(text[:end].encode()) :]
-        self._server.run(self, request)
+        taken = text[:end].encode(errors="surrogateescape")
+        self._incoming = self._incoming[len(taken) :]
+        if _is_utf8(taken):
+            self._server.run(self, request)
+        else:
+            self.fail(None, "invalid JSON")
         return True
 
     def _drop(self) -> None:
@@ -243,3 +247,11 @@ class _Client:
         self._loop.watch(self._connection.fileno(), None)
         self.close()
         self._server.forget(self)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

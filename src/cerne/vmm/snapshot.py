@@ -64,7 +64,10 @@ def read_state(descriptor: int) -> PlainState:
     content = os.pread(descriptor, min(length, _LARGEST_STATE) + 1, _HEADER.size)
     if len(content) != length or hashlib.sha256(content).digest() != digest:
         raise DamagedError("the saved machine's state is truncated or was altered")
-    state = json.loads(content)
+    try:
+        state = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"the saved machine's state cannot be read: {error}") from error
     if not isinstance(state, dict):
         raise DamagedError("the saved machine's state is no tree")
     return state

@@ -47,7 +47,8 @@ _COMPRESSED_SECTOR = 512
 
 _LARGEST_FIRST_TABLE = 32 << 20
 _LARGEST_SIZE = 1 << 56
-_MOST_TABLES_KEPT = 256
+_TABLES_KEPT = 16 << 20
+"""Bytes: a guest may read everywhere."""
 _ZEROS = memoryview(bytes(1 << 20))
 _MOST_VIEWS = 1024
 """As many as one call takes (IOV_MAX)."""
@@ -260,7 +261,7 @@ class Qcow2Disk:
 
     def _keep_table(self, which: int, table: array[int]) -> None:
         self._tables[which] = table
-        if len(self._tables) > _MOST_TABLES_KEPT:
+        if len(self._tables) * self._cluster > max(_TABLES_KEPT, self._cluster):
             self._tables.popitem(last=False)
 
     def _first_table(self, count: int) -> array[int]:

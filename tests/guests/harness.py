@@ -1,0 +1,125 @@
+"""Runs the VMM's own process with a guest of ours, as the engine does, and watches it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cerne.engine.opened import Opened
+from cerne.units import MIB
+from cerne.vmm.config import BootConfig, DiskConfig, FileConfig, NicConfig, VmmConfig
+
+_PATIENCE = 120
+"""Seconds until a guest that has not come to an end is given up."""
+
+
+@dataclass
+class Running:
+    """A VMM's process and where it writes."""
+
+    home: Path
+    process: subprocess.Popen[bytes]
+    links: Sequence[socket.socket] = ()
+    """The far ends of the network cards' cables."""
+
+    @property
+    def qmp(self) -> Path:
+        """Its control socket."""
+        return self.home / "qmp"
+
+    def end(self, patience: float = _PATIENCE) -> tuple[bool, str]:
+        """Wait for its end; how it says that the machine ended."""
+        self.process.wait(patience)
+        said = json.loads((self.home / "ending").read_text())
+        return said["orderly"], said["reason"]
+
+    def console(self) -> bytes:
+        """What the guest wrote to its serial port."""
+        return (self.home / "console.log").read_bytes()
+
+    def errors(self) -> str:
+        """What the process itself said; once it has ended."""
+        assert self.process.stderr is not None
+        return self.process.stderr.read().decode(errors="replace")
+
+    def wait_for(self, words: bytes) -> None:
+        """Wait until the guest has written that; fails where it ends before."""
+        deadline = time.monotonic() + _PATIENCE
+        while words not in self.console():
+            ended = self.process.poll() is not None
+            if ended and words not in self.console():
+                raise AssertionError(f"it ended before {words!r}: {self.errors()}")
+            if time.monotonic() > deadline:
+                raise AssertionError(f"no {words!r} in {self.console()[-2000:]!r}")
+            time.sleep(0.02)
+
+    def cpu_time(self) -> float:
+        """Seconds of processor that all its threads have used, the guest's too."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def resident(self) -> int:
+        """Bytes of memory that it has in use, the guest's too."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def running(
+    home: Path,
+    kernel_file: Path,
+    *,
+    cpus: int = 1,
+    memory: int = 16 * MIB,
+    command_line: str = "",
+    disks: Sequence[Path] = (),
+    nics: int = 0,
+    emulated: bool = False,
+) -> Iterator[Running]:
+    """A VMM's process with this kernel, raw disks, and network cards whose cables end here."""
+    links = [socket.socketpair() for _ in range(nics)]
+    with Opened() as opened:
+        config = VmmConfig(
+            name="small",
+            identity="small",
+            cpus=cpus,
+            memory=memory,
+            origin=BootConfig(opened.existing(kernel_file), None, command_line),
+            qmp=opened.listening(home / "qmp"),
+            console=opened.listening(home / "console"),
+            console_log=opened.log(home / "console.log"),
+            agents=(opened.listening(home / "agent0"),),
+            ending=opened.new(home / "ending"),
+            disks=tuple(
+                DiskConfig((FileConfig(opened.existing(disk, writable=True), "raw"),), f"disk{at}")
+                for at, disk in enumerate(disks)
+            ),
+            nics=tuple(
+                NicConfig(f"52:54:00:00:00:{at:02x}", link.fileno())
+                for at, (link, _) in enumerate(links)
+            ),
+            emulated=emulated,
+        )
+        config.write(home / "config")
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cerne.vmm", str(home / "config")],
+            pass_fds=[*opened.descriptors, *(link.fileno() for link, _ in links)],
+            stderr=subprocess.PIPE,
+        )
+    for link, _ in links:
+        link.close()
+    try:
+        yield Running(home, process, [far for _, far in links])
+    finally:
+        process.kill()
+        process.communicate()
+        for _, far in links:
+            far.close()
