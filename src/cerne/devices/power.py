@@ -19,7 +19,10 @@ SLEEP_ENABLE = 1 << 5
 RESET_VALUE = 1
 POWER_BUTTON = 1
 GENERATION_CHANGED = 2
+PCI_CHANGED = 4
+"""A slot of PCI has something new, or is to be freed (`cerne.devices.pci.hotplug`)."""
 
+_ALL_EVENTS = POWER_BUTTON | GENERATION_CHANGED | PCI_CHANGED
 _SLEEP_TYPE_SHIFT = 2
 _SLEEP_TYPE_MASK = 0b111
 
@@ -37,7 +40,7 @@ class Power:
         self._events = 0
 
     def signal(self, event: int) -> None:
-        """Tell the guest of an event: `POWER_BUTTON` or `GENERATION_CHANGED`."""
+        """Tell the guest of an event: one of the three above."""
         with self._lock:
             self._events |= event
             self._line.set(True)
@@ -66,7 +69,7 @@ class Power:
 
     def restore(self, state: PlainState) -> None:
         """Be what `state` says; raises DamagedError where that cannot be."""
-        events = SavedState("the power", state).integer("events", POWER_BUTTON | GENERATION_CHANGED)
+        events = SavedState("the power", state).integer("events", _ALL_EVENTS)
         with self._lock:
             self._events = events
             self._line.set(bool(events))

@@ -14,15 +14,24 @@ class Cable:
     def __init__(self, loop: Loop, link: socket.socket, mac: bytes) -> None:
         self._loop = loop
         self._link = link
+        self._gone = False
         link.setblocking(False)
         self.card = NetDevice(mac, link, on_change=lambda: loop.ask(self.update))
         self.update()
 
     def update(self) -> None:
         """Watch the socket for what the card wants now; on the loop's thread."""
+        if self._gone:
+            return
         readable = self.card.receive if self.card.wants_read else None
         writable = self.card.flush if self.card.wants_write else None
         self._loop.watch(self._link.fileno(), readable, writable)
+
+    def pull_out(self) -> None:
+        """Pull the cable out of a card that is gone; on the loop's thread."""
+        self._loop.watch(self._link.fileno(), None)
+        self._gone = True
+        self._link.close()
 
     def close(self) -> None:
         """Pull the cable out; the loop must not run any more."""

@@ -7,7 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cerne.devices.power import POWER_BUTTON
+from cerne.vmm.config import disk_from_json, nic_from_json
 from cerne.vmm.fork import fork, save
+from cerne.vmm.slots import device_name, slot_of
 
 if TYPE_CHECKING:
     from cerne.vmm.machine import Machine
@@ -25,10 +27,55 @@ def commands(machine: Machine) -> dict[str, Command]:
         "system_powerdown": _press_power_button,
         "system_reset": _reset,
         "quit": _quit,
+        "cerne-plug-disk": _plug_disk,
+        "cerne-plug-nic": _plug_nic,
+        "device_del": _ask_back,
+        "cerne-keep-device": _keep,
+        "cerne-pull-device": _pull,
+        "cerne-query-devices": _query_devices,
         "cerne-save": save,
         "cerne-fork": fork,
     }
     return {name: partial(function, machine) for name, function in functions.items()}
+
+
+def _plug_disk(machine: Machine, request: Request) -> object:
+    """``cerne-plug-disk``: a disk's configuration, its files sent with it, and its slot."""
+    machine.peripherals.plug_disk(disk_from_json(request.arguments, request.kept))
+    return {}
+
+
+def _plug_nic(machine: Machine, request: Request) -> object:
+    """``cerne-plug-nic``: a network card's configuration, its link sent with it, and its slot."""
+    machine.peripherals.plug_nic(nic_from_json(request.arguments, request.kept))
+    return {}
+
+
+def _ask_back(machine: Machine, request: Request) -> object:
+    """``device_del``, QEMU's: ask the guest to let go; the event DEVICE_DELETED follows, or not."""
+    machine.peripherals.slots.ask_back(_slot(request))
+    return {}
+
+
+def _keep(machine: Machine, request: Request) -> object:
+    """``cerne-keep-device``: take a ``device_del`` back."""
+    machine.peripherals.slots.keep(_slot(request))
+    return {}
+
+
+def _pull(machine: Machine, request: Request) -> object:
+    """``cerne-pull-device``: pull a device out, whatever the guest is doing with it."""
+    machine.peripherals.slots.pull(_slot(request))
+    return {}
+
+
+def _query_devices(machine: Machine, _: Request) -> object:
+    """``cerne-query-devices``: what can be pulled out."""
+    return [{"id": device_name(slot), "slot": slot} for slot in machine.peripherals.slots.taken]
+
+
+def _slot(request: Request) -> int:
+    return slot_of(request.arguments.text("id", 64))
 
 
 def _query_status(machine: Machine, _: Request) -> object:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from cerne.arch.x86 import layout
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import DamagedError
 
@@ -59,6 +60,8 @@ class DiskConfig:
     files: tuple[FileConfig, ...]
     serial: str = ""
     read_only: bool = False
+    slot: int | None = None
+    """The slot for devices that come and go, from 0 on; None for one that stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,8 @@ class NicConfig:
 
     mac: str
     link: int
+    slot: int | None = None
+    """As a disk's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +164,7 @@ class VmmConfig:
             ),
             ending=descriptor(saved, "ending"),
             disks=disks_from_json(saved, descriptors),
-            nics=tuple(
-                NicConfig(part.text("mac", 17), descriptor(part, "link"))
-                for part in saved.sections("nics", None)
-            ),
+            nics=tuple(nic_from_json(part, descriptors) for part in saved.sections("nics", None)),
             engine_log=(None if saved.is_none("engine_log") else descriptor(saved, "engine_log")),
             emulated=saved.flag("emulated"),
         )
@@ -174,17 +176,41 @@ def disks_from_json(saved: SavedState, descriptors: Descriptors) -> tuple[DiskCo
     Raises:
         DamagedError: it is something else.
     """
-    disks = []
-    for part in saved.sections("disks", None):
-        files = tuple(
-            FileConfig(
-                descriptors(file.integer("descriptor", _LARGEST_DESCRIPTOR)),
-                file.text("format", 16),
-            )
-            for file in part.sections("files", None)
+    return tuple(disk_from_json(part, descriptors) for part in saved.sections("disks", None))
+
+
+def disk_from_json(saved: SavedState, descriptors: Descriptors) -> DiskConfig:
+    """One disk of them.
+
+    Raises:
+        DamagedError: it is something else.
+    """
+    files = tuple(
+        FileConfig(
+            descriptors(file.integer("descriptor", _LARGEST_DESCRIPTOR)),
+            file.text("format", 16),
         )
-        disks.append(DiskConfig(files, part.text("serial", 64), part.flag("read_only")))
-    return tuple(disks)
+        for file in saved.sections("files", None)
+    )
+    return DiskConfig(
+        files,
+        saved.text("serial", 64),
+        saved.flag("read_only"),
+        saved.optional_integer("slot", layout.HOTPLUG_SLOTS - 1),
+    )
+
+
+def nic_from_json(saved: SavedState, descriptors: Descriptors) -> NicConfig:
+    """One network card of them.
+
+    Raises:
+        DamagedError: it is something else.
+    """
+    return NicConfig(
+        saved.text("mac", 17),
+        descriptors(saved.integer("link", _LARGEST_DESCRIPTOR)),
+        saved.optional_integer("slot", layout.HOTPLUG_SLOTS - 1),
+    )
 
 
 def _origin(

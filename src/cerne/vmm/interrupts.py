@@ -26,14 +26,17 @@ class Interrupts:
         self._vm = vm
         self._change = threading.Lock()
         self._messages: dict[int, MsiRoute] = {}
+        self._free: list[int] = []
         self._next = _PINS
         self._apply()
 
     def add_message(self, address: int, data: int) -> int:
         """Make a message known; the GSI by which it is sent and changed."""
         with self._change:
-            gsi = self._next
-            self._next += 1
+            if self._free:
+                gsi = self._free.pop()
+            else:
+                gsi, self._next = self._next, self._next + 1
             self._messages[gsi] = MsiRoute(gsi, address, data)
             self._apply()
         return gsi
@@ -45,6 +48,13 @@ class Interrupts:
     def disconnect(self, eventfd: int, gsi: int) -> None:
         """Let it send none: what is written to it stays there."""
         self._vm.deassign_irqfd(eventfd, gsi)
+
+    def remove_message(self, gsi: int) -> None:
+        """Forget a message that no eventfd sends any more."""
+        with self._change:
+            del self._messages[gsi]
+            self._apply()
+            self._free.append(gsi)
 
     def change_message(self, gsi: int, address: int, data: int) -> None:
         """Let it send another message from now on."""
@@ -73,23 +83,30 @@ class MessageVectors:
         self._masked = [True] * count
         self._connected = [False] * count
         self._handed = [False] * count
+        # Of `withdraw`: a vCPU may be in the midst of an access to a device that is pulled out.
+        self._lock = threading.Lock()
+        self._withdrawn = False
 
     def set_route(self, vector: int, address: int, data: int, masked: bool) -> None:
         """Let a vector send this message, or wait while it is masked."""
-        gsi = self._gsis[vector]
-        if gsi is not None:
-            self._interrupts.change_message(gsi, address, data)
-        elif not masked:
-            self._gsis[vector] = self._interrupts.add_message(address, data)
-        self._masked[vector] = masked
-        self._connect(vector)
+        with self._lock:
+            if self._withdrawn:
+                return
+            gsi = self._gsis[vector]
+            if gsi is not None:
+                self._interrupts.change_message(gsi, address, data)
+            elif not masked:
+                self._gsis[vector] = self._interrupts.add_message(address, data)
+            self._masked[vector] = masked
+            self._connect(vector)
 
     def eventfd(self, vector: int) -> int:
         """What a backend writes to send a vector's message, masked or not."""
-        if vector < len(self._handed) and not self._handed[vector]:
-            self._handed[vector] = True
-            self._connect(vector)
-        return self._eventfds[vector]
+        with self._lock:
+            if vector < len(self._handed) and not self._handed[vector]:
+                self._handed[vector] = True
+                self._connect(vector)
+            return self._eventfds[vector]
 
     def _connect(self, vector: int) -> None:
         gsi = self._gsis[vector]
@@ -102,10 +119,23 @@ class MessageVectors:
 
     def trigger(self, vector: int) -> None:
         """Send a vector's message; from any thread."""
-        os.eventfd_write(self._eventfds[vector], 1)
+        with self._lock:
+            if not self._withdrawn:
+                os.eventfd_write(self._eventfds[vector], 1)
+
+    def withdraw(self) -> None:
+        """Send no more messages, and give routes and eventfds back, while the machine runs on."""
+        with self._lock:
+            self._withdrawn = True
+            for vector, gsi in enumerate(self._gsis):
+                if self._connected[vector] and gsi is not None:
+                    self._interrupts.disconnect(self._eventfds[vector], gsi)
+                if gsi is not None:
+                    self._interrupts.remove_message(gsi)
+        self.close()
 
     def close(self) -> None:
-        """Give the eventfds back."""
+        """Give the eventfds back; the VM is another process's, or ends."""
         for eventfd in self._eventfds:
             os.close(eventfd)
 

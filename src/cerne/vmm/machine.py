@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from cerne.arch.x86 import layout
@@ -67,7 +67,7 @@ class Machine:
         changes = (without_hypercalls,) if config.emulated else ()
         self.board = Board(kvm, memory, config.cpus, wishes, *changes)
         self._console = Channel(self._loop, _socket(config.console), self.board.serial.feed)
-        self.peripherals = Peripherals(self.board, self._loop, config)
+        self.peripherals = Peripherals(self.board, self._loop, config, self.emit)
         self._assists: list[EmulationAssist] = []
         self._threads = [
             VcpuThread(index, vcpu, self.board.buses, self._crashed, self._assist(vcpu))
@@ -107,9 +107,9 @@ class Machine:
         """Whether its vCPUs run, or are about to."""
         return self._running
 
-    def emit(self, event: str) -> None:
+    def emit(self, event: str, data: Mapping[str, object] | None = None) -> None:
         """Tell whoever is at the control socket of an event."""
-        self._qmp.emit(event)
+        self._qmp.emit(event, data)
 
     def end(self, reason: str, cause: str) -> None:
         """Let it end in order, as the host asked."""

@@ -2,12 +2,14 @@
 
 A doorbell is an ioeventfd: the kernel writes an eventfd for the guest's write, and the vCPU runs on
 without leaving the kernel. The loop's thread then serves the queue, unless a backend does.
+Functions come and go on that thread alone; guests' accesses may be under way meanwhile.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from cerne.arch.x86 import layout
 from cerne.devices.bus import OverlapError
@@ -38,32 +40,53 @@ class _Window:
         self._function.write_bar(self._bar, offset, size, value)
 
 
+@dataclass(frozen=True, slots=True)
+class _Wiring:
+    """What a function has of the host."""
+
+    vectors: MessageVectors
+    bells: list[int]
+
+
 class PciHost:
-    """Plugs virtio devices into a board."""
+    """Plugs virtio devices into a board, and pulls them out."""
 
     def __init__(self, board: Board, loop: Loop) -> None:
         self._board = board
         self._loop = loop
         self._interrupts = Interrupts(board.vm)
-        self._root = PciRoot(self)
-        self._vectors: list[MessageVectors] = []
-        self._doorbells: dict[PciFunction, list[int]] = {}
+        self._root = PciRoot(self, layout.FIRST_HOTPLUG_SLOT)
+        self._wirings: dict[PciFunction, _Wiring] = {}
         self._places: dict[tuple[PciFunction, int], int] = {}
         board.buses.ports.insert(CONFIG_PORT, CONFIG_PORT_COUNT, self._root.ports)
         board.buses.memory.insert(layout.ECAM_START, ECAM_BUS_SIZE, self._root.ecam)
 
-    def add(self, device: VirtioDevice) -> None:
+    def add(self, device: VirtioDevice, slot: int | None = None) -> None:
         """Plug a device in, its memory placed, its doorbells answered."""
         vectors = MessageVectors(self._interrupts, len(device.queue_sizes) + 1)
-        self._vectors.append(vectors)
         bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in device.queue_sizes]
         transport = VirtioPciTransport(device, self._board.memory, vectors, bells)
-        slot = self._root.add(transport)
-        self._doorbells[transport] = bells
+        self._wirings[transport] = _Wiring(vectors, bells)
         for queue, bell in enumerate(bells):
             if queue not in device.handed_queues:
                 self._loop.watch(bell, _answer(transport, queue, bell))
-        transport.place(BAR, layout.PCI_WINDOW_START + slot * BAR_SIZE)
+        chosen = self._root.free_slot() if slot is None else slot
+        transport.place(BAR, layout.PCI_WINDOW_START + chosen * BAR_SIZE)
+        self._root.add(transport, chosen)
+
+    def remove(self, slot: int) -> None:
+        """Pull out the device in a slot, and give back all that it had of the host.
+
+        Its driver is gone for the device too, so that nothing of it is at work any more.
+        """
+        function = self._root.remove(slot)
+        assert isinstance(function, VirtioPciTransport)
+        function.reset()
+        wiring = self._wirings.pop(function)
+        for bell in wiring.bells:
+            self._loop.watch(bell, None)
+            os.close(bell)
+        wiring.vectors.withdraw()
 
     def state(self) -> PlainState:
         """The bus and every function on it; no vCPU may be running."""
@@ -97,10 +120,9 @@ class PciHost:
 
     def close(self) -> None:
         """Give the eventfds back; the loop must not run any more."""
-        for vectors in self._vectors:
-            vectors.close()
-        for bells in self._doorbells.values():
-            for bell in bells:
+        for wiring in self._wirings.values():
+            wiring.vectors.close()
+            for bell in wiring.bells:
                 os.close(bell)
 
     def map(self, function: PciFunction, bar: int, address: int, size: int) -> bool:
@@ -127,7 +149,7 @@ class PciHost:
     def _bells(self, function: PciFunction, address: int) -> list[tuple[int, int]]:
         if not isinstance(function, VirtioPciTransport):
             return []
-        bells = enumerate(self._doorbells[function])
+        bells = enumerate(self._wirings[function].bells)
         return [(bell, address + function.notify_offset(queue)) for queue, bell in bells]
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
+from collections.abc import Callable
 from functools import partial
 
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.disk import Disk
-from cerne.devices.state import PlainState
+from cerne.devices.state import PlainState, SavedState
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice, Port
+from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.rng import RngDevice
 from cerne.errors import DamagedError
 from cerne.vmm.board import Board
@@ -18,6 +22,7 @@ from cerne.vmm.channel import Channel
 from cerne.vmm.config import DiskConfig, NicConfig, VmmConfig
 from cerne.vmm.loop import Loop
 from cerne.vmm.pci_host import PciHost
+from cerne.vmm.slots import Emit, Slots
 
 _AGENT_PORT = "org.cerne.agent"
 
@@ -25,18 +30,57 @@ _AGENT_PORT = "org.cerne.agent"
 class Peripherals:
     """A machine's devices beside those of its board, as its configuration names them."""
 
-    def __init__(self, board: Board, loop: Loop, config: VmmConfig) -> None:
+    def __init__(self, board: Board, loop: Loop, config: VmmConfig, emit: Emit) -> None:
         self._loop = loop
         self._channels: list[Channel] = []
         self._pci = PciHost(board, loop)
         self._agent = self._plug_agent(config.agents)
         self._pci.add(RngDevice())
-        self._disks = [self._plug_disk(disk) for disk in config.disks]
-        self._cables = [self._plug_nic(nic) for nic in config.nics]
+        self.slots = Slots(board, loop, self._pci, emit)
+        self._disks: list[tuple[int | None, BlockDevice]] = []
+        self._cables: list[Cable] = []
+        for disk in config.disks:
+            self._add_disk(disk)
+        for nic in config.nics:
+            self._add_nic(nic)
+
+    def plug_disk(self, disk: DiskConfig) -> None:
+        """Plug a disk into its slot while the machine runs; its files are taken over.
+
+        Raises:
+            ConflictError: the slot has something in it.
+            DamagedError: it names no slot.
+            CerneError: it cannot be used.
+        """
+        try:
+            slot = self._free_slot(disk.slot)
+            self._add_disk(disk)
+        except BaseException:
+            for file in disk.files:
+                with contextlib.suppress(OSError):
+                    os.close(file.descriptor)
+            raise
+        self.slots.announce(slot)
+
+    def plug_nic(self, nic: NicConfig) -> None:
+        """Plug a network card into its slot while the machine runs; its link is taken over.
+
+        Raises:
+            ConflictError: the slot has something in it.
+            DamagedError: it names no slot.
+        """
+        try:
+            slot = self._free_slot(nic.slot)
+            self._add_nic(nic)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.close(nic.link)
+            raise
+        self.slots.announce(slot)
 
     def state(self) -> PlainState:
         """Every device; no vCPU may be running."""
-        return self._pci.state()
+        return {"bus": self._pci.state(), "slots": self.slots.state()}
 
     def restore(self, state: PlainState) -> None:
         """Be what `state` says, with the same devices plugged in.
@@ -44,7 +88,9 @@ class Peripherals:
         Raises:
             DamagedError: that cannot be.
         """
-        self._pci.restore(state)
+        saved = SavedState("the devices", state)
+        self._pci.restore(saved.plain("bus"))
+        self.slots.restore(saved.plain("slots"))
 
     def rouse(self) -> None:
         """Serve every queue, and interrupt for every queue: after the board was restored too."""
@@ -60,14 +106,18 @@ class Peripherals:
             DamagedError: they are not as many as it has.
             CerneError: one cannot be used.
         """
-        if len(disks) != len(self._disks):
-            raise DamagedError(f"{len(disks)} disks do not replace {len(self._disks)}")
-        fresh = [_open_disk(disk) for disk in disks]
-        return [device.replace(disk) for device, disk in zip(self._disks, fresh, strict=True)]
+        ordered = sorted(disks, key=lambda disk: _order(disk.slot))
+        present = sorted(self._disks, key=lambda each: _order(each[0]))
+        if [disk.slot for disk in ordered] != [slot for slot, _ in present]:
+            raise DamagedError(
+                f"{len(disks)} disks do not replace {len(present)}, or are in other slots"
+            )
+        fresh = [_open_disk(disk) for disk in ordered]
+        return [device.replace(disk) for (_, device), disk in zip(present, fresh, strict=True)]
 
     def finish(self) -> None:
         """End the use of the disks in order; no vCPU runs any more."""
-        for disk in self._disks:
+        for _, disk in self._disks:
             disk.close()
 
     def abandon(self) -> None:
@@ -107,16 +157,45 @@ class Peripherals:
         self._pci.add(console)
         return console
 
-    def _plug_disk(self, disk: DiskConfig) -> BlockDevice:
+    def _add_disk(self, disk: DiskConfig) -> None:
         device = BlockDevice(_open_disk(disk), serial=disk.serial, read_only=disk.read_only)
-        self._pci.add(device)
-        return device
+        entry = (disk.slot, device)
 
-    def _plug_nic(self, nic: NicConfig) -> Cable:
+        def gone() -> None:
+            self._disks.remove(entry)
+            device.close()
+
+        self._add(device, disk.slot, gone)
+        self._disks.append(entry)
+
+    def _add_nic(self, nic: NicConfig) -> None:
         mac = bytes.fromhex(nic.mac.replace(":", ""))
         cable = Cable(self._loop, socket.socket(fileno=nic.link), mac)
-        self._pci.add(cable.card)
-        return cable
+
+        def gone() -> None:
+            self._cables.remove(cable)
+            cable.pull_out()
+
+        self._add(cable.card, nic.slot, gone)
+        self._cables.append(cable)
+
+    def _add(self, device: VirtioDevice, slot: int | None, gone: Callable[[], None]) -> None:
+        """Plug a device in for good, or into a slot that it can be pulled out of."""
+        if slot is None:
+            self._pci.add(device)
+        else:
+            self.slots.add(slot, device, gone)
+
+    def _free_slot(self, slot: int | None) -> int:
+        if slot is None:
+            raise DamagedError("what comes while a machine runs has a slot")
+        self.slots.require_free(slot)
+        return slot
+
+
+def _order(slot: int | None) -> int:
+    """Disks that stay come before those in slots."""
+    return -1 if slot is None else slot
 
 
 def _open_disk(disk: DiskConfig) -> Disk:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cerne.devices.state import SavedState
-from cerne.errors import CerneError, DamagedError
+from cerne.errors import CerneError, DamagedError, NotFoundError
 from cerne.vmm.loop import Loop
 
 _CHUNK = 64 * 1024
@@ -125,7 +125,8 @@ class QmpServer:
         try:
             answer = command(request)
         except CerneError as error:
-            client.fail(identity, error.message)
+            kind = "DeviceNotFound" if isinstance(error, NotFoundError) else "GenericError"
+            client.fail(identity, error.message, kind=kind)
         else:
             client.answer(identity, answer)
         for descriptor in request.descriptors:

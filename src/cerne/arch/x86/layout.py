@@ -43,6 +43,11 @@ SERIAL_IRQ = 4
 POWER_PORT = 0x600
 """ACPI registers: sleep control, sleep status, reset (one byte each), event status (one byte)."""
 POWER_IRQ = 9
+HOTPLUG_PORT = 0x610
+"""The registers of `cerne.devices.pci.hotplug`."""
+FIRST_HOTPLUG_SLOT = 24
+"""From this slot of PCI bus 0 on devices come and go while the machine runs."""
+HOTPLUG_SLOTS = 8
 
 
 def memory_ranges(size: int) -> list[tuple[GuestAddress, int]]:

@@ -117,6 +117,14 @@ class PciFunction:
         """Give the function the one who places its memory."""
         self._mapper = mapper
 
+    def detach(self) -> None:
+        """Take its memory from wherever it is; it is placed no more."""
+        for bar in list(self._mapped):
+            del self._mapped[bar]
+            if self._mapper is not None:
+                self._mapper.unmap(self, bar)
+        self._mapper = None
+
     def place(self, bar: int, address: int) -> None:
         """Choose a BAR's address, as firmware does before a guest runs."""
         self._set_bar(self._bars[bar], address)

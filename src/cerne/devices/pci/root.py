@@ -23,12 +23,18 @@ _HOST_BRIDGE = PciIdentity(vendor=0x8086, device=0x0D57, class_code=0x060000)
 
 
 class PciRoot:
-    """Bus 0, with a host bridge in slot 0 and one function in each slot behind it."""
+    """Bus 0, with a host bridge in slot 0 and one function in each slot behind it.
 
-    def __init__(self, mapper: BarMapper) -> None:
+    Slots from `first_kept` on are taken only by who names them.
+    """
+
+    def __init__(self, mapper: BarMapper, first_kept: int = SLOT_COUNT) -> None:
         self._mapper = mapper
-        # Two vCPUs may move the same BAR at once, by whichever way.
-        self._change = threading.Lock()
+        self._first_kept = first_kept
+        # Held by whoever reads or writes configuration, for two vCPUs may move the same BAR at
+        # once, by whichever way, and functions come and go meanwhile.
+        # Devices' locks are taken inside of it, never the other way round.
+        self._lock = threading.RLock()
         self._functions: dict[int, PciFunction] = {0: PciFunction(_HOST_BRIDGE)}
         self.ports = ConfigPorts(self)
         """For the port bus, at CONFIG_PORT, CONFIG_PORT_COUNT ports wide."""
@@ -38,30 +44,47 @@ class PciRoot:
     @property
     def functions(self) -> dict[int, PciFunction]:
         """The functions by their slots."""
-        return dict(self._functions)
+        with self._lock:
+            return dict(self._functions)
+
+    def free_slot(self) -> int:
+        """The first free slot that is not kept for who names it."""
+        with self._lock:
+            for slot in range(self._first_kept):
+                if slot not in self._functions:
+                    return slot
+        raise ValueError("no slot of the PCI bus is free")
 
     def add(self, function: PciFunction, slot: int | None = None) -> int:
         """Plug a function in, at a free slot unless one is named; returns the slot."""
-        free = [each for each in range(SLOT_COUNT) if each not in self._functions]
-        if not free or (slot is not None and slot not in free):
-            raise ValueError(f"slot {slot} of the PCI bus is not free")
-        chosen = free[0] if slot is None else slot
-        self._functions[chosen] = function
-        function.attach(self._mapper)
+        with self._lock:
+            chosen = self.free_slot() if slot is None else slot
+            if chosen in self._functions or not 0 <= chosen < SLOT_COUNT:
+                raise ValueError(f"slot {chosen} of the PCI bus is not free")
+            self._functions[chosen] = function
+            function.attach(self._mapper)
         return chosen
+
+    def remove(self, slot: int) -> PciFunction:
+        """Pull out what is in a slot; it answers nowhere from then on. It is the caller's."""
+        with self._lock:
+            function = self._functions.pop(slot)
+            function.detach()
+        return function
 
     def read(self, address: int, size: int) -> int:
         """Read configuration: bus, slot and function above 12 bits of register, as ECAM does."""
-        function = self._functions.get(address >> 15)
-        if function is None or address >> 12 & 7:
-            return (1 << 8 * size) - 1
-        return function.read_config(address & 0xFFF, size)
+        with self._lock:
+            function = self._functions.get(address >> 15)
+            if function is None or address >> 12 & 7:
+                return (1 << 8 * size) - 1
+            return function.read_config(address & 0xFFF, size)
 
     def write(self, address: int, size: int, value: int) -> None:
         """Write configuration, at the same addresses."""
-        function = self._functions.get(address >> 15)
-        if function is not None and not address >> 12 & 7:
-            with self._change:
+        with self._lock:
+            function = self._functions.get(address >> 15)
+            if function is not None and not address >> 12 & 7:
                 function.write_config(address & 0xFFF, size, value)
 
 

@@ -92,8 +92,17 @@ def operation_region(path: str, start: int, length: int) -> bytes:
 
 def byte_fields(region: str, *fields: str) -> bytes:
     """A Field of one-byte units, written through at once."""
-    units = b"".join(name_string(field) + package_length_of_bits(8) for field in fields)
-    return _sized(b"\x5b\x81", name_string(region) + b"\x01" + units)
+    return _fields(region, _BYTE_ACCESS, 8, fields)
+
+
+def dword_fields(region: str, *fields: str) -> bytes:
+    """A Field of units of four bytes, written through at once."""
+    return _fields(region, _DWORD_ACCESS, 32, fields)
+
+
+def _fields(region: str, access: int, bits: int, fields: Iterable[str]) -> bytes:
+    units = b"".join(name_string(field) + package_length_of_bits(bits) for field in fields)
+    return _sized(b"\x5b\x81", name_string(region) + bytes([access]) + units)
 
 
 def package_length_of_bits(bits: int) -> bytes:
@@ -113,11 +122,30 @@ def bitwise_and(left: bytes, right: bytes) -> bytes:
     return b"\x7b" + left + right + b"\0"
 
 
+def bitwise_or(left: bytes, right: bytes) -> bytes:
+    return b"\x7d" + left + right + b"\0"
+
+
+def shift_left(value: bytes, bits: int) -> bytes:
+    return b"\x79" + value + integer(bits) + b"\0"
+
+
+def equal(left: bytes, right: bytes) -> bytes:
+    return b"\x93" + left + right
+
+
+def call(path: str, *arguments: bytes) -> bytes:
+    """A call of a method, which the table has defined before."""
+    return name_string(path) + b"".join(arguments)
+
+
 def when(predicate: bytes, *terms: bytes) -> bytes:
     return _sized(b"\xa0", predicate + b"".join(terms))
 
 
 LOCAL0 = b"\x60"
+ARGUMENT0, ARGUMENT1, ARGUMENT2 = b"\x68", b"\x69", b"\x6a"
+_BYTE_ACCESS, _DWORD_ACCESS = 1, 3
 
 
 def resources(*descriptors: bytes) -> bytes:

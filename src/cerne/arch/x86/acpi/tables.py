@@ -1,7 +1,8 @@
 """The ACPI tables of a machine: hardware-reduced, as ACPI 6.5, chapters 4 and 5 have it.
 
-RSDP, XSDT, FADT, MADT, MCFG and a DSDT with a PCI root, the serial port, a power button that is
-signalled by a generic event device, S5, and Microsoft's VM generation ID.
+RSDP, XSDT, FADT, MADT, MCFG and a DSDT with a PCI root, slots of which devices come and go, the
+serial port, a power button that is signalled by a generic event device, S5, and Microsoft's VM
+generation ID.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ SLEEP_ENABLE = 1 << 5
 RESET_VALUE = 1
 EVENT_POWER_BUTTON = 1
 EVENT_GENERATION = 2
+EVENT_PCI = 4
+
+_DEVICE_CHECK, _EJECT_REQUEST = 1, 3
+_HOTPLUG_REGISTERS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +199,65 @@ def _pci_root(irqs: tuple[PciIrq, ...]) -> bytes:
                 aml.resources(aml.fixed_memory(layout.ECAM_START, layout.ECAM_SIZE)),
             ),
         ),
+        _hotplug(),
     )
+
+
+def _hotplug() -> bytes:
+    """The slots that devices come to and go from (ACPI 6.5, 6.3), over our registers for them."""
+    first = layout.FIRST_HOTPLUG_SLOT
+    slots = range(first, first + layout.HOTPLUG_SLOTS)
+    return b"".join(
+        (
+            aml.operation_region("PHPR", layout.HOTPLUG_PORT, _HOTPLUG_REGISTERS),
+            aml.dword_fields("PHPR", "PCIU", "PCID", "PCEJ", "PCRF"),
+            aml.method(
+                "PREF",
+                aml.when(
+                    aml.equal(aml.ARGUMENT1, aml.integer(_EJECT_REQUEST)),
+                    aml.store(
+                        aml.bitwise_or(aml.ARGUMENT0, aml.shift_left(aml.ARGUMENT2, 8)),
+                        aml.name_string("PCRF"),
+                    ),
+                ),
+                arguments=3,
+                serialized=True,
+            ),
+            *(_slot(slot) for slot in slots),
+            aml.method(
+                "PSCN",
+                *_notify_slots("PCIU", slots, _DEVICE_CHECK),
+                *_notify_slots("PCID", slots, _EJECT_REQUEST),
+                serialized=True,
+            ),
+        )
+    )
+
+
+def _slot(slot: int) -> bytes:
+    outcome = (aml.integer(slot), aml.ARGUMENT0, aml.ARGUMENT1)
+    return aml.device(
+        _slot_name(slot),
+        aml.name("_ADR", aml.integer(slot << 16)),
+        aml.name("_SUN", aml.integer(slot)),
+        aml.method("_EJ0", aml.store(aml.integer(1 << slot), aml.name_string("PCEJ")), arguments=1),
+        aml.method("_OST", aml.call("PREF", *outcome), arguments=3),
+    )
+
+
+def _notify_slots(register: str, slots: range, value: int) -> list[bytes]:
+    notices = [
+        aml.when(
+            aml.bitwise_and(aml.LOCAL0, aml.integer(1 << slot)),
+            aml.notify(_slot_name(slot), value),
+        )
+        for slot in slots
+    ]
+    return [aml.store(aml.name_string(register), aml.LOCAL0), *notices]
+
+
+def _slot_name(slot: int) -> str:
+    return f"S{slot:02d}_"
 
 
 def _generation() -> bytes:
@@ -228,6 +291,10 @@ def _events() -> bytes:
             aml.when(
                 aml.bitwise_and(aml.LOCAL0, aml.integer(EVENT_GENERATION)),
                 aml.notify("\\_SB.VGEN", 0x80),
+            ),
+            aml.when(
+                aml.bitwise_and(aml.LOCAL0, aml.integer(EVENT_PCI)),
+                aml.call("\\_SB.PCI0.PSCN"),
             ),
             arguments=1,
             serialized=True,
