@@ -14,6 +14,7 @@ from typing import Protocol
 from cerne.devices.block.raw import RawDisk
 from cerne.devices.i8042 import I8042
 from cerne.devices.pci.function import PciFunction, PciIdentity
+from cerne.devices.pci.hotplug import PciHotplug
 from cerne.devices.pci.msix import MsixTable
 from cerne.devices.pci.root import ConfigPorts, PciRoot
 from cerne.devices.power import POWER_BUTTON, Power
@@ -132,6 +133,16 @@ def _change_ports(device: Stateful) -> None:
     device.write(0, 4, 0x80000804)
 
 
+def _hotplug() -> PciHotplug:
+    return PciHotplug(lambda: None, lambda slot: None, lambda slot: None)
+
+
+def _change_hotplug(device: Stateful) -> None:
+    assert isinstance(device, PciHotplug)
+    device.plugged(24)
+    device.ask_back(25)
+
+
 def _msix() -> MsixTable:
     function = PciFunction(PciIdentity(1, 2, 3))
     table = MsixTable(3, _Routes())
@@ -167,6 +178,7 @@ PARTS: dict[type, Contract] = {
     I8042: Contract(lambda: I8042(lambda: None), _change_keyboard),
     Power: Contract(lambda: Power(_Line(), lambda: None, lambda: None), _change_power),
     ConfigPorts: Contract(lambda: PciRoot(_Mapper()).ports, _change_ports),
+    PciHotplug: Contract(_hotplug, _change_hotplug),
     MsixTable: Contract(_msix, _change_msix),
     Queue: Contract(_queue, _change_queue),
 }
