@@ -111,7 +111,7 @@ def test_bars_tell_their_size_and_move(
     function.place(0, PLACE + 0x4000)
     assert mapper.places[0] == (PLACE + 0x4000, 0x4000)
     state = function.config_state()
-    function.reset_config()
+    function.power_on()
     assert mapper.places == {}
     function.restore_config(state)
     assert (function.config_state(), len(mapper.places)) == (state, 2)

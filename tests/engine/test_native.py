@@ -91,6 +91,11 @@ class Fleet:
         with QmpClient(self.plan(name).qmp_socket) as client:
             return client.status()
 
+    def reset(self, name: str) -> None:
+        with QmpClient(self.plan(name).qmp_socket) as client:
+            client.execute("system_reset")
+            client.wait_event("RESET", timeout=20)
+
     def process(self, name: str) -> ProcessIdentity:
         return self._processes[name]
 
@@ -214,6 +219,20 @@ def test_a_saved_machine_goes_on_many_times(fleet: Fleet) -> None:
     fleet.start("c", saved)
     fleet.fork("c", ["d"])
     assert [fleet.say(name, b"i") for name in "cdb"] == [3, 3, 4]
+
+
+def test_whatever_a_machine_came_from_it_boots_anew_when_it_is_reset(fleet: Fleet) -> None:
+    fleet.fork("a", ["b"])
+    saved = fleet.save("b")
+    fleet.start("c", saved)
+    for name in ("b", "c"):
+        assert fleet.say(name, b"i") == 3
+        fleet.reset(name)
+        assert fleet.say(name, b"i") == 1
+    assert fleet.say("a", b"i") == 3
+    fleet.start("d", saved)
+    fleet.fork("c", ["e"])
+    assert [fleet.say(name, b"i") for name in "de"] == [3, 2]
 
 
 def test_a_machine_that_will_not_run_on_is_left_paused(fleet: Fleet) -> None:

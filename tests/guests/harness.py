@@ -45,6 +45,19 @@ class Running:
         """What the guest wrote to its serial port."""
         return (self.home / "console.log").read_bytes()
 
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[socket.socket]:
+        """Its console."""
+        with socket.socket(socket.AF_UNIX) as console:
+            console.connect(str(self.home / "console"))
+            console.settimeout(20)
+            yield console
+
+    def files(self) -> list[str]:
+        """What its process has open."""
+        directory = Path(f"/proc/{self.process.pid}/fd")
+        return sorted(str(entry.readlink()) for entry in directory.iterdir())
+
     def errors(self) -> str:
         """What the process itself said; once it has ended."""
         assert self.process.stderr is not None
@@ -72,6 +85,15 @@ class Running:
         return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def ask(console: socket.socket, words: bytes) -> bytes:
+    """What a guest answers, which answers each byte with one."""
+    console.sendall(words)
+    heard = b""
+    while len(heard) < len(words):
+        heard += console.recv(100)
+    return heard
+
+
 @contextlib.contextmanager
 def running(
     home: Path,
@@ -92,7 +114,7 @@ def running(
             identity="small",
             cpus=cpus,
             memory=memory,
-            origin=BootConfig(opened.existing(kernel_file), None, command_line),
+            boot=BootConfig(opened.existing(kernel_file), None, command_line),
             qmp=opened.listening(home / "qmp"),
             console=opened.listening(home / "console"),
             console_log=opened.log(home / "console.log"),

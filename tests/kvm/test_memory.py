@@ -158,3 +158,24 @@ def test_a_view_outlives_the_memory() -> None:
     assert bytes(view) == b"kept"
     with pytest.raises(GuestMemoryError):
         memory.read(0, 1)
+
+
+def test_cleared_memory_is_zero_whatever_is_under_it(tmp_path: Path) -> None:
+    path = tmp_path / "memory"
+    path.write_bytes(b"x" * 3 * PAGE_SIZE)
+    ranges = [(GuestAddress(0), PAGE_SIZE), (GuestAddress(4 << 30), 2 * PAGE_SIZE)]
+    with path.open("r+b") as file:
+        kinds = [
+            GuestMemory.anonymous(ranges, huge_pages=True),
+            GuestMemory.shared(ranges),
+            GuestMemory.private_file(ranges, file.fileno()),
+        ]
+    for memory in kinds:
+        with memory:
+            memory.write(4 << 30, b"something")
+            memory.clear()
+            for start, size in ranges:
+                assert memory.read(start, size) == bytes(size)
+                memory.write(start, b"y" * size)
+                assert memory.read(start, size) == b"y" * size
+    assert path.read_bytes() == b"x" * 3 * PAGE_SIZE

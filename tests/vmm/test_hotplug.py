@@ -24,7 +24,7 @@ from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.units import MIB
 from cerne.vmm.board import Board, Wishes
-from cerne.vmm.config import DiskConfig, FileConfig, NicConfig, VmmConfig
+from cerne.vmm.config import BootConfig, DiskConfig, FileConfig, NicConfig, VmmConfig
 from cerne.vmm.loop import Loop
 from cerne.vmm.peripherals import Peripherals
 
@@ -129,7 +129,7 @@ class Bench:
         self.loop = Loop()
         self.board = Board(kvm, memory, 1, wishes)
         self.events: list[str] = []
-        config = VmmConfig("bench", "", 1, memory.size, None, 0, 0, 0, (), 0)
+        config = VmmConfig("bench", "", 1, memory.size, BootConfig(0, None, ""), 0, 0, 0, (), 0)
         self.devices = Peripherals(self.board, self.loop, config, self._emit)
         self._disk = disk
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.guests.harness import Running, running
+from tests.guests.harness import Running, ask, running
 
 from cerne.engine.qmp import QmpClient
 
@@ -20,6 +19,10 @@ _RESET = bytes.fromhex("b0fe e664 f4")
 _TRIPLE_FAULT = bytes.fromhex("0f011c2500000000 0f0b")
 _LOOP = bytes.fromhex("ebfe")
 _ECHO = bytes.fromhex("66bafd03 ec a801 74f7 66baf803 ec ee ebef")
+# Answers each byte with a byte of its memory, one more after each "i".
+_COUNT = bytes.fromhex(
+    "66bafd03eca80174f766baf803ec3c697507fe0425000020008a04250000200066baf803eeebd9"
+)
 _TOUCH_NOTHING = bytes.fromhex("b8000000d0 8b08 8908")
 
 
@@ -39,9 +42,61 @@ def test_a_guest_speaks_and_powers_off(run: Run, kvm_device: Path) -> None:
         assert machine.process.returncode == 0
 
 
-def test_a_guest_resets(run: Run, kvm_device: Path) -> None:
-    with run(_RESET) as machine:
-        assert machine.end() == (True, "the guest rebooted")
+def test_a_guest_that_resets_for_ever_begins_anew_and_can_be_stopped(
+    run: Run, kvm_device: Path
+) -> None:
+    with run(_SAY_HI + _RESET) as machine, QmpClient(machine.qmp) as client:
+        events = [client.wait_event("RESET", timeout=30) for _ in range(5)]
+        assert events[0].data == {"guest": True, "reason": "guest-reset"}
+        assert client.status() == "running"
+        client.stop()
+        assert client.status() == "paused"
+        said = machine.console()
+        assert said == b"hi" * (len(said) // 2)
+        assert len(said) >= 10
+        client.cont()
+        client.wait_event("RESET", timeout=30)
+        client.quit()
+        assert machine.end() == (True, "it was told to quit")
+
+
+def test_a_reset_clears_memory_and_keeps_whoever_is_connected(run: Run, kvm_device: Path) -> None:
+    with (
+        run(_COUNT) as machine,
+        QmpClient(machine.qmp) as client,
+        machine.connected() as console,
+    ):
+        assert ask(console, b"ii") == b"\1\2"
+        client.execute("system_reset")
+        reset = client.wait_event("RESET", timeout=30)
+        assert reset.data == {"guest": False, "reason": "host-qmp-system-reset"}
+        assert ask(console, b"i") == b"\1"
+
+
+def test_a_paused_machine_is_reset_and_stays_paused(run: Run, kvm_device: Path) -> None:
+    with (
+        run(_COUNT) as machine,
+        QmpClient(machine.qmp) as client,
+        machine.connected() as console,
+    ):
+        assert ask(console, b"ii") == b"\1\2"
+        client.stop()
+        client.execute("system_reset")
+        client.wait_event("RESET", timeout=30)
+        assert client.status() == "paused"
+        client.cont()
+        assert ask(console, b"i") == b"\1"
+
+
+def test_what_is_open_stays_as_much_however_often_it_resets(run: Run, kvm_device: Path) -> None:
+    with run(_COUNT) as machine, QmpClient(machine.qmp) as client:
+        client.execute("system_reset")
+        client.wait_event("RESET", timeout=30)
+        files = len(machine.files())
+        for _ in range(10):
+            client.execute("system_reset")
+            client.wait_event("RESET", timeout=30)
+        assert len(machine.files()) == files
 
 
 def test_a_triple_fault_is_a_crash_with_registers(run: Run, kvm_device: Path) -> None:
@@ -72,14 +127,8 @@ def test_it_is_paused_resumed_and_told_to_quit(run: Run, kvm_device: Path) -> No
 
 def test_its_console_goes_both_ways(run: Run, kvm_device: Path) -> None:
     with run(_ECHO) as machine, QmpClient(machine.qmp) as client:
-        with socket.socket(socket.AF_UNIX) as console:
-            console.connect(str(machine.home / "console"))
-            console.settimeout(20)
-            console.sendall(b"echoed")
-            heard = b""
-            while len(heard) < 6:
-                heard += console.recv(100)
-            assert heard == b"echoed"
+        with machine.connected() as console:
+            assert ask(console, b"echoed") == b"echoed"
         client.quit()
         machine.end()
         assert machine.console() == b"echoed"

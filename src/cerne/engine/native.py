@@ -102,7 +102,7 @@ class NativeEngine:
 
     def _spawn(self, plan: LaunchPlan) -> int:
         with Opened() as opened:
-            config = self._config(plan, opened, _origin(plan, opened))
+            config = replace(self._config(plan, opened), saved=_saved(plan, opened))
             path = plan.runtime / CONFIG_FILE
             config.write(path)
             return spawn([*VMM, str(path)], plan.engine_log, opened.descriptors)
@@ -110,7 +110,7 @@ class NativeEngine:
     def _fork_off(self, nursery: Nursery, plan: LaunchPlan) -> int:
         plan.engine_log.unlink(missing_ok=True)
         with Opened(sent=True) as opened:
-            config = self._child(plan, opened, _origin(plan, opened))
+            config = replace(self._child(plan, opened), saved=_saved(plan, opened))
             return nursery.start(config, opened.descriptors)
 
     def fingerprint(self) -> str:
@@ -185,15 +185,13 @@ class NativeEngine:
             answer = _execute(plan, "cerne-fork", arguments, opened)
         return answer.integers("pids", 1 << 22)
 
-    def _config(
-        self, plan: LaunchPlan, opened: Opened, origin: BootConfig | SavedConfig | None
-    ) -> VmmConfig:
+    def _config(self, plan: LaunchPlan, opened: Opened) -> VmmConfig:
         return VmmConfig(
             name=plan.name,
             identity=str(plan.runtime / CONFIG_FILE),
             cpus=plan.cpus,
             memory=plan.memory,
-            origin=origin,
+            boot=_boot(plan, opened),
             qmp=opened.listening(plan.qmp_socket),
             console=opened.listening(plan.console_socket),
             console_log=opened.log(plan.console_log),
@@ -204,19 +202,21 @@ class NativeEngine:
             emulated=self.emulated,
         )
 
-    def _child(
-        self, plan: LaunchPlan, opened: Opened, origin: BootConfig | SavedConfig | None = None
-    ) -> VmmConfig:
+    def _child(self, plan: LaunchPlan, opened: Opened) -> VmmConfig:
         """The configuration of a forked process, whose log is not what it is born with."""
-        return replace(self._config(plan, opened, origin), engine_log=opened.log(plan.engine_log))
+        return replace(self._config(plan, opened), engine_log=opened.log(plan.engine_log))
 
 
-def _origin(plan: LaunchPlan, opened: Opened) -> BootConfig | SavedConfig:
-    if plan.saved is not None:
-        return SavedConfig(
-            state=opened.existing(plan.saved / STATE_FILE),
-            memory=opened.existing(plan.saved / MEMORY_FILE),
-        )
+def _saved(plan: LaunchPlan, opened: Opened) -> SavedConfig | None:
+    if plan.saved is None:
+        return None
+    return SavedConfig(
+        state=opened.existing(plan.saved / STATE_FILE),
+        memory=opened.existing(plan.saved / MEMORY_FILE),
+    )
+
+
+def _boot(plan: LaunchPlan, opened: Opened) -> BootConfig:
     boot = plan.boot
     assert isinstance(boot, KernelBoot)
     network = f" {kernel_parameter(plan.name)}" if plan.nics else ""

@@ -240,9 +240,17 @@ class GuestMemory:
             )
         if length == 0:
             return
-        shared = region.backing is Backing.SHARED
-        advice = mmap.MADV_REMOVE if shared else mmap.MADV_DONTNEED
-        region.mapping.madvise(advice, region.mapping_offset + offset, length)
+        region.mapping.madvise(_advice(region), region.mapping_offset + offset, length)
+
+    def clear(self) -> None:
+        """Make all of it zero, as at power-on, and give its pages back to the host.
+
+        The VM that had it must be closed before: what lay over a private file is mapped anew.
+
+        Raises:
+            HostError: the host does not map it.
+        """
+        self._regions = tuple(_cleared(region) for region in self._regions)
 
     def close(self) -> None:
         """Unmap the memory; the VM that had it must be closed before."""
@@ -302,6 +310,20 @@ def _anonymous_region(start: GuestAddress, size: int, huge_pages: bool) -> Memor
             mapping.madvise(mmap.MADV_HUGEPAGE)
     view = memoryview(mapping)[offset : offset + size]
     return MemoryRegion(start, size, view, mapping, offset, Backing.ANONYMOUS)
+
+
+def _cleared(region: MemoryRegion) -> MemoryRegion:
+    if region.backing is Backing.PRIVATE_FILE:
+        fresh = _anonymous_region(region.start, region.size, huge_pages=True)
+        _unmap(region)
+        return fresh
+    region.mapping.madvise(_advice(region), region.mapping_offset, region.size)
+    return region
+
+
+def _advice(region: MemoryRegion) -> int:
+    """What gives a region's pages back to the host."""
+    return mmap.MADV_REMOVE if region.backing is Backing.SHARED else mmap.MADV_DONTNEED
 
 
 def _file_regions(

@@ -18,7 +18,7 @@ from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import handle_kicks
 from cerne.vmm import jail
-from cerne.vmm.config import SavedConfig, VmmConfig
+from cerne.vmm.config import VmmConfig
 from cerne.vmm.fork import Forked
 from cerne.vmm.machine import Machine
 from cerne.vmm.snapshot import read_state
@@ -60,8 +60,8 @@ def _live(config: VmmConfig, title: jail.Title) -> int:
 def _origin(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:
     """The memory that a machine begins with, and the state."""
     ranges = layout.memory_ranges(config.memory)
-    saved = config.origin
-    if isinstance(saved, SavedConfig):
+    saved = config.saved
+    if saved is not None:
         return GuestMemory.private_file(ranges, saved.memory), read_state(saved.state)
     return GuestMemory.anonymous(ranges, huge_pages=True), None
 

@@ -37,7 +37,6 @@ from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.state import restore_vcpu, restore_vm, save_vcpu, save_vm
 from cerne.kvm.vcpu import Vcpu
-from cerne.kvm.vm import Vm
 from cerne.vmm.processor_state import plain_vcpu, plain_vm, vcpu_state, vm_state
 from cerne.vmm.vcpu import Buses
 
@@ -59,8 +58,8 @@ class Wishes:
 class Line:
     """An interrupt line of the board, into the kernel's interrupt controllers."""
 
-    def __init__(self, vm: Vm, gsi: int) -> None:
-        self._vm = vm
+    def __init__(self, board: Board, gsi: int) -> None:
+        self._board = board
         self._gsi = gsi
         self._level = False
 
@@ -68,7 +67,7 @@ class Line:
         """Raise or lower it."""
         if level != self._level:
             self._level = level
-            self._vm.irq_line(self._gsi, level)
+            self._board.vm.irq_line(self._gsi, level)
 
 
 class Board:
@@ -84,26 +83,23 @@ class Board:
     ) -> None:
         """Assemble it; `change_cpuid` may take from what each processor says of itself."""
         self.memory = memory
+        self._kvm = kvm
+        self._cpus = cpus
         self._change_cpuid = change_cpuid
         self._msrs = kvm.get_msr_index_list()
-        with contextlib.ExitStack() as stack:
-            self.vm = kvm.create_vm()
-            stack.callback(self.vm.close)
-            self._set_up_vm()
-            self.vcpus = [self._vcpu(stack, kvm, index, cpus) for index in range(cpus)]
-            self.buses = Buses(Bus(), Bus())
-            self.serial = Serial(Line(self.vm, layout.SERIAL_IRQ), wishes.console)
-            power_line = Line(self.vm, layout.POWER_IRQ)
-            self.power = Power(power_line, wishes.power_off, wishes.reset)
-            ports = self.buses.ports
-            ports.insert(layout.SERIAL_PORT, SERIAL_REGISTERS, self.serial)
-            ports.insert(layout.POWER_PORT, POWER_REGISTERS, self.power)
-            self._rtc = Rtc()
-            ports.insert(_RTC_PORT, 2, self._rtc)
-            # Port 0x61 lies in the midst of the controller's and is the kernel's own timer.
-            self._keyboard = I8042(wishes.reset)
-            ports.insert(_I8042_PORT, PORTS, self._keyboard)
-            self._resources = stack.pop_all()
+        self._make_vm()
+        self.buses = Buses(Bus(), Bus())
+        self.serial = Serial(Line(self, layout.SERIAL_IRQ), wishes.console)
+        self.power = Power(Line(self, layout.POWER_IRQ), wishes.power_off, wishes.reset)
+        self._rtc = Rtc()
+        self._keyboard = I8042(wishes.reset)
+        ports = self.buses.ports
+        ports.insert(layout.SERIAL_PORT, SERIAL_REGISTERS, self.serial)
+        ports.insert(layout.POWER_PORT, POWER_REGISTERS, self.power)
+        ports.insert(_RTC_PORT, 2, self._rtc)
+        # Port 0x61 lies in the midst of the controller's and is the kernel's own timer.
+        ports.insert(_I8042_PORT, PORTS, self._keyboard)
+        self._at_power_on = self._devices_state()
 
     def load(self, kernel: int, initrd: int | None, command_line: str, *, mp_table: bool) -> None:
         """Put a kernel and what it is told into memory, and the first vCPU at its entry.
@@ -142,11 +138,22 @@ class Board:
         return {
             "vcpus": [plain_vcpu(save_vcpu(vcpu, self._msrs)) for vcpu in self.vcpus],
             "vm": plain_vm(save_vm(self.vm)),
-            "serial": self.serial.state(),
-            "power": self.power.state(),
-            "rtc": self._rtc.state(),
-            "keyboard": self._keyboard.state(),
+            **self._devices_state(),
         }
+
+    def power_on(self) -> None:
+        """Be as at power-on: a new VM over the same memory, all zero; no vCPU runs.
+
+        What was known to the old VM (memory beside this, interrupts, doorbells) is forgotten.
+
+        Raises:
+            KvmError: this host's kernel gives no other VM.
+            HostError: nor the memory.
+        """
+        self._resources.close()
+        self.memory.clear()
+        self._make_vm()
+        self._restore_devices(SavedState("a machine", self._at_power_on))
 
     def restore(self, state: PlainState) -> None:
         """Be what `state` says, over memory as it was then; before any vCPU runs.
@@ -158,10 +165,7 @@ class Board:
         saved = SavedState("a machine", state)
         # Before the devices, which raise or lower their lines.
         restore_vm(self.vm, vm_state(saved.section("vm")))
-        self.serial.restore(saved.plain("serial"))
-        self.power.restore(saved.plain("power"))
-        self._rtc.restore(saved.plain("rtc"))
-        self._keyboard.restore(saved.plain("keyboard"))
+        self._restore_devices(saved)
         vcpus = saved.sections("vcpus", len(self.vcpus))
         for vcpu, values in zip(self.vcpus, vcpus, strict=True):
             restore_vcpu(vcpu, vcpu_state(values))
@@ -181,6 +185,28 @@ class Board:
     ) -> None:
         self.close()
 
+    def _devices_state(self) -> PlainState:
+        return {
+            "serial": self.serial.state(),
+            "power": self.power.state(),
+            "rtc": self._rtc.state(),
+            "keyboard": self._keyboard.state(),
+        }
+
+    def _restore_devices(self, saved: SavedState) -> None:
+        self.serial.restore(saved.plain("serial"))
+        self.power.restore(saved.plain("power"))
+        self._rtc.restore(saved.plain("rtc"))
+        self._keyboard.restore(saved.plain("keyboard"))
+
+    def _make_vm(self) -> None:
+        with contextlib.ExitStack() as stack:
+            self.vm = self._kvm.create_vm()
+            stack.callback(self.vm.close)
+            self._set_up_vm()
+            self.vcpus = [self._vcpu(stack, index) for index in range(self._cpus)]
+            self._resources = stack.pop_all()
+
     def _set_up_vm(self) -> None:
         self.vm.set_tss_addr(layout.TSS)
         self.vm.set_identity_map_addr(layout.IDENTITY_MAP)
@@ -189,10 +215,10 @@ class Board:
         self.vm.create_irqchip()
         self.vm.create_pit2(_PIT_SPEAKER_DUMMY)
 
-    def _vcpu(self, stack: contextlib.ExitStack, kvm: Kvm, index: int, cpus: int) -> Vcpu:
+    def _vcpu(self, stack: contextlib.ExitStack, index: int) -> Vcpu:
         vcpu = self.vm.create_vcpu(index)
         stack.callback(vcpu.close)
-        leaves = guest_cpuid(kvm.get_supported_cpuid(), index, cpus)
+        leaves = guest_cpuid(self._kvm.get_supported_cpuid(), index, self._cpus)
         self._change_cpuid(leaves)
         vcpu.set_cpuid2(leaves)
         vcpu.set_msrs({_MISC_ENABLE: _FAST_STRINGS})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cerne.devices.power import POWER_BUTTON
 from cerne.vmm.config import disk_from_json, nic_from_json
 from cerne.vmm.fork import fork, save
+from cerne.vmm.runstate import RunState
 from cerne.vmm.slots import device_name, slot_of
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def _slot(request: Request) -> int:
 
 
 def _query_status(machine: Machine, _: Request) -> object:
-    status = "running" if machine.running else "paused"
-    return {"status": status, "running": machine.running, "singlestep": False}
+    state = machine.run_state
+    return {"status": state.value, "running": state is RunState.RUNNING, "singlestep": False}
 
 
 def _query_name(machine: Machine, _: Request) -> object:
@@ -98,20 +99,22 @@ def _stop(machine: Machine, _: Request) -> object:
 
 
 def _cont(machine: Machine, _: Request) -> object:
-    if not machine.running:
+    if machine.run_state is not RunState.RUNNING:
         machine.resume()
         machine.emit("RESUME")
     return {}
 
 
 def _press_power_button(machine: Machine, _: Request) -> object:
+    machine.require("to press its power button", RunState.RUNNING, RunState.PAUSED)
     machine.board.power.signal(POWER_BUTTON)
     machine.emit("POWERDOWN")
     return {}
 
 
 def _reset(machine: Machine, _: Request) -> object:
-    machine.end("it was told to reset", "host-qmp-reset")
+    machine.require("to reset it", RunState.RUNNING, RunState.PAUSED)
+    machine.reset("host-qmp-system-reset")
     return {}
 
 

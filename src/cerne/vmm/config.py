@@ -84,8 +84,8 @@ class VmmConfig:
     cpus: int
     memory: int
     """Bytes."""
-    origin: BootConfig | SavedConfig | None
-    """None for the child of a fork, which goes on with its parent's memory."""
+    boot: BootConfig
+    """What it boots, or boots again: a machine that goes on from a saved one may reboot too."""
     qmp: int
     """A listening Unix socket, as the console's and the agent's are."""
     console: int
@@ -93,6 +93,8 @@ class VmmConfig:
     agents: tuple[int, ...]
     ending: int
     """Where the process says how the machine ended."""
+    saved: SavedConfig | None = None
+    """Where it goes on from, if it does not boot; a forked child has its parent's memory."""
     disks: tuple[DiskConfig, ...] = ()
     nics: tuple[NicConfig, ...] = ()
     engine_log: int | None = None
@@ -108,11 +110,11 @@ class VmmConfig:
         if self.engine_log is not None:
             numbers.add(self.engine_log)
         numbers.update(nic.link for nic in self.nics)
-        match self.origin:
-            case BootConfig(kernel, initrd):
-                numbers.update(each for each in (kernel, initrd) if each is not None)
-            case SavedConfig(state, memory):
-                numbers.update((state, memory))
+        numbers.add(self.boot.kernel)
+        if self.boot.initrd is not None:
+            numbers.add(self.boot.initrd)
+        if self.saved is not None:
+            numbers.update((self.saved.state, self.saved.memory))
         return numbers
 
     def to_json(self) -> PlainState:
@@ -155,7 +157,8 @@ class VmmConfig:
             identity=saved.text("identity", _LONGEST_TEXT),
             cpus=saved.integer("cpus", _MOST_CPUS, 1),
             memory=saved.integer("memory", _MOST_BYTES, 1),
-            origin=_origin(saved, descriptor),
+            boot=_boot(saved.section("boot"), descriptor),
+            saved=None if saved.is_none("saved") else _saved(saved.section("saved"), descriptor),
             qmp=descriptor(saved, "qmp"),
             console=descriptor(saved, "console"),
             console_log=descriptor(saved, "console_log"),
@@ -213,16 +216,13 @@ def nic_from_json(saved: SavedState, descriptors: Descriptors) -> NicConfig:
     )
 
 
-def _origin(
-    saved: SavedState, descriptor: Callable[[SavedState, str], int]
-) -> BootConfig | SavedConfig | None:
-    if saved.is_none("origin"):
-        return None
-    origin = saved.section("origin")
-    if "kernel" not in origin:
-        return SavedConfig(descriptor(origin, "state"), descriptor(origin, "memory"))
+def _boot(saved: SavedState, descriptor: Callable[[SavedState, str], int]) -> BootConfig:
     return BootConfig(
-        kernel=descriptor(origin, "kernel"),
-        initrd=None if origin.is_none("initrd") else descriptor(origin, "initrd"),
-        command_line=origin.text("command_line", _LONGEST_TEXT),
+        kernel=descriptor(saved, "kernel"),
+        initrd=None if saved.is_none("initrd") else descriptor(saved, "initrd"),
+        command_line=saved.text("command_line", _LONGEST_TEXT),
     )
+
+
+def _saved(saved: SavedState, descriptor: Callable[[SavedState, str], int]) -> SavedConfig:
+    return SavedConfig(descriptor(saved, "state"), descriptor(saved, "memory"))

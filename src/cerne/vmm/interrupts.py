@@ -7,6 +7,7 @@ something to say only writes it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -63,6 +64,14 @@ class Interrupts:
             if self._messages[gsi] != route:
                 self._messages[gsi] = route
                 self._apply()
+
+    def power_on(self, vm: Vm) -> None:
+        """Go on with another VM, which knows no messages."""
+        with self._change:
+            self._vm = vm
+            self._messages.clear()
+            self._next = _PINS
+            self._apply()
 
     def _apply(self) -> None:
         self._vm.set_gsi_routing([*_pins(), *self._messages.values()])
@@ -133,6 +142,16 @@ class MessageVectors:
                 if gsi is not None:
                     self._interrupts.remove_message(gsi)
         self.close()
+
+    def power_on(self) -> None:
+        """Lead nowhere, as in a VM that knows no messages; what had been triggered is lost."""
+        count = len(self._gsis)
+        self._gsis = [None] * count
+        self._masked = [True] * count
+        self._connected = [False] * count
+        for eventfd in self._eventfds:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(eventfd)
 
     def close(self) -> None:
         """Give the eventfds back; the VM is another process's, or ends."""

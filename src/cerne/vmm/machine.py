@@ -1,4 +1,9 @@
-"""One machine in this process: its board, its devices' host sides, its control socket, its end."""
+"""One machine in this process: its board, its devices' host sides, its control socket, its end.
+
+It runs, or is paused, until it has ended; what its state does not allow is refused. A reset begins
+anew with a new VM over the same memory, all zero, in the same process: a VM that has run has state
+in the kernel that nothing else is sure to take back.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +19,19 @@ from dataclasses import dataclass
 from cerne.arch.x86 import layout
 from cerne.devices.power import GENERATION_CHANGED
 from cerne.devices.state import PlainState, SavedState
-from cerne.errors import DamagedError, EngineError
+from cerne.errors import CerneError, DamagedError, EngineError
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
 from cerne.vmm.board import Board, Wishes
 from cerne.vmm.channel import Channel
 from cerne.vmm.commands import commands
-from cerne.vmm.config import BootConfig, VmmConfig
+from cerne.vmm.config import VmmConfig
 from cerne.vmm.emulation_assist import COMMAND_LINE, EmulationAssist, without_hypercalls
 from cerne.vmm.loop import Loop
 from cerne.vmm.peripherals import Peripherals
 from cerne.vmm.qmp import QmpServer
+from cerne.vmm.runstate import RunState
 from cerne.vmm.vcpu import VcpuThread
 
 EMULATION_NOTICE = (
@@ -56,34 +62,31 @@ class Machine:
         self.memory = memory
         self._loop = Loop()
         self._end: End | None = None
-        # Of changes of `_end`, which vCPU threads make too.
-        self._ending = threading.Lock()
+        self._reset_cause = ""
+        # Of changes of these two, which vCPU threads make too.
+        self._wishing = threading.Lock()
         self._running = False
         wishes = Wishes(
             power_off=lambda: self._finish(End(True, "the guest shut down"), "guest-shutdown"),
-            reset=lambda: self._finish(End(True, "the guest rebooted"), "guest-reset"),
+            reset=lambda: self.reset("guest-reset"),
             console=self._console_output,
         )
         changes = (without_hypercalls,) if config.emulated else ()
         self.board = Board(kvm, memory, config.cpus, wishes, *changes)
         self._console = Channel(self._loop, _socket(config.console), self.board.serial.feed)
         self.peripherals = Peripherals(self.board, self._loop, config, self.emit)
-        self._assists: list[EmulationAssist] = []
-        self._threads = [
-            VcpuThread(index, vcpu, self.board.buses, self._crashed, self._assist(vcpu))
-            for index, vcpu in enumerate(self.board.vcpus)
-        ]
+        self._threads = self._new_threads()
         self._qmp = QmpServer(self._loop, _socket(config.qmp), commands(self))
-        if state is None:
-            self._boot()
-        else:
+        if state is not None:
             self._restore(state)
+            return
+        if config.emulated:
+            print(EMULATION_NOTICE, file=sys.stderr, flush=True)
+        self._boot()
 
     def run(self) -> End:
         """Run the guest until the end, and say how it ended."""
-        for thread in self._threads:
-            thread.start()
-        self.resume()
+        self._start_threads(run=True)
         self._loop.run()
         for thread in self._threads:
             thread.end()
@@ -103,9 +106,21 @@ class Machine:
         }
 
     @property
-    def running(self) -> bool:
-        """Whether its vCPUs run, or are about to."""
-        return self._running
+    def run_state(self) -> RunState:
+        """What it is at."""
+        if self._end is not None:
+            return RunState.ENDED
+        return RunState.RUNNING if self._running else RunState.PAUSED
+
+    def require(self, what: str, *states: RunState) -> None:
+        """Refuse what its state does not allow.
+
+        Raises:
+            EngineError: it is in none of these states.
+        """
+        if self.run_state not in states:
+            ended = f": {self._end.reason}" if self._end is not None else ""
+            raise EngineError(f"{what} is not allowed: it is {self.run_state.value}{ended}")
 
     def emit(self, event: str, data: Mapping[str, object] | None = None) -> None:
         """Tell whoever is at the control socket of an event."""
@@ -115,12 +130,26 @@ class Machine:
         """Let it end in order, as the host asked."""
         self._finish(End(True, reason), cause)
 
+    def reset(self, cause: str) -> None:
+        """Let it begin anew, unless it has ended; from any thread.
+
+        No vCPU runs on until it has: a kernel whose reset takes its time tries other ways.
+        """
+        with self._wishing:
+            if self._end is not None or self._reset_cause:
+                return
+            self._reset_cause = cause
+        for thread in self._threads:
+            thread.ask_to_pause()
+        self._loop.ask(self._reset_if_wished)
+
     def pause(self) -> bool:
         """Take all vCPUs out of the guest; whether they ran.
 
         Raises:
-            EngineError: one does not stop.
+            EngineError: one does not stop, or the machine has ended.
         """
+        self.require("to pause it", RunState.RUNNING, RunState.PAUSED)
         if not self._running:
             return False
         self._running = False
@@ -129,10 +158,18 @@ class Machine:
         if not all(thread.wait_paused() for thread in self._threads):
             self.resume()
             raise EngineError("a vCPU does not stop")
+        # What a vCPU asked for on its way out comes first.
+        self._reset_if_wished()
+        self.require("to pause it", RunState.PAUSED)
         return True
 
     def resume(self) -> None:
-        """Let all vCPUs run on."""
+        """Let all vCPUs run on.
+
+        Raises:
+            EngineError: the machine has ended.
+        """
+        self.require("to let it run", RunState.RUNNING, RunState.PAUSED)
         self._running = True
         for thread in self._threads:
             thread.resume()
@@ -165,16 +202,35 @@ class Machine:
         self._loop.close()
 
     def _boot(self) -> None:
-        config = self.config
-        boot = config.origin
-        assert isinstance(boot, BootConfig)
-        command_line = boot.command_line
-        if config.emulated:
-            print(EMULATION_NOTICE, file=sys.stderr, flush=True)
-            command_line = f"{command_line} {COMMAND_LINE}"
-        self.board.load(boot.kernel, boot.initrd, command_line, mp_table=config.emulated)
+        boot, emulated = self.config.boot, self.config.emulated
+        command_line = f"{boot.command_line} {COMMAND_LINE}" if emulated else boot.command_line
+        self.board.load(boot.kernel, boot.initrd, command_line, mp_table=emulated)
         # Once the guest runs, which need not wait for it.
         self._loop.ask(self.board.let_ticks_be_missed)
+
+    def _reset_if_wished(self) -> None:
+        """Begin anew, if that was asked for; on the loop's thread."""
+        if not self._reset_cause or self._end is not None:
+            return
+        try:
+            ended = [thread.end() for thread in self._threads]
+            if not all(ended):
+                raise EngineError("a vCPU does not stop")
+            self._power_on()
+        except CerneError as error:
+            self._finish(End(False, f"it could not be reset: {error.message}"), "host-error")
+            return
+        with self._wishing:
+            cause, self._reset_cause = self._reset_cause, ""
+        self.emit("RESET", {"guest": cause.startswith("guest"), "reason": cause})
+        self._start_threads(run=self._running)
+
+    def _power_on(self) -> None:
+        self.peripherals.power_off()
+        self.board.power_on()
+        self.peripherals.power_on()
+        self._boot()
+        self._threads = self._new_threads()
 
     def _restore(self, state: PlainState) -> None:
         saved = SavedState("a machine", state)
@@ -190,6 +246,19 @@ class Machine:
             thread.restored()
         # Once the guest runs: it has turned to another clock, and need not wait for this.
         self._loop.ask(self.board.let_ticks_be_missed)
+
+    def _new_threads(self) -> list[VcpuThread]:
+        self._assists: list[EmulationAssist] = []
+        return [
+            VcpuThread(index, vcpu, self.board.buses, self._crashed, self._assist(vcpu))
+            for index, vcpu in enumerate(self.board.vcpus)
+        ]
+
+    def _start_threads(self, *, run: bool) -> None:
+        for thread in self._threads:
+            thread.start()
+        if run:
+            self.resume()
 
     def _assist(self, vcpu: Vcpu) -> EmulationAssist | None:
         if not self.config.emulated:
@@ -211,7 +280,7 @@ class Machine:
 
     def _finish(self, end: End, cause: str) -> None:
         """Let the machine end so; the first to say counts. From any thread."""
-        with self._ending:
+        with self._wishing:
             if self._end is not None:
                 return
             self._end = end
@@ -219,8 +288,6 @@ class Machine:
 
     def _announce_end(self, cause: str) -> None:
         guest = cause.startswith("guest")
-        if cause.endswith("reset"):
-            self._qmp.emit("RESET", {"guest": guest, "reason": cause})
         if cause == "guest-panic":
             self._qmp.emit("GUEST_PANICKED", {"action": "poweroff"})
         self._qmp.emit("SHUTDOWN", {"guest": guest, "reason": cause})

@@ -17,7 +17,7 @@ from cerne.devices.pci.function import PciFunction
 from cerne.devices.pci.root import CONFIG_PORT, CONFIG_PORT_COUNT, ECAM_BUS_SIZE, PciRoot
 from cerne.devices.state import PlainState, SavedState
 from cerne.devices.virtio.device import VirtioDevice
-from cerne.devices.virtio.transport import BAR, BAR_SIZE, VirtioPciTransport
+from cerne.devices.virtio.transport import BAR_SIZE, VirtioPciTransport
 from cerne.errors import DamagedError
 from cerne.vmm.board import Board
 from cerne.vmm.interrupts import Interrupts, MessageVectors
@@ -71,7 +71,7 @@ class PciHost:
             if queue not in device.handed_queues:
                 self._loop.watch(bell, _answer(transport, queue, bell))
         chosen = self._root.free_slot() if slot is None else slot
-        transport.place(BAR, layout.PCI_WINDOW_START + chosen * BAR_SIZE)
+        _place(transport, chosen)
         self._root.add(transport, chosen)
 
     def remove(self, slot: int) -> None:
@@ -118,6 +118,20 @@ class PciHost:
             if isinstance(function, VirtioPciTransport):
                 function.rouse()
 
+    def power_off(self) -> None:
+        """Have every function forget its driver, while the board has the VM that it ran in."""
+        for function in self._root.functions.values():
+            function.power_on()
+
+    def power_on(self) -> None:
+        """Be as at power-on, in the board's new VM; after `power_off`."""
+        self._root.ports.power_on()
+        self._interrupts.power_on(self._board.vm)
+        for wiring in self._wirings.values():
+            wiring.vectors.power_on()
+        for slot, function in self._root.functions.items():
+            _place(function, slot)
+
     def close(self) -> None:
         """Give the eventfds back; the loop must not run any more."""
         for wiring in self._wirings.values():
@@ -151,6 +165,12 @@ class PciHost:
             return []
         bells = enumerate(self._wirings[function].bells)
         return [(bell, address + function.notify_offset(queue)) for queue, bell in bells]
+
+
+def _place(function: PciFunction, slot: int) -> None:
+    """Give a function's memory its place, as firmware would."""
+    for bar in function.bars:
+        function.place(bar.index, layout.PCI_WINDOW_START + slot * BAR_SIZE)
 
 
 def _function_state(function: PciFunction) -> PlainState:

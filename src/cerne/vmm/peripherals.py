@@ -99,6 +99,15 @@ class Peripherals:
             self._agent.close(port)
         self._pci.rouse()
 
+    def power_off(self) -> None:
+        """Have every device forget its driver, while the board has the VM that it ran in."""
+        self._pci.power_off()
+
+    def power_on(self) -> None:
+        """Be as at power-on, in the board's new VM; after `power_off`."""
+        self._pci.power_on()
+        self.slots.power_on()
+
     def switch_disks(self, disks: tuple[DiskConfig, ...]) -> list[Disk]:
         """Go on with other files of the same content, while it is paused; those that it had.
 

@@ -37,6 +37,7 @@ class Slots:
             eject=lambda place: loop.ask(partial(self._ejected, place)),
             refuse=lambda place: loop.ask(partial(self._refused, place)),
         )
+        self._at_power_on = self._registers.state()
         board.buses.ports.insert(layout.HOTPLUG_PORT, REGISTERS, self._registers)
 
     @property
@@ -91,6 +92,10 @@ class Slots:
         self._pci.remove(_place(slot))
         self._taken.pop(slot)()
         self._emit("DEVICE_DELETED", {"device": device_name(slot)})
+
+    def power_on(self) -> None:
+        """Forget what the guest was told and asked; what is plugged in stays."""
+        self._registers.restore(self._at_power_on)
 
     def state(self) -> PlainState:
         """What the guest has not been told, and what it was asked; no vCPU may be running."""

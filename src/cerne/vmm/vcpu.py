@@ -104,14 +104,14 @@ class VcpuThread:
         if self._assist is not None:
             self._assist.restored()
 
-    def end(self) -> None:
-        """Take the vCPU out of the guest for good, and wait for its thread."""
+    def end(self) -> bool:
+        """Take the vCPU out of the guest for good, and wait for its thread; whether it ended."""
         with self._change:
             self._wanted_end = True
             self._change.notify_all()
             self.vcpu.kick()
-        if threading.current_thread() is not self._thread:
-            self._thread.join(_JOIN_TIMEOUT)
+        self._thread.join(_JOIN_TIMEOUT)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         crash = "a fault of the machine monitor itself"
@@ -123,6 +123,10 @@ class VcpuThread:
             # Whatever goes wrong here: a machine does not linger without its processor.
             if crash:
                 self._on_crash(crash)
+            # Who waits for it to pause need wait no longer.
+            with self._change:
+                self._paused = True
+                self._change.notify_all()
 
     def _run_on(self) -> str:
         """Run until told to stop; why the guest can go no further, or nothing."""

@@ -182,9 +182,13 @@ class PciFunction:
             self._place_bars()
         self.config_written(offset, size)
 
-    def reset_config(self) -> None:
-        """Forget what the guest wrote to the header: no memory is decoded any more."""
-        self._put(COMMAND, 2, 0)
+    def power_on(self) -> None:
+        """Back to the state after power-on, for a reset of the machine.
+
+        What the guest wrote is forgotten: no memory is decoded any more, and none has a place.
+        """
+        for at, mask in enumerate(self._writable):
+            self._config[at] &= ~mask & 0xFF
         self._place_bars()
 
     def config_state(self) -> PlainState:

@@ -113,6 +113,10 @@ class ConfigPorts:
             elif self._names_data(offset, size):
                 self._root.write(self._target(offset), size, value)
 
+    def power_on(self) -> None:
+        """Forget the address."""
+        self._address = 0
+
     def state(self) -> PlainState:
         """The address register."""
         return {"address": self._address}

@@ -159,7 +159,7 @@ class VirtioPciTransport(PciFunction):
     def power_on(self) -> None:
         """Back to the state after power-on, PCI too; for a reset of the machine."""
         self.reset()
-        self.reset_config()
+        super().power_on()
         self.msix.reset()
 
     def read_bar(self, bar: int, offset: int, size: int) -> int:

@@ -1,0 +1,13 @@
+"""What a machine is at: it runs, or is paused, until it has ended."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class RunState(Enum):
+    """The value is QMP's word for it (RunState of qapi/run-state.json)."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    ENDED = "shutdown"
