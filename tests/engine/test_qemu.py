@@ -91,10 +91,16 @@ def test_a_guest_that_shuts_down_ends_in_order(engine: QemuEngine, make_plan: Ma
     assert "C" in plan.console_log.read_text()
 
 
-def test_a_guest_that_reboots_ends(engine: QemuEngine, make_plan: MakePlan) -> None:
-    plan = make_plan(RESET)
-    assert engine.start(plan).wait(TIMEOUT)
-    assert engine.ending(plan.logs).reason == "the guest rebooted"
+def test_a_guest_that_reboots_begins_anew(engine: QemuEngine, make_plan: MakePlan) -> None:
+    plan = make_plan(GREET + RESET)
+    process = engine.start(plan)
+    with QmpClient(plan.qmp_socket) as qmp:
+        for _ in range(2):
+            assert qmp.wait_event("RESET", timeout=TIMEOUT).data["reason"] == "guest-reset"
+        assert qmp.status() == "running"
+        qmp.quit()
+    assert process.wait(TIMEOUT)
+    assert engine.ending(plan.logs).reason == "it was told to quit"
 
 
 def test_a_machine_is_paused_resumed_and_quit(engine: QemuEngine, make_plan: MakePlan) -> None:

@@ -121,11 +121,21 @@ def test_a_guest_that_does_not_answer_keeps_it(run: Run, kvm_device: Path, disk:
         assert client.status() == "running"
 
 
+def _nothing() -> None:
+    """Nobody cares for what the guest wishes."""
+
+
 class Bench:
     """A machine's devices with nobody in it: the test is the guest, by its buses."""
 
     def __init__(self, kvm: Kvm, memory: GuestMemory, disk: Path) -> None:
-        wishes = Wishes(power_off=lambda: None, reset=lambda: None, console=lambda data: None)
+        wishes = Wishes(
+            power_off=_nothing,
+            reset=_nothing,
+            panicked=_nothing,
+            crash_loaded=_nothing,
+            console=lambda data: None,
+        )
         self.loop = Loop()
         self.board = Board(kvm, memory, 1, wishes)
         self.events: list[str] = []

@@ -10,6 +10,7 @@ import pytest
 from tests.guests.harness import Running, ask, running
 
 from cerne.engine.qmp import QmpClient
+from cerne.vmm.end import PANICKED
 
 # 64-bit code, entered as Linux is. Ports: 0x3f8 is the serial port, 0x600 ACPI's sleep control,
 # 0x64 the keyboard controller.
@@ -19,6 +20,10 @@ _RESET = bytes.fromhex("b0fe e664 f4")
 _TRIPLE_FAULT = bytes.fromhex("0f011c2500000000 0f0b")
 _LOOP = bytes.fromhex("ebfe")
 _ECHO = bytes.fromhex("66bafd03 ec a801 74f7 66baf803 ec ee ebef")
+# Waits for a byte; then has the panic notifier, in slot 3, decode its memory, and writes to it.
+_PANIC = bytes.fromhex(
+    "66bafd03 ec a801 74f7 66baf80c b804180080 ef 66bafc0c b002 ee b8000003c0 c6003f"
+)
 # Answers each byte with a byte of its memory, one more after each "i".
 _COUNT = bytes.fromhex(
     "66bafd03eca80174f766baf803ec3c697507fe0425000020008a04250000200066baf803eeebd9"
@@ -97,6 +102,30 @@ def test_what_is_open_stays_as_much_however_often_it_resets(run: Run, kvm_device
             client.execute("system_reset")
             client.wait_event("RESET", timeout=30)
         assert len(machine.files()) == files
+
+
+def test_a_panic_is_a_failure_whatever_the_kernel_does_next(run: Run, kvm_device: Path) -> None:
+    with run(_PANIC.replace(b"?", b"\1") + _RESET) as machine:
+        with QmpClient(machine.qmp) as client, machine.connected() as console:
+            console.send(b"!")
+            assert client.wait_event("GUEST_PANICKED", timeout=30).data == {"action": "poweroff"}
+            shutdown = client.wait_event("SHUTDOWN", timeout=30)
+            assert shutdown.data == {"guest": True, "reason": "guest-panic"}
+        assert machine.end() == (False, PANICKED)
+        assert machine.process.returncode == 1
+
+
+def test_a_kernel_for_crashes_takes_over(run: Run, kvm_device: Path) -> None:
+    with (
+        run(_PANIC.replace(b"?", b"\2") + _RESET) as machine,
+        QmpClient(machine.qmp) as client,
+        machine.connected() as console,
+    ):
+        console.send(b"!")
+        loaded = client.wait_event("GUEST_CRASHLOADED", timeout=30)
+        assert loaded.data == {"action": "run"}
+        client.wait_event("RESET", timeout=30)
+        assert client.status() == "running"
 
 
 def test_a_triple_fault_is_a_crash_with_registers(run: Run, kvm_device: Path) -> None:

@@ -16,6 +16,7 @@ from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, KernelBoot, Launch
 from cerne.engine.detached import answering, kill, last_line, reap, spawn
 from cerne.engine.nursery import Nursery, another_nursery
 from cerne.engine.opened import Opened
+from cerne.engine.panic import panicked
 from cerne.engine.saved import (
     MEMORY_FILE,
     STATE_FILE,
@@ -42,6 +43,7 @@ from cerne.vmm.config import (
     SavedConfig,
     VmmConfig,
 )
+from cerne.vmm.end import PANICKED
 from cerne.vmm.snapshot import VERSION, memory_digest
 
 VMM = (sys.executable, "-I", "-m", "cerne.vmm")
@@ -166,6 +168,8 @@ class NativeEngine:
         reap()
         try:
             said = json.loads((logs / ENDING_FILE).read_text())
+            if said["reason"] == PANICKED:
+                return panicked(logs / "console.log")
             return Ending(orderly=bool(said["orderly"]), reason=str(said["reason"]))
         except (OSError, ValueError, KeyError, TypeError):
             # It says so at its end, and had no time to.

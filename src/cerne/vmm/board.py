@@ -52,6 +52,10 @@ class Wishes:
 
     power_off: Callable[[], None]
     reset: Callable[[], None]
+    panicked: Callable[[], None]
+    """Its kernel can go no further."""
+    crash_loaded: Callable[[], None]
+    """Its kernel can go no further, and another takes over to look at what is left."""
     console: Callable[[bytes], None]
 
 
@@ -83,6 +87,7 @@ class Board:
     ) -> None:
         """Assemble it; `change_cpuid` may take from what each processor says of itself."""
         self.memory = memory
+        self.wishes = wishes
         self._kvm = kvm
         self._cpus = cpus
         self._change_cpuid = change_cpuid

@@ -14,7 +14,6 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from cerne.arch.x86 import layout
 from cerne.devices.power import GENERATION_CHANGED
@@ -28,6 +27,7 @@ from cerne.vmm.channel import Channel
 from cerne.vmm.commands import commands
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.emulation_assist import COMMAND_LINE, EmulationAssist, without_hypercalls
+from cerne.vmm.end import PANICKED, End
 from cerne.vmm.loop import Loop
 from cerne.vmm.peripherals import Peripherals
 from cerne.vmm.qmp import QmpServer
@@ -37,14 +37,6 @@ from cerne.vmm.vcpu import VcpuThread
 EMULATION_NOTICE = (
     "this host's KVM emulates guests' kernel code: the helps of cerne.vmm.emulation_assist are on"
 )
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a machine ended."""
-
-    orderly: bool
-    reason: str
 
 
 class Machine:
@@ -69,6 +61,8 @@ class Machine:
         wishes = Wishes(
             power_off=lambda: self._finish(End(True, "the guest shut down"), "guest-shutdown"),
             reset=lambda: self.reset("guest-reset"),
+            panicked=lambda: self._finish(End(False, PANICKED), "guest-panic"),
+            crash_loaded=lambda: self._loop.ask(self._announce_crash_kernel),
             console=self._console_output,
         )
         changes = (without_hypercalls,) if config.emulated else ()
@@ -292,6 +286,9 @@ class Machine:
             self._qmp.emit("GUEST_PANICKED", {"action": "poweroff"})
         self._qmp.emit("SHUTDOWN", {"guest": guest, "reason": cause})
         self._loop.stop()
+
+    def _announce_crash_kernel(self) -> None:
+        self.emit("GUEST_CRASHLOADED", {"action": "run"})
 
     def _write_end(self, end: End) -> None:
         said = {"orderly": end.orderly, "reason": end.reason}

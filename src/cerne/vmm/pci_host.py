@@ -70,9 +70,13 @@ class PciHost:
         for queue, bell in enumerate(bells):
             if queue not in device.handed_queues:
                 self._loop.watch(bell, _answer(transport, queue, bell))
+        self.add_function(transport, slot)
+
+    def add_function(self, function: PciFunction, slot: int | None = None) -> None:
+        """Plug a function in, its memory placed."""
         chosen = self._root.free_slot() if slot is None else slot
-        _place(transport, chosen)
-        self._root.add(transport, chosen)
+        _place(function, chosen)
+        self._root.add(function, chosen)
 
     def remove(self, slot: int) -> None:
         """Pull out the device in a slot, and give back all that it had of the host.

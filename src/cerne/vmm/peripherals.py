@@ -10,6 +10,7 @@ from functools import partial
 
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.disk import Disk
+from cerne.devices.pvpanic import PanicNotifier
 from cerne.devices.state import PlainState, SavedState
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice, Port
@@ -36,6 +37,7 @@ class Peripherals:
         self._pci = PciHost(board, loop)
         self._agent = self._plug_agent(config.agents)
         self._pci.add(RngDevice())
+        self._pci.add_function(PanicNotifier(board.wishes.panicked, board.wishes.crash_loaded))
         self.slots = Slots(board, loop, self._pci, emit)
         self._disks: list[tuple[int | None, BlockDevice]] = []
         self._cables: list[Cable] = []

@@ -53,7 +53,7 @@ _PROCESSORS = {
     Accelerator.TCG: ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
 }
 
-# A panicked kernel resets at once, which ends the process: otherwise it would spin for ever.
+# A panicked kernel that cannot say so resets at once: otherwise it would spin for ever.
 _KERNEL_FLAGS = ("panic=-1",)
 # What an emulated CPU need not do at boot: measure its clock against emulated timers, guard
 # against speculation that does not happen, test its ciphers.
@@ -82,7 +82,7 @@ def command_line(
     return [
         str(binary),
         *("-name", f"guest={_escaped(plan.name)},debug-threads=on"),
-        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-sandbox", _SANDBOX),
         *("-pidfile", str(plan.logs / PID_FILE)),
         # Say in the log, which is its standard error, why the machine ended.

@@ -1,0 +1,35 @@
+"""What a guest's kernel said as it panicked, from the log of its console."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from cerne.engine.base import Ending
+from cerne.vmm.end import PANICKED
+
+_WORDS = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)")
+_TAIL = 256 * 1024
+
+
+def panicked(console_log: Path) -> Ending:
+    """The ending of a machine whose kernel panicked, with its last words where they are known."""
+    words = last_words(console_log)
+    return Ending(orderly=False, reason=f"{PANICKED}: {words}" if words else PANICKED)
+
+
+def last_words(console_log: Path) -> str:
+    """Why a kernel panicked, in its own words; nothing where its console has none."""
+    found = _WORDS.findall(tail(console_log))
+    # It is the guest's, and may go to a terminal.
+    return str(found[-1].decode("ascii", "replace").strip()) if found else ""
+
+
+def tail(log: Path) -> bytes:
+    """The end of a log; nothing where there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL))
+            return file.read()
+    except FileNotFoundError:
+        return b""
