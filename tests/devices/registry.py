@@ -21,6 +21,7 @@ from cerne.devices.power import POWER_BUTTON, Power
 from cerne.devices.rtc import Rtc
 from cerne.devices.serial import Serial
 from cerne.devices.state import PlainState
+from cerne.devices.virtio.balloon import BalloonDevice
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
@@ -31,6 +32,7 @@ from cerne.kvm.memory import GuestAddress, GuestMemory
 
 # Shared by all of a kind, of which there may be thousands.
 _disk = os.memfd_create("disk")
+_memory = GuestMemory.anonymous([(GuestAddress(0), 1 << 20)])
 _cable = socket.socketpair()
 for _end in _cable:
     _end.setblocking(False)
@@ -75,6 +77,7 @@ VIRTIO: dict[type[VirtioDevice], Callable[[], VirtioDevice]] = {
     ConsoleDevice: console,
     BlockDevice: block,
     NetDevice: net,
+    BalloonDevice: lambda: BalloonDevice(_memory),
 }
 """The virtio devices; a driver changes them all alike (`pci_guest.py`)."""
 

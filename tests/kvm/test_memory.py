@@ -151,6 +151,37 @@ def test_discarded_pages_are_zero(shared: bool) -> None:
             memory.discard(0, LOW[1] + PAGE_SIZE)
 
 
+def test_what_is_discarded_may_cross_regions() -> None:
+    size = 4 * PAGE_SIZE
+    ranges = [(GuestAddress(at), size) for at in (0, size, 3 * size)]
+    with GuestMemory.anonymous(ranges) as memory:
+        for start, _ in ranges:
+            memory.write(start, b"x" * size)
+        memory.require(0, 2 * size)
+        memory.discard(size - PAGE_SIZE, 2 * PAGE_SIZE)
+        assert memory.read(size - PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
+        assert memory.read(size, PAGE_SIZE) == bytes(PAGE_SIZE)
+        assert memory.read(size + PAGE_SIZE, 1) == memory.read(0, 1) == b"x"
+        with pytest.raises(GuestMemoryError):
+            memory.require(size, 2 * size)
+        with pytest.raises(GuestMemoryError):
+            memory.discard(size, 3 * size)
+        assert memory.read(2 * size - PAGE_SIZE, 1) == b"x"
+
+
+def test_a_view_is_discarded() -> None:
+    with GuestMemory.anonymous([LOW], huge_pages=True) as memory, memoryview(bytearray(1)) as other:
+        memory.write(0, b"x" * LOW[1])
+        memory.discard_view(memory.view(PAGE_SIZE, PAGE_SIZE))
+        memory.discard_view(memory.view(0, 0))
+        assert memory.read(PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
+        assert memory.read(PAGE_SIZE - 1, 1) == memory.read(2 * PAGE_SIZE, 1) == b"x"
+        with pytest.raises(GuestMemoryError):
+            memory.discard_view(memory.view(PAGE_SIZE, 8))
+        with pytest.raises(GuestMemoryError):
+            memory.discard_view(other)
+
+
 def test_a_view_outlives_the_memory() -> None:
     with GuestMemory.anonymous([LOW]) as memory:
         memory.write(0, b"kept")

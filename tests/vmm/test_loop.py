@@ -1,4 +1,4 @@
-"""The loop: nobody who asks all the time keeps others from their turn."""
+"""The loop: who asks all the time keeps nobody from their turn, and what is due is done."""
 
 from __future__ import annotations
 
@@ -25,3 +25,20 @@ def test_who_asks_again_and_again_does_not_starve_descriptors() -> None:
     loop.close()
     os.close(readable)
     os.close(writable)
+
+
+def test_what_is_due_is_done_in_its_order() -> None:
+    loop, done = Loop(), list[str]()
+
+    def first() -> None:
+        done.append("first")
+        loop.after(0.001, lambda: done.append("again"))
+
+    loop.after(0.03, loop.stop)
+    loop.after(0.02, lambda: done.append("last"))
+    loop.after(0.0, first)
+    loop.ask(lambda: done.append("asked"))
+    loop.run()
+    loop.close()
+    assert sorted(done) == ["again", "asked", "first", "last"]
+    assert [each for each in done if each != "asked"] == ["first", "again", "last"]

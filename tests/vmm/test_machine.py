@@ -11,6 +11,8 @@ from tests.guests.harness import Running, ask, running
 
 from cerne.engine.qmp import QmpClient
 from cerne.vmm.end import PANICKED
+from cerne.errors import EngineError
+from cerne.units import MIB
 
 # 64-bit code, entered as Linux is. Ports: 0x3f8 is the serial port, 0x600 ACPI's sleep control,
 # 0x64 the keyboard controller.
@@ -152,6 +154,39 @@ def test_it_is_paused_resumed_and_told_to_quit(run: Run, kvm_device: Path) -> No
             assert client.status() == "running"
             client.quit()
         assert machine.end() == (True, "it was told to quit")
+
+
+def test_its_balloon_and_threads_are_told_as_qemu_tells_them(run: Run, kvm_device: Path) -> None:
+    with run(_LOOP) as machine, QmpClient(machine.qmp) as client:
+        assert client.execute("balloon", {"value": 8 * MIB}) == {}
+        # It has no driver: the guest keeps what it has, and tells nothing.
+        assert client.execute("query-balloon") == {"actual": 16 * MIB}
+        device = {"path": "/machine/peripheral/balloon"}
+        interval = {**device, "property": "guest-stats-polling-interval"}
+        assert client.execute("qom-set", {**interval, "value": 1}) == {}
+        assert client.execute("qom-get", interval) == 1
+        assert client.execute("qom-set", {**interval, "value": 0}) == {}
+        told = client.execute("qom-get", {**device, "property": "guest-stats"})
+        assert isinstance(told, dict)
+        assert told["last-update"] == 0
+        assert set(told["stats"].values()) == {(1 << 64) - 1}
+        for wrong in (
+            {**device, "property": "colour"},
+            {"path": "/", "property": "guest-stats"},
+        ):
+            with pytest.raises(EngineError, match="has no property"):
+                client.execute("qom-get", wrong)
+        for value in (0, -1, "8M"):
+            with pytest.raises(EngineError):
+                client.execute("balloon", {"value": value})
+        (processor,) = [*_list(client.execute("query-cpus-fast"))]
+        assert processor["thread-id"] != machine.process.pid
+        assert Path(f"/proc/{machine.process.pid}/task/{processor['thread-id']}").exists()
+
+
+def _list(value: object) -> list[dict[str, object]]:
+    assert isinstance(value, list)
+    return value
 
 
 def test_its_console_goes_both_ways(run: Run, kvm_device: Path) -> None:

@@ -83,6 +83,8 @@ class LaunchPlan:
     """A directory of this machine alone, on the runtime file system: sockets and pid."""
     logs: Path
     """A directory of this machine alone that lasts: ``console.log``, ``engine.log``."""
+    balloon: int | None = None
+    """Bytes of its memory that the guest may have; None for all, or for what it had when saved."""
     saved: Path | None = None
     """A directory that `Engine.save` wrote: the machine goes on from there and does not boot."""
     memory_file: Path | None = None

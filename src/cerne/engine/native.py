@@ -203,6 +203,7 @@ class NativeEngine:
             ending=opened.new(plan.logs / ENDING_FILE),
             disks=tuple(_disk(disk, opened) for disk in plan.disks),
             nics=tuple(_nic(plan, index, opened) for index in range(len(plan.nics))),
+            balloon=plan.balloon,
             emulated=self.emulated,
         )
 

@@ -225,22 +225,52 @@ class GuestMemory:
         region, offset = self._locate(address, 8)
         _U64.pack_into(region.view, offset, value)
 
+    def require(self, address: int, length: int) -> None:
+        """See that a range is memory, of however many regions that follow one another.
+
+        Raises:
+            GuestMemoryError: a part of it is none.
+        """
+        self._pieces(address, length)
+
     def discard(self, address: int, length: int) -> None:
         """Give the whole pages of a range back to the host; the guest finds them zero.
 
-        Pages of a private file have the file's content again instead.
+        The range may cross regions that follow one another. Pages of a private file have the
+        file's content again instead.
 
         Raises:
-            GuestMemoryError: the range does not lie within one region, or is not whole pages.
+            GuestMemoryError: a part of the range is no memory, or it is not whole pages; nothing
+                was given back.
+            HostError: the host keeps them, as it does where memory is locked.
         """
-        region, offset = self._locate(address, length)
         if address % PAGE_SIZE or length % PAGE_SIZE:
             raise GuestMemoryError(
                 f"{length} bytes at {address:#x} of the guest are no whole pages"
             )
-        if length == 0:
+        for region, offset, size in self._pieces(address, length):
+            try:
+                region.mapping.madvise(_advice(region), region.mapping_offset + offset, size)
+            except OSError as error:
+                raise HostError(f"the host keeps a guest's memory: {error.strerror}") from error
+
+    def discard_view(self, view: memoryview) -> None:
+        """Give back the pages that a view of this memory shows, as `discard` does.
+
+        Raises:
+            GuestMemoryError: it shows no whole pages; nothing was given back.
+            HostError: the host keeps them.
+        """
+        if not view:
             return
-        region.mapping.madvise(_advice(region), region.mapping_offset + offset, length)
+        # The mapping is this object's, and lives as long as the view does.
+        place = address_of(view)
+        for region in self._regions:
+            offset = place - address_of(region.view)
+            if 0 <= offset < region.size:
+                self.discard(region.start + offset, len(view))
+                return
+        raise GuestMemoryError("a view is not of the guest's memory")
 
     def clear(self) -> None:
         """Make all of it zero, as at power-on, and give its pages back to the host.
@@ -277,6 +307,19 @@ class GuestMemory:
         region, offset = self._locate(address, number.size)
         value: int = number.unpack_from(region.view, offset)[0]
         return value
+
+    def _pieces(self, address: int, length: int) -> list[tuple[MemoryRegion, int, int]]:
+        """The regions that a range lies in, where in each it begins, and its bytes there."""
+        pieces = []
+        at, end = address, address + length
+        for region in self._regions:
+            if at < end and region.start <= at < region.end:
+                size = min(end, region.end) - at
+                pieces.append((region, at - region.start, size))
+                at += size
+        if at != end:
+            raise GuestMemoryError(f"{length} bytes at {address:#x} are not in the guest's memory")
+        return pieces
 
     def _locate(self, address: int, length: int) -> tuple[MemoryRegion, int]:
         for region in self._regions:

@@ -37,7 +37,14 @@ def commands(machine: Machine) -> dict[str, Command]:
         "cerne-save": save,
         "cerne-fork": fork,
     }
-    return {name: partial(function, machine) for name, function in functions.items()}
+    balloon = machine.peripherals.balloon
+    return {
+        **{name: partial(function, machine) for name, function in functions.items()},
+        "balloon": balloon.qmp_balloon,
+        "query-balloon": balloon.qmp_query_balloon,
+        "qom-get": balloon.qmp_qom_get,
+        "qom-set": balloon.qmp_qom_set,
+    }
 
 
 def _plug_disk(machine: Machine, request: Request) -> object:
@@ -89,7 +96,10 @@ def _query_name(machine: Machine, _: Request) -> object:
 
 
 def _query_cpus(machine: Machine, _: Request) -> object:
-    return [{"cpu-index": index, "target": "x86_64"} for index in range(machine.config.cpus)]
+    return [
+        {"cpu-index": index, "thread-id": thread, "target": "x86_64"}
+        for index, thread in enumerate(machine.vcpu_threads)
+    ]
 
 
 def _stop(machine: Machine, _: Request) -> object:

@@ -97,6 +97,8 @@ class VmmConfig:
     """Where it goes on from, if it does not boot; a forked child has its parent's memory."""
     disks: tuple[DiskConfig, ...] = ()
     nics: tuple[NicConfig, ...] = ()
+    balloon: int | None = None
+    """Bytes of its memory that the guest may have; None for all, or for what it had when saved."""
     engine_log: int | None = None
     """What a forked child has instead of its parent's standard output and error."""
     emulated: bool = False
@@ -168,6 +170,9 @@ class VmmConfig:
             ending=descriptor(saved, "ending"),
             disks=disks_from_json(saved, descriptors),
             nics=tuple(nic_from_json(part, descriptors) for part in saved.sections("nics", None)),
+            balloon=(
+                None if saved.is_none("balloon") else saved.integer("balloon", _MOST_BYTES, 1)
+            ),
             engine_log=(None if saved.is_none("engine_log") else descriptor(saved, "engine_log")),
             emulated=saved.flag("emulated"),
         )

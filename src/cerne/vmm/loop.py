@@ -6,8 +6,11 @@ no locks against each other.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import os
 import selectors
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -20,6 +23,9 @@ class Loop:
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._asked: deque[Ready] = deque()
+        # By when; the numbers keep those of one moment in their order.
+        self._timers: list[tuple[float, int, Ready]] = []
+        self._numbers = itertools.count()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._running = True
         self.watch(self._bell, self._answer_bell)
@@ -42,6 +48,11 @@ class Loop:
         self._asked.append(action)
         os.eventfd_write(self._bell, 1)
 
+    def after(self, seconds: float, action: Ready) -> None:
+        """Do something once so many seconds have passed; from the loop's own thread."""
+        due = time.monotonic() + seconds
+        heapq.heappush(self._timers, (due, next(self._numbers), action))
+
     def stop(self) -> None:
         """End `run`; from the loop's own thread."""
         self._running = False
@@ -49,18 +60,28 @@ class Loop:
     def run(self) -> None:
         """Call back until stopped."""
         while self._running:
-            for key, events in self._selector.select():
+            for key, events in self._selector.select(self._patience()):
                 readable, writable = key.data
                 # An earlier callback may have forgotten this descriptor.
                 if events & selectors.EVENT_READ and readable and self._knows(key.fd):
                     readable()
                 if events & selectors.EVENT_WRITE and writable and self._knows(key.fd):
                     writable()
+            self._do_what_is_due()
 
     def close(self) -> None:
         """Give its own descriptors back."""
         self._selector.close()
         os.close(self._bell)
+
+    def _patience(self) -> float | None:
+        """Seconds until something is due; None where nothing is."""
+        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+
+    def _do_what_is_due(self) -> None:
+        now = time.monotonic()
+        while self._timers and self._timers[0][0] <= now:
+            heapq.heappop(self._timers)[2]()
 
     def _knows(self, descriptor: int) -> bool:
         return descriptor in self._selector.get_map()

@@ -116,6 +116,11 @@ class Machine:
             ended = f": {self._end.reason}" if self._end is not None else ""
             raise EngineError(f"{what} is not allowed: it is {self.run_state.value}{ended}")
 
+    @property
+    def vcpu_threads(self) -> list[int]:
+        """The kernel's IDs of its vCPUs' threads."""
+        return [thread.native_id for thread in self._threads]
+
     def emit(self, event: str, data: Mapping[str, object] | None = None) -> None:
         """Tell whoever is at the control socket of an event."""
         self._qmp.emit(event, data)

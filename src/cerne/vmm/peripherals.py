@@ -17,6 +17,7 @@ from cerne.devices.virtio.console import ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.rng import RngDevice
 from cerne.errors import DamagedError
+from cerne.vmm.balloon import Balloon
 from cerne.vmm.board import Board
 from cerne.vmm.cable import Cable
 from cerne.vmm.channel import Channel
@@ -33,11 +34,18 @@ class Peripherals:
 
     def __init__(self, board: Board, loop: Loop, config: VmmConfig, emit: Emit) -> None:
         self._loop = loop
+        self._memory_left = config.balloon
         self._channels: list[Channel] = []
         self._pci = PciHost(board, loop)
         self._agent = self._plug_agent(config.agents)
         self._pci.add(RngDevice())
+<<<<<<< HEAD
         self._pci.add_function(PanicNotifier(board.wishes.panicked, board.wishes.crash_loaded))
+=======
+        self.balloon = Balloon(loop, board.memory, emit)
+        self._pci.add(self.balloon.device)
+        self._set_balloon()
+>>>>>>> aff52a7 (Give what guests put into a balloon, and report as free, back to the host)
         self.slots = Slots(board, loop, self._pci, emit)
         self._disks: list[tuple[int | None, BlockDevice]] = []
         self._cables: list[Cable] = []
@@ -100,6 +108,7 @@ class Peripherals:
         for port in range(len(self._agent.ports)):
             self._agent.close(port)
         self._pci.rouse()
+        self._set_balloon()
 
     def power_off(self) -> None:
         """Have every device forget its driver, while the board has the VM that it ran in."""
@@ -138,6 +147,10 @@ class Peripherals:
         for cable in self._cables:
             cable.close()
         self._pci.close()
+
+    def _set_balloon(self) -> None:
+        if self._memory_left is not None:
+            self.balloon.leave(self._memory_left)
 
     def _plug_agent(self, listeners: tuple[int, ...]) -> ConsoleDevice:
         """The ports of the guest's agent, each with its socket."""

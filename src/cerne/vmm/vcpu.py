@@ -81,6 +81,11 @@ class VcpuThread:
         """Start the thread; its vCPU waits for `resume`."""
         self._thread.start()
 
+    @property
+    def native_id(self) -> int:
+        """The kernel's ID of the thread (gettid(2)); 0 before it was started."""
+        return self._thread.native_id or 0
+
     def resume(self) -> None:
         """Let the guest run."""
         with self._change:
