@@ -1,0 +1,360 @@
+"""CPU weights of machines' processes, by a control group for each (cgroups(7)).
+
+A weight is that of cgroup v2's ``cpu.weight``: 1 to 10000, 100 for whoever has asked for none. Who
+makes the groups depends on the host, and `MachineGroup` hides it: systemd, where it runs, is asked
+for a scope; in a v2 hierarchy that is nobody's, or delegated to this user, a group is made beside
+the process's own (Documentation/admin-guide/cgroup-v2.rst); in a v1 hierarchy one below it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cerne.errors import HostError
+
+LEAST_WEIGHT, DEFAULT_WEIGHT, MOST_WEIGHT = 1, 100, 10_000
+
+_log = logging.getLogger(__name__)
+
+_DEFAULT_SHARES = 1024
+"""What v1 calls the default weight."""
+_PREFIX = "cerne-"
+_SCOPE = ".scope"
+_PATIENCE = 2.0
+_MOMENT = 0.01
+_MANAGER = (
+    "org.freedesktop.systemd1",
+    "/org/freedesktop/systemd1",
+    "org.freedesktop.systemd1.Manager",
+)
+_TIMEOUT = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """Where the kernel and systemd show themselves."""
+
+    groups: Path = Path("/sys/fs/cgroup")
+    processes: Path = Path("/proc")
+    systemd: Path = Path("/run/systemd/system")
+
+
+HOST = Surface()
+
+
+class MachineGroup:
+    """The group of one machine's process, wherever this host has it.
+
+    What there is to remove is written to `note` before it is made, so that whoever comes after a
+    command that was killed finds it.
+    """
+
+    def __init__(self, machine_id: str, note: Path, surface: Surface = HOST) -> None:
+        self._name = f"{_PREFIX}{machine_id}"
+        self._note = note
+        self._surface = surface
+
+    def weigh(self, pid: int, weight: int) -> None:
+        """Give the process this weight, in a group of its own.
+
+        Raises:
+            HostError: this host does not let this user do so; the process is where it was.
+        """
+        keeper = _keeper(self._surface)
+        place = self._noted()
+        if place is not None:
+            with _refusals():
+                keeper.set_weight(place, weight)
+            return
+        with _refusals():
+            place = keeper.place(pid, self._name)
+        self._note.write_text(place)
+        try:
+            with _refusals():
+                keeper.make(place, pid, weight)
+        except HostError:
+            self.remove()
+            raise
+
+    def remove(self) -> None:
+        """Remove the group, which no process is in any more; nothing happens where there is none.
+
+        A process that is still in it goes back to where it came from.
+        """
+        place = self._noted()
+        if place is None:
+            return
+        try:
+            _keeper(self._surface).remove(place)
+        except (OSError, HostError) as error:
+            _log.warning("the control group %s stays: %s", place, error)
+        self._note.unlink(missing_ok=True)
+
+    def _noted(self) -> str | None:
+        try:
+            return self._note.read_text() or None
+        except FileNotFoundError:
+            return None
+
+
+def require_weights(surface: Surface = HOST) -> None:
+    """Refuse a weight where this host does not let this user give one.
+
+    Raises:
+        HostError: it does not; the hint says what mends it.
+    """
+    _keeper(surface).place(os.getpid(), _PREFIX)
+
+
+class _Keeper(Protocol):
+    """One way in which a host has groups. What it cannot do, the kernel refuses by OSError."""
+
+    def place(self, pid: int, name: str) -> str:
+        """Where a group of this name for a process is to be; raises HostError if nowhere."""
+
+    def make(self, place: str, pid: int, weight: int) -> None:
+        """Make a group there, of this weight, and put the process into it."""
+
+    def set_weight(self, place: str, weight: int) -> None:
+        """Change a group's weight."""
+
+    def remove(self, place: str) -> None:
+        """Remove a group; nothing happens where there is none."""
+
+
+def _keeper(surface: Surface) -> _Keeper:
+    if surface.systemd.is_dir() and (busctl := shutil.which("busctl")):
+        return _Scopes(surface, busctl)
+    if "cpu" in _words(surface.groups / "cgroup.controllers"):
+        return _Unified(surface)
+    if (surface.groups / "cpu" / "cpu.shares").exists():
+        return _Legacy(surface)
+    return _None()
+
+
+class _Scopes:
+    """Scopes of systemd, asked for over D-Bus; one ends with its last process."""
+
+    def __init__(self, surface: Surface, busctl: str) -> None:
+        self._surface = surface
+        self._command = [busctl, *(() if os.geteuid() == 0 else ("--user",))]
+
+    def place(self, pid: int, name: str) -> str:
+        user = os.geteuid()
+        if user != 0:
+            own = f"user.slice/user-{user}.slice/user@{user}.service"
+            controllers = self._surface.groups / own / "cgroup.controllers"
+            # With v1, systemd asks for nothing of the kind.
+            if "cpu" not in _words(controllers) and controllers.parent.parent.exists():
+                raise _refusal(
+                    "systemd does not let this user weigh processes",
+                    "as root: systemctl edit user@.service, with Delegate=cpu under [Service];"
+                    " then log in again",
+                )
+        return name + _SCOPE
+
+    def make(self, place: str, pid: int, weight: int) -> None:
+        properties = ["3", "PIDs", "au", "1", str(pid), "CPUWeight", "t", str(weight)]
+        properties += ["CollectMode", "s", "inactive-or-failed"]
+        self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", place, "fail", *properties, "0")
+
+    def set_weight(self, place: str, weight: int) -> None:
+        change = ["true", "1", "CPUWeight", "t", str(weight)]
+        self._call("SetUnitProperties", "sba(sv)", place, *change)
+
+    def remove(self, place: str) -> None:
+        """It has gone with its process."""
+
+    def _call(self, *words: str) -> None:
+        command = [*self._command, "call", *_MANAGER, *words]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise _refusal("systemd does not answer", "see: systemctl status") from error
+        if done.returncode != 0:
+            said = done.stderr.decode(errors="replace").strip()
+            raise _refusal(f"systemd refuses: {said}", "see: systemctl status")
+
+
+class _Files:
+    """What both hierarchies of the kernel's files have in common."""
+
+    weight_file: str
+
+    def make(self, place: str, pid: int, weight: int) -> None:
+        Path(place).mkdir(exist_ok=True)
+        self.set_weight(place, weight)
+        # All threads of the process go with it.
+        _write(Path(place) / "cgroup.procs", str(pid))
+
+    def set_weight(self, place: str, weight: int) -> None:
+        _write(Path(place) / self.weight_file, str(self.number(weight)))
+
+    def number(self, weight: int) -> int:
+        """A weight as the file has it."""
+        return weight
+
+    def remove(self, place: str) -> None:
+        group = Path(place)
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                group.rmdir()
+                return
+            except FileNotFoundError:
+                return
+            except OSError as error:
+                # Threads that are ending count for a moment longer than their process.
+                if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                    raise
+                self._empty(group)
+                time.sleep(_MOMENT)
+
+    def _empty(self, group: Path) -> None:
+        for pid in _words(group / "cgroup.procs"):
+            with contextlib.suppress(OSError):
+                _write(group.parent / "cgroup.procs", pid)
+
+
+class _Unified(_Files):
+    """The one hierarchy of v2, in which a group has either processes or groups in it."""
+
+    weight_file = "cpu.weight"
+
+    def __init__(self, surface: Surface) -> None:
+        self._surface = surface
+
+    def place(self, pid: int, name: str) -> str:
+        own = self._own(pid)
+        for parent in (own, *own.parents):
+            if not parent.is_relative_to(self._surface.groups):
+                break
+            if self._may_hold(parent):
+                return str(parent / name)
+        raise _refusal(
+            f"no control group above {own} is this user's to divide",
+            "run Cerne as root, or in a group that is delegated to you, with cpu in its"
+            " cgroup.controllers",
+        )
+
+    def make(self, place: str, pid: int, weight: int) -> None:
+        control = Path(place).parent / "cgroup.subtree_control"
+        if "cpu" not in _words(control):
+            _write(control, "+cpu")
+        super().make(place, pid, weight)
+
+    def _own(self, pid: int) -> Path:
+        for _, controllers, path in _memberships(self._surface, pid):
+            if not controllers:
+                return _below(self._surface.groups, path)
+        return self._surface.groups
+
+    def _may_hold(self, parent: Path) -> bool:
+        if "cpu" not in _words(parent / "cgroup.controllers"):
+            return False
+        # The root of all alone may have both; it has no type.
+        if (parent / "cgroup.type").exists() and _words(parent / "cgroup.procs"):
+            return False
+        needed = [parent, parent / "cgroup.procs"]
+        if "cpu" not in _words(parent / "cgroup.subtree_control"):
+            needed.append(parent / "cgroup.subtree_control")
+        return all(os.access(each, os.W_OK) for each in needed)
+
+
+class _Legacy(_Files):
+    """The hierarchy of v1's cpu controller."""
+
+    weight_file = "cpu.shares"
+
+    def __init__(self, surface: Surface) -> None:
+        self._surface = surface
+
+    def place(self, pid: int, name: str) -> str:
+        root = self._surface.groups / "cpu"
+        own = root
+        for _, controllers, path in _memberships(self._surface, pid):
+            if "cpu" in controllers.split(","):
+                own = _below(root, path)
+        if not os.access(own, os.W_OK):
+            raise _refusal(
+                f"the control group {own} is not this user's to divide",
+                f"run Cerne as root, or as root: chown -R {os.geteuid()} {own}",
+            )
+        return str(own / name)
+
+    def number(self, weight: int) -> int:
+        return weight * _DEFAULT_SHARES // DEFAULT_WEIGHT
+
+
+class _None:
+    """A host without groups for CPU time."""
+
+    def place(self, pid: int, name: str) -> str:
+        raise _refusal(
+            "there are no control groups for CPU time", "mount -t cgroup2 none /sys/fs/cgroup"
+        )
+
+    def make(self, place: str, pid: int, weight: int) -> None:
+        self.place(pid, place)
+
+    def set_weight(self, place: str, weight: int) -> None:
+        self.place(0, place)
+
+    def remove(self, place: str) -> None:
+        """There is none."""
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _refusal(
+            f"the kernel refuses it: {error.filename}: {error.strerror}",
+            "run Cerne as root, or in a control group that is delegated to you",
+        ) from error
+
+
+def _refusal(why: str, hint: str) -> HostError:
+    return HostError(f"a machine cannot be given a CPU weight here: {why}", hint=hint)
+
+
+def _memberships(surface: Surface, pid: int) -> Iterator[tuple[str, str, str]]:
+    """A process's groups: hierarchy, controllers, path (proc(5), /proc/PID/cgroup)."""
+    for line in (surface.processes / str(pid) / "cgroup").read_text().splitlines():
+        hierarchy, controllers, path = line.split(":", 2)
+        yield hierarchy, controllers, path
+
+
+def _below(root: Path, path: str) -> Path:
+    # In a container a path may be told that is not shown.
+    found = root / path.lstrip("/")
+    return found if found.is_dir() else root
+
+
+def _words(file: Path) -> list[str]:
+    try:
+        return file.read_text().split()
+    except OSError:
+        return []
+
+
+def _write(file: Path, text: str) -> None:
+    descriptor = os.open(file, os.O_WRONLY)
+    try:
+        os.write(descriptor, text.encode())
+    except OSError as error:
+        error.filename = str(file)
+        raise
+    finally:
+        os.close(descriptor)
