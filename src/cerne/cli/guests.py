@@ -11,6 +11,7 @@ from cerne.cli.options import (
     ColdOption,
     CommandArgument,
     CpusOption,
+    CpuWeightOption,
     DiskOption,
     EngineOption,
     EnvOption,
@@ -57,6 +58,7 @@ def run(
     mount: MountOption = None,
     label: LabelOption = None,
     engine: EngineOption = None,
+    cpu_weight: CpuWeightOption = None,
     cold: ColdOption = False,
     timeout: TimeoutOption = None,
 ) -> None:
@@ -88,6 +90,7 @@ def run(
             mount=mount,
             label=label,
             engine=engine,
+            cpu_weight=cpu_weight,
         )
         limit = None if timeout is None else parse_duration(timeout)
         with progress() as report_progress:

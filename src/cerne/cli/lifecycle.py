@@ -10,6 +10,7 @@ import typer
 from cerne.cli.failure import report
 from cerne.cli.options import (
     CpusOption,
+    CpuWeightOption,
     DiskOption,
     EngineOption,
     ImageArgument,
@@ -43,6 +44,7 @@ def create(
     mount: MountOption = None,
     label: LabelOption = None,
     engine: EngineOption = None,
+    cpu_weight: CpuWeightOption = None,
 ) -> None:
     """Define a machine without starting it, and print its name."""
     from cerne.cli.output import progress
@@ -59,6 +61,7 @@ def create(
         mount=mount,
         label=label,
         engine=engine,
+        cpu_weight=cpu_weight,
     )
     with progress() as report_progress:
         print(manager.create(spec, report_progress).name)
@@ -128,6 +131,23 @@ def rename(
     from cerne.manager import Manager
 
     Manager().get(name).rename(new_name)
+
+
+def set_(
+    name: NameArgument,
+    balloon: Annotated[
+        str | None,
+        typer.Option(help="Memory that its guest may have now, such as 256M; all of it at most."),
+    ] = None,
+    cpu_weight: CpuWeightOption = None,
+) -> None:
+    """Change a machine, at once where it runs, and for its next start."""
+    from cerne.manager import Manager
+    from cerne.units import parse_size
+
+    size = None if balloon is None else parse_size(balloon)
+    Manager().get(name).adjust(balloon=size, cpu_weight=cpu_weight)
+    print(name)
 
 
 def _each(names: list[str], act: Callable[[Machine], object]) -> None:

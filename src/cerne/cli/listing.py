@@ -15,7 +15,7 @@ from cerne.cli.output import age, print_fields, print_json, print_table, printab
 from cerne.units import format_size
 
 if TYPE_CHECKING:
-    from cerne.manager import Event, Machine, Record
+    from cerne.manager import Event, Machine, Record, Stats
 
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")]
 
@@ -63,6 +63,8 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "image": f"{record.image} ({record.digest})",
         "cpus": str(record.cpus),
         "memory": format_size(record.memory),
+        "balloon": "" if spec.balloon is None else f"leaves {format_size(spec.balloon)}",
+        "cpu weight": "" if spec.cpu_weight is None else str(spec.cpu_weight),
         "engine": record.engine or spec.engine,
         "process": str(record.process.pid) if record.process else "",
         "ports": ", ".join(
@@ -159,6 +161,8 @@ def stats(
                     "cpu_seconds": found.cpu_seconds,
                     "resident_bytes": found.resident,
                     "memory_bytes": found.memory,
+                    "guest_memory_bytes": found.guest.given if found.guest else None,
+                    "guest_used_bytes": found.guest.used if found.guest else None,
                     "disk_bytes": found.disk,
                     "threads": found.threads,
                 }
@@ -172,12 +176,19 @@ def stats(
             f"{found.uptime:.0f}s",
             f"{found.cpu_seconds:.1f}s",
             format_size(found.resident),
+            _of_guest(found),
             format_size(found.memory),
             format_size(found.disk),
         )
         for name, found in measured
     ]
-    print_table(("NAME", "UPTIME", "CPU", "RESIDENT", "MEMORY", "DISK"), rows)
+    print_table(("NAME", "UPTIME", "CPU", "RESIDENT", "USED", "MEMORY", "DISK"), rows)
+
+
+def _of_guest(stats: Stats) -> str:
+    """What its guest says it uses of its memory."""
+    used = stats.guest.used if stats.guest else None
+    return "-" if used is None else format_size(used)
 
 
 def _row(record: Record) -> tuple[str, ...]:

@@ -39,6 +39,10 @@ MountOption = Annotated[
     list[str] | None,
     typer.Option("--mount", help="SOURCE:TARGET[:ro], a directory of this host; may be repeated."),
 ]
+CpuWeightOption = Annotated[
+    int | None,
+    typer.Option(help="Its share of CPU time beside others: 1 to 10000, 100 is everybody's."),
+]
 EngineOption = Annotated[str | None, typer.Option(help="auto, qemu or native.")]
 ColdOption = Annotated[bool, typer.Option("--cold", help="Boot it, even where its image is warm.")]
 LabelOption = Annotated[
@@ -105,6 +109,7 @@ def make_spec(
     mount: list[str] | None = None,
     label: list[str] | None = None,
     engine: str | None = None,
+    cpu_weight: int | None = None,
 ) -> MachineSpec:
     """The specification that the options of ``create`` and ``run`` make.
 
@@ -121,6 +126,7 @@ def make_spec(
         "mounts": mount,
         "labels": pairs(label, "--label") or None,
         "engine": engine,
+        "cpu_weight": cpu_weight,
     }
     given = {field: value for field, value in asked.items() if value is not None}
     return machine_spec(image=image, name=name, **given)

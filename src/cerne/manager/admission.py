@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cerne.errors import CapacityError
+from cerne.host.cgroup import require_weights
 from cerne.units import MIB, format_size
 
 if TYPE_CHECKING:
@@ -29,7 +30,10 @@ def check_host(spec: MachineSpec) -> None:
 
     Raises:
         CapacityError: more CPUs or memory than the host has.
+        HostError: a CPU weight, where this host does not let this user give one.
     """
+    if spec.cpu_weight is not None:
+        require_weights()
     cpus = len(os.sched_getaffinity(0))
     if spec.cpus > cpus:
         raise CapacityError(

@@ -102,6 +102,7 @@ def _make(parent: Life, record: Record, children: Sequence[Life], engine: Engine
         if processes is None:
             processes = [engine.start(child.plan(directory)) for child in children]
         for child, process in zip(children, processes, strict=True):
+            child.take_weight(process)
             child.last = child.store.note_process(child.last, process)
             faults.step("child noted")
 

@@ -104,6 +104,10 @@ class Home:
     def machine_runtime(self, machine_id: str) -> Path:
         return self.machines_runtime / machine_id
 
+    def machine_group(self, machine_id: str) -> Path:
+        """Where it is noted what control group its process has."""
+        return self.machine_runtime(machine_id) / "group"
+
     def machine_lock(self, machine_id: str) -> Path:
         return self.locks / f"{machine_id}.lock"
 

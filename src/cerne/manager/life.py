@@ -21,16 +21,18 @@ from cerne.errors import (
     EngineError,
     GuestError,
     GuestTimeoutError,
+    HostError,
     NotFoundError,
     StateError,
 )
-from cerne.host.process import boot_id
+from cerne.host.cgroup import MachineGroup
+from cerne.host.process import ProcessIdentity, boot_id
 from cerne.manager.admission import memory_limit
 from cerne.manager.layers import Layers
 from cerne.manager.lock import held, is_held
 from cerne.manager.plan import launch_plan, share_tag
 from cerne.manager.readiness import BootWatch, ended_before_ready, last_lines
-from cerne.manager.recovery import discard, kill_strays, strays
+from cerne.manager.recovery import discard, discard_runtime, kill_strays, strays
 from cerne.manager.store import Record, State, Store
 
 if TYPE_CHECKING:
@@ -184,6 +186,7 @@ class Life:
             process = engine.start(plan)
             _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
             faults.step("started")
+            self.take_weight(process)
             note = self.store.note_process if record.unborn else self.store.set_process
             self.last = note(record, process)
         except BaseException as error:
@@ -268,18 +271,54 @@ class Life:
         """
         from cerne.engine.qmp import QmpClient
 
-        with QmpClient(self.runtime / "qmp.sock") as client:
+        with QmpClient(self.qmp_socket) as client:
             client.execute(command)
+
+    @property
+    def qmp_socket(self) -> Path:
+        return self.runtime / "qmp.sock"
+
+    def take_weight(self, process: ProcessIdentity) -> None:
+        """Give its process, which was just started, the CPU weight that it is to have, if any.
+
+        Raises:
+            HostError: the host does not let this user do so.
+        """
+        weight = self.spec.cpu_weight
+        if weight is not None:
+            self.weigh(process, weight)
+
+    def weigh(self, process: ProcessIdentity, weight: int) -> None:
+        """Give its process a CPU weight.
+
+        Raises:
+            HostError: the host does not let this user do so.
+        """
+        MachineGroup(self.id, self.home.machine_group(self.id)).weigh(process.pid, weight)
+        faults.step("weighed")
+
+    def leave_memory(self, size: int) -> None:
+        """Ask its guest to make do with this much memory, or to take as much again.
+
+        Raises:
+            StateError: it has no balloon.
+            EngineError: its process does not answer.
+        """
+        from cerne.engine.balloon import leave_memory
+        from cerne.engine.qmp import QmpClient
+
+        with QmpClient(self.qmp_socket) as client:
+            leave_memory(client, size, self.last.name)
 
     def clear_runtime(self) -> None:
         """Make its runtime directory, empty."""
-        discard(self.runtime)
+        discard_runtime(self.home, self.id)
         self.runtime.mkdir(mode=0o700)
 
     def ended(self, record: Record, state: State, reason: str) -> Record:
         """Record that it has no process any more; only a suspended machine keeps its memory."""
         _log.debug("%s is %s: %s", record.name, state, reason)
-        discard(self.runtime)
+        discard_runtime(self.home, self.id)
         self._discard_saved(whole=state is not State.SUSPENDED)
         return self.store.change(record, state, reason=reason)
 
@@ -306,7 +345,7 @@ class Life:
         # From here on it does not exist; what is left of it is swept by the next `create`.
         self.store.remove(record)
         discard(self.directory)
-        discard(self.runtime)
+        discard_runtime(self.home, self.id)
         self.lock_path.unlink(missing_ok=True)
         self.surroundings.collect()
 
@@ -370,8 +409,9 @@ class Life:
         found = strays(self.runtime)
         if len(found) == 1 and self._is_suspended() and not self.layers.is_replaced(self.id):
             # It may have run on and written to its disk: its memory of before is of no use then.
-            with contextlib.suppress(EngineError):
+            with contextlib.suppress(EngineError, HostError):
                 self.qmp("cont")
+                self.take_weight(found[0])
                 discard(self.saved)
                 return self.store.set_process(record, found[0])
         self._not_started(record, why)

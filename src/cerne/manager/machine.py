@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from cerne.manager.store import Event, Record, State
 from cerne.manager.template import Templates
 
 if TYPE_CHECKING:
+    from cerne.engine.balloon import GuestMemoryUse
     from cerne.guest import ExecResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.manager.snapshot import Snapshot
     from cerne.manager.spec import MachineSpec
@@ -118,7 +120,8 @@ class Machine:
             self._life.require(record, State.DEFINED, State.STOPPED, State.FAILED)
             image = self._life.image()
             engine = self._life.surroundings.choose_engine(self.spec.engine)
-            new = record.state is State.DEFINED and not cold
+            # What goes on from a template may have no balloon (see `cerne.engine.balloon`).
+            new = record.state is State.DEFINED and not cold and self.spec.balloon is None
             templates = Templates(self._life.surroundings)
             template = templates.find(self.spec, image, engine) if new else None
             warm = self._life.start_new(engine, template)
@@ -295,6 +298,24 @@ class Machine:
             if told:
                 self._life.renew(self._life.image())
 
+    def adjust(self, *, balloon: int | None = None, cpu_weight: int | None = None) -> None:
+        """Change what is given, at once where it runs, and for its next start.
+
+        Args:
+            balloon: bytes of its memory that its guest may have. The guest gives the rest back, in
+                its own time and as far as it can; `stats` tells how far it is.
+            cpu_weight: its share of CPU time beside others, 1 to 10000, where 100 is everybody's.
+
+        Raises:
+            InputError: a value cannot be, or none is given.
+            HostError: this host does not let this user give a CPU weight.
+            StateError: it has no balloon.
+            EngineError: it does not answer; it is as it was.
+        """
+        from cerne.manager.adjustment import adjust
+
+        adjust(self._life, balloon, cpu_weight)
+
     def remove(self, *, force: bool = False) -> None:
         """Remove it, with its disks and logs; with `force` even while it runs.
 
@@ -424,7 +445,17 @@ class Machine:
         """
         record = self.record
         self._life.require(record, State.RUNNING, State.PAUSED)
-        return measure(record, self._home.machine_directory(self.id))
+        used = measure(record, self._home.machine_directory(self.id))
+        return replace(used, guest=self._guest_memory(record))
+
+    def _guest_memory(self, record: Record) -> GuestMemoryUse | None:
+        from cerne.engine.balloon import guest_memory_use
+
+        runs = record.state is State.RUNNING
+        try:
+            return guest_memory_use(self._life.qmp_socket, record.memory, runs=runs)
+        except EngineError:
+            return None
 
     def _ask_to_shut_down(self, record: Record, was_ready: bool) -> None:
         """Tell the guest to shut down, by its agent or by its power button."""

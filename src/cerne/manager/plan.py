@@ -37,6 +37,7 @@ def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> 
         disks=disks,
         nics=(UserNic(mac_address(record.id, 0), spec.ports),),
         shares=shares,
+        balloon=spec.balloon,
         runtime=home.machine_runtime(record.id),
         logs=home.machine_directory(record.id),
     )

@@ -11,8 +11,13 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from cerne.host.cgroup import MachineGroup
 from cerne.host.process import ProcessIdentity
+
+if TYPE_CHECKING:
+    from cerne.manager.home import Home
 
 
 def strays(runtime: Path) -> list[ProcessIdentity]:
@@ -34,6 +39,12 @@ def kill_strays(runtime: Path) -> None:
     for process in strays(runtime):
         process.send(signal.SIGKILL)
         process.wait()
+
+
+def discard_runtime(home: Home, machine_id: str) -> None:
+    """Remove what a machine had of the host while it ran; it has no process any more."""
+    MachineGroup(machine_id, home.machine_group(machine_id)).remove()
+    discard(home.machine_runtime(machine_id))
 
 
 def discard(directory: Path) -> None:

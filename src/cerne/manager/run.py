@@ -34,6 +34,7 @@ def run(
     mounts: Sequence[Mount | str] = (),
     labels: Mapping[str, str] | None = None,
     engine: Literal["auto", "native", "qemu"] = "auto",
+    cpu_weight: int | None = None,
     timeout: float | str | None = None,
     progress: Progress | None = None,
 ) -> Iterator[Machine]:
@@ -49,6 +50,7 @@ def run(
         mounts: directories of this host, as ``SOURCE:TARGET[:ro]``.
         labels: free words for those who list machines.
         engine: which engine runs it; ``auto`` takes the quicker one for this host.
+        cpu_weight: its share of CPU time beside others, 1 to 10000, where 100 is everybody's.
         timeout: how long its guest may take to become ready, in seconds or as ``90s``.
         progress: told what is being made or fetched.
 
@@ -66,6 +68,7 @@ def run(
         mounts=tuple(mounts),
         labels=dict(labels or {}),
         engine=engine,
+        cpu_weight=cpu_weight,
     )
     limit = None if timeout is None else parse_duration(timeout)
     machine = manager.run(spec, timeout=limit, progress=progress)

@@ -7,13 +7,14 @@ numbers. Everything that can be refused without looking at the host is refused h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from cerne.errors import DamagedError, InputError
+from cerne.host.cgroup import DEFAULT_WEIGHT, LEAST_WEIGHT, MOST_WEIGHT
 from cerne.manager.names import check_name
 from cerne.network.ports import PublishedPort, parse_publish
 from cerne.units import GIB, MIB, format_size, parse_size
@@ -78,6 +79,11 @@ class MachineSpec(_Part):
     """Bytes of guest memory."""
     disk: Annotated[int | None, BeforeValidator(_bytes)] = None
     """Bytes of the root disk; None for the image's own size."""
+    balloon: Annotated[int | None, BeforeValidator(_bytes)] = None
+    """Bytes of its memory that its guest may have now; None for all."""
+    cpu_weight: int | None = None
+    """Its share of CPU time beside others, as cgroup v2's cpu.weight has it: 100 is everybody's;
+    None for no group of its own."""
     ports: tuple[Annotated[PublishedPort, BeforeValidator(_port)], ...] = ()
     mounts: tuple[Annotated[Mount, BeforeValidator(_mount)], ...] = ()
     labels: dict[str, str] = Field(default_factory=dict)
@@ -100,6 +106,18 @@ def machine_spec(**fields: object) -> MachineSpec:
         ) from error
     _check(spec)
     return spec
+
+
+def adjusted_spec(spec: MachineSpec, changes: Mapping[str, int]) -> MachineSpec:
+    """A specification with other values of what can be changed while a machine runs.
+
+    Raises:
+        InputError: a value cannot be.
+    """
+    adjusted = spec.model_copy(update=changes)
+    _check_balloon(adjusted)
+    _check_cpu_weight(adjusted)
+    return adjusted
 
 
 def stored_spec(text: str) -> MachineSpec:
@@ -128,6 +146,8 @@ def _check(spec: MachineSpec) -> None:
         raise InputError(f"memory of {spec.memory} bytes", hint="ask for a whole number of MiB")
     if spec.disk is not None:
         _check_size("a disk", spec.disk, SMALLEST_DISK, LARGEST_DISK)
+    _check_balloon(spec)
+    _check_cpu_weight(spec)
     _check_unique([(p.host_address, p.host_port, p.protocol) for p in spec.ports], "port")
     _check_unique([mount.target for mount in spec.mounts], "mount's target")
     for port in spec.ports:
@@ -141,6 +161,25 @@ def _check_size(what: str, size: int, smallest: int, largest: int) -> None:
         raise InputError(
             f"{what} of {format_size(size)} cannot be",
             hint=f"ask for {format_size(smallest)} to {format_size(largest)}",
+        )
+
+
+def _check_balloon(spec: MachineSpec) -> None:
+    if spec.balloon is None:
+        return
+    _check_size("a guest's memory", spec.balloon, SMALLEST_MEMORY, spec.memory)
+    if spec.balloon % MIB:
+        raise InputError(
+            f"a balloon that leaves {spec.balloon} bytes", hint="ask for a whole number of MiB"
+        )
+
+
+def _check_cpu_weight(spec: MachineSpec) -> None:
+    weight = spec.cpu_weight
+    if weight is not None and not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+        raise InputError(
+            f"{weight} is no CPU weight",
+            hint=f"ask for {LEAST_WEIGHT} to {MOST_WEIGHT}; {DEFAULT_WEIGHT} is everybody's",
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cerne.errors import StateError
 
 if TYPE_CHECKING:
+    from cerne.engine.balloon import GuestMemoryUse
     from cerne.manager.store import Record
 
 
@@ -30,6 +31,8 @@ class Stats:
     """Bytes of the host's disk that its own files take."""
     threads: int
     """Threads of its process."""
+    guest: GuestMemoryUse | None = None
+    """What its guest says of its memory; None where it has no balloon or does not answer."""
 
 
 def measure(record: Record, directory: Path) -> Stats:

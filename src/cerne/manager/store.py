@@ -403,6 +403,11 @@ class Store:
             except sqlite3.IntegrityError as error:
                 raise name_in_use(name) from error
 
+    def change_spec(self, record: Record, spec: str, detail: str) -> None:
+        """Give a machine another specification of the same name; `detail` says what changed."""
+        with self._transaction() as database:
+            self._write(database, record, {"spec": spec}, "changed", detail)
+
     def remove(self, record: Record) -> None:
         """Forget a machine; its events are kept."""
         with self._transaction() as database:

@@ -136,7 +136,10 @@ class Templates:
         discard(making)
         name = f"template-{directory.name[:8]}"
         record = new_record(
-            spec.model_copy(update={"name": name, "ports": ()}),
+            # What can be changed while a machine runs is each machine's own.
+            spec.model_copy(
+                update={"name": name, "ports": (), "balloon": None, "cpu_weight": None}
+            ),
             spec.image,
             image.digest,
             engine=engine.name,

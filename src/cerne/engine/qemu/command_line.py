@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 
+from cerne.engine.balloon import BALLOON
 from cerne.engine.base import (
     DiskPlan,
     FirmwareBoot,
@@ -138,7 +139,8 @@ def _balloon(plan: LaunchPlan) -> Iterator[str]:
     # copy-on-write (ram_block_discard_range): it would be gone from all other machines' memory.
     # The last of the devices, so that none has another place where it is missing.
     if _memory_file(plan) is None:
-        yield from ("-device", "virtio-balloon-pci,free-page-reporting=on,deflate-on-oom=on")
+        options = "free-page-reporting=on,deflate-on-oom=on"
+        yield from ("-device", f"virtio-balloon-pci,id={BALLOON},{options}")
 
 
 def _boot(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerne.engine.balloon import leave_memory
 from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan
 from cerne.engine.detached import answering, reap, spawn
 from cerne.engine.opened import Opened
@@ -79,7 +80,7 @@ class QemuEngine:
             )
             pid = spawn(argv, plan.engine_log, opened.descriptors)
         try:
-            return answering(pid, plan, "QEMU", _going_on(plan, state))
+            return answering(pid, plan, "QEMU", partial(_prepare, plan, state))
         except EngineError:
             # Another process may have taken a port since it was looked at: better words for that.
             require_free(forward for nic in plan.nics for forward in nic.forwards)
@@ -132,13 +133,14 @@ class QemuEngine:
         return read_ending(logs)
 
 
-def _going_on(plan: LaunchPlan, state: int | None) -> Callable[[QmpClient], None] | None:
-    """What a process does that goes on from a saved machine, whose state it has inherited."""
-    if plan.saved is None or state is None:
-        return None
-    from cerne.engine.qemu.saving import go_on
+def _prepare(plan: LaunchPlan, state: int | None, qmp: QmpClient) -> None:
+    """Do by QMP what its command line does not say; a saved machine's state is inherited."""
+    if plan.saved is not None and state is not None:
+        from cerne.engine.qemu.saving import go_on
 
-    return partial(go_on, state=state, memory_apart=(plan.saved / MEMORY_FILE).exists())
+        go_on(qmp, state=state, memory_apart=(plan.saved / MEMORY_FILE).exists())
+    if plan.balloon is not None:
+        leave_memory(qmp, plan.balloon, plan.name)
 
 
 def _opened_disk(disk: DiskPlan, opened: Opened) -> list[int]:

@@ -1,0 +1,117 @@
+"""A running machine's balloon, asked for and looked at in QMP: both engines have what QEMU has."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne.engine.qmp import QmpClient
+from cerne.errors import StateError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BALLOON = "balloon"
+"""What the device is called."""
+
+_PATH = f"/machine/peripheral/{BALLOON}"
+_STATISTICS = "guest-stats"
+_INTERVAL = "guest-stats-polling-interval"
+_PATIENCE = 1.0
+_MOMENT = 0.02
+_NOT_TOLD = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class GuestMemoryUse:
+    """What a guest says of its memory, in bytes; it may say anything."""
+
+    given: int
+    """What its balloon leaves it."""
+    used: int | None
+    """What it has in use and could not free at once; None where it does not say."""
+
+
+def leave_memory(qmp: QmpClient, size: int, machine: str) -> None:
+    """Ask a guest to make do with this much of its memory, or to take as much again.
+
+    It does so in its own time, and only as far as it can.
+
+    Raises:
+        StateError: the machine has no balloon.
+        EngineError: it does not answer.
+    """
+    from cerne.engine._qmp_session import QmpCommandError
+
+    try:
+        qmp.execute("balloon", {"value": size})
+    except QmpCommandError as error:
+        if error.error_class != "DeviceNotActive":
+            raise
+        # QEMU would take what one machine gives back from all that share a memory's file.
+        raise StateError(
+            f"{machine} went on from a template, and has no balloon on QEMU",
+            hint=f"boot it: cerne restart {machine}",
+            machine=machine,
+        ) from error
+
+
+def guest_memory_use(socket: Path, memory: int, *, runs: bool = True) -> GuestMemoryUse | None:
+    """What a guest of so much memory says of it now; None where there is no balloon.
+
+    One that `runs` is asked, and given a second to answer; another would not.
+
+    Raises:
+        EngineError: the machine does not answer.
+    """
+    from cerne.engine._qmp_session import QmpCommandError
+
+    with QmpClient(socket) as qmp:
+        try:
+            stats = _asked(qmp) if runs else None
+            balloon = qmp.execute("query-balloon")
+        except QmpCommandError:
+            return None
+    given = _number(balloon, "actual")
+    if given is None:
+        return None
+    total, available = (_number(stats, f"stat-{name}-memory") for name in ("total", "available"))
+    if total is None or available is None:
+        return GuestMemoryUse(given, None)
+    # Linux counts what is in a balloon that deflates by itself as used.
+    return GuestMemoryUse(given, max(0, total - available - (memory - given)))
+
+
+def _asked(qmp: QmpClient) -> object:
+    """What the guest answers in time, if it does."""
+    began = int(time.time())
+    deadline = time.monotonic() + _PATIENCE
+    # Each time that it is turned on the guest is asked at once.
+    _poll(qmp, 1)
+    try:
+        while True:
+            said = _statistics(qmp)
+            if (_number(said, "last-update") or 0) >= began:
+                return said.get("stats")
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(_MOMENT)
+    finally:
+        _poll(qmp, 0)
+
+
+def _poll(qmp: QmpClient, interval: int) -> None:
+    qmp.execute("qom-set", {"path": _PATH, "property": _INTERVAL, "value": interval})
+
+
+def _statistics(qmp: QmpClient) -> Mapping[str, object]:
+    said = qmp.execute("qom-get", {"path": _PATH, "property": _STATISTICS})
+    return said if isinstance(said, dict) else {}
+
+
+def _number(said: object, name: str) -> int | None:
+    value = said.get(name) if isinstance(said, dict) else None
+    known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _NOT_TOLD
+    return value if known else None

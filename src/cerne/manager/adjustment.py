@@ -1,0 +1,63 @@
+"""Changing a machine that may be running: the memory that its guest may have, its CPU weight.
+
+Its specification says so from then on, so that the next start, and whoever is forked from it, has
+it too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from cerne.errors import CerneError, InputError
+from cerne.host.cgroup import require_weights
+from cerne.manager.spec import adjusted_spec
+from cerne.manager.store import State
+
+if TYPE_CHECKING:
+    from cerne.manager.life import Life
+    from cerne.manager.store import Record
+
+
+def adjust(life: Life, balloon: int | None, cpu_weight: int | None) -> None:
+    """Change what is given (see `Machine.adjust`)."""
+    changes = {"balloon": balloon, "cpu_weight": cpu_weight}
+    given = {name: value for name, value in changes.items() if value is not None}
+    if not given:
+        raise InputError("nothing is to be changed", hint="say what: cerne set NAME --balloon 256M")
+    with life.operation("set") as record:
+        life.require(record, *_CHANGEABLE)
+        spec = adjusted_spec(life.spec, given)
+        if cpu_weight is not None:
+            require_weights()
+        if record.state.live:
+            _apply(life, record, balloon, cpu_weight)
+        words = ", ".join(f"{name} {value}" for name, value in given.items())
+        life.store.change_spec(record, spec.model_dump_json(), words)
+        life.last = life.store.get(life.id)
+
+
+_CHANGEABLE = (
+    State.RUNNING,
+    State.PAUSED,
+    State.DEFINED,
+    State.STOPPED,
+    State.FAILED,
+    State.SUSPENDED,
+)
+
+
+def _apply(life: Life, record: Record, balloon: int | None, cpu_weight: int | None) -> None:
+    """Change a process that runs: all of it, or nothing."""
+    former = life.spec.balloon
+    if balloon is not None:
+        life.leave_memory(balloon)
+    if cpu_weight is None or record.process is None:
+        return
+    try:
+        life.weigh(record.process, cpu_weight)
+    except BaseException:
+        if balloon is not None:
+            with contextlib.suppress(CerneError):
+                life.leave_memory(record.memory if former is None else former)
+        raise

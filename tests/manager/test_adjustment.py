@@ -1,0 +1,216 @@
+"""Changing machines that run and that do not, over an engine that only pretends."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.manager.conftest import FakeEngine
+
+from cerne import faults
+from cerne.errors import EngineError, HostError, InputError
+from cerne.host.cgroup import require_weights
+from cerne.manager import Home, Machine, Manager, State
+from cerne.manager.spec import MachineSpec, machine_spec
+from cerne.units import MIB
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How much memory guests were left, each time that they were asked."""
+    sizes: list[int] = []
+    monkeypatch.setattr(
+        "cerne.manager.life.Life.leave_memory", lambda _life, size: sizes.append(size)
+    )
+    return sizes
+
+
+@pytest.fixture
+def weights() -> None:
+    """Skips where this host does not let us weigh processes by its own files."""
+    if Path("/run/systemd/system").exists():
+        pytest.skip("systemd has the control groups here")
+    try:
+        require_weights()
+    except HostError as error:
+        pytest.skip(error.message)
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host on which no process can be weighed."""
+
+    def refuse() -> None:
+        raise HostError("a machine cannot be given a CPU weight here", hint="be root")
+
+    monkeypatch.setattr("cerne.manager.admission.require_weights", refuse)
+    monkeypatch.setattr("cerne.manager.adjustment.require_weights", refuse)
+
+
+def _spec(**fields: object) -> MachineSpec:
+    return machine_spec(**{"name": "web", "image": "blank", "memory": "64M", **fields})
+
+
+def _group(machine: Machine) -> str:
+    process = machine.record.process
+    assert process is not None
+    lines = Path(f"/proc/{process.pid}/cgroup").read_text().splitlines()
+    return next((line for line in lines if f"cerne-{machine.id}" in line), "")
+
+
+def _groups() -> set[Path]:
+    """The groups that machines have on this host, wherever they are nested."""
+    return {path for path in Path("/sys/fs/cgroup").glob("**/cerne-*") if path.is_dir()}
+
+
+@pytest.fixture
+def none_left() -> Iterator[None]:
+    before = _groups()
+    yield
+    assert _groups() <= before
+
+
+def test_a_machine_that_does_not_run_has_it_at_its_next_start(
+    machine: Machine, engine: FakeEngine, left: list[int]
+) -> None:
+    machine.adjust(balloon=48 * MIB)
+    assert machine.spec.balloon == 48 * MIB
+    machine.start()
+    assert engine.plans[-1].balloon == 48 * MIB
+    assert left == []
+    assert [event.kind for event in machine.events()].count("changed") == 1
+
+
+def test_a_machine_that_runs_or_is_paused_has_it_at_once(
+    machine: Machine, left: list[int], qmp: list[str]
+) -> None:
+    machine.start()
+    machine.adjust(balloon=48 * MIB)
+    machine.pause()
+    machine.adjust(balloon=64 * MIB)
+    assert left == [48 * MIB, 64 * MIB]
+    assert machine.spec.balloon == 64 * MIB
+    assert machine.state is State.PAUSED
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"balloon": 65 * MIB}, {"balloon": 1}, {"cpu_weight": 0}, {"cpu_weight": 10_001}],
+)
+def test_what_cannot_be_changes_nothing(
+    machine: Machine, left: list[int], changes: dict[str, int]
+) -> None:
+    machine.start()
+    before = machine.spec
+    with pytest.raises(InputError):
+        machine.adjust(**changes)
+    assert machine.spec == before
+    assert left == []
+
+
+def test_a_process_that_does_not_answer_keeps_what_it_has(machine: Machine) -> None:
+    machine.start()
+    with pytest.raises(EngineError):
+        machine.adjust(balloon=48 * MIB)
+    assert machine.spec.balloon is None
+
+
+def test_a_weight_that_cannot_be_given_is_refused_before_anything(
+    manager: Manager, machine: Machine, left: list[int], refused: None
+) -> None:
+    machine.start()
+    with pytest.raises(HostError, match="CPU weight"):
+        machine.adjust(balloon=48 * MIB, cpu_weight=300)
+    assert left == []
+    assert machine.spec.cpu_weight is None
+    with pytest.raises(HostError, match="CPU weight"):
+        manager.create(_spec(name="other", cpu_weight=300))
+    assert [each.name for each in manager.machines()] == ["web"]
+
+
+def test_what_fails_midway_is_put_back(
+    machine: Machine, left: list[int], weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise HostError("no")
+
+    machine.start()
+    monkeypatch.setattr("cerne.manager.life.Life.weigh", refuse)
+    with pytest.raises(HostError):
+        machine.adjust(balloon=48 * MIB, cpu_weight=300)
+    assert left == [48 * MIB, 64 * MIB]
+    assert machine.spec.balloon is None
+
+
+def test_a_machine_is_weighed_from_its_start_to_its_end(
+    manager: Manager, weights: None, none_left: None
+) -> None:
+    machine = manager.create(_spec(cpu_weight=300))
+    machine.start()
+    assert _group(machine)
+    machine.adjust(cpu_weight=50)
+    assert machine.spec.cpu_weight == 50
+    (child,) = machine.fork()
+    assert _group(child)
+    assert child.spec.cpu_weight == 50
+    machine.kill()
+    machine.start()
+    assert _group(machine)
+    child.remove(force=True)
+    machine.remove(force=True)
+
+
+def test_a_machine_that_asks_for_no_weight_has_no_group(
+    machine: Machine, weights: None, none_left: None
+) -> None:
+    machine.start()
+    assert not _group(machine)
+    machine.adjust(cpu_weight=300)
+    assert _group(machine)
+    machine.kill()
+
+
+def test_a_weight_that_fails_at_a_start_leaves_no_process(
+    manager: Manager, engine: FakeEngine, weights: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise HostError("no")
+
+    machine = manager.create(_spec(cpu_weight=300))
+    monkeypatch.setattr("cerne.host.cgroup.MachineGroup.weigh", refuse)
+    with pytest.raises(HostError):
+        machine.start()
+    assert machine.state is State.FAILED
+    assert engine.running() == 0
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_start_that_is_killed_leaves_no_group(
+    manager: Manager, weights: None, none_left: None, step: int
+) -> None:
+    machine = manager.create(_spec(cpu_weight=300))
+    pid = os.fork()
+    if pid == 0:
+        _start_and_die(manager.home, step)
+    os.waitpid(pid, 0)
+    machine.remove(force=True)
+    assert not manager.home.machine_runtime(machine.id).exists()
+
+
+def _start_and_die(home: Home, step: int) -> None:
+    left = step
+
+    def die(_name: str) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os._exit(99)
+
+    try:
+        faults.hook = die
+        engine = FakeEngine()
+        Manager(home, lambda _requested: engine).get("web").start()
+    finally:
+        os._exit(0)
