@@ -10,9 +10,9 @@ import pytest
 from tests.guests.harness import Running, ask, running
 
 from cerne.engine.qmp import QmpClient
-from cerne.vmm.end import PANICKED
 from cerne.errors import EngineError
 from cerne.units import MIB
+from cerne.vmm.end import PANICKED
 
 # 64-bit code, entered as Linux is. Ports: 0x3f8 is the serial port, 0x600 ACPI's sleep control,
 # 0x64 the keyboard controller.

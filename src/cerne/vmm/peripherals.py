@@ -39,13 +39,10 @@ class Peripherals:
         self._pci = PciHost(board, loop)
         self._agent = self._plug_agent(config.agents)
         self._pci.add(RngDevice())
-<<<<<<< HEAD
         self._pci.add_function(PanicNotifier(board.wishes.panicked, board.wishes.crash_loaded))
-=======
         self.balloon = Balloon(loop, board.memory, emit)
         self._pci.add(self.balloon.device)
         self._set_balloon()
->>>>>>> aff52a7 (Give what guests put into a balloon, and report as free, back to the host)
         self.slots = Slots(board, loop, self._pci, emit)
         self._disks: list[tuple[int | None, BlockDevice]] = []
         self._cables: list[Cable] = []
