@@ -6,7 +6,9 @@ import pytest
 
 from cerne.devices.bus import Bus
 from cerne.errors import KvmError
+from cerne.kvm.memory import PAGE_SIZE, GuestAddress, GuestMemory
 from cerne.kvm.vcpu import Vcpu
+from cerne.vmm.crash import Crash
 from cerne.vmm.vcpu import Buses, VcpuThread
 
 
@@ -27,14 +29,16 @@ class _Broken(Vcpu):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (KvmError("KVM_RUN", 14), "KVM_RUN failed: Bad address"),
+        (KvmError("KVM_RUN", 14), "KVM_RUN failed: Bad address (vCPU 0)"),
         (RuntimeError("unforeseen"), "a fault of the machine monitor itself"),
     ],
 )
 def test_a_machine_does_not_linger_without_its_processor(error: Exception, said: str) -> None:
-    crashes: list[str] = []
-    thread = VcpuThread(0, _Broken(error), Buses(Bus(), Bus()), crashes.append, None)
+    crashes: list[Crash] = []
+    memory = GuestMemory.anonymous([(GuestAddress(0), PAGE_SIZE)])
+    buses = Buses(Bus(), Bus())
+    thread = VcpuThread(0, _Broken(error), memory, buses, crashes.append, None)
     thread.resume()
     thread.start()
     thread.end()
-    assert crashes == [said]
+    assert [crash.reason for crash in crashes] == [said]

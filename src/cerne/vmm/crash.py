@@ -1,25 +1,187 @@
-"""What a guest was doing when it could go no further: for the log, in words and registers."""
+"""What a guest was doing when it could go no further: in a line for people, and at length.
+
+A triple fault counts as a crash and not as a reset, though a processor of its own would reset: a
+kernel has three better ways to ask for a reset, and one that faults for ever would begin anew for
+ever, with nobody told why.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 from cerne.errors import KvmError
+from cerne.kvm.abi import ExitReason, InternalError, kvm_regs, kvm_segment, kvm_sregs
+from cerne.kvm.exits import (
+    Exit,
+    FailEntryExit,
+    InternalErrorExit,
+    ShutdownExit,
+    UnsupportedExit,
+)
+from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
+from cerne.vmm.linear import read_linear
 
-_GENERAL = ("rip", "rsp", "rflags", "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
+_GENERAL = (
+    ("rax", "rbx", "rcx", "rdx"),
+    ("rsi", "rdi", "rbp", "rsp"),
+    ("r8", "r9", "r10", "r11"),
+    ("r12", "r13", "r14", "r15"),
+    ("rip", "rflags"),
+)
 _CONTROL = ("cr0", "cr2", "cr3", "cr4", "efer")
+_SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs", "tr", "ldt")
+_BEFORE, _AFTER = 16, 32
+_STACK = 64
+_LONG_MODE_ACTIVE = 1 << 10
+_PROTECTION, _PAGING = 1, 1 << 31
+
+_INTERNAL = {
+    InternalError.EMULATION: (
+        "KVM could not emulate an instruction",
+        "the kernel does not know it, or the guest ran on to where it has no code",
+    ),
+    InternalError.SIMUL_EX: (
+        "exceptions came upon each other that KVM does not know to combine",
+        "the guest's exception handlers fault themselves",
+    ),
+    InternalError.DELIVERY_EV: (
+        "an interrupt or exception could not be delivered",
+        "the guest's interrupt table or stack lies where it has no memory",
+    ),
+    InternalError.UNEXPECTED_EXIT_REASON: (
+        "the processor left the guest for a reason that this host's KVM does not know",
+        "a newer kernel on the host may know it",
+    ),
+}
+# Basic exit reasons of entries that failed (Intel SDM, volume 3, appendix C), whose bit 31 is set;
+# AMD's processors have one number for all (VMEXIT_INVALID).
+_ENTRY_FAILED = 1 << 31
+_ENTRIES = {
+    33: "the guest's state is not one that the processor takes",
+    34: "a model-specific register cannot be loaded",
+    41: "a machine check came: the host's hardware is at fault",
+}
+_INVALID = ((1 << 64) - 1, (1 << 32) - 1)
 
 
-def describe(vcpu: Vcpu, what: str, instruction: bytes = b"") -> str:
-    """The reason, with the registers and the instruction's bytes where they are known."""
-    parts = [what]
-    if instruction:
-        parts.append(f"instruction {instruction.hex(' ')}")
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """Why a vCPU can go no further."""
+
+    reason: str
+    """One line for people."""
+    report: str = ""
+    """Lines for who wants to know more: registers, code and stack."""
+
+
+def describe(index: int, vcpu: Vcpu, memory: GuestMemory, exit_: Exit, hint: str = "") -> Crash:
+    """What is known of a vCPU whose last exit ends its machine; for its own thread.
+
+    `hint` is said in place of what is likely on most hosts.
+    """
+    what, likely = _words(exit_)
+    lines = [f"the guest crashed on vCPU {index}: {what}"]
+    if hint or likely:
+        lines.append(f"  likely: {hint or likely}")
+    if isinstance(exit_, InternalErrorExit):
+        lines += _internal(exit_)
+    place = ""
     try:
         regs, sregs = vcpu.get_regs(), vcpu.get_sregs()
-    except KvmError:
-        return parts[0]
-    names = [*_GENERAL, *(f"r{number}" for number in range(8, 16))]
-    parts += [f"{name}={getattr(regs, name):#x}" for name in names]
-    parts += [f"{name}={getattr(sregs, name):#x}" for name in _CONTROL]
-    parts += [f"cs={sregs.cs.selector:#x} ss={sregs.ss.selector:#x}"]
-    return " ".join(parts)
+        place = f" at {regs.rip:#x}, {_mode(sregs)}"
+        lines += _registers(regs, sregs)
+        lines += _memory(vcpu, memory, regs, sregs)
+    except KvmError as error:
+        lines.append(f"  its registers cannot be read: {error.message}")
+    return Crash(f"{what} on vCPU {index}{place}", "\n".join(lines))
+
+
+def _words(exit_: Exit) -> tuple[str, str]:
+    """What has happened, and why that mostly does."""
+    match exit_:
+        case ShutdownExit():
+            return "a triple fault", (
+                "an exception came while the guest had no handler that works; "
+                "a kernel told to reboot so (reboot=t) does it deliberately"
+            )
+        case InternalErrorExit(suberror):
+            known = (f"KVM could not go on (internal error {suberror})", "")
+            return _INTERNAL.get(InternalError(suberror), known) if _is(suberror) else known
+        case FailEntryExit(reason):
+            return f"the processor refused to enter the guest ({reason:#x})", _entry(reason)
+        case UnsupportedExit(reason):
+            return f"an exit that nobody handles ({_exit_name(reason)})", ""
+        case _:
+            return f"an exit that nobody handles ({exit_})", ""
+
+
+def _is(suberror: int) -> bool:
+    return suberror in InternalError._value2member_map_
+
+
+def _entry(reason: int) -> str:
+    if reason in _INVALID:
+        return _ENTRIES[33]
+    if reason & _ENTRY_FAILED:
+        return _ENTRIES.get(reason & 0xFFFF, "")
+    return "the host's KVM, or what it runs on, has set the processor up wrongly"
+
+
+def _exit_name(reason: int) -> str:
+    try:
+        return ExitReason(reason).name
+    except ValueError:
+        return str(reason)
+
+
+def _internal(exit_: InternalErrorExit) -> Iterator[str]:
+    if exit_.instruction:
+        yield f"  instruction: {exit_.instruction.hex(' ')}"
+    if exit_.data:
+        yield f"  data: {' '.join(f'{each:#x}' for each in exit_.data)}"
+
+
+def _mode(sregs: kvm_sregs) -> str:
+    ring = sregs.cs.selector & 3 if sregs.cr0 & _PROTECTION else 0
+    if sregs.efer & _LONG_MODE_ACTIVE and sregs.cs.l:
+        return f"64-bit code in ring {ring}"
+    if not sregs.cr0 & _PROTECTION:
+        return "real mode"
+    return f"{32 if sregs.cs.db else 16}-bit code in ring {ring}"
+
+
+def _registers(regs: kvm_regs, sregs: kvm_sregs) -> Iterator[str]:
+    for row in _GENERAL:
+        yield "  " + " ".join(f"{name}={getattr(regs, name):#x}" for name in row)
+    yield "  " + " ".join(f"{name}={getattr(sregs, name):#x}" for name in _CONTROL)
+    for name in _SEGMENTS:
+        segment: kvm_segment = getattr(sregs, name)
+        yield (
+            f"  {name}={segment.selector:#x} base={segment.base:#x} limit={segment.limit:#x} "
+            f"type={segment.type:#x} dpl={segment.dpl} present={segment.present}"
+        )
+    tables = (("gdt", sregs.gdt), ("idt", sregs.idt))
+    yield "  " + " ".join(f"{name}={table.base:#x}/{table.limit:#x}" for name, table in tables)
+
+
+def _memory(vcpu: Vcpu, memory: GuestMemory, regs: kvm_regs, sregs: kvm_sregs) -> Iterator[str]:
+    here = _linear(sregs.cs, regs.rip, sregs)
+    code = read_linear(vcpu, memory, here, _AFTER)
+    if not code:
+        yield "  code: there is no memory at rip"
+    else:
+        before = read_linear(vcpu, memory, here - _BEFORE, _BEFORE) if here >= _BEFORE else b""
+        # What lies on a page that is not there ends short of rip.
+        before = before if len(before) == _BEFORE else b""
+        yield f"  code: {before.hex(' ')} <{code[0]:02x}> {code[1:].hex(' ')}".replace(":  ", ": ")
+    stack = read_linear(vcpu, memory, _linear(sregs.ss, regs.rsp, sregs), _STACK)
+    yield f"  stack: {stack.hex(' ', 8) if stack else 'there is no memory at rsp'}"
+
+
+def _linear(segment: kvm_segment, offset: int, sregs: kvm_sregs) -> int:
+    """The linear address of an offset in a segment; 64-bit code has none but the first."""
+    if sregs.efer & _LONG_MODE_ACTIVE and sregs.cs.l:
+        return offset
+    return segment.base + offset & 0xFFFF_FFFF

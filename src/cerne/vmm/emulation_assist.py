@@ -22,6 +22,7 @@ from cerne.kvm.abi import GuestDebug, VcpuEventFlag, kvm_cpuid_entry2
 from cerne.kvm.exits import DebugExit, InternalErrorExit
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
+from cerne.vmm.linear import read_linear
 
 COMMAND_LINE = (
     "acpi=off noxsave clearcpuid=308,297,580,141,151 clocksource=kvm-clock no_timer_check "
@@ -31,6 +32,12 @@ COMMAND_LINE = (
     "perf_event_sysfs_init,clockevents_init_sysfs,init_clocksource_sysfs,topology_init"
 )
 """What a Linux guest is told in addition: 308 is SMAP, 297 ERMS, 580 FSRM, 141 CX16, 151 POPCNT."""
+
+HINT = (
+    "this host's KVM emulates guests' kernel code and lacks this, which is not helped yet; "
+    "--engine qemu runs the guest"
+)
+"""What is said where KVM could not go on, in spite of the helps."""
 
 _LSTAR, _STAR, _SFMASK, _KERNEL_GS = 0xC000_0082, 0xC000_0081, 0xC000_0084, 0xC000_0102
 # Documentation/virt/kvm/x86/cpuid.rst
@@ -186,15 +193,8 @@ class EmulationAssist:
         return int(low | middle << 16 | high << 32)
 
     def _read(self, linear: int, length: int) -> bytes:
-        """Guest memory by the guest's own page tables; zeros where nothing is mapped."""
-        data = b""
-        while len(data) < length:
-            address = linear + len(data) & (1 << 64) - 1
-            part = min(length - len(data), 4096 - address % 4096)
-            found = self._vcpu.translate(address)
-            inside = found.valid and found.physical_address in self._memory
-            data += self._memory.read(found.physical_address, part) if inside else bytes(part)
-        return data
+        """Guest memory by the guest's own page tables; zeros from where nothing is mapped."""
+        return read_linear(self._vcpu, self._memory, linear, length).ljust(length, b"\0")
 
 
 def _skipped(code: bytes) -> int:

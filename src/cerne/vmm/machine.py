@@ -26,6 +26,7 @@ from cerne.vmm.board import Board, Wishes
 from cerne.vmm.channel import Channel
 from cerne.vmm.commands import commands
 from cerne.vmm.config import VmmConfig
+from cerne.vmm.crash import Crash
 from cerne.vmm.emulation_assist import COMMAND_LINE, EmulationAssist, without_hypercalls
 from cerne.vmm.end import PANICKED, End
 from cerne.vmm.loop import Loop
@@ -249,7 +250,9 @@ class Machine:
     def _new_threads(self) -> list[VcpuThread]:
         self._assists: list[EmulationAssist] = []
         return [
-            VcpuThread(index, vcpu, self.board.buses, self._crashed, self._assist(vcpu))
+            VcpuThread(
+                index, vcpu, self.memory, self.board.buses, self._crashed, self._assist(vcpu)
+            )
             for index, vcpu in enumerate(self.board.vcpus)
         ]
 
@@ -273,9 +276,10 @@ class Machine:
     def _pass_on(self, data: bytes) -> None:
         self._console.send(data)
 
-    def _crashed(self, what: str) -> None:
-        print(f"the guest crashed: {what}", file=sys.stderr, flush=True)
-        self._finish(End(False, f"the guest crashed: {what[:200]}"), "guest-panic")
+    def _crashed(self, crash: Crash) -> None:
+        reason = f"the guest crashed: {crash.reason}"
+        print(crash.report or reason, file=sys.stderr, flush=True)
+        self._finish(End(False, reason), "guest-panic")
 
     def _finish(self, end: End, cause: str) -> None:
         """Let the machine end so; the first to say counts. From any thread."""

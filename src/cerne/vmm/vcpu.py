@@ -15,17 +15,16 @@ from cerne.errors import KvmError
 from cerne.kvm.exits import (
     DebugExit,
     Exit,
-    FailEntryExit,
     HltExit,
     InternalErrorExit,
     InterruptedExit,
     IoExit,
     MmioExit,
-    ShutdownExit,
 )
+from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
-from cerne.vmm.crash import describe
-from cerne.vmm.emulation_assist import EmulationAssist
+from cerne.vmm.crash import Crash, describe
+from cerne.vmm.emulation_assist import HINT, EmulationAssist
 
 _JOIN_TIMEOUT = 5.0
 
@@ -62,11 +61,14 @@ class VcpuThread:
         self,
         index: int,
         vcpu: Vcpu,
+        memory: GuestMemory,
         buses: Buses,
-        on_crash: Callable[[str], None],
+        on_crash: Callable[[Crash], None],
         assist: EmulationAssist | None,
     ) -> None:
         self.vcpu = vcpu
+        self._index = index
+        self._memory = memory
         self._buses = buses
         self._on_crash = on_crash
         self._assist = assist
@@ -119,11 +121,11 @@ class VcpuThread:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        crash = "a fault of the machine monitor itself"
+        crash: Crash | None = Crash("a fault of the machine monitor itself")
         try:
             crash = self._run_on()
         except KvmError as error:
-            crash = error.message
+            crash = Crash(f"{error.message} (vCPU {self._index})")
         finally:
             # Whatever goes wrong here: a machine does not linger without its processor.
             if crash:
@@ -133,13 +135,13 @@ class VcpuThread:
                 self._paused = True
                 self._change.notify_all()
 
-    def _run_on(self) -> str:
+    def _run_on(self) -> Crash | None:
         """Run until told to stop; why the guest can go no further, or nothing."""
         while self._may_run():
             crash = self._step()
             if crash:
                 return crash
-        return ""
+        return None
 
     def _may_run(self) -> bool:
         """Wait while paused; False at the end."""
@@ -154,35 +156,30 @@ class VcpuThread:
             self._paused = False
             return not self._wanted_end
 
-    def _step(self) -> str:
+    def _step(self) -> Crash | None:
         """Run to the next exit and answer it; why the guest can go no further, or nothing."""
         exit_ = self.vcpu.run()
         if isinstance(exit_, IoExit | MmioExit):
             answer(self._buses, exit_)
             if self._assist is not None:
                 self._assist.after_exit()
-            return ""
+            return None
         return self._rare(exit_)
 
-    def _rare(self, exit_: Exit) -> str:
+    def _rare(self, exit_: Exit) -> Crash | None:
         match exit_:
             case InterruptedExit() | HltExit():
                 if self._assist is not None:
                     self._assist.look()
-                return ""
+                return None
             case InternalErrorExit() if self._assist and self._assist.take_failure(exit_):
-                return ""
+                return None
             case DebugExit() if self._assist and self._assist.take_debug(exit_):
-                return ""
-            case ShutdownExit():
-                return describe(self.vcpu, "a triple fault")
-            case InternalErrorExit():
-                return describe(
-                    self.vcpu,
-                    f"KVM could not go on (internal error {exit_.suberror})",
-                    exit_.instruction,
-                )
-            case FailEntryExit():
-                return describe(self.vcpu, f"the processor refused the guest's state: {exit_}")
+                return None
+            case InternalErrorExit() if self._assist:
+                return self._describe(exit_, HINT)
             case _:
-                return describe(self.vcpu, f"an exit that nobody handles: {exit_}")
+                return self._describe(exit_)
+
+    def _describe(self, exit_: Exit, hint: str = "") -> Crash:
+        return describe(self._index, self.vcpu, self._memory, exit_, hint)
