@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cerne.devices.power import POWER_BUTTON
+from cerne.errors import InputError
 from cerne.vmm.config import disk_from_json, nic_from_json
 from cerne.vmm.fork import fork, save
 from cerne.vmm.runstate import RunState
@@ -19,15 +20,19 @@ if TYPE_CHECKING:
 
 def commands(machine: Machine) -> dict[str, Command]:
     """The commands by their names."""
-    functions: dict[str, Callable[[Machine, Request], object]] = {
+    simple: dict[str, Callable[[Machine], object]] = {
         "query-status": _query_status,
         "query-name": _query_name,
+        "query-kvm": _query_kvm,
+        "query-target": _query_target,
         "query-cpus-fast": _query_cpus,
         "stop": _stop,
         "cont": _cont,
         "system_powerdown": _press_power_button,
         "system_reset": _reset,
         "quit": _quit,
+    }
+    functions: dict[str, Callable[[Machine, Request], object]] = {
         "cerne-plug-disk": _plug_disk,
         "cerne-plug-nic": _plug_nic,
         "device_del": _ask_back,
@@ -39,12 +44,27 @@ def commands(machine: Machine) -> dict[str, Command]:
     }
     balloon = machine.peripherals.balloon
     return {
+        **{
+            name: partial(_without_arguments, partial(each, machine))
+            for name, each in simple.items()
+        },
         **{name: partial(function, machine) for name, function in functions.items()},
         "balloon": balloon.qmp_balloon,
         "query-balloon": balloon.qmp_query_balloon,
         "qom-get": balloon.qmp_qom_get,
         "qom-set": balloon.qmp_qom_set,
     }
+
+
+def _without_arguments(function: Callable[[], object], request: Request) -> object:
+    """Do what takes no arguments.
+
+    Raises:
+        InputError: there are some.
+    """
+    for name in request.arguments:
+        raise InputError(f"there is no argument {name!r}")
+    return function()
 
 
 def _plug_disk(machine: Machine, request: Request) -> object:
@@ -86,48 +106,61 @@ def _slot(request: Request) -> int:
     return slot_of(request.arguments.text("id", 64))
 
 
-def _query_status(machine: Machine, _: Request) -> object:
+def _query_status(machine: Machine) -> object:
     state = machine.run_state
     return {"status": state.value, "running": state is RunState.RUNNING, "singlestep": False}
 
 
-def _query_name(machine: Machine, _: Request) -> object:
+def _query_name(machine: Machine) -> object:
     return {"name": machine.config.name}
 
 
-def _query_cpus(machine: Machine, _: Request) -> object:
+def _query_kvm(_: Machine) -> object:
+    return {"enabled": True, "present": True}
+
+
+def _query_target(_: Machine) -> object:
+    return {"arch": "x86_64"}
+
+
+def _query_cpus(machine: Machine) -> object:
     return [
-        {"cpu-index": index, "thread-id": thread, "target": "x86_64"}
+        {
+            "cpu-index": index,
+            "qom-path": f"/machine/cpus/{index}",
+            "thread-id": thread,
+            "target": "x86_64",
+        }
         for index, thread in enumerate(machine.vcpu_threads)
     ]
 
 
-def _stop(machine: Machine, _: Request) -> object:
+def _stop(machine: Machine) -> object:
     if machine.pause():
         machine.emit("STOP")
     return {}
 
 
-def _cont(machine: Machine, _: Request) -> object:
+def _cont(machine: Machine) -> object:
     if machine.run_state is not RunState.RUNNING:
         machine.resume()
         machine.emit("RESUME")
     return {}
 
 
-def _press_power_button(machine: Machine, _: Request) -> object:
+def _press_power_button(machine: Machine) -> object:
     machine.require("to press its power button", RunState.RUNNING, RunState.PAUSED)
     machine.board.power.signal(POWER_BUTTON)
     machine.emit("POWERDOWN")
     return {}
 
 
-def _reset(machine: Machine, _: Request) -> object:
+def _reset(machine: Machine) -> object:
     machine.require("to reset it", RunState.RUNNING, RunState.PAUSED)
     machine.reset("host-qmp-system-reset")
     return {}
 
 
-def _quit(machine: Machine, _: Request) -> object:
+def _quit(machine: Machine) -> object:
     machine.end("it was told to quit", "host-qmp-quit")
     return {}

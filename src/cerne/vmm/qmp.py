@@ -28,6 +28,7 @@ _VERSION: dict[str, object] = {
 
 _DECODER = json.JSONDecoder()
 
+_MOST_CLIENTS = 32
 _MOST_DESCRIPTORS = 4096
 # As many as the kernel passes with one message (SCM_MAX_FD).
 _DESCRIPTORS_AT_ONCE = 253
@@ -60,6 +61,19 @@ class Request:
 
 
 Command = Callable[[Request], object]
+
+_NEGOTIATE = "qmp_capabilities"
+_GENERIC, _COMMAND_NOT_FOUND = "GenericError", "CommandNotFound"
+_DEVICE_NOT_FOUND = "DeviceNotFound"
+
+
+class _RefusedError(Exception):
+    """A request is answered with an error of one of QMP's classes."""
+
+    def __init__(self, words: str, kind: str = _GENERIC) -> None:
+        super().__init__(words)
+        self.words = words
+        self.kind = kind
 
 
 class QmpServer:
@@ -102,49 +116,65 @@ class QmpServer:
 
     def run(self, client: _Client, request: object) -> None:
         """Answer one request."""
-        if not isinstance(request, dict) or not isinstance(request.get("execute"), str):
-            client.fail(None, "a QMP request has an 'execute' member")
-            return
-        name, identity = request["execute"], request.get("id")
-        if name == "qmp_capabilities":
-            client.negotiated = True
-            client.answer(identity, {})
-        elif not client.negotiated:
-            client.fail(identity, "expecting capabilities negotiation with 'qmp_capabilities'")
-        elif name not in self._commands:
-            words = f"the command {name} has not been found"
-            client.fail(identity, words, kind="CommandNotFound")
+        try:
+            name, arguments = _command_of(request)
+            command = self._capabilities if name == _NEGOTIATE else self._commands.get(name)
+            answer = self._execute(client, name, command, arguments)
+        except _RefusedError as refused:
+            client.fail(_identity(request), refused.words, refused.kind)
         else:
-            self._execute(client, self._commands[name], request.get("arguments"), identity)
+            client.answer(_identity(request), answer)
 
     def _execute(
-        self, client: _Client, command: Command, arguments: object, identity: object
-    ) -> None:
-        values = arguments if isinstance(arguments, dict) else {}
-        request = Request(SavedState("the command", values), client.take_descriptors())
+        self, client: _Client, name: str, command: Command | None, arguments: Mapping[str, object]
+    ) -> object:
+        if client.negotiated == (name == _NEGOTIATE):
+            words = "are negotiated already" if client.negotiated else f"come first: {_NEGOTIATE}"
+            raise _RefusedError(f"capabilities {words}", _COMMAND_NOT_FOUND)
+        if command is None:
+            raise _RefusedError(f"the command {name} has not been found", _COMMAND_NOT_FOUND)
+        request = Request(SavedState("the command", arguments), client.take_descriptors())
         try:
             answer = command(request)
+        except NotFoundError as error:
+            raise _RefusedError(error.message, _DEVICE_NOT_FOUND) from error
         except CerneError as error:
-            kind = "DeviceNotFound" if isinstance(error, NotFoundError) else "GenericError"
-            client.fail(identity, error.message, kind=kind)
-        else:
-            client.answer(identity, answer)
-        for descriptor in request.descriptors:
-            os.close(descriptor)
+            raise _RefusedError(error.message) from error
+        except OSError as error:
+            # A descriptor that is of another kind, or no more of them.
+            raise _RefusedError(f"{name} failed: {error.strerror or error}") from error
+        finally:
+            for descriptor in request.descriptors:
+                os.close(descriptor)
+        client.negotiated = True
+        return answer
+
+    def _capabilities(self, request: Request) -> object:
+        # An empty list is all that may be enabled.
+        if "enable" in request.arguments:
+            request.arguments.sections("enable", 0)
+        return {}
 
     def forget(self, client: _Client) -> None:
         """A client has gone."""
         self._clients.remove(client)
 
     def _accept(self) -> None:
-        connection, _ = self._listener.accept()
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            # It has gone again, or there are no descriptors left for it.
+            return
+        if len(self._clients) >= _MOST_CLIENTS:
+            connection.close()
+            return
         connection.setblocking(False)
         client = _Client(self._loop, connection, self)
         self._clients.append(client)
         client.send({"QMP": {"version": _VERSION, "capabilities": []}})
 
     def _query_commands(self, _: Request) -> object:
-        return [{"name": name} for name in sorted([*self._commands, "qmp_capabilities"])]
+        return [{"name": name} for name in sorted([*self._commands, _NEGOTIATE])]
 
 
 class _Client:
@@ -164,7 +194,7 @@ class _Client:
     def answer(self, identity: object, value: object) -> None:
         self.send({"return": value} | ({} if identity is None else {"id": identity}))
 
-    def fail(self, identity: object, words: str, kind: str = "GenericError") -> None:
+    def fail(self, identity: object, words: str, kind: str = _GENERIC) -> None:
         error = {"error": {"class": kind, "desc": words}}
         self.send(error | ({} if identity is None else {"id": identity}))
 
@@ -248,6 +278,25 @@ class _Client:
         self._loop.watch(self._connection.fileno(), None)
         self.close()
         self._server.forget(self)
+
+
+def _command_of(request: object) -> tuple[str, Mapping[str, object]]:
+    """A request's command and its arguments; raises _RefusedError for what is no request."""
+    if not isinstance(request, dict):
+        raise _RefusedError("a QMP request is an object")
+    for member in request:
+        if member not in ("execute", "arguments", "id"):
+            raise _RefusedError(f"a QMP request has no member {member!r}")
+    name, arguments = request.get("execute"), request.get("arguments", {})
+    if not isinstance(name, str):
+        raise _RefusedError("a QMP request has a member 'execute', a string")
+    if not isinstance(arguments, dict):
+        raise _RefusedError("the member 'arguments' of a QMP request is an object")
+    return name, arguments
+
+
+def _identity(request: object) -> object:
+    return request.get("id") if isinstance(request, dict) else None
 
 
 def _is_utf8(data: bytes) -> bool:
