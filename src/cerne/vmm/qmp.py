@@ -135,17 +135,19 @@ class QmpServer:
             raise _RefusedError(f"the command {name} has not been found", _COMMAND_NOT_FOUND)
         request = Request(SavedState("the command", arguments), client.take_descriptors())
         try:
-            answer = command(request)
+            answer: object = command(request)
         except NotFoundError as error:
-            raise _RefusedError(error.message, _DEVICE_NOT_FOUND) from error
+            answer = _RefusedError(error.message, _DEVICE_NOT_FOUND)
         except CerneError as error:
-            raise _RefusedError(error.message) from error
+            answer = _RefusedError(error.message)
         except OSError as error:
             # A descriptor that is of another kind, or no more of them.
-            raise _RefusedError(f"{name} failed: {error.strerror or error}") from error
-        finally:
-            for descriptor in request.descriptors:
-                os.close(descriptor)
+            answer = _RefusedError(f"{name} failed: {error.strerror or error}")
+        # Not where a forked child leaves this function: they are its own.
+        for descriptor in request.descriptors:
+            os.close(descriptor)
+        if isinstance(answer, _RefusedError):
+            raise answer
         client.negotiated = True
         return answer
 
