@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cerne.host.probe import measure_guest_speed
 from cerne.host.programs import find_program, install_command
 
 
@@ -85,3 +86,9 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
             time.sleep(0.05)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def emulated(kvm_device: Path) -> bool:
+    """Whether this host's kernel emulates guests' kernel code, as the engine is told."""
+    return not measure_guest_speed(kvm_device).ring0_native

@@ -121,10 +121,10 @@ class Board:
         rsdp = write_tables(self.memory, len(self.vcpus))
         if mp_table:
             write_mp_table(self.memory, len(self.vcpus), self._signature())
-        if loaded.protocol is Protocol.LINUX64:
-            write_zero_page(self.memory, loaded.setup_header, entries, ramdisk, rsdp)
-        else:
+        if loaded.protocol is Protocol.PVH:
             write_pvh_info(self.memory, entries, ramdisk, rsdp)
+        else:
+            write_zero_page(self.memory, loaded.setup_header, entries, ramdisk, rsdp)
         first = self.vcpus[0]
         regs, sregs = first.get_regs(), first.get_sregs()
         set_entry(self.memory, loaded, sregs, regs)

@@ -1,8 +1,9 @@
 """The state in which the first vCPU enters a kernel.
 
 Linux's 64-bit protocol: long mode, the first 4 GiB mapped one to one, flat segments with the
-selectors __BOOT_CS (0x10) and __BOOT_DS (0x18), interrupts off, RSI at the zero page. PVH: 32-bit
-protected mode, no paging, EBX at the start info.
+selectors __BOOT_CS (0x10) and __BOOT_DS (0x18), interrupts off, RSI at the zero page. Its 32-bit
+protocol: the same without paging, in 32-bit protected mode. PVH: like that, but EBX at the start
+info.
 """
 
 from __future__ import annotations
@@ -65,8 +66,9 @@ def set_entry(memory: GuestMemory, kernel: LoadedKernel, sregs: kvm_sregs, regs:
     regs.rflags = _RFLAGS_RESERVED
     regs.rip = kernel.entry
     regs.rsp = layout.BOOT_STACK
-    regs.rsi = layout.ZERO_PAGE if long_mode else 0
-    regs.rbx = 0 if long_mode else layout.PVH_INFO
+    pvh = kernel.protocol is Protocol.PVH
+    regs.rsi = 0 if pvh else layout.ZERO_PAGE
+    regs.rbx = layout.PVH_INFO if pvh else 0
 
 
 def _flat(segment: kvm_segment, selector: int, kind: int, *, long_mode: bool) -> None:

@@ -1,4 +1,4 @@
-"""Loading a kernel and its initrd: bzImage by the 64-bit protocol, ELF by the same or by PVH.
+"""Loading a kernel and its initrd: bzImage by Linux's boot protocol, ELF by the same or by PVH.
 
 Documentation/arch/x86/boot.rst of the Linux kernel and the System V ABI's ELF-64. The files are
 hostile: every offset, length and address is checked before it is used, and what does not hold is
@@ -21,7 +21,11 @@ _PAGE = 4096
 _PT_LOAD = 1
 _PT_NOTE = 4
 _XEN_ELFNOTE_PHYS32_ENTRY = 18
+# Of the boot protocol: versions, and bits of its loadflags and xloadflags.
+_FIRST_WITH_PLACE, _FIRST_WITH_XLF = 0x020A, 0x020C
+_LOADED_HIGH = 1
 _XLF_KERNEL_64 = 1
+_ENTRY64 = 0x200
 _MAX_SEGMENTS = 64
 _MAX_NOTES = 64 * 1024
 
@@ -31,6 +35,8 @@ class Protocol(Enum):
 
     LINUX64 = "linux64"
     """In long mode, RSI at the zero page."""
+    LINUX32 = "linux32"
+    """In 32-bit protected mode without paging, ESI at the zero page."""
     PVH = "pvh"
     """In 32-bit protected mode without paging, EBX at the start info."""
 
@@ -90,11 +96,12 @@ def _load_bzimage(memory: GuestMemory, descriptor: int, head: bytes, size: int) 
     if len(head) < SETUP_HEADER_END:
         raise ImageError("the bzImage is cut short within its header")
     version = _u16(head, 0x206)
-    if version < 0x020C or not _u16(head, 0x236) & _XLF_KERNEL_64:
+    if version < _FIRST_WITH_PLACE or not head[0x211] & _LOADED_HIGH:
         raise ImageError(
-            "the bzImage has no 64-bit entry",
-            hint="use a kernel for x86-64 of Linux 3.8 or later",
+            "the bzImage does not say where it is to lie, and only a BIOS can enter it",
+            hint="use a kernel of Linux 2.6.31 or later",
         )
+    long_mode = version >= _FIRST_WITH_XLF and _u16(head, 0x236) & _XLF_KERNEL_64
     setup_size = ((head[0x1F1] or 4) + 1) * 512
     if size <= setup_size:
         raise ImageError("the bzImage is cut short after its setup code")
@@ -108,8 +115,8 @@ def _load_bzimage(memory: GuestMemory, descriptor: int, head: bytes, size: int) 
     _read_into(memory, descriptor, setup_size, GuestAddress(address), size - setup_size)
     header_end = min(0x202 + head[0x201], SETUP_HEADER_END)
     return LoadedKernel(
-        protocol=Protocol.LINUX64,
-        entry=GuestAddress(address + 0x200),
+        protocol=Protocol.LINUX64 if long_mode else Protocol.LINUX32,
+        entry=GuestAddress(address + (_ENTRY64 if long_mode else 0)),
         end=address + needed,
         setup_header=head[SETUP_HEADER:header_end],
         initrd_limit=_u32(head, 0x22C),
