@@ -30,3 +30,13 @@ def test_a_kernel_finds_its_command_line(name: str, home: Path, kvm_device: Path
     with running(home, kernel, command_line="root=here quiet") as machine:
         assert machine.end() == (True, "the guest shut down")
         assert machine.console() == b"root=here quiet"
+
+
+def test_a_32_bit_guest_returns_from_an_interrupt(home: Path, emulated: bool) -> None:
+    # pushf; push cs; push of what follows the iret and a hlt
+    frame = bytes.fromhex("9c 0e 68") + (MIB + 9).to_bytes(4, "little")
+    kernel = home / "kernel"
+    kernel.write_bytes(bzimage(frame + bytes.fromhex("cf f4") + _LINUX, long_mode=False))
+    with running(home, kernel, command_line="back", emulated=emulated) as machine:
+        assert machine.end() == (True, "the guest shut down")
+        assert machine.console().startswith(b"back")

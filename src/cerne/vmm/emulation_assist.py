@@ -7,6 +7,8 @@ only place that knows of it. What is missing there, and done here:
   first instruction faults. A hardware breakpoint at the page fault handler catches just that fault,
   and completes the SYSCALL as the AMD manual (volume 3) has it.
 - int3, clac, stac and fwait are not known to the emulator: they arrive as emulation failures.
+- IRET in 32-bit protected mode is not known either; it is done where it returns to the same
+  segment, from the place where the host's kernel puts an interrupt's frame.
 - VMCALL, which guests with several processors wake each other by, is never done: the features that
   use it are hidden.
 - Some features are known to the processor and not to the emulator; the kernel's command line turns
@@ -18,7 +20,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from cerne.kvm.abi import GuestDebug, VcpuEventFlag, kvm_cpuid_entry2
+from cerne.kvm.abi import GuestDebug, VcpuEventFlag, kvm_cpuid_entry2, kvm_regs
 from cerne.kvm.exits import DebugExit, InternalErrorExit
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
@@ -49,8 +51,10 @@ _GATE_SIZE = 16
 _BREAK_ON_EXECUTION = 0x1 | 0x700  # DR7: the first breakpoint, and bit 10 that is always one
 _RESUME, _ALIGNMENT_CHECK = 1 << 16, 1 << 18
 _ENDBR64, _SWAPGS = b"\xf3\x0f\x1e\xfa", b"\x0f\x01\xf8"
-_INT3, _FWAIT, _CLAC, _STAC = b"\xcc", b"\x9b", b"\x0f\x01\xca", b"\x0f\x01\xcb"
-_FRAME = struct.Struct("<6Q")
+_IRET, _INT3, _FWAIT, _CLAC, _STAC = b"\xcf", b"\xcc", b"\x9b", b"\x0f\x01\xca", b"\x0f\x01\xcb"
+_FRAME, _FRAME32 = struct.Struct("<6Q"), struct.Struct("<IH2xI")
+_PROTECTED, _LONG_MODE_ACTIVE = 1 << 0, 1 << 10  # of CR0, of EFER
+_RFLAGS_OF_IRET, _RFLAGS_ALWAYS = 0x25_3FD7, 1 << 1  # neither a nested task nor virtual 8086 mode
 _RING = 3
 # Exits between two looks at whether the guest has moved its handler.
 _LOOK_EVERY = 64
@@ -115,7 +119,7 @@ class EmulationAssist:
         elif code.startswith(_INT3):
             regs.rip += len(_INT3)
             self._inject_breakpoint()
-        else:
+        elif not (code.startswith(_IRET) and self._return_from_interrupt(regs)):
             return False
         self._vcpu.set_regs(regs)
         self._watch_page_faults()
@@ -160,6 +164,22 @@ class EmulationAssist:
         self._vcpu.set_sregs(sregs)
         self._vcpu.set_regs(regs)
         self._vcpu.set_msrs({_KERNEL_GS: user_gs})
+
+    def _return_from_interrupt(self, regs: kvm_regs) -> bool:
+        """Do a 32-bit IRET (Intel SDM, volume 2) that changes no segment; False for any other."""
+        sregs = self._vcpu.get_sregs()
+        protected = sregs.cr0 & _PROTECTED and not sregs.efer & _LONG_MODE_ACTIVE
+        if not (protected and sregs.cs.db and sregs.ss.db):
+            return False
+        stack = regs.rsp & 0xFFFF_FFFF
+        # The host's kernel puts an interrupt's frame there as if the stack's segment had no base.
+        for address in {sregs.ss.base + stack, stack}:
+            rip, selector, rflags = _FRAME32.unpack(self._read(address, _FRAME32.size))
+            if selector == sregs.cs.selector and not rflags & ~_RFLAGS_OF_IRET:
+                regs.rip, regs.rflags = rip, rflags | _RFLAGS_ALWAYS
+                regs.rsp = stack + _FRAME32.size & 0xFFFF_FFFF
+                return True
+        return False
 
     def _inject_breakpoint(self) -> None:
         events = self._vcpu.get_vcpu_events()
