@@ -19,6 +19,9 @@ from cerne.network.ports import PublishedPort
 PortForward = PublishedPort
 """A port of the host that leads to a port of the guest."""
 
+VSOCK_SOCKET = "guest.sock"
+"""In `LaunchPlan.vsock_directory`: leads to the guest's ports."""
+
 AGENT_PORTS = 8
 """How many agent ports a machine has: so many sessions (exec, cp, shell) can run side by side."""
 
@@ -102,6 +105,11 @@ class LaunchPlan:
     @property
     def agent_sockets(self) -> tuple[Path, ...]:
         return tuple(self.runtime / f"agent{i}.sock" for i in range(AGENT_PORTS))
+
+    @property
+    def vsock_directory(self) -> Path:
+        """Holds the Unix sockets that lead into the guest and out of it, where it has such."""
+        return self.runtime / "vsock"
 
     @property
     def console_log(self) -> Path:

@@ -12,7 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from cerne.devices.state import SavedState
-from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, KernelBoot, LaunchPlan
+from cerne.engine.base import (
+    VSOCK_SOCKET,
+    DiskPlan,
+    Ending,
+    FirmwareBoot,
+    KernelBoot,
+    LaunchPlan,
+)
 from cerne.engine.detached import answering, kill, last_line, reap, spawn
 from cerne.engine.nursery import Nursery, another_nursery
 from cerne.engine.opened import Opened
@@ -42,6 +49,7 @@ from cerne.vmm.config import (
     NicConfig,
     SavedConfig,
     VmmConfig,
+    VsockConfig,
 )
 from cerne.vmm.end import PANICKED
 from cerne.vmm.snapshot import VERSION, memory_digest
@@ -203,6 +211,7 @@ class NativeEngine:
             ending=opened.new(plan.logs / ENDING_FILE),
             disks=tuple(_disk(disk, opened) for disk in plan.disks),
             nics=tuple(_nic(plan, index, opened) for index in range(len(plan.nics))),
+            vsock=_vsock(plan, opened),
             balloon=plan.balloon,
             emulated=self.emulated,
         )
@@ -248,6 +257,13 @@ def _nic(plan: LaunchPlan, index: int, opened: Opened) -> NicConfig:
         command = passt_command(require_program("passt"), theirs, nic.forwards)
         spawn(command, plan.logs / PASST_LOG, [theirs])
     return NicConfig(nic.mac, ours)
+
+
+def _vsock(plan: LaunchPlan, opened: Opened) -> VsockConfig:
+    return VsockConfig(
+        directory=opened.searched(plan.vsock_directory),
+        listener=opened.listening(plan.vsock_directory / VSOCK_SOCKET),
+    )
 
 
 @contextlib.contextmanager

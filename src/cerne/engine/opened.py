@@ -12,6 +12,8 @@ from typing import Self
 from cerne.engine.detached import listening_socket
 from cerne.errors import StorageError
 
+_SEARCHED_BY_ALL = 0o711
+
 
 class Opened:
     """Descriptors for one process; a context manager that closes them here.
@@ -66,6 +68,21 @@ class Opened:
             EngineError: it cannot be made.
         """
         return self.take(listening_socket(path).detach())
+
+    def searched(self, path: Path) -> int:
+        """A new directory, whose names the process may look up, and none make or remove.
+
+        It may as another user: who may come there is for the directory above it to say.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        try:
+            path.mkdir()
+            path.chmod(_SEARCHED_BY_ALL)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be made: {error.strerror}") from error
+        return self._open(path, os.O_PATH | os.O_DIRECTORY)
 
     @contextlib.contextmanager
     def pair(self) -> Iterator[tuple[int, int]]:

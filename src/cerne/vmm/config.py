@@ -75,6 +75,15 @@ class NicConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class VsockConfig:
+    """The sockets between a guest and its host (`cerne.vmm.vsock`)."""
+
+    listener: int
+    directory: int
+    """The directory, to look up names in it."""
+
+
+@dataclass(frozen=True, slots=True)
 class VmmConfig:
     """One machine, with every file that its process may touch."""
 
@@ -97,6 +106,7 @@ class VmmConfig:
     """Where it goes on from, if it does not boot; a forked child has its parent's memory."""
     disks: tuple[DiskConfig, ...] = ()
     nics: tuple[NicConfig, ...] = ()
+    vsock: VsockConfig | None = None
     balloon: int | None = None
     """Bytes of its memory that the guest may have; None for all, or for what it had when saved."""
     engine_log: int | None = None
@@ -112,6 +122,8 @@ class VmmConfig:
         if self.engine_log is not None:
             numbers.add(self.engine_log)
         numbers.update(nic.link for nic in self.nics)
+        if self.vsock is not None:
+            numbers.update((self.vsock.listener, self.vsock.directory))
         numbers.add(self.boot.kernel)
         if self.boot.initrd is not None:
             numbers.add(self.boot.initrd)
@@ -170,6 +182,7 @@ class VmmConfig:
             ending=descriptor(saved, "ending"),
             disks=disks_from_json(saved, descriptors),
             nics=tuple(nic_from_json(part, descriptors) for part in saved.sections("nics", None)),
+            vsock=None if saved.is_none("vsock") else _vsock(saved.section("vsock"), descriptor),
             balloon=(
                 None if saved.is_none("balloon") else saved.integer("balloon", _MOST_BYTES, 1)
             ),
@@ -219,6 +232,10 @@ def nic_from_json(saved: SavedState, descriptors: Descriptors) -> NicConfig:
         descriptors(saved.integer("link", _LARGEST_DESCRIPTOR)),
         saved.optional_integer("slot", layout.HOTPLUG_SLOTS - 1),
     )
+
+
+def _vsock(saved: SavedState, descriptor: Callable[[SavedState, str], int]) -> VsockConfig:
+    return VsockConfig(descriptor(saved, "listener"), descriptor(saved, "directory"))
 
 
 def _boot(saved: SavedState, descriptor: Callable[[SavedState, str], int]) -> BootConfig:

@@ -21,10 +21,11 @@ from cerne.vmm.balloon import Balloon
 from cerne.vmm.board import Board
 from cerne.vmm.cable import Cable
 from cerne.vmm.channel import Channel
-from cerne.vmm.config import DiskConfig, NicConfig, VmmConfig
+from cerne.vmm.config import DiskConfig, NicConfig, VmmConfig, VsockConfig
 from cerne.vmm.loop import Loop
 from cerne.vmm.pci_host import PciHost
 from cerne.vmm.slots import Emit, Slots
+from cerne.vmm.vsock import HostSockets
 
 _AGENT_PORT = "org.cerne.agent"
 
@@ -43,6 +44,7 @@ class Peripherals:
         self.balloon = Balloon(loop, board.memory, emit)
         self._pci.add(self.balloon.device)
         self._set_balloon()
+        self._sockets = None if config.vsock is None else self._plug_vsock(config.vsock)
         self.slots = Slots(board, loop, self._pci, emit)
         self._disks: list[tuple[int | None, BlockDevice]] = []
         self._cables: list[Cable] = []
@@ -143,6 +145,8 @@ class Peripherals:
             channel.close()
         for cable in self._cables:
             cable.close()
+        if self._sockets is not None:
+            self._sockets.close()
         self._pci.close()
 
     def _set_balloon(self) -> None:
@@ -177,6 +181,11 @@ class Peripherals:
             )
         self._pci.add(console)
         return console
+
+    def _plug_vsock(self, vsock: VsockConfig) -> HostSockets:
+        sockets = HostSockets(self._loop, vsock)
+        self._pci.add(sockets.device)
+        return sockets
 
     def _add_disk(self, disk: DiskConfig) -> None:
         device = BlockDevice(_open_disk(disk), serial=disk.serial, read_only=disk.read_only)

@@ -1,0 +1,133 @@
+"""The host's side of a machine's sockets: Unix sockets in one directory, as Firecracker has them.
+
+A program that connects to the listening socket there and writes ``CONNECT port`` and a line feed is
+connected to the guest's port, and reads ``OK`` and the host's port on a line of its own first. A
+guest that connects to its host at a port reaches the socket in the directory that has the port's
+number for its name, if somebody listens there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from functools import partial
+
+from cerne.devices.virtio.vsock.connection import Connection
+from cerne.devices.virtio.vsock.device import VsockDevice
+from cerne.vmm.config import VsockConfig
+from cerne.vmm.loop import Loop
+
+GUEST_CID = 3
+"""Every guest's: it means something to the guest alone."""
+
+_LONGEST_LINE = 32
+_MOST_CALLERS = 64
+_LINE = re.compile(rb"CONNECT ([0-9]{1,10})\n")
+_LARGEST_PORT = (1 << 32) - 2
+
+
+class HostSockets:
+    """One machine's sockets, and the device that they lead to."""
+
+    def __init__(self, loop: Loop, config: VsockConfig) -> None:
+        self._loop = loop
+        self._listener = socket.socket(fileno=config.listener)
+        self._listener.setblocking(False)
+        self._directory = config.directory
+        self._callers: dict[socket.socket, bytes] = {}
+        self._changed: set[Connection] = set()
+        self.device = VsockDevice(GUEST_CID, self)
+        self._watch_listener()
+
+    def connect(self, port: int) -> socket.socket:
+        """A socket to whoever serves this port (see `HostSide.connect`)."""
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            # Nothing else of this process is looked up from its working directory, and a name of
+            # digits alone leads nowhere else.
+            os.fchdir(self._directory)
+            link.connect(str(port))
+        except OSError:
+            link.close()
+            raise
+        return link
+
+    def opened(self, connection: Connection) -> None:
+        """Tell a caller that it is connected."""
+        # What it closes meanwhile is noticed when it is read.
+        with contextlib.suppress(OSError):
+            connection.link.send(b"OK %d\n" % connection.key.host_port)
+
+    def changed(self, connection: Connection) -> None:
+        """Watch or close its socket, soon, on the loop's thread."""
+        if not self._changed:
+            self._loop.ask(self._update)
+        self._changed.add(connection)
+
+    def close(self) -> None:
+        """Close all sockets; the loop must not run any more."""
+        for link in (*self._callers, *(each.link for each in self.device.connections)):
+            link.close()
+        for connection in self._changed:
+            connection.link.close()
+        self._listener.close()
+        os.close(self._directory)
+
+    def _update(self) -> None:
+        with self.device.lock:
+            changed, self._changed = self._changed, set()
+            for connection in changed:
+                self._watch(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        readable, writable = (False, False) if connection.ended else connection.wanted
+        self._loop.watch(
+            connection.link.fileno(),
+            partial(self.device.receive, connection) if readable else None,
+            partial(self.device.flush, connection) if writable else None,
+        )
+        if connection.ended:
+            connection.link.close()
+
+    def _watch_listener(self) -> None:
+        accept = self._accept if len(self._callers) < _MOST_CALLERS else None
+        self._loop.watch(self._listener.fileno(), accept)
+
+    def _accept(self) -> None:
+        # The caller may have gone again, and a process may have too many files open.
+        with contextlib.suppress(OSError):
+            caller, _ = self._listener.accept()
+            caller.setblocking(False)
+            self._callers[caller] = b""
+            self._loop.watch(caller.fileno(), partial(self._listen_to, caller))
+            self._watch_listener()
+
+    def _listen_to(self, caller: socket.socket) -> None:
+        """Take what a caller says, up to the end of its first line: the rest is the guest's."""
+        line = self._callers[caller]
+        try:
+            ahead = caller.recv(_LONGEST_LINE - len(line), socket.MSG_PEEK)
+            line += caller.recv(ahead.find(b"\n") + 1 or len(ahead))
+        except BlockingIOError:
+            return
+        except OSError:
+            ahead = b""
+        self._callers[caller] = line
+        if not ahead or line.endswith(b"\n") or len(line) >= _LONGEST_LINE:
+            self._put_through(caller, line)
+
+    def _put_through(self, caller: socket.socket, line: bytes) -> None:
+        del self._callers[caller]
+        self._loop.watch(caller.fileno(), None)
+        self._watch_listener()
+        said = _LINE.fullmatch(line)
+        port = -1 if said is None else int(said[1])
+        if not 0 <= port <= _LARGEST_PORT:
+            caller.close()
+            return
+        try:
+            self.device.connect(caller, port)
+        except ConnectionRefusedError:
+            caller.close()
