@@ -95,6 +95,9 @@ class FakeEngine:
             raise InputError("this engine cannot fork")
         return [self.start(child) for child in children]
 
+    def vsock(self, plan: LaunchPlan) -> None:
+        return None
+
     def ending(self, logs: Path) -> Ending:
         return self.how_it_ended
 

@@ -1,4 +1,4 @@
-"""Commands that work inside a guest: run, exec, shell, cp and console."""
+"""Commands that work inside a guest: run, exec, shell, cp, console and vsock."""
 
 from __future__ import annotations
 
@@ -178,6 +178,28 @@ def console(name: NameArgument) -> None:
 
     with Manager().get(name).console() as connection:
         attach(connection, name)
+
+
+def vsock(
+    name: NameArgument,
+    port: Annotated[int, typer.Argument(help="A port of AF_VSOCK.")],
+    listen: Annotated[
+        bool, typer.Option("--listen", "-l", help="Wait for the guest to connect to the port.")
+    ] = False,
+) -> None:
+    """Join stdin and stdout to a vsock port of a running machine, as nc does for others."""
+    from cerne.cli.stream import join
+    from cerne.manager import Manager
+
+    machine = Manager().get(name)
+    if not listen:
+        with machine.vsock_connect(port) as connection:
+            join(connection)
+        return
+    with machine.vsock_listen(port) as listener:
+        connection, _ = listener.accept()
+    with connection:
+        join(connection)
 
 
 def _request(

@@ -76,6 +76,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "created": _moment(record.created) or "",
         "started": _moment(record.started) or "",
         "ready": _moment(record.ready) or "",
+        "vsock": machine.vsock,
         "console log": str(machine.console_log),
     }
     print_fields({field: value for field, value in fields.items() if value})
@@ -226,6 +227,7 @@ def _summary(record: Record) -> dict[str, object]:
 def _details(machine: Machine, record: Record) -> dict[str, object]:
     return _summary(record) | {
         "spec": machine.spec.model_dump(mode="json"),
+        "vsock": machine.vsock or None,
         "console_log": str(machine.console_log),
         "engine_log": str(machine.engine_log),
     }

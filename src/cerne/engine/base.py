@@ -7,6 +7,7 @@ engines (`cerne.engine.qmp`). An engine knows no store, no image names and no us
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,6 @@ from cerne.network.ports import PublishedPort
 
 PortForward = PublishedPort
 """A port of the host that leads to a port of the guest."""
-
-VSOCK_SOCKET = "guest.sock"
-"""In `LaunchPlan.vsock_directory`: leads to the guest's ports."""
 
 AGENT_PORTS = 8
 """How many agent ports a machine has: so many sessions (exec, cp, shell) can run side by side."""
@@ -130,6 +128,33 @@ class Ending:
     """One line for people, such as ``the guest shut down`` or ``the guest's kernel panicked``."""
 
 
+class Vsock(Protocol):
+    """The way to the sockets of one machine's guest: streams by virtio, with no network."""
+
+    @property
+    def place(self) -> str:
+        """Where they are, for people and for other programs."""
+
+    def connect(self, port: int, timeout: float) -> socket.socket:
+        """A connection to a port that a program in the guest listens at.
+
+        Raises:
+            InputError: there is no such port.
+            GuestError: none does.
+            GuestTimeoutError: the guest does not answer.
+            EngineError: the machine's process does not.
+        """
+
+    def listen(self, port: int) -> socket.socket:
+        """A listening socket, to which the guest's connections to this port of its host come.
+
+        Raises:
+            InputError: there is no such port.
+            ConflictError: another program listens there.
+            EngineError: it cannot be had.
+        """
+
+
 class Engine(Protocol):
     """Starts machines of one kind."""
 
@@ -181,6 +206,9 @@ class Engine(Protocol):
             EngineError: it could not be forked; it runs on, and no child does.
             InputError: its kind of machine cannot be forked, only saved and restored.
         """
+
+    def vsock(self, plan: LaunchPlan) -> Vsock | None:
+        """The way to the guest's sockets of a machine that runs; None where this host has none."""
 
     def ending(self, logs: Path) -> Ending:
         """Say how the machine's process, which is gone, ended: read from its `LaunchPlan.logs`."""

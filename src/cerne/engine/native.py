@@ -13,7 +13,6 @@ from pathlib import Path
 
 from cerne.devices.state import SavedState
 from cerne.engine.base import (
-    VSOCK_SOCKET,
     DiskPlan,
     Ending,
     FirmwareBoot,
@@ -32,6 +31,7 @@ from cerne.engine.saved import (
     file_digest,
     stamp,
 )
+from cerne.engine.vsock import GUEST_SOCKET, UnixVsock
 from cerne.errors import EngineError, HostError, InputError
 from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
@@ -171,6 +171,10 @@ class NativeEngine:
                 kill(ProcessIdentity.of(pid))
             raise
 
+    def vsock(self, plan: LaunchPlan) -> UnixVsock:
+        """The Unix sockets in a directory of the machine's."""
+        return UnixVsock(plan.vsock_directory)
+
     def ending(self, logs: Path) -> Ending:
         """How the process whose logs these are ended."""
         reap()
@@ -262,7 +266,7 @@ def _nic(plan: LaunchPlan, index: int, opened: Opened) -> NicConfig:
 def _vsock(plan: LaunchPlan, opened: Opened) -> VsockConfig:
     return VsockConfig(
         directory=opened.searched(plan.vsock_directory),
-        listener=opened.listening(plan.vsock_directory / VSOCK_SOCKET),
+        listener=opened.listening(plan.vsock_directory / GUEST_SOCKET),
     )
 
 

@@ -25,6 +25,7 @@ from cerne.errors import (
     EngineError,
     GuestError,
     GuestTimeoutError,
+    HostError,
     StateError,
 )
 from cerne.manager import suspension
@@ -36,6 +37,7 @@ from cerne.manager.template import Templates
 
 if TYPE_CHECKING:
     from cerne.engine.balloon import GuestMemoryUse
+    from cerne.engine.base import Vsock
     from cerne.guest import ExecResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.manager.snapshot import Snapshot
     from cerne.manager.spec import MachineSpec
@@ -44,6 +46,9 @@ if TYPE_CHECKING:
 STOP_TIMEOUT = 10.0
 """Seconds that a guest may take to shut down before it is killed, unless a command says
 otherwise."""
+
+VSOCK_TIMEOUT = 20.0
+"""Seconds that a guest may take to answer to a connection."""
 
 _FAILURES_KEPT = 20
 
@@ -433,6 +438,35 @@ class Machine:
             ) from error
         return connection
 
+    @property
+    def vsock(self) -> str:
+        """Where its sockets are while it runs: a directory, or a CID; empty where it has none."""
+        record = self.record
+        if record.state not in (State.RUNNING, State.PAUSED):
+            return ""
+        way = self._life.engine().vsock(self._life.plan())
+        return "" if way is None else way.place
+
+    def vsock_connect(self, port: int, timeout: float = VSOCK_TIMEOUT) -> socket.socket:
+        """A connection to a port that a program in its guest listens at (AF_VSOCK).
+
+        Raises:
+            StateError: it does not run, or is paused.
+            HostError: it has no such sockets on this host.
+            GuestError: nothing listens there, or the guest does not answer in `timeout` seconds.
+        """
+        return self._vsock().connect(port, timeout)
+
+    def vsock_listen(self, port: int) -> socket.socket:
+        """A listening socket: its guest's connections to its host (CID 2) at this port come there.
+
+        Raises:
+            StateError: it does not run, or is paused.
+            HostError: it has no such sockets on this host.
+            ConflictError: another program listens there.
+        """
+        return self._vsock().listen(port)
+
     def events(self, after: int = 0) -> list[Event]:
         """What happened to it, from the event numbered `after` on."""
         return self._store.events(after, self.id)
@@ -456,6 +490,17 @@ class Machine:
             return guest_memory_use(self._life.qmp_socket, record.memory, runs=runs)
         except EngineError:
             return None
+
+    def _vsock(self) -> Vsock:
+        self._life.require(self.record, State.RUNNING)
+        way = self._life.engine().vsock(self._life.plan())
+        if way is None:
+            raise HostError(
+                f"{self.name} has no vsock: this host has no vhost-vsock for QEMU, or not for you",
+                hint="modprobe vhost_vsock, and restart the machine; or use --engine native",
+                machine=self.name,
+            )
+        return way
 
     def _ask_to_shut_down(self, record: Record, was_ready: bool) -> None:
         """Tell the guest to shut down, by its agent or by its power button."""

@@ -45,13 +45,15 @@ class HostSockets:
         """A socket to whoever serves this port (see `HostSide.connect`)."""
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            # Nothing else of this process is looked up from its working directory, and a name of
-            # digits alone leads nowhere else.
+            # There is no connectat(2). Nothing else here goes by the working directory, and a name
+            # of digits alone leads nowhere else.
             os.fchdir(self._directory)
             link.connect(str(port))
         except OSError:
             link.close()
             raise
+        finally:
+            os.chdir("/")
         return link
 
     def opened(self, connection: Connection) -> None:

@@ -73,12 +73,13 @@ def command_line(
     accelerator: Accelerator,
     qmp_descriptor: int,
     disk_descriptors: Sequence[Sequence[int]] = (),
+    vsock_cid: int | None = None,
 ) -> list[str]:
     """The arguments that start this machine; `qmp_descriptor` is a listening socket.
 
     `disk_descriptors` are those of each disk's file, one for each way in which it is used (written,
     only read): while the machine runs the file may be given another name. Without them QEMU opens
-    the disks by their names.
+    the disks by their names. With `vsock_cid` the guest has sockets, by the host's vhost-vsock.
     """
     return [
         str(binary),
@@ -105,6 +106,7 @@ def command_line(
         *("-device", "virtio-rng-pci"),
         *("-device", "pvpanic-pci"),
         *("-device", "vmgenid,guid=auto"),
+        *_vsock(vsock_cid),
         *_balloon(plan),
     ]
 
@@ -132,6 +134,11 @@ def _memory_file(plan: LaunchPlan) -> Path | None:
         return plan.memory_file
     saved = plan.saved / MEMORY_FILE
     return saved if saved.exists() else None
+
+
+def _vsock(cid: int | None) -> Iterator[str]:
+    if cid is not None:
+        yield from ("-device", f"vhost-vsock-pci,guest-cid={cid}")
 
 
 def _balloon(plan: LaunchPlan) -> Iterator[str]:

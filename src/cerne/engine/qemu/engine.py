@@ -23,10 +23,12 @@ from cerne.engine.saved import (
     file_digest,
     stamp,
 )
+from cerne.engine.vsock import KernelVsock
 from cerne.errors import EngineError, HostError, InputError
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
+from cerne.network.cid import guest_cid
 from cerne.network.ports import require_free
 from cerne.vmm.snapshot import memory_digest
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from cerne.engine.qmp import QmpClient
 
 _BINARY = "qemu-system-x86_64"
+_VHOST_VSOCK = "/dev/vhost-vsock"
 # sun_path of sockaddr_un, with its end (unix(7)).
 _LONGEST_SOCKET_PATH = 107
 
@@ -77,6 +80,7 @@ class QemuEngine:
                 self.accelerator,
                 qmp_descriptor=opened.listening(plan.qmp_socket),
                 disk_descriptors=[_opened_disk(disk, opened) for disk in plan.disks],
+                vsock_cid=guest_cid(plan.machine_id) if _has_vsock() else None,
             )
             pid = spawn(argv, plan.engine_log, opened.descriptors)
         try:
@@ -91,6 +95,8 @@ class QemuEngine:
         # A package's files have the same size and time on each host that it is installed on.
         program = require_program(_BINARY).stat()
         version = f"{MACHINE_VERSION} {program.st_size}:{program.st_mtime_ns}"
+        if _has_vsock():
+            version += " vsock"
         return f"qemu {version} {self.accelerator} {processor_fingerprint()}"
 
     def save(
@@ -127,10 +133,18 @@ class QemuEngine:
         """Fork a running machine (see `Engine.fork`)."""
         raise InputError(f"{plan.name} cannot be forked", hint="save it and restore it instead")
 
+    def vsock(self, plan: LaunchPlan) -> KernelVsock | None:
+        """The host's kernel's, where that has vhost-vsock."""
+        return KernelVsock(guest_cid(plan.machine_id)) if _has_vsock() else None
+
     def ending(self, logs: Path) -> Ending:
         """How the process whose logs these are ended."""
         reap()
         return read_ending(logs)
+
+
+def _has_vsock() -> bool:
+    return os.access(_VHOST_VSOCK, os.R_OK | os.W_OK)
 
 
 def _prepare(plan: LaunchPlan, state: int | None, qmp: QmpClient) -> None:
