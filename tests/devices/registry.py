@@ -28,6 +28,8 @@ from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.net import NetDevice
 from cerne.devices.virtio.queue import Queue
 from cerne.devices.virtio.rng import RngDevice
+from cerne.devices.virtio.vsock.connection import Connection
+from cerne.devices.virtio.vsock.device import VsockDevice
 from cerne.kvm.memory import GuestAddress, GuestMemory
 
 # Shared by all of a kind, of which there may be thousands.
@@ -58,6 +60,17 @@ class Contract:
     change: Callable[[Stateful], None]
 
 
+class _NoPrograms:
+    def connect(self, port: int) -> socket.socket:
+        raise ConnectionRefusedError
+
+    def opened(self, connection: Connection) -> None:
+        """Nobody began it."""
+
+    def changed(self, connection: Connection) -> None:
+        """There is none."""
+
+
 def console() -> ConsoleDevice:
     return ConsoleDevice([Port("", True, len), Port("org.cerne.agent.0", False, len)])
 
@@ -78,6 +91,7 @@ VIRTIO: dict[type[VirtioDevice], Callable[[], VirtioDevice]] = {
     BlockDevice: block,
     NetDevice: net,
     BalloonDevice: lambda: BalloonDevice(_memory),
+    VsockDevice: lambda: VsockDevice(3, _NoPrograms()),
 }
 """The virtio devices; a driver changes them all alike (`pci_guest.py`)."""
 

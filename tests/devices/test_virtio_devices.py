@@ -22,6 +22,7 @@ from cerne.devices.virtio.console import PORT_NAME, PORT_OPEN, ConsoleDevice, Po
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.net import NetDevice
 from cerne.devices.virtio.rng import RngDevice
+from cerne.devices.virtio.vsock.device import VsockDevice
 from cerne.errors import DamagedError, InputError
 from cerne.kvm.memory import GuestMemory
 from cerne.storage.overlay import chain, create_overlay
@@ -74,7 +75,7 @@ def test_a_broken_queue_makes_the_device_ask_for_a_reset(
 ) -> None:
     guest = Guest(make(), memory)
     guest.start()
-    broken = 1 if isinstance(guest.transport.device, ConsoleDevice | NetDevice) else 0
+    broken = 1 if isinstance(guest.transport.device, ConsoleDevice | NetDevice | VsockDevice) else 0
     guest.queues[broken].offer(99)
     guest.kick(broken)
     assert guest.read(20, 1) & 64

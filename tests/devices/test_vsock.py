@@ -519,6 +519,27 @@ def test_buffers_that_hold_no_packet_are_given_back(driver: Driver) -> None:
     assert operations(driver.pump()) == [Operation.RESPONSE]
 
 
+@pytest.mark.parametrize("head", [99, None])
+def test_broken_buffers_end_all_connections(driver: Driver, head: int | None) -> None:
+    """Whoever waits for the guest is told, and nobody asks for its buffers over and over."""
+    end = driver.connect()
+    driver.packets()
+    receive = driver.guest.queues[_RECEIVE]
+    if head is not None:
+        receive.offer(head)
+    else:
+        # More are offered than there can be.
+        driver.memory.write_u16(receive.available + 2, receive.offered + 99)
+    end.sendall(b"x")
+    driver.turn()
+    assert driver.guest.transport.failure is not None
+    assert driver.device.connections == ()
+    with pytest.raises(ConnectionResetError):
+        end.recv(1)
+    with pytest.raises(ConnectionRefusedError):
+        driver.device.connect(driver.programs.pair(), 1)
+
+
 def test_a_reset_of_the_driver_ends_its_connections(driver: Driver) -> None:
     end = driver.connect()
     driver.guest.write(20, 1, 0)

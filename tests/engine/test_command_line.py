@@ -112,6 +112,15 @@ def test_the_machine_has_these_devices_and_no_others() -> None:
     )
 
 
+def test_a_guest_has_sockets_where_the_host_has_vhost_vsock() -> None:
+    arguments = command_line(Path("/q"), PLAN, Accelerator.KVM, 7, vsock_cid=1 << 30)
+    names = devices(arguments)
+    # The balloon, which may be missing, stays the last: no other then has another place.
+    assert names.index("vhost-vsock-pci") == names.index("virtio-balloon-pci") - 1
+    [sockets] = [text for text in values("-device", arguments) if "vsock" in text]
+    assert options(sockets)["guest-cid"] == str(1 << 30)
+
+
 def test_agent_ports_have_the_names_that_the_agent_looks_for() -> None:
     ports = [text for text in values("-device", argv()) if text.startswith("virtserialport")]
     names = [options(port)["name"] for port in ports]

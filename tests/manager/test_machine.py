@@ -260,5 +260,16 @@ def test_stats_are_the_processs_own(machine: Machine) -> None:
     assert found.disk > 0
 
 
+def test_a_machine_without_sockets_says_what_it_lacks(machine: Machine) -> None:
+    with pytest.raises(StateError):
+        machine.vsock_connect(1)
+    machine.start()
+    assert machine.vsock == ""
+    for use in (machine.vsock_connect, machine.vsock_listen):
+        with pytest.raises(HostError, match="no vsock") as caught:
+            use(1)
+        assert "modprobe vhost_vsock" in caught.value.hint
+
+
 def test_free_names_are_free(manager: Manager, machine: Machine) -> None:
     assert manager.free_name() != machine.name

@@ -50,7 +50,7 @@ class UnixVsock:
         """A socket that the guest's connections to a port come to (see `Vsock.listen`)."""
         _require_port(port)
         path = self.directory / str(port)
-        if path.exists() and not _is_served(path):
+        if path.is_socket() and not _is_served(path):
             path.unlink(missing_ok=True)
         with _listening(socket.socket(socket.AF_UNIX), port) as listener:
             listener.bind(str(path))

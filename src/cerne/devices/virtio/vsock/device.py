@@ -15,7 +15,7 @@ from typing import Protocol
 from cerne.devices.state import PlainState
 from cerne.devices.virtio.buffers import Views, gather, scatter, size_of, split
 from cerne.devices.virtio.device import VirtioDevice
-from cerne.devices.virtio.queue import Chain
+from cerne.devices.virtio.queue import Chain, QueueError
 from cerne.devices.virtio.vsock.connection import BUFFER, Connection, Key
 from cerne.devices.virtio.vsock.packet import (
     HEADER_SIZE,
@@ -200,13 +200,13 @@ class VsockDevice(VirtioDevice):
     def _take_packets(self) -> None:
         """Take the guest's packets, for as long as there is room for the answers."""
         queue = self._queues[_TRANSMIT]
-        self._stalled = queue.ready
-        while self._stalled:
-            self._stalled = False
-            self._drain(queue, self._take)
-            self._send_answers()
-            if self._answers:
-                return
+        if not queue.ready:
+            return
+        self._stalled = False
+        self._drain(queue, self._take)
+        self._send_answers()
+        if self._stalled and not self._answers and self._host is not None:
+            self._host.come_back(queue)
 
     def _take(self, chain: Chain) -> int | None:
         if len(self._answers) >= _MOST_ANSWERS:
@@ -336,18 +336,21 @@ class VsockDevice(VirtioDevice):
     def _next_buffer(self) -> Chain | None:
         """The next buffer of the guest's that a packet fits into, if there is one now."""
         queue = self._queues[_RECEIVE]
-        while queue.ready:
+        self._starved = True
+        if not queue.ready:
+            return None
+        for _ in range(queue.size + 1):
             chain = queue.pop()
             if chain is None:
                 if not queue.enable_notification():
-                    break
+                    return None
             elif chain.writable_size > HEADER_SIZE:
+                self._starved = False
                 return chain
             else:
                 queue.push(chain.head, 0)
                 self._unannounced = True
-        self._starved = True
-        return None
+        raise QueueError("no buffer of a whole queue has room for a packet")
 
     def _header(
         self, key: Key, operation: Operation, length: int = 0, flags: Shutdown = Shutdown.NONE
