@@ -100,6 +100,19 @@ class Cerne:
         return found
 
 
+def resident(cerne: Cerne, name: str) -> int:
+    """Bytes of this host's memory that a machine's process holds."""
+    (found,) = json.loads(cerne.ok("stats", "--json", name))
+    return int(found["resident_bytes"])
+
+
+def available(cerne: Cerne, name: str) -> int:
+    """Bytes of memory that a guest could still use (proc(5), MemAvailable)."""
+    lines = cerne.ok("exec", name, "cat", "/proc/meminfo").splitlines()
+    (line,) = [line for line in lines if line.startswith("MemAvailable:")]
+    return int(line.split()[1]) << 10
+
+
 @pytest.fixture(scope="session")
 def _session_home() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="cerne-", dir="/tmp"))

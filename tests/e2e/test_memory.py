@@ -1,0 +1,80 @@
+"""Memory that a guest gives back, and CPU weights, on machines that run: the engine `qemu`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import Cerne, available, resident
+
+from cerne.errors import HostError
+from cerne.host.cgroup import require_weights
+from cerne.units import MIB
+
+Eventually = Callable[[Callable[[], bool]], None]
+
+_MACHINE = ("--engine", "qemu", "--memory", "256M")
+
+
+def _stats(cerne: Cerne, name: str) -> dict[str, int]:
+    (found,) = json.loads(cerne.ok("stats", "--json", name))
+    return {key: value for key, value in found.items() if isinstance(value, int)}
+
+
+def test_a_balloon_and_free_memory_give_back_what_they_hold(
+    cerne: Cerne, eventually: Eventually, own_kernel: None
+) -> None:
+    cerne.ok("run", "-d", "--name", "q", *_MACHINE, "tiny")
+    whole, before = available(cerne, "q"), resident(cerne, "q")
+    used = _stats(cerne, "q")["guest_used_bytes"]
+    cerne.ok("exec", "q", "--", "dd", "if=/dev/zero", "of=/tmp/f", "bs=1M", "count=48")
+    assert resident(cerne, "q") > before + 40 * MIB
+    assert _stats(cerne, "q")["guest_used_bytes"] > used + 40 * MIB
+    cerne.ok("exec", "q", "rm", "/tmp/f")
+    # Free page reporting, which takes its time.
+    eventually(lambda: resident(cerne, "q") < before + 20 * MIB)
+    assert cerne.ok("set", "q", "--balloon", "160M") == "q\n"
+    eventually(lambda: _stats(cerne, "q")["guest_memory_bytes"] == 160 * MIB)
+    assert available(cerne, "q") < whole - 80 * MIB
+    assert _stats(cerne, "q")["guest_used_bytes"] < used + 20 * MIB
+    cerne.ok("set", "q", "--balloon", "256M")
+    eventually(lambda: _stats(cerne, "q")["guest_memory_bytes"] == 256 * MIB)
+    eventually(lambda: available(cerne, "q") > whole - 20 * MIB)
+    cerne.ok("set", "q", "--balloon", "160M")
+    cerne.ok("restart", "q")
+    eventually(lambda: _stats(cerne, "q")["guest_memory_bytes"] == 160 * MIB)
+
+
+def test_what_cannot_be_set_is_refused(cerne: Cerne) -> None:
+    cerne.ok("create", "--name", "q", *_MACHINE, "tiny")
+    for words, said in (
+        ((), "nothing is to be changed"),
+        (("--balloon", "257M"), "ask for 32M to 256M"),
+        (("--balloon", "a lot"), "is not a size"),
+        (("--cpu-weight", "0"), "no CPU weight"),
+    ):
+        assert said in cerne.refused("set", "q", *words, status=2)
+    assert "no machine named" in cerne.refused("set", "other", "--balloon", "64M", status=3)
+
+
+@pytest.fixture
+def weights() -> None:
+    """Skips where this host does not let us weigh processes."""
+    try:
+        require_weights()
+    except HostError as error:
+        pytest.skip(error.message)
+
+
+def test_a_machine_is_weighed_while_it_runs(cerne: Cerne, weights: None) -> None:
+    cerne.ok("run", "-d", "--name", "q", "--cpu-weight", "50", *_MACHINE, "tiny")
+    machine = cerne.machine("q")
+    group = Path(f"/proc/{machine['pid']}/cgroup")
+    assert f"cerne-{machine['id']}" in group.read_text()
+    cerne.ok("set", "q", "--cpu-weight", "300")
+    assert json.loads(cerne.ok("inspect", "--json", "q"))["spec"]["cpu_weight"] == 300
+    noted = Path((cerne.home / "run" / "m" / str(machine["id"]) / "group").read_text())
+    cerne.ok("kill", "q")
+    assert not noted.is_dir()
