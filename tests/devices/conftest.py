@@ -14,5 +14,5 @@ MEMORY_SIZE = 1 << 20
 @pytest.fixture
 def memory() -> Iterator[GuestMemory]:
     """One MiB from address 0 on."""
-    with GuestMemory.anonymous([(GuestAddress(0), MEMORY_SIZE)]) as memory:
+    with GuestMemory.shared([(GuestAddress(0), MEMORY_SIZE)]) as memory:
         yield memory

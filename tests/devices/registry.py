@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import socket
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
+
+from tests.devices.vhost_backend import VhostBackend
 
 from cerne.devices.block.raw import RawDisk
 from cerne.devices.i8042 import I8042
@@ -21,6 +24,12 @@ from cerne.devices.power import POWER_BUTTON, Power
 from cerne.devices.rtc import Rtc
 from cerne.devices.serial import Serial
 from cerne.devices.state import PlainState
+from cerne.devices.vhost_user.device import (
+    VhostUserBlock,
+    VhostUserDevice,
+    VhostUserFs,
+    VhostUserNet,
+)
 from cerne.devices.virtio.balloon import BalloonDevice
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice, Port
@@ -85,6 +94,33 @@ def net() -> NetDevice:
     return NetDevice(MAC, _cable[0])
 
 
+# Each has a thread and sockets, and there may be thousands: the last few are kept.
+_served: deque[tuple[VhostUserDevice, VhostBackend]] = deque()
+
+
+def _serve(make: Callable[[socket.socket], VhostUserDevice]) -> VhostUserDevice:
+    backend = VhostBackend()
+    device = make(backend.link)
+    _served.append((device, backend))
+    if len(_served) > 8:
+        former, its_backend = _served.popleft()
+        its_backend.die()
+        former.close()
+    return device
+
+
+def vhost_block() -> VhostUserDevice:
+    return _serve(lambda link: VhostUserBlock(link, 2))
+
+
+def vhost_fs() -> VhostUserDevice:
+    return _serve(lambda link: VhostUserFs(link, "share0"))
+
+
+def vhost_net() -> VhostUserDevice:
+    return _serve(lambda link: VhostUserNet(link, MAC))
+
+
 VIRTIO: dict[type[VirtioDevice], Callable[[], VirtioDevice]] = {
     RngDevice: RngDevice,
     ConsoleDevice: console,
@@ -92,6 +128,9 @@ VIRTIO: dict[type[VirtioDevice], Callable[[], VirtioDevice]] = {
     NetDevice: net,
     BalloonDevice: lambda: BalloonDevice(_memory),
     VsockDevice: lambda: VsockDevice(3, _NoPrograms()),
+    VhostUserBlock: vhost_block,
+    VhostUserFs: vhost_fs,
+    VhostUserNet: vhost_net,
 }
 """The virtio devices; a driver changes them all alike (`pci_guest.py`)."""
 

@@ -58,6 +58,7 @@ def doorbells() -> Iterator[list[int]]:
 @pytest.fixture
 def guest(memory: GuestMemory, doorbells: list[int]) -> Guest:
     guest = Guest(Handing(), memory, doorbells)
+    guest.routes.calls = {vector: 1000 + vector for vector in range(4)}
     guest.start()
     return guest
 

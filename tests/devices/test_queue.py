@@ -248,3 +248,39 @@ def test_random_rings_never_lead_outside_memory(seed: int, pages: int) -> None:
         with contextlib.suppress(QueueError):
             while chain := queue.pop():
                 assert len(chain.readable) + len(chain.writable) <= 8
+
+
+@pytest.mark.parametrize("answered", [[], [0], [3, 1], [4, 2, 0], [0, 1, 2, 3, 4]])
+def test_what_a_dead_backend_left_is_offered_again(
+    queue: Queue, driver: QueueDriver, answered: list[int]
+) -> None:
+    for head in range(5):
+        driver.describe(head, DATA, 16)
+        driver.offer(head)
+    for head in answered:
+        queue.push(head, 0)
+    queue.offer_again()
+    heads = []
+    while (chain := queue.pop()) is not None:
+        heads.append(chain.head)
+    assert sorted(heads + answered) == [0, 1, 2, 3, 4]
+
+
+def test_after_many_chains_what_was_not_answered_is_offered_again(
+    queue: Queue, driver: QueueDriver
+) -> None:
+    for head in range(8):
+        driver.describe(head, DATA, 16)
+    for number in range(1000):
+        driver.offer(number % 8)
+        if number >= 3:
+            queue.push((number - 3) % 8, 0)
+    queue.offer_again()
+    assert [pop(queue).head for _ in range(3)] == [997 % 8, 998 % 8, 999 % 8]
+    assert queue.pop() is None
+
+
+def test_rings_that_cannot_be_are_not_lined_up(queue: Queue, driver: QueueDriver) -> None:
+    driver.memory.write_u16(driver.available + 2, 9)
+    with pytest.raises(QueueError, match="9 chains"):
+        queue.offer_again()

@@ -17,6 +17,7 @@ from tests.devices.registry import MAC, VIRTIO
 
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.raw import RawDisk
+from cerne.devices.vhost_user.device import VhostUserDevice
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import PORT_NAME, PORT_OPEN, ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
@@ -70,10 +71,11 @@ def test_random_accesses_do_no_harm(make: Callable[[], VirtioDevice], memory: Gu
         assert 0 <= guest.transport.read_config(place, width) < 1 << 8 * width
 
 
+@pytest.mark.parametrize("kind", [kind for kind in VIRTIO if not issubclass(kind, VhostUserDevice)])
 def test_a_broken_queue_makes_the_device_ask_for_a_reset(
-    make: Callable[[], VirtioDevice], memory: GuestMemory
+    kind: type[VirtioDevice], memory: GuestMemory
 ) -> None:
-    guest = Guest(make(), memory)
+    guest = Guest(VIRTIO[kind](), memory)
     guest.start()
     broken = 1 if isinstance(guest.transport.device, ConsoleDevice | NetDevice | VsockDevice) else 0
     guest.queues[broken].offer(99)
@@ -319,7 +321,7 @@ class _RefillingDisk:
 
 def test_a_queue_that_refills_itself_lets_others_have_their_turn(memory: GuestMemory) -> None:
     disk = _RefillingDisk()
-    guest = Guest(BlockDevice(disk), memory)
+    guest = Guest(BlockDevice(disk), memory, [os.eventfd(0, os.EFD_NONBLOCK)])
     guest.start()
     head = guest.queues[0].add([Buffer(DATA, 16), Buffer(DATA + 16, 513, write=True)])
     disk.refill = lambda: guest.queues[0].offer(head)

@@ -114,6 +114,17 @@ def test_shared_memory_is_one_file_for_others_to_map() -> None:
         assert os.pread(region.descriptor, 4, region.file_offset) == b"high"
 
 
+def test_shared_memory_cannot_be_made_smaller_by_others() -> None:
+    with GuestMemory.shared([LOW]) as memory:
+        descriptor = memory.regions[0].descriptor
+        assert descriptor is not None
+        with pytest.raises(PermissionError):
+            os.ftruncate(descriptor, PAGE_SIZE)
+        memory.write(0, b"x")
+        memory.discard(0, PAGE_SIZE)
+        assert memory.read(0, 1) == b"\0"
+
+
 def test_a_files_memory_is_copied_on_write(tmp_path: Path) -> None:
     file = tmp_path / "memory"
     content = b"head".ljust(PAGE_SIZE, b"\0") + bytes(LOW[1]) + b"high".ljust(HIGH[1], b"\0")

@@ -10,6 +10,7 @@ little-endian, as x86-64 and virtio have them.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import mmap
 import os
 import struct
@@ -33,6 +34,7 @@ HUGE_PAGE_SIZE = 2 << 20
 
 # From <asm-generic/mman-common.h>; the mmap module has it from Python 3.13 on.
 _MAP_NORESERVE = 0x4000
+_FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 # In native mode the interpreter moves a number in one piece, so that an aligned index that a
 # guest's other CPU writes is never seen half-written; x86-64 is little-endian.
@@ -132,6 +134,8 @@ class GuestMemory:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, descriptor)
             os.ftruncate(descriptor, sum(size for _, size in ranges))
+            # Whoever shares it could otherwise take pages away from under this process.
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _FIXED_SIZE)
             memory = cls(_file_regions(ranges, descriptor, 0, Backing.SHARED, undo))
             undo.pop_all()
         return memory

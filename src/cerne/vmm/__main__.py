@@ -63,6 +63,8 @@ def _origin(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:
     saved = config.saved
     if saved is not None:
         return GuestMemory.private_file(ranges, saved.memory), read_state(saved.state)
+    if config.backends:
+        return GuestMemory.shared(ranges), None
     return GuestMemory.anonymous(ranges, huge_pages=True), None
 
 

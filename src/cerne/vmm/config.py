@@ -54,14 +54,35 @@ class FileConfig:
 
 
 @dataclass(frozen=True, slots=True)
+class BackendConfig:
+    """A process that serves a device by vhost-user."""
+
+    link: int
+    """A Unix socket that is connected to it."""
+    address: int | None = None
+    """The socket at which it listens (O_PATH), to connect to it again when it was restarted."""
+    leash: int | None = None
+    """A socket to whoever ends it: it is written at an orderly end, and closed at any."""
+
+
+@dataclass(frozen=True, slots=True)
 class DiskConfig:
-    """One disk: its file and the backing files under it, the top first."""
+    """One disk: its file and the backing files under it, the top first; or a backend's."""
 
     files: tuple[FileConfig, ...]
     serial: str = ""
     read_only: bool = False
     slot: int | None = None
     """The slot for devices that come and go, from 0 on; None for one that stays."""
+    backend: BackendConfig | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShareConfig:
+    """A directory of the host, which a backend serves."""
+
+    tag: str
+    backend: BackendConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +102,14 @@ class VsockConfig:
     listener: int
     directory: int
     """The directory, to look up names in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackendNicConfig:
+    """One network card that a backend serves."""
+
+    mac: str
+    backend: BackendConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +138,21 @@ class VmmConfig:
     vsock: VsockConfig | None = None
     balloon: int | None = None
     """Bytes of its memory that the guest may have; None for all, or for what it had when saved."""
+    backend_nics: tuple[BackendNicConfig, ...] = ()
+    shares: tuple[ShareConfig, ...] = ()
     engine_log: int | None = None
     """What a forked child has instead of its parent's standard output and error."""
     emulated: bool = False
     """Whether this host's kernel emulates guests' kernel code (`cerne.host.probe`)."""
+
+    @property
+    def backends(self) -> tuple[BackendConfig, ...]:
+        """All processes that serve devices of it: its memory is shared with them."""
+        return (
+            *(disk.backend for disk in self.disks if disk.backend is not None),
+            *(nic.backend for nic in self.backend_nics),
+            *(share.backend for share in self.shares),
+        )
 
     @property
     def descriptors(self) -> set[int]:
@@ -129,6 +169,9 @@ class VmmConfig:
             numbers.add(self.boot.initrd)
         if self.saved is not None:
             numbers.update((self.saved.state, self.saved.memory))
+        for backend in self.backends:
+            optional = (backend.address, backend.leash)
+            numbers.update((backend.link, *(each for each in optional if each is not None)))
         return numbers
 
     def to_json(self) -> PlainState:
@@ -186,6 +229,14 @@ class VmmConfig:
             balloon=(
                 None if saved.is_none("balloon") else saved.integer("balloon", _MOST_BYTES, 1)
             ),
+            backend_nics=tuple(
+                BackendNicConfig(part.text("mac", 17), _backend(part, descriptors))
+                for part in saved.sections("backend_nics", None)
+            ),
+            shares=tuple(
+                ShareConfig(part.text("tag", 64), _backend(part, descriptors))
+                for part in saved.sections("shares", None)
+            ),
             engine_log=(None if saved.is_none("engine_log") else descriptor(saved, "engine_log")),
             emulated=saved.flag("emulated"),
         )
@@ -218,6 +269,7 @@ def disk_from_json(saved: SavedState, descriptors: Descriptors) -> DiskConfig:
         saved.text("serial", 64),
         saved.flag("read_only"),
         saved.optional_integer("slot", layout.HOTPLUG_SLOTS - 1),
+        None if saved.is_none("backend") else _backend(saved, descriptors),
     )
 
 
@@ -248,3 +300,15 @@ def _boot(saved: SavedState, descriptor: Callable[[SavedState, str], int]) -> Bo
 
 def _saved(saved: SavedState, descriptor: Callable[[SavedState, str], int]) -> SavedConfig:
     return SavedConfig(descriptor(saved, "state"), descriptor(saved, "memory"))
+
+
+def _backend(part: SavedState, descriptors: Descriptors) -> BackendConfig:
+    backend = part.section("backend")
+    address, leash = (
+        backend.optional_integer(name, _LARGEST_DESCRIPTOR) for name in ("address", "leash")
+    )
+    return BackendConfig(
+        link=descriptors(backend.integer("link", _LARGEST_DESCRIPTOR)),
+        address=None if address is None else descriptors(address),
+        leash=None if leash is None else descriptors(leash),
+    )

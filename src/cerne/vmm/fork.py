@@ -48,6 +48,7 @@ def save(machine: Machine, request: Request) -> object:
     the outcome is written once they are complete: ``digest`` (of the memory) or ``error``. The
     machine runs on meanwhile, if it ran and ``resume`` says so.
     """
+    _require_own_memory(machine)
     arguments = request.arguments
     files = [
         request.descriptor(arguments.integer(name, 1 << 12))
@@ -68,12 +69,22 @@ def save(machine: Machine, request: Request) -> object:
     return {"pause": pause}
 
 
+def _require_own_memory(machine: Machine) -> None:
+    """Refuse a machine whose memory is shared with backends: a child would share it too.
+
+    What backends know of it is theirs, so that it cannot be written down either.
+    """
+    if machine.config.backends:
+        raise EngineError("other processes serve devices of the machine, and share its memory")
+
+
 def fork(machine: Machine, request: Request) -> object:
     """``cerne-fork``: fork a machine for each of ``children``, configurations with descriptors.
 
     The machine itself goes on with ``disks``, overlays of those that it had. Answers with the
     children's ``pids``, and the ``pause`` that it made, in nanoseconds.
     """
+    _require_own_memory(machine)
     children = request.arguments.sections("children", None)
     if not 1 <= len(children) <= _MOST_CHILDREN:
         raise DamagedError(f"a machine is forked 1 to {_MOST_CHILDREN} times at once")

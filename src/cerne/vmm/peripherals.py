@@ -12,21 +12,24 @@ from cerne.devices.block.chain import open_chain
 from cerne.devices.block.disk import Disk
 from cerne.devices.pvpanic import PanicNotifier
 from cerne.devices.state import PlainState, SavedState
+from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs, VhostUserNet
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.rng import RngDevice
 from cerne.errors import DamagedError
+from cerne.vmm.backend import FIRST_PATIENCE, Backend, MakeDevice
 from cerne.vmm.balloon import Balloon
 from cerne.vmm.board import Board
 from cerne.vmm.cable import Cable
 from cerne.vmm.channel import Channel
-from cerne.vmm.config import DiskConfig, NicConfig, VmmConfig, VsockConfig
+from cerne.vmm.config import BackendConfig, DiskConfig, NicConfig, VmmConfig, VsockConfig
 from cerne.vmm.loop import Loop
 from cerne.vmm.pci_host import PciHost
 from cerne.vmm.slots import Emit, Slots
 from cerne.vmm.vsock import HostSockets
 
+_MOST_DISK_QUEUES = 4
 _AGENT_PORT = "org.cerne.agent"
 
 
@@ -48,10 +51,13 @@ class Peripherals:
         self.slots = Slots(board, loop, self._pci, emit)
         self._disks: list[tuple[int | None, BlockDevice]] = []
         self._cables: list[Cable] = []
+        self._backends: list[Backend] = []
+        self._disk_queues = min(len(board.vcpus), _MOST_DISK_QUEUES)
         for disk in config.disks:
             self._add_disk(disk)
         for nic in config.nics:
             self._add_nic(nic)
+        self._add_backends(config)
 
     def plug_disk(self, disk: DiskConfig) -> None:
         """Plug a disk into its slot while the machine runs; its files are taken over.
@@ -138,6 +144,8 @@ class Peripherals:
         """End the use of the disks in order; no vCPU runs any more."""
         for _, disk in self._disks:
             disk.close()
+        for backend in self._backends:
+            backend.finish()
 
     def abandon(self) -> None:
         """Close whatever it has open, in a forked child: it goes on in the parent alone."""
@@ -188,6 +196,13 @@ class Peripherals:
         return sockets
 
     def _add_disk(self, disk: DiskConfig) -> None:
+        if disk.backend is not None:
+            self._add_backend(
+                f"the backend of disk {len(self._disks) + len(self._backends)}",
+                disk.backend,
+                lambda link: VhostUserBlock(link, self._disk_queues, FIRST_PATIENCE),
+            )
+            return
         device = BlockDevice(_open_disk(disk), serial=disk.serial, read_only=disk.read_only)
         entry = (disk.slot, device)
 
@@ -208,6 +223,27 @@ class Peripherals:
 
         self._add(cable.card, nic.slot, gone)
         self._cables.append(cable)
+
+    def _add_backends(self, config: VmmConfig) -> None:
+        """What backends serve beside disks."""
+        for nic in config.backend_nics:
+            mac = bytes.fromhex(nic.mac.replace(":", ""))
+            self._add_backend(
+                f"the backend of the network card {nic.mac}",
+                nic.backend,
+                partial(VhostUserNet, mac=mac, patience=FIRST_PATIENCE),
+            )
+        for share in config.shares:
+            self._add_backend(
+                f"the backend of the directory {share.tag}",
+                share.backend,
+                partial(VhostUserFs, tag=share.tag, patience=FIRST_PATIENCE),
+            )
+
+    def _add_backend(self, what: str, config: BackendConfig, make: MakeDevice) -> None:
+        backend = Backend(what, config, make)
+        self._backends.append(backend)
+        self._pci.add(backend.device)
 
     def _add(self, device: VirtioDevice, slot: int | None, gone: Callable[[], None]) -> None:
         """Plug a device in for good, or into a slot that it can be pulled out of."""

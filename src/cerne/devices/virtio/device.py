@@ -15,6 +15,7 @@ from typing import Protocol
 from cerne.devices.state import PlainState
 from cerne.devices.virtio.handover import HandedQueue
 from cerne.devices.virtio.queue import Chain, Queue, QueueError
+from cerne.kvm.memory import GuestMemory
 
 FEATURE_INDIRECT = 1 << 28
 FEATURE_EVENT_INDEX = 1 << 29
@@ -29,6 +30,10 @@ Notify = Callable[[Queue], None]
 
 class DeviceHost(Protocol):
     """What a device says to its transport by itself."""
+
+    @property
+    def memory(self) -> GuestMemory:
+        """The guest's, for a backend that is to have it too."""
 
     def config_changed(self) -> None:
         """The device's configuration has changed; tells the driver."""

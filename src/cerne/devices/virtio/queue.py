@@ -136,6 +136,35 @@ class Queue:
         self._next_available = next_available & 0xFFFF
         self._next_used = self._announced = self.used_index()
 
+    def offer_again(self) -> None:
+        """Have the next backend find what one that died had not given back.
+
+        That may be any of the chains that were offered, for a backend answers in its own order;
+        and the next one begins after as many as were answered. So what was not is lined up there,
+        where no driver looks any more, as far as the rings still tell: they do not where a chain
+        waited while the whole queue went round.
+        """
+        rings = self._in_use()
+        used = self.used_index()
+        unanswered = (_U16.unpack_from(rings.driver, 2)[0] - used) & 0xFFFF
+        if unanswered > self.size:
+            raise QueueError(f"{unanswered} chains are offered in a queue of {self.size} entries")
+        seen = min(self.size - unanswered, used)
+        slots = range(used - seen, used + unanswered)
+        waiting: list[int] = [
+            _U16.unpack_from(rings.driver, _AVAIL_RING + 2 * (slot % self.size))[0]
+            for slot in slots
+        ]
+        for slot in slots[:seen]:
+            head = _USED_ELEMENT.unpack_from(rings.device, _USED_RING + 8 * (slot % self.size))[0]
+            if head in waiting:
+                waiting.remove(head)
+        # Otherwise the rings say what cannot be, which is between the guest and its backend.
+        if len(waiting) == unanswered:
+            for slot, head in zip(slots[seen:], waiting, strict=True):
+                _U16.pack_into(rings.driver, _AVAIL_RING + 2 * (slot % self.size), head)
+        self.take_back(used)
+
     def pop(self) -> Chain | None:
         """The next chain that the driver offers, or None where there is none now."""
         rings = self._rings

@@ -75,6 +75,7 @@ class VirtioPciTransport(PciFunction):
         kind = FIRST_DEVICE + device.device_type
         super().__init__(PciIdentity(VENDOR, kind, device.class_code, 1, VENDOR, kind))
         self.device = device
+        self.memory = memory
         self.queues = tuple(Queue(memory, size) for size in device.queue_sizes)
         self._doorbells = doorbells
         self.failure: QueueError | None = None

@@ -1,0 +1,1 @@
+"""Devices whose queues another process serves (QEMU's docs/interop/vhost-user.rst)."""

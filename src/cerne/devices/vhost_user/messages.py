@@ -1,0 +1,199 @@
+"""The messages of vhost-user, as bytes (QEMU's docs/interop/vhost-user.rst).
+
+Numbers are little-endian. Whatever a backend says is checked for its size and its meaning.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+from cerne.errors import HostError
+from cerne.kvm.memory import MemoryRegion
+
+HEADER_SIZE = 12
+LARGEST_PAYLOAD = 4096
+"""Bytes of the longest reply that is read."""
+LARGEST_CONFIG = 256
+"""Bytes of a device's configuration."""
+MOST_REGIONS = 8
+"""Of guest memory, that every backend takes."""
+FEATURE_PROTOCOL = 1 << 30
+"""A bit among the virtio features: the backend has protocol features."""
+
+_VERSION = 1
+_VERSION_MASK = 3
+_REPLY = 1 << 2
+_NEED_REPLY = 1 << 3
+_NO_DESCRIPTOR = 1 << 8
+
+_HEADER = struct.Struct("<III")
+_U64 = struct.Struct("<Q")
+_VRING_STATE = struct.Struct("<II")
+_VRING_ADDRESS = struct.Struct("<IIQQQQ")
+_REGIONS = struct.Struct("<II")
+_REGION = struct.Struct("<QQQQ")
+_CONFIG = struct.Struct("<III")
+_INFLIGHT = struct.Struct("<QQHH")
+# The size of the structure in C, which QEMU sends and its backends ask for.
+_INFLIGHT_SIZE = 24
+_LARGEST_INFLIGHT = 16 << 20
+
+
+class BackendError(HostError):
+    """A backend is gone, does not answer, or answers nonsense."""
+
+    code = "backend"
+
+
+class Request(IntEnum):
+    """What the front end asks for."""
+
+    GET_FEATURES = 1
+    SET_FEATURES = 2
+    SET_OWNER = 3
+    SET_MEM_TABLE = 5
+    SET_VRING_NUM = 8
+    SET_VRING_ADDR = 9
+    SET_VRING_BASE = 10
+    GET_VRING_BASE = 11
+    SET_VRING_KICK = 12
+    SET_VRING_CALL = 13
+    GET_PROTOCOL_FEATURES = 15
+    SET_PROTOCOL_FEATURES = 16
+    GET_QUEUE_NUM = 17
+    SET_VRING_ENABLE = 18
+    GET_CONFIG = 24
+    GET_INFLIGHT_FD = 31
+    SET_INFLIGHT_FD = 32
+    RESET_DEVICE = 34
+
+
+class ProtocolFeature(IntFlag):
+    """What front end and backend can agree on."""
+
+    MQ = 1 << 0
+    REPLY_ACK = 1 << 3
+    CONFIG = 1 << 9
+    INFLIGHT_SHMFD = 1 << 12
+    RESET_DEVICE = 1 << 13
+
+
+@dataclass(frozen=True, slots=True)
+class Inflight:
+    """Where in a file a backend notes the requests that it has begun."""
+
+    size: int
+    offset: int
+    queues: int
+    queue_size: int
+
+
+def encode(request: Request, payload: bytes = b"", *, need_reply: bool = False) -> bytes:
+    """A whole message."""
+    flags = _VERSION | (_NEED_REPLY if need_reply else 0)
+    return _HEADER.pack(request, flags, len(payload)) + payload
+
+
+def reply_size(header: bytes, request: Request) -> int:
+    """The payload's size, of the header of a reply to this request.
+
+    Raises:
+        BackendError: it is none.
+    """
+    kind, flags, size = _HEADER.unpack(header)
+    if kind != request or not flags & _REPLY or flags & _VERSION_MASK != _VERSION:
+        raise BackendError(
+            f"the backend answered {request.name} with message {kind}, flags {flags:#x}"
+        )
+    if size > LARGEST_PAYLOAD:
+        raise BackendError(f"the backend answered {request.name} with {size} bytes")
+    return int(size)
+
+
+def encode_u64(value: int) -> bytes:
+    """A number."""
+    return _U64.pack(value)
+
+
+def decode_u64(request: Request, payload: bytes) -> int:
+    """The number that a reply is; raises BackendError for anything else."""
+    return int(_unpacked(request, _U64, payload)[0])
+
+
+def encode_vring(index: int, value: int) -> bytes:
+    """A number of one queue."""
+    return _VRING_STATE.pack(index, value)
+
+
+def decode_vring(request: Request, payload: bytes, index: int) -> int:
+    """The 16-bit number of that queue that a reply is; raises BackendError for anything else."""
+    told, value = _unpacked(request, _VRING_STATE, payload)
+    if told != index or value > 0xFFFF:
+        raise BackendError(f"the backend answered {request.name} of queue {index}: {told}, {value}")
+    return int(value)
+
+
+def encode_vring_address(index: int, descriptors: int, driver: int, device: int) -> bytes:
+    """Where a queue lies, in the addresses of the memory table."""
+    return _VRING_ADDRESS.pack(index, 0, descriptors, device, driver, 0)
+
+
+def encode_vring_descriptor(index: int) -> bytes:
+    """Of which queue the eventfd is that goes with the message."""
+    if not 0 <= index < _NO_DESCRIPTOR:
+        raise ValueError(f"vhost-user has no queue {index}")
+    return _U64.pack(index)
+
+
+def encode_regions(regions: Sequence[MemoryRegion]) -> bytes:
+    """The memory table; the regions' descriptors go with it.
+
+    What the backend is told to be our own addresses, by which the queues are named, are the
+    guest's: they mean nothing else to it, and every backend finds them in this table.
+    """
+    if not 0 < len(regions) <= MOST_REGIONS:
+        raise ValueError(f"vhost-user has no table of {len(regions)} regions")
+    parts = [_REGIONS.pack(len(regions), 0)]
+    parts += [
+        _REGION.pack(region.start, region.size, region.start, region.file_offset)
+        for region in regions
+    ]
+    return b"".join(parts)
+
+
+def encode_config(size: int) -> bytes:
+    """A request for the first `size` bytes of the device's configuration."""
+    return _CONFIG.pack(0, size, 0) + bytes(size)
+
+
+def decode_config(payload: bytes, size: int) -> bytes:
+    """The configuration that a reply holds; raises BackendError for anything else."""
+    if len(payload) != _CONFIG.size + size or _CONFIG.unpack_from(payload)[:2] != (0, size):
+        raise BackendError(f"the backend does not tell {size} bytes of configuration")
+    return payload[_CONFIG.size :]
+
+
+def encode_inflight(inflight: Inflight) -> bytes:
+    """Where requests are noted, or are to be."""
+    values = (inflight.size, inflight.offset, inflight.queues, inflight.queue_size)
+    return _INFLIGHT.pack(*values).ljust(_INFLIGHT_SIZE, b"\0")
+
+
+def decode_inflight(payload: bytes, asked: Inflight) -> Inflight:
+    """Where the backend wants to note requests; raises BackendError for anything else."""
+    if len(payload) not in (_INFLIGHT.size, _INFLIGHT_SIZE):
+        raise BackendError(f"the backend answered GET_INFLIGHT_FD with {len(payload)} bytes")
+    told = Inflight(*_INFLIGHT.unpack_from(payload))
+    fits = 0 < told.size <= _LARGEST_INFLIGHT and told.offset <= _LARGEST_INFLIGHT
+    if not fits or (told.queues, told.queue_size) != (asked.queues, asked.queue_size):
+        raise BackendError(f"the backend notes requests in what cannot be: {told}")
+    return told
+
+
+def _unpacked(request: Request, form: struct.Struct, payload: bytes) -> tuple[int, ...]:
+    if len(payload) != form.size:
+        raise BackendError(f"the backend answered {request.name} with {len(payload)} bytes")
+    return form.unpack(payload)

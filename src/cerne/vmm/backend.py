@@ -1,0 +1,125 @@
+"""Keeping the backend of a vhost-user device: a thread waits for it to go, and for the next.
+
+Nothing here is on the way of the guest's requests, and a backend that does not answer keeps neither
+the loop nor the control socket waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import sys
+import threading
+from typing import Protocol
+
+from cerne.devices.vhost_user.device import VhostUserDevice
+from cerne.devices.vhost_user.messages import BackendError
+from cerne.vmm.config import BackendConfig
+
+FIRST_PATIENCE = 30.0
+"""Seconds that a backend may take to start."""
+
+_FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0
+
+
+class MakeDevice(Protocol):
+    """A kind of device, on a connected socket."""
+
+    def __call__(self, link: socket.socket) -> VhostUserDevice:
+        """Raises BackendError where the backend is of no use."""
+
+
+class Backend:
+    """One device and its backend. What happens to the backend is said on standard error."""
+
+    def __init__(self, what: str, config: BackendConfig, make: MakeDevice) -> None:
+        """Meet the backend; `what` it is, in words.
+
+        Raises:
+            BackendError: it is of no use.
+        """
+        self._what = what
+        self._address = config.address
+        self._leash = config.leash
+        try:
+            self.device = make(socket.socket(fileno=config.link))
+        except BackendError as error:
+            raise BackendError(f"{what}: {error.message}") from error
+        self.device.on_loss = lambda error: self._say(f"is lost: {error.message}")
+        self._said = ""
+        self._ending = threading.Event()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._keep, name=what, daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Let the backend end in order, and wait until it has; no vCPU runs any more."""
+        self._ending.set()
+        os.eventfd_write(self._bell, 1)
+        self._thread.join(_LONGEST_DELAY)
+        with self.device.lock:
+            self.device.reset()
+        self.device.close()
+        if self._leash is not None:
+            _let_end(self._leash)
+
+    def _keep(self) -> None:
+        while not self._ending.is_set():
+            if self.device.connected:
+                self._wait()
+                self.device.check()
+            elif not self._find_another():
+                return
+
+    def _wait(self) -> None:
+        """Until something comes on the link, or it is closed, or we end."""
+        poll = select.poll()
+        poll.register(self.device.link.fileno(), select.POLLIN | select.POLLRDHUP)
+        poll.register(self._bell, select.POLLIN)
+        poll.poll()
+
+    def _find_another(self) -> bool:
+        """Wait for another backend; False where there can be none, or at the end."""
+        if self._address is None:
+            return False
+        delay = _FIRST_DELAY
+        while not self._ending.wait(delay):
+            delay = min(2 * delay, _LONGEST_DELAY)
+            try:
+                self.device.reconnect(_connected(self._address))
+            except BackendError as error:
+                self._say(f"does not come back: {error.message}")
+                continue
+            except OSError:
+                # Nobody listens yet.
+                continue
+            self._say("is there again")
+            return True
+        return False
+
+    def _say(self, words: str) -> None:
+        if words != self._said:
+            self._said = words
+            print(f"{self._what} {words}", file=sys.stderr, flush=True)
+
+
+def _connected(address: int) -> socket.socket:
+    """A connection to the socket that a descriptor names (O_PATH): nothing is looked up."""
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        link.settimeout(_LONGEST_DELAY)
+        link.connect(f"/proc/self/fd/{address}")
+    except OSError:
+        link.close()
+        raise
+    return link
+
+
+def _let_end(leash: int) -> None:
+    """Tell the backend's keeper that the machine has ended in order, and wait for it."""
+    with socket.socket(fileno=leash) as end, contextlib.suppress(OSError):
+        end.settimeout(FIRST_PATIENCE)
+        end.send(b"end")
+        end.recv(1)
