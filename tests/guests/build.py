@@ -20,6 +20,7 @@ _ONLY_PVH = ("-Wl,-e,0",)
 
 SOURCES = {
     "machine": ("start.S", "interrupts.c", "machine.c"),
+    "exerciser": ("start.S", "interrupts.c", "exerciser.c"),
     "pvh": (*_ONLY_PVH, "pvh.S"),
 }
 """The guests: files of this directory, and flags of their own."""
