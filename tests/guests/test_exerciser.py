@@ -19,8 +19,11 @@ _CASES = (
     *("memory over everything else", "decoding off and on", "masks while messages fly"),
     *("a reset in mid-flight", "a queue that is refilled all the time", "memory moved by two"),
 )
-_KINDS = (1, 2, 3, 4)
+_KINDS = (1, 2, 3, 4, 5)
 """Device types (virtio 1.2, section 5) that every run has to have met."""
+
+_BALLOON = 5
+"""Which takes pages away by what happens to be in a buffer."""
 
 
 def _rests(machine: Running) -> bool:
@@ -42,7 +45,9 @@ def test_a_driver_that_keeps_to_no_rule_harms_nobody(
         said = machine.console().decode(errors="replace").splitlines()
         assert [line for line in said if line.startswith("WRONG")] == []
         met = set(said)
-        wanted = {f"ok {kind:x} {case}" for kind in _KINDS for case in _CASES}
+        wanted = {f"ok {kind:x} {case}" for kind in _KINDS for case in _CASES} - {
+            f"ok {_BALLOON:x} rings on each other"
+        }
         assert wanted - met == set()
         assert _rests(machine)
         # Every ring now says nonsense, and something comes from outside.
