@@ -25,6 +25,7 @@ from cerne.engine.saved import MANIFEST_FILE, MEMORY_FILE, STATE_FILE
 from cerne.errors import CerneError, DamagedError, EngineError, StorageError
 from cerne.host.process import ProcessIdentity
 from cerne.units import MIB
+from cerne.vmm.end import PANICKED
 
 # Answers each byte on its serial port with a byte of its memory, one more after each "i".
 _COUNTER = bytes.fromhex(
@@ -45,7 +46,7 @@ class Fleet:
     def __init__(self, home: Path, kernel: Path) -> None:
         self.engine = NativeEngine(emulated=False)
         self._home = home
-        self._kernel = kernel
+        self.kernel = kernel
         self._plans: dict[str, LaunchPlan] = {}
         self._processes: dict[str, ProcessIdentity] = {}
 
@@ -55,7 +56,7 @@ class Fleet:
             runtime, logs = self._home / f"r{name}", self._home / f"l{name}"
             runtime.mkdir()
             logs.mkdir()
-            boot = KernelBoot(self._kernel, None, "")
+            boot = KernelBoot(self.kernel, None, "")
             self._plans[name] = LaunchPlan(name, name, 1, 16 * MIB, boot, (), (), (), runtime, logs)
         return self._plans[name]
 
@@ -102,7 +103,11 @@ class Fleet:
     def files(self, name: str) -> list[str]:
         """What a machine's process has open, but for sockets, of which clients come and go."""
         directory = Path(f"/proc/{self.process(name).pid}/fd")
-        opened = [str(entry.readlink()) for entry in directory.iterdir()]
+        opened = []
+        for entry in directory.iterdir():
+            # What a client came by goes with it.
+            with contextlib.suppress(FileNotFoundError):
+                opened.append(str(entry.readlink()))
         return [path for path in opened if not path.startswith("socket:")]
 
     def kill(self, *names: str) -> None:
@@ -179,6 +184,64 @@ def test_a_child_has_nothing_of_its_parents(fleet: Fleet, root: None) -> None:
     assert fleet.process("b").wait(20)
     assert fleet.engine.ending(fleet.plan("b").logs).reason == "it was told to quit"
     assert fleet.status("a") == "running"
+
+
+def test_a_process_has_no_more_than_it_needs(fleet: Fleet, root: None) -> None:
+    fleet.start("b")
+    fleet.fork("a", ["c"])
+    saved = fleet.save("a")
+    fleet.start("d", saved)
+    # Python keeps one more descriptor of whatever it has mapped.
+    vcpu = ["anon_inode:kvm-vcpu:0"] * 2
+    devices = ["/dev/kvm", "anon_inode:kvm-vm", "anon_inode:[eventpoll]", *vcpu]
+    for name in "abcd":
+        plan, process = fleet.plan(name), fleet.process(name).pid
+        log = str(plan.engine_log)
+        logs = [log, log, str(plan.console_log), str(plan.logs / native.ENDING_FILE)]
+        files = [path for path in fleet.files(name) if path != "anon_inode:[eventfd]"]
+        memory = [str(saved / MEMORY_FILE)] if name == "d" else []
+        wanted = ["/dev/null", *logs, str(fleet.kernel), *devices, *memory]
+        assert sorted(files) == sorted(wanted), name
+        status = dict(
+            line.split(":\t", 1)
+            for line in Path(f"/proc/{process}/status").read_text().splitlines()
+            if ":\t" in line
+        )
+        assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
+        assert (status["Groups"].strip(), status["NoNewPrivs"]) == ("", "1")
+        assert status["Umask"] == "0077"
+        assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0
+        assert Path(f"/proc/{process}/cwd").readlink() == Path("/")
+        limits = Path(f"/proc/{process}/limits").read_text()
+        assert "Max core file size        0                    0 " in limits
+        # A session of its own, and no terminal.
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        assert (int(fields[3]), int(fields[4])) == (process, 0)
+
+
+@pytest.mark.parametrize(
+    ("said", "console", "reason"),
+    [
+        ("the guest shut down", "Kernel panic - not syncing: before\n", "the guest shut down"),
+        (PANICKED, "Kernel panic - not syncing: so\x1b!\r\n", f"{PANICKED}: so?!"),
+        (PANICKED, "nothing\n", PANICKED),
+    ],
+)
+def test_how_it_ended_is_read_from_what_it_leaves(
+    tmp_path: Path, said: str, console: str, reason: str
+) -> None:
+    ending = {"orderly": said != PANICKED, "reason": said}
+    (tmp_path / native.ENDING_FILE).write_text(json.dumps(ending))
+    (tmp_path / "console.log").write_text(console)
+    told = NativeEngine(emulated=False).ending(tmp_path)
+    assert (told.orderly, told.reason) == (said != PANICKED, reason)
+
+
+def test_a_process_that_was_killed_has_failed(fleet: Fleet) -> None:
+    # As the host's kernel does it too, for want of memory.
+    fleet.kill("a")
+    ending = fleet.engine.ending(fleet.plan("a").logs)
+    assert (ending.orderly, ending.reason) == (False, "its process was killed")
 
 
 def test_the_children_of_a_paused_machine_run(fleet: Fleet) -> None:

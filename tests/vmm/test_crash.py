@@ -28,6 +28,7 @@ def guest(kvm_device: Path) -> Iterator[tuple[Vcpu, GuestMemory]]:
     """A vCPU in real mode, in the midst of a page of code."""
     memory = GuestMemory.anonymous([(GuestAddress(0), 16 * PAGE_SIZE)])
     memory.write(0x1000, _CODE)
+    memory.write_u64(0x2000, 0x1122334455667788)
     with Kvm(kvm_device) as kvm, kvm.create_vm() as vm:
         vm.set_memory(memory)
         with vm.create_vcpu(0) as vcpu:
@@ -68,7 +69,7 @@ def test_why_and_where_is_said(
     assert crash.reason.endswith("on vCPU 3 at 0x1020, real mode")
     assert likely in crash.report
     assert f"code: {_CODE[16:32].hex(' ')} <20> {_CODE[33:].hex(' ')}" in crash.report
-    assert "stack: 0000" in crash.report
+    assert "stack: 0x1122334455667788 0x0 " in crash.report
 
 
 def test_what_the_host_explains_better_is_said_instead(guest: tuple[Vcpu, GuestMemory]) -> None:

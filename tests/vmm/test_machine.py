@@ -20,6 +20,11 @@ _SAY_HI = bytes.fromhex("66baf803 b068 ee b069 ee")
 _POWER_OFF = bytes.fromhex("66ba0006 b034 ee f4")
 _RESET = bytes.fromhex("b0fe e664 f4")
 _TRIPLE_FAULT = bytes.fromhex("0f011c2500000000 0f0b")
+_HALT = bytes.fromhex("f4")
+# Has the other processors write an "a" and loop, in real mode, and loops.
+_START_OTHERS = bytes.fromhex(
+    "48b8baf803b061eeebfe 4889042500800000 b80003e0fe c70000450c00 c70008460c00 ebfe"
+)
 _LOOP = bytes.fromhex("ebfe")
 _ECHO = bytes.fromhex("66bafd03 ec a801 74f7 66baf803 ec ee ebef")
 # Waits for a byte; then has the panic notifier, in slot 3, decode its memory, and writes to it.
@@ -190,6 +195,40 @@ def test_its_balloon_and_threads_are_told_as_qemu_tells_them(run: Run, kvm_devic
 def _list(value: object) -> list[dict[str, object]]:
     assert isinstance(value, list)
     return value
+
+
+@pytest.mark.parametrize("code", [_LOOP, _HALT, _ECHO, _SAY_HI + _RESET, _START_OTHERS])
+def test_processors_are_paused_whatever_they_are_at(
+    home: Path, kvm_device: Path, small_kernel: Callable[[Path, bytes], Path], code: bytes
+) -> None:
+    with running(home, small_kernel(home / "kernel", code), cpus=3) as machine:
+        with QmpClient(machine.qmp) as client:
+            if code == _START_OTHERS:
+                machine.wait_for(b"aa")
+            for _ in range(20):
+                client.stop()
+                assert client.status() == "paused"
+                said = machine.console()
+                client.stop()
+                assert machine.console() == said
+                client.cont()
+                client.cont()
+                assert client.status() == "running"
+            client.quit()
+        assert machine.end() == (True, "it was told to quit")
+
+
+def test_a_machine_that_ends_as_it_is_paused_is_not_brought_back(
+    run: Run, kvm_device: Path
+) -> None:
+    with run(_PANIC.replace(b"?", b"\1") + _LOOP) as machine:
+        with contextlib.suppress(EngineError), QmpClient(machine.qmp) as client:
+            with machine.connected() as console:
+                console.send(b"!")
+            while True:
+                client.stop()
+                client.cont()
+        assert machine.end() == (False, PANICKED)
 
 
 def test_its_console_goes_both_ways(run: Run, kvm_device: Path) -> None:

@@ -24,6 +24,9 @@ class _Broken(Vcpu):
     def kick(self) -> None:
         """There is no thread in the guest."""
 
+    def kvmclock_ctrl(self) -> None:
+        """It has a clock."""
+
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(

@@ -20,9 +20,10 @@ def panicked(console_log: Path) -> Ending:
 
 def last_words(console_log: Path) -> str:
     """Why a kernel panicked, in its own words; nothing where its console has none."""
+    from cerne.guest.wire import readable
+
     found = _WORDS.findall(tail(console_log))
-    # It is the guest's, and may go to a terminal.
-    return str(found[-1].decode("ascii", "replace").strip()) if found else ""
+    return readable(found[-1]).strip() if found else ""
 
 
 def tail(log: Path) -> bytes:

@@ -6,6 +6,7 @@ before privileges are given up: whom it becomes need not be allowed to read them
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -62,7 +63,11 @@ def _origin(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:
     ranges = layout.memory_ranges(config.memory)
     saved = config.saved
     if saved is not None:
-        return GuestMemory.private_file(ranges, saved.memory), read_state(saved.state)
+        memory, state = GuestMemory.private_file(ranges, saved.memory), read_state(saved.state)
+        # The mapping holds what it needs of them.
+        os.close(saved.memory)
+        os.close(saved.state)
+        return memory, state
     if config.backends:
         return GuestMemory.shared(ranges), None
     return GuestMemory.anonymous(ranges, huge_pages=True), None

@@ -7,6 +7,7 @@ ever, with nobody told why.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ _CONTROL = ("cr0", "cr2", "cr3", "cr4", "efer")
 _SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs", "tr", "ldt")
 _BEFORE, _AFTER = 16, 32
 _STACK = 64
+_WORD = struct.Struct("<Q")
 _LONG_MODE_ACTIVE = 1 << 10
 _PROTECTION, _PAGING = 1, 1 << 31
 
@@ -177,7 +179,8 @@ def _memory(vcpu: Vcpu, memory: GuestMemory, regs: kvm_regs, sregs: kvm_sregs) -
         before = before if len(before) == _BEFORE else b""
         yield f"  code: {before.hex(' ')} <{code[0]:02x}> {code[1:].hex(' ')}".replace(":  ", ": ")
     stack = read_linear(vcpu, memory, _linear(sregs.ss, regs.rsp, sregs), _STACK)
-    yield f"  stack: {stack.hex(' ', 8) if stack else 'there is no memory at rsp'}"
+    words = [f"{word:#x}" for (word,) in _WORD.iter_unpack(stack[: len(stack) // 8 * 8])]
+    yield f"  stack: {' '.join(words) or 'there is no memory at rsp'}"
 
 
 def _linear(segment: kvm_segment, offset: int, sregs: kvm_sregs) -> int:

@@ -14,6 +14,7 @@ import os
 import select
 import signal
 import time
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, NoReturn
 
 from cerne import faults
@@ -135,13 +136,21 @@ def _become(
     _say(report, {"child": index, "pid": os.getpid()})
     config = configs[index]
     os.setsid()
-    if config.engine_log is not None:
-        os.dup2(config.engine_log, 1)
-        os.dup2(config.engine_log, 2)
+    config = with_log_of_its_own(config)
     # The pipe is closed on the way out.
     _keep_only(machine, config.descriptors | {report, other_end})
     faults.step("child apart")
     raise Forked(config, state)
+
+
+def with_log_of_its_own(config: VmmConfig) -> VmmConfig:
+    """Have a forked child write to its own log, in place of its parent's output."""
+    if config.engine_log is None:
+        return config
+    for standard in (1, 2):
+        os.dup2(config.engine_log, standard)
+    os.close(config.engine_log)
+    return replace(config, engine_log=None)
 
 
 def _write(

@@ -1,18 +1,21 @@
 """What a VMM's process gives up before its guest runs: privileges, and the way back to them.
 
 By then everything that it needs is open. It becomes nobody where it was root, and neither it nor
-what it might start can gain privileges again (prctl(2), PR_SET_NO_NEW_PRIVS).
+what it might start can gain privileges again (prctl(2), PR_SET_NO_NEW_PRIVS). Its memory, which is
+the guest's, is dumped nowhere when it crashes, and no other process of its user may look into it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 
 from cerne.errors import HostError
 
 _NOBODY = 65534
-_SET_NO_NEW_PRIVILEGES = 38
+_SET_DUMPABLE, _SET_NO_NEW_PRIVILEGES = 4, 38
+_OWNER_ALONE = 0o077
 # Fields of proc(5)'s stat, counted from the one after the command's name.
 _ARGUMENTS_START, _ARGUMENTS_END = 45, 46
 
@@ -27,8 +30,15 @@ def enter() -> None:
         os.setgroups([])
         os.setresgid(_NOBODY, _NOBODY, _NOBODY)
         os.setresuid(_NOBODY, _NOBODY, _NOBODY)
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-    if prctl(_SET_NO_NEW_PRIVILEGES, 1, 0, 0, 0) != 0:
+    os.umask(_OWNER_ALONE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _prctl(_SET_NO_NEW_PRIVILEGES, 1)
+    # A program that takes core dumps by a pipe is not kept from them by the limit (core(5)).
+    _prctl(_SET_DUMPABLE, 0)
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
         raise HostError(f"privileges cannot be given up: {os.strerror(ctypes.get_errno())}")
 
 

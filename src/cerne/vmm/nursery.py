@@ -15,12 +15,12 @@ import os
 import signal
 import socket
 import sys
-from dataclasses import replace
 
 from cerne.devices.state import PlainState, SavedState
 from cerne.vmm import jail
 from cerne.vmm.__main__ import end_of
 from cerne.vmm.config import VmmConfig
+from cerne.vmm.fork import with_log_of_its_own
 
 LARGEST_REQUEST = 128 * 1024
 """Bytes of a configuration."""
@@ -71,11 +71,7 @@ def _be_born(title: jail.Title, request: bytes, descriptors: tuple[int, ...]) ->
     config = VmmConfig.from_saved(saved, descriptors.__getitem__)
     title.set(config.identity)
     os.setsid()
-    assert config.engine_log is not None
-    for standard in (1, 2):
-        os.dup2(config.engine_log, standard)
-    os.close(config.engine_log)
-    return replace(config, engine_log=None)
+    return with_log_of_its_own(config)
 
 
 if __name__ == "__main__":

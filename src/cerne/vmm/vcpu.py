@@ -6,6 +6,7 @@ owner by a callback, from this thread.
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -154,7 +155,19 @@ class VcpuThread:
             self._change.notify_all()
             self._change.wait_for(lambda: self._wanted_end or not self._wanted_paused)
             self._paused = False
-            return not self._wanted_end
+            if self._wanted_end:
+                return False
+        self._tell_of_pause()
+        return True
+
+    def _tell_of_pause(self) -> None:
+        """Keep the guest's watchdogs from taking the time that it did not run for a lockup."""
+        try:
+            self.vcpu.kvmclock_ctrl()
+        except KvmError as error:
+            # A guest that uses no kvm-clock has no such watchdog to tell.
+            if error.errno != errno.EINVAL:
+                raise
 
     def _step(self) -> Crash | None:
         """Run to the next exit and answer it; why the guest can go no further, or nothing."""
