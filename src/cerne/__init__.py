@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from cerne.manager import Machine, Manager, State
     from cerne.manager.run import run, run_async
     from cerne.manager.snapshot import Snapshot
-    from cerne.manager.spec import MachineSpec, Mount, machine_spec
+    from cerne.manager.spec import DataDisk, MachineSpec, Mount, machine_spec
     from cerne.network.ports import PublishedPort
 
 _HOMES = {
     "CerneError": "cerne.errors",
+    "DataDisk": "cerne.manager.spec",
     "Machine": "cerne.manager",
     "MachineSpec": "cerne.manager.spec",
     "Manager": "cerne.manager",
@@ -37,6 +38,7 @@ _HOMES = {
 
 __all__ = [
     "CerneError",
+    "DataDisk",
     "Machine",
     "MachineSpec",
     "Manager",

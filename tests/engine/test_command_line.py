@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cerne.engine.base import (
     AGENT_PORTS,
+    SLOTS,
     DiskPlan,
     FirmwareBoot,
     KernelBoot,
@@ -101,6 +102,7 @@ def test_the_machine_has_these_devices_and_no_others() -> None:
         [
             "virtio-serial-pci",
             *["virtserialport"] * AGENT_PORTS,
+            *["pcie-root-port"] * SLOTS,
             "virtio-blk-pci",
             "virtio-net-pci",
             "virtio-9p-pci",

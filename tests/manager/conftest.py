@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 import uuid
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine.base import DiskPlan, Ending, LaunchPlan
+from cerne.engine.base import DiskPlan, Ending, LaunchPlan, UserNic
 from cerne.errors import CerneError, InputError
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager
@@ -66,6 +67,7 @@ class FakeEngine:
 
     def start(self, plan: LaunchPlan) -> ProcessIdentity:
         self.plans.append(plan)
+        _plugged(plan).write_text(json.dumps([*plan.slots]))
         # Its argv[0] names the runtime directory, as every engine's command line does.
         sleeper = subprocess.Popen([f"{plan.runtime}/sleeper", "1000"], executable="/bin/sleep")
         self._processes.append(sleeper)
@@ -98,6 +100,22 @@ class FakeEngine:
     def vsock(self, plan: LaunchPlan) -> None:
         return None
 
+    def plug(self, plan: LaunchPlan, device: DiskPlan | UserNic) -> None:
+        taken = self.plugged(plan)
+        assert device.slot is not None
+        assert device.slot not in taken
+        if self.failure is not None:
+            raise self.failure
+        _plugged(plan).write_text(json.dumps([*taken, device.slot]))
+
+    def unplug(self, plan: LaunchPlan, slot: int, timeout: float, *, force: bool) -> None:
+        if self.failure is not None and not force:
+            raise self.failure
+        _plugged(plan).write_text(json.dumps([*(self.plugged(plan) - {slot})]))
+
+    def plugged(self, plan: LaunchPlan) -> frozenset[int]:
+        return frozenset(json.loads(_plugged(plan).read_text()))
+
     def ending(self, logs: Path) -> Ending:
         return self.how_it_ended
 
@@ -110,6 +128,11 @@ class FakeEngine:
         for process in self._processes:
             process.kill()
             process.wait()
+
+
+def _plugged(plan: LaunchPlan) -> Path:
+    """Where a machine's process keeps what is in its slots: it outlives this engine."""
+    return plan.runtime / "plugged"
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def _remove_snapshot(manager: Manager) -> None:
     manager.snapshot("old").remove()
 
 
-def _run_killed_at(step: int, operation: Operation, home: Home, *, forks: bool) -> bool:
+def run_killed_at(step: int, operation: Operation, home: Home, *, forks: bool = True) -> bool:
     """Run an operation in a process of its own that ends at a step; False where there is none."""
     pid = os.fork()
     if pid == 0:
@@ -136,7 +136,7 @@ def test_killed_at_every_step(
         if operation is _wake and machine.state is State.RUNNING:
             machine.suspend()
         before, disk = machine.record.process, _disk(manager.home, machine)
-        if not _run_killed_at(step, operation, manager.home, forks=forks):
+        if not run_killed_at(step, operation, manager.home, forks=forks):
             break
         steps += 1
         assert machine.state in states

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from cerne.cli import doctor, guests, host, images, lifecycle, listing, pools, snapshots
+from cerne.cli import (
+    attachments,
+    doctor,
+    guests,
+    host,
+    images,
+    lifecycle,
+    listing,
+    pools,
+    snapshots,
+)
 
 app = typer.Typer(
     name="cerne",
@@ -58,6 +68,8 @@ app.command()(listing.logs)
 app.command()(listing.events)
 app.command()(listing.wait)
 app.command()(listing.stats)
+app.add_typer(attachments.disk_app, name="disk")
+app.add_typer(attachments.nic_app, name="nic")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(pools.app, name="pool")
 app.add_typer(images.app, name="image")

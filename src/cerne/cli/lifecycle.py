@@ -11,6 +11,7 @@ from cerne.cli.failure import report
 from cerne.cli.options import (
     CpusOption,
     CpuWeightOption,
+    DataDiskOption,
     DiskOption,
     EngineOption,
     ImageArgument,
@@ -40,6 +41,7 @@ def create(
     cpus: CpusOption = None,
     memory: MemoryOption = None,
     disk: DiskOption = None,
+    data_disk: DataDiskOption = None,
     publish: PublishOption = None,
     mount: MountOption = None,
     label: LabelOption = None,
@@ -57,6 +59,7 @@ def create(
         cpus=cpus,
         memory=memory,
         disk=disk,
+        data_disk=data_disk,
         publish=publish,
         mount=mount,
         label=label,

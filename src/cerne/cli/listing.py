@@ -70,6 +70,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "ports": ", ".join(
             f"{p.host_address}:{p.host_port} → {p.guest_port}/{p.protocol}" for p in spec.ports
         ),
+        "disks": ", ".join(f"{d.serial} ({machine.disk_file(d)})" for d in spec.data_disks),
         "mounts": ", ".join(f"{m.source} → {m.target}" for m in spec.mounts),
         "parent": record.parent,
         "labels": ", ".join(f"{key}={value}" for key, value in spec.labels.items()),

@@ -31,6 +31,14 @@ NameOption = Annotated[str | None, typer.Option(help="Its name; one is made up i
 CpusOption = Annotated[int | None, typer.Option(help="Virtual CPUs.")]
 MemoryOption = Annotated[str | None, typer.Option(help="Memory, such as 512M or 2G.")]
 DiskOption = Annotated[str | None, typer.Option(help="Size of the root disk, such as 20G.")]
+DataDiskOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-disk",
+        metavar="SIZE|PATH[:ro]",
+        help="Another disk: new and empty, or a file of this host; may be repeated.",
+    ),
+]
 PublishOption = Annotated[
     list[str] | None,
     typer.Option("--publish", "-p", help="[ADDRESS:]HOST:GUEST[/udp]; may be repeated."),
@@ -105,6 +113,7 @@ def make_spec(
     cpus: int | None = None,
     memory: str | None = None,
     disk: str | None = None,
+    data_disk: list[str] | None = None,
     publish: list[str] | None = None,
     mount: list[str] | None = None,
     label: list[str] | None = None,
@@ -122,6 +131,7 @@ def make_spec(
         "cpus": cpus,
         "memory": memory,
         "disk": disk,
+        "data_disks": data_disk,
         "ports": publish,
         "mounts": mount,
         "labels": pairs(label, "--label") or None,

@@ -24,6 +24,10 @@ AGENT_PORTS = 8
 """How many agent ports a machine has: so many sessions (exec, cp, shell) can run side by side."""
 
 
+SLOTS = 8
+"""How many disks and network cards can come and go while a machine runs."""
+
+
 @dataclass(frozen=True, slots=True)
 class KernelBoot:
     """Boot a kernel directly, with no firmware."""
@@ -48,6 +52,11 @@ class DiskPlan:
     """``raw`` or ``qcow2``."""
     read_only: bool = False
     serial: str = ""
+    slot: int | None = None
+    """Which of the `SLOTS` it is in, so that it can be taken out; None for one that stays."""
+    shared: bool = False
+    """Whether the file is not the machine's alone: others must be kept from writing to it, and
+    where it is written, from reading it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,8 @@ class UserNic:
 
     mac: str
     forwards: tuple[PortForward, ...] = ()
+    slot: int | None = None
+    """As a disk's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +102,14 @@ class LaunchPlan:
     memory_file: Path | None = None
     """Keep the guest's memory in this file of the directory that `Engine.save` will be given, so
     that saving need not copy it; for a machine that is saved once and never runs again."""
+
+    @property
+    def slots(self) -> dict[int, DiskPlan | UserNic]:
+        """What can be taken out, by its slot."""
+        disks: dict[int, DiskPlan | UserNic] = {
+            disk.slot: disk for disk in self.disks if disk.slot is not None
+        }
+        return disks | {nic.slot: nic for nic in self.nics if nic.slot is not None}
 
     @property
     def qmp_socket(self) -> Path:
@@ -209,6 +228,30 @@ class Engine(Protocol):
 
     def vsock(self, plan: LaunchPlan) -> Vsock | None:
         """The way to the guest's sockets of a machine that runs; None where this host has none."""
+
+    def plug(self, plan: LaunchPlan, device: DiskPlan | UserNic) -> None:
+        """Plug a disk or a network card into its slot of a machine that runs, or is paused.
+
+        Its guest is told; what it makes of it is its own affair.
+
+        Raises:
+            ConflictError: the slot is taken, or another process uses the disk.
+            EngineError, HostError: it could not be plugged in; nothing of it is left.
+        """
+
+    def unplug(self, plan: LaunchPlan, slot: int, timeout: float, *, force: bool) -> None:
+        """Take out what is in a slot, once the guest has let go of it; or at once with `force`.
+
+        Nothing happens where the slot is empty.
+
+        Raises:
+            GuestTimeoutError: the guest has not let go within `timeout` seconds; it is kept.
+            GuestError: the guest refused; it is kept.
+            InputError: this engine cannot force it.
+        """
+
+    def plugged(self, plan: LaunchPlan) -> frozenset[int]:
+        """The slots of a running machine that have something in them."""
 
     def ending(self, logs: Path) -> Ending:
         """Say how the machine's process, which is gone, ended: read from its `LaunchPlan.logs`."""

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerne.devices.state import SavedState
 from cerne.engine.base import (
@@ -18,6 +19,7 @@ from cerne.engine.base import (
     FirmwareBoot,
     KernelBoot,
     LaunchPlan,
+    UserNic,
 )
 from cerne.engine.detached import answering, kill, last_line, reap, spawn
 from cerne.engine.nursery import Nursery, another_nursery
@@ -31,8 +33,9 @@ from cerne.engine.saved import (
     file_digest,
     stamp,
 )
+from cerne.engine.unplugging import ask_back, device_name, slots_among
 from cerne.engine.vsock import GUEST_SOCKET, UnixVsock
-from cerne.errors import EngineError, HostError, InputError
+from cerne.errors import EngineError, GuestTimeoutError, HostError, InputError
 from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
@@ -41,6 +44,7 @@ from cerne.kvm.hints import missing_hint, permission_hint
 from cerne.network.passt import passt_command
 from cerne.network.ports import require_free
 from cerne.network.user import kernel_parameter
+from cerne.storage.locking import require_unlocked
 from cerne.storage.overlay import chain
 from cerne.vmm.config import (
     BootConfig,
@@ -53,6 +57,9 @@ from cerne.vmm.config import (
 )
 from cerne.vmm.end import PANICKED
 from cerne.vmm.snapshot import VERSION, memory_digest
+
+if TYPE_CHECKING:
+    from cerne.engine.qmp import QmpClient
 
 VMM = (sys.executable, "-I", "-m", "cerne.vmm")
 """The program of a machine's process, which is told its configuration."""
@@ -101,6 +108,9 @@ class NativeEngine:
         if plan.nics:
             require_program("passt")
         require_free(forward for nic in plan.nics for forward in nic.forwards)
+        for disk in plan.disks:
+            if disk.shared:
+                require_unlocked(disk.path, writable=not disk.read_only)
         if plan.saved is not None:
             check(plan.saved, self.fingerprint(), plan.memory, memory_digest)
 
@@ -175,6 +185,35 @@ class NativeEngine:
         """The Unix sockets in a directory of the machine's."""
         return UnixVsock(plan.vsock_directory)
 
+    def plug(self, plan: LaunchPlan, device: DiskPlan | UserNic) -> None:
+        """Plug a device into a running machine (see `Engine.plug`)."""
+        with Opened(sent=True) as opened:
+            config: DiskConfig | NicConfig
+            if isinstance(device, DiskPlan):
+                command, config = "cerne-plug-disk", _disk(device, opened)
+            else:
+                command, config = "cerne-plug-nic", _nic(plan, device, opened)
+            with _client(plan) as qmp:
+                qmp.execute(command, asdict(config), descriptors=opened.descriptors)
+
+    def unplug(self, plan: LaunchPlan, slot: int, timeout: float, *, force: bool) -> None:
+        """Take a device out of a running machine (see `Engine.unplug`)."""
+        with _client(plan) as qmp:
+            if force:
+                _unless_gone(qmp, "cerne-pull-device", slot)
+            elif not ask_back(qmp, slot, timeout) and _unless_gone(qmp, "cerne-keep-device", slot):
+                raise GuestTimeoutError(
+                    f"the guest of {plan.name} did not let go of it within {timeout:g} s",
+                    hint="unmount it there, or take it out whatever the guest does: --force",
+                )
+
+    def plugged(self, plan: LaunchPlan) -> frozenset[int]:
+        """The slots that are taken (see `Engine.plugged`)."""
+        with _client(plan) as qmp:
+            said = qmp.execute("cerne-query-devices")
+        devices = said if isinstance(said, list) else []
+        return slots_among(str(device["id"]) for device in devices)
+
     def ending(self, logs: Path) -> Ending:
         """How the process whose logs these are ended."""
         reap()
@@ -214,8 +253,8 @@ class NativeEngine:
             agents=tuple(opened.listening(path) for path in plan.agent_sockets),
             ending=opened.new(plan.logs / ENDING_FILE),
             disks=tuple(_disk(disk, opened) for disk in plan.disks),
-            nics=tuple(_nic(plan, index, opened) for index in range(len(plan.nics))),
             vsock=_vsock(plan, opened),
+            nics=tuple(_nic(plan, nic, opened) for nic in plan.nics),
             balloon=plan.balloon,
             emulated=self.emulated,
         )
@@ -246,21 +285,21 @@ def _boot(plan: LaunchPlan, opened: Opened) -> BootConfig:
 
 
 def _disk(disk: DiskPlan, opened: Opened) -> DiskConfig:
-    files = tuple(
-        # The top alone is written; what is under it may be the top of no other machine.
-        FileConfig(opened.existing(path, writable=depth == 0 and not disk.read_only), form)
-        for depth, (path, form) in enumerate(chain(disk.path, disk.format))
-    )
-    return DiskConfig(files, disk.serial, disk.read_only)
+    # The top alone is written; what is under it may be the top of no other machine.
+    (top, form), *under = chain(disk.path, disk.format)
+    writable = not disk.read_only
+    opens = opened.locked if disk.shared else opened.existing
+    files = [FileConfig(opens(top, writable=writable), form)]
+    files += [FileConfig(opened.existing(path), form) for path, form in under]
+    return DiskConfig(tuple(files), disk.serial, disk.read_only, disk.slot)
 
 
-def _nic(plan: LaunchPlan, index: int, opened: Opened) -> NicConfig:
+def _nic(plan: LaunchPlan, nic: UserNic, opened: Opened) -> NicConfig:
     """A network card whose socket has passt at its other end."""
-    nic = plan.nics[index]
     with opened.pair() as (ours, theirs):
         command = passt_command(require_program("passt"), theirs, nic.forwards)
         spawn(command, plan.logs / PASST_LOG, [theirs])
-    return NicConfig(nic.mac, ours)
+    return NicConfig(nic.mac, ours, nic.slot)
 
 
 def _vsock(plan: LaunchPlan, opened: Opened) -> VsockConfig:
@@ -286,6 +325,25 @@ def _held(plan: LaunchPlan, several: bool) -> Iterator[None]:
         finally:
             if ran:
                 qmp.cont()
+
+
+def _client(plan: LaunchPlan) -> QmpClient:
+    from cerne.engine.qmp import QmpClient
+
+    return QmpClient(plan.qmp_socket, _TIMEOUT)
+
+
+def _unless_gone(qmp: QmpClient, command: str, slot: int) -> bool:
+    """Say something of a device; False where it is gone."""
+    from cerne.engine._qmp_session import QmpCommandError
+
+    try:
+        qmp.execute(command, {"id": device_name(slot)})
+    except QmpCommandError as error:
+        if error.error_class != "DeviceNotFound":
+            raise
+        return False
+    return True
 
 
 def _execute(

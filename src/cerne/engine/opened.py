@@ -11,6 +11,7 @@ from typing import Self
 
 from cerne.engine.detached import listening_socket
 from cerne.errors import StorageError
+from cerne.storage.locking import lock
 
 _SEARCHED_BY_ALL = 0o711
 
@@ -43,6 +44,17 @@ class Opened:
             StorageError: it cannot be opened.
         """
         return self._open(path, os.O_RDWR if writable else os.O_RDONLY)
+
+    def locked(self, path: Path, *, writable: bool) -> int:
+        """A disk that others may use too, locked for as long as the process has it open.
+
+        Raises:
+            StorageError: it cannot be opened.
+            ConflictError: another has locked it.
+        """
+        number = self.existing(path, writable=writable)
+        lock(self._descriptors[-1], path, writable=writable)
+        return number
 
     def new(self, path: Path) -> int:
         """An empty file in the place of what was there.

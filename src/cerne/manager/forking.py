@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cerne import faults
 from cerne.errors import ConflictError, InputError
 from cerne.images.files import storage_errors
+from cerne.manager.attachments import require_own_disks
 from cerne.manager.births import births, new_record, spec_of_child
 from cerne.manager.life import Life
 from cerne.manager.lock import held
@@ -62,6 +63,8 @@ def fork(life: Life, names: Sequence[str], ports: Sequence[PublishedPort]) -> li
     with ExitStack() as locked:
         record = locked.enter_context(life.operation("fork"))
         life.require(record, State.RUNNING)
+        require_own_disks(life.spec)
+        life.plug_missing()
         engine = life.engine()
         records = [
             new_record(
@@ -92,10 +95,9 @@ def _make(parent: Life, record: Record, children: Sequence[Life], engine: Engine
             storage_errors(f"forking {record.name}", parent.home.data),
             parent.saving(record, directory, done="forked"),
         ):
-            layer = parent.layers.freeze(parent.id)
-            if layer is not None:
-                for child in children:
-                    child.layers.overlay(layer, child.home.root_disk(child.id))
+            layers = parent.freeze()
+            for child in children:
+                child.lay(layers)
             faults.step("children made")
             processes = _forked(parent, children, engine, directory)
             faults.step("forked")

@@ -17,6 +17,9 @@ from cerne.errors import HostError, InputError, StorageError
 
 # sun_path of unix(7), less its closing zero.
 _LONGEST_SOCKET_PATH = 107
+ROOT_SERIAL = "root"
+"""The serial of the root disk."""
+
 _LONGEST_SOCKET_NAME = len("/0123456789ab/console.sock.lock")
 
 
@@ -51,6 +54,7 @@ class Home:
             home.machines_runtime,
             home.locks,
             home.failures,
+            home.disks,
         ):
             _make(directory)
         return home
@@ -113,6 +117,17 @@ class Home:
 
     def root_disk(self, machine_id: str) -> Path:
         return self.machine_directory(machine_id) / "root.qcow2"
+
+    def disk(self, machine_id: str, serial: str) -> Path:
+        """A machine's own disk of this serial."""
+        if serial == ROOT_SERIAL:
+            return self.root_disk(machine_id)
+        return self.machine_directory(machine_id) / f"data-{serial}.qcow2"
+
+    @property
+    def disks(self) -> Path:
+        """Holds disks that were taken out of machines: they are whoever's now, and never swept."""
+        return self.data / "disks"
 
     def saved(self, machine_id: str) -> Path:
         """What a suspended machine goes on from."""

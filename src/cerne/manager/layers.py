@@ -1,6 +1,6 @@
 """Disks that never change again, and the overlays that machines write to on top of them.
 
-A machine's root disk is frozen by giving its file a second name among the layers, and putting an
+A machine's own disk is frozen by giving its file a second name among the layers, and putting an
 empty overlay on that layer in its place. Whoever is killed midway leaves the machine with the disk
 that it had: a process that goes on writing does so to the file that is now the layer, and the
 overlay that the machine would be started from shows just that. Layers are found to be needless by
@@ -37,43 +37,50 @@ class Layers:
     def __init__(self, home: Home) -> None:
         self._home = home
 
-    def freeze(self, machine_id: str) -> Path | None:
-        """Freeze a machine's root disk as it is; the layer that its new, empty disk lies on.
+    def freeze(self, disk: Path) -> Path:
+        """Freeze a machine's own disk as it is; the layer that its new, empty disk lies on.
 
-        None where it has no disk. A process that runs must be told of the new disk afterwards.
+        A process that runs must be told of the new disk afterwards.
 
         Raises:
             StorageError: there is no space for it, or the disk cannot be written; it is as it was.
             StateError: there are too many layers under it.
         """
-        root = self._home.root_disk(machine_id)
-        if not root.exists():
-            return None
-        if self._depth(root) >= _MOST_LAYERS:
+        if self._depth(disk) >= _MOST_LAYERS:
             raise StateError(
-                f"the disk {root} lies on {_MOST_LAYERS} layers already, one for each snapshot and"
+                f"the disk {disk} lies on {_MOST_LAYERS} layers already, one for each snapshot and"
                 " each fork",
                 hint="stop the machine and start it again: they are merged then",
             )
         layer = self._home.layer(uuid.uuid4().hex[:12])
-        with self.locked(), storage_errors(f"freezing {root}", self._home.data):
-            os.link(root, layer)
+        with self.locked(), storage_errors(f"freezing {disk}", self._home.data):
+            os.link(disk, layer)
             faults.step("layer linked")
-            self._put_overlay(layer, root)
+            self._put_overlay(layer, disk)
             faults.step("layer frozen")
         return layer
 
-    def merge(self, machine_id: str, base: Path, base_format: str) -> None:
-        """Have the disk of a machine that does not run lie on its image's, if on many layers.
+    def merge(self, disk: Path, base: Path | None, base_format: str) -> None:
+        """Have the disk of a machine that does not run lie on its base, if on too many layers.
 
         Raises:
             StorageError: there is no space for what is in them.
         """
         from cerne.storage.flatten import merge
 
-        root = self._home.root_disk(machine_id)
-        if self._depth(root) > _MANY_LAYERS:
-            merge(root, base, base_format)
+        if self._depth(disk) > _MANY_LAYERS:
+            merge(disk, base, base_format)
+
+    def flatten(self, disk: Path) -> None:
+        """Have a disk that no machine has lie on nothing, so that it can go anywhere.
+
+        Raises:
+            StorageError: there is no space for what is in the layers under it.
+        """
+        from cerne.storage.flatten import merge
+
+        if self._depth(disk):
+            merge(disk, None, "")
 
     def overlay(self, layer: Path, path: Path) -> None:
         """Make an empty overlay on a layer.
@@ -84,32 +91,32 @@ class Layers:
         with self.locked(), storage_errors(f"making {path}", self._home.data):
             self._put_overlay(layer, path)
 
-    def replace(self, machine_id: str, layer: Path) -> None:
-        """Put an empty overlay on a layer in the place of a machine's root disk, until `commit`.
+    def replace(self, disk: Path, layer: Path) -> None:
+        """Put an empty overlay on a layer in the place of a machine's disk, until `commit`.
 
         Raises:
             StorageError: it cannot be made; the disk is as it was.
         """
-        root, old = self._home.root_disk(machine_id), self._old(machine_id)
-        with self.locked(), storage_errors(f"replacing {root}", self._home.data):
+        old = _old(disk)
+        with self.locked(), storage_errors(f"replacing {disk}", self._home.data):
             old.unlink(missing_ok=True)
-            os.link(root, old)
-            self._put_overlay(layer, root)
+            os.link(disk, old)
+            self._put_overlay(layer, disk)
         faults.step("disk replaced")
 
-    def is_replaced(self, machine_id: str) -> bool:
+    def is_replaced(self, disk: Path) -> bool:
         """Whether `replace` has neither been committed nor been undone."""
-        return self._old(machine_id).exists()
+        return _old(disk).exists()
 
-    def commit(self, machine_id: str) -> None:
+    def commit(self, disk: Path) -> None:
         """Give up what `replace` replaced, if anything."""
-        self._old(machine_id).unlink(missing_ok=True)
+        _old(disk).unlink(missing_ok=True)
 
-    def roll_back(self, machine_id: str) -> None:
+    def roll_back(self, disk: Path) -> None:
         """Undo what `replace` did, if anything."""
         with contextlib.suppress(FileNotFoundError):
-            self._old(machine_id).rename(self._home.root_disk(machine_id))
-            sync_directory(self._home.machine_directory(machine_id))
+            _old(disk).rename(disk)
+            sync_directory(disk.parent)
 
     def collect(self, kept: Iterable[Path]) -> None:
         """Remove the layers that no machine's disk and none of `kept` needs.
@@ -119,7 +126,7 @@ class Layers:
         if not any(self._home.layers.iterdir()):
             return
         with self.locked():
-            for half_made in self._home.machines.glob("*/root.qcow2.new"):
+            for half_made in self._home.machines.glob("*/*.qcow2.new"):
                 half_made.unlink()
             try:
                 needed = self._needed(kept)
@@ -134,7 +141,7 @@ class Layers:
         from cerne.storage.overlay import backing_of
 
         needed: set[Path] = set()
-        found = [*kept, *self._home.machines.glob("*/root.qcow2*")]
+        found = [*kept, *self._home.machines.glob("*/*.qcow2*"), *self._home.disks.glob("*")]
         while found:
             path = found.pop()
             if path in needed or not path.exists():
@@ -146,10 +153,10 @@ class Layers:
                 found.append(backing[0])
         return needed
 
-    def _depth(self, root: Path) -> int:
+    def _depth(self, disk: Path) -> int:
         from cerne.storage.overlay import chain
 
-        return sum(path.parent == self._home.layers for path, _ in chain(root, "qcow2"))
+        return sum(path.parent == self._home.layers for path, _ in chain(disk, "qcow2"))
 
     def _put_overlay(self, layer: Path, path: Path) -> None:
         from cerne.storage.overlay import create_overlay
@@ -161,12 +168,12 @@ class Layers:
         fresh.rename(path)
         sync_directory(path.parent)
 
-    def _old(self, machine_id: str) -> Path:
-        root = self._home.root_disk(machine_id)
-        return root.with_name(f"{root.name}.old")
-
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """No layer is collected in this block."""
         with held(self._home.layers_lock, "layers", "the machines' disks"):
             yield
+
+
+def _old(disk: Path) -> Path:
+    return disk.with_name(f"{disk.name}.old")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,9 @@ from cerne.errors import (
 )
 from cerne.host.cgroup import MachineGroup
 from cerne.host.process import ProcessIdentity, boot_id
+from cerne.images.files import sync_directory
 from cerne.manager.admission import memory_limit
+from cerne.manager.home import ROOT_SERIAL
 from cerne.manager.layers import Layers
 from cerne.manager.lock import held, is_held
 from cerne.manager.plan import launch_plan, share_tag
@@ -51,6 +54,8 @@ READY_TIMEOUT = 120.0
 KILL_TIMEOUT = 10.0
 _ENDING_TIMEOUT = 2.0
 _WAS_PAUSED = "paused"
+MADE = ".made"
+"""What the name of a disk ends in that was made for a machine which does not have it yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +69,16 @@ class Surroundings:
 
     def collect(self) -> None:
         """Remove the layers that no machine, no snapshot and no template needs any more."""
+        from cerne.manager.manifest import read_manifest
         from cerne.manager.template import templates_of
 
-        kept = [row.layer for row in self.store.snapshots()]
+        kept = []
+        for row in self.store.snapshots():
+            try:
+                kept += [row.layer, *read_manifest(row.manifest, row.name).data_layers.values()]
+            except DamagedError as error:
+                _log.warning("no layers are removed: %s", error.message)
+                return
         kept += [template.layer for template in templates_of(self.home)]
         Layers(self.home).collect(self.home.layer(layer) for layer in kept if layer)
 
@@ -161,11 +173,38 @@ class Life:
         plan = launch_plan(self.home, self.last, self.spec, self.image())
         return replace(plan, saved=saved)
 
-    def launch(self, engine: Engine, saved: Path | None = None, onto: Path | None = None) -> Record:
+    def own_disks(self) -> dict[str, Path]:
+        """The disks that are its alone, by their serials; not those that the host has elsewhere."""
+        root = self.home.root_disk(self.id)
+        disks = {ROOT_SERIAL: root} if root.exists() else {}
+        own = [disk.serial for disk in self.spec.data_disks if disk.own]
+        return disks | {serial: self.home.disk(self.id, serial) for serial in own}
+
+    def freeze(self) -> dict[str, Path]:
+        """Freeze its own disks as they are (`Layers.freeze`); the layers by the disks' serials.
+
+        Raises:
+            StorageError, StateError: one cannot be; it is as it was.
+        """
+        return {serial: self.layers.freeze(disk) for serial, disk in self.own_disks().items()}
+
+    def lay(self, layers: Mapping[str, Path]) -> None:
+        """Make its disks, each an empty overlay on a layer of `freeze`.
+
+        Raises:
+            StorageError: one cannot be made.
+        """
+        for serial, layer in layers.items():
+            self.layers.overlay(layer, self.home.disk(self.id, serial))
+
+    def launch(
+        self, engine: Engine, saved: Path | None = None, onto: Mapping[str, Path] | None = None
+    ) -> Record:
         """Start its process, which boots, or goes on from what `Engine.save` wrote to `saved`.
 
-        With `onto`, its disk is replaced by an empty overlay on this layer. Where anything fails
-        it has the disk that it had, and is suspended if it was, or else ``failed``.
+        With `onto`, its disks of these serials are replaced by empty overlays on these layers.
+        Where anything fails it has the disks that it had, and is suspended if it was, or else
+        ``failed``.
 
         Raises:
             CapacityError, ConflictError, HostError: the host cannot run it now.
@@ -174,11 +213,12 @@ class Life:
         record, plan = self.last, self.plan(saved)
         engine.require(plan)
         # One that a command left which was killed after the machine ran.
-        self.layers.commit(self.id)
+        self._commit_disks()
+        self.settle_disks()
         self.store.reserve(record, engine.name, memory_limit())
         try:
-            if onto is not None:
-                self.layers.replace(self.id, onto)
+            for serial, layer in (onto or {}).items():
+                self.layers.replace(self.home.disk(self.id, serial), layer)
             self.clear_runtime()
             if saved is None:
                 self._merge_layers()
@@ -194,8 +234,8 @@ class Life:
             self._not_started(self.store.get(record.id), why)
             raise
         faults.step("running")
-        # From here on its disk is no longer the one that the memory of before knows.
-        self.layers.commit(self.id)
+        # From here on its disks are no longer those that the memory of before knows.
+        self._commit_disks()
         discard(self.saved)
         return self.last
 
@@ -208,9 +248,9 @@ class Life:
             CerneError: what `launch` raises.
         """
         if template is not None:
-            layer = self.home.layer(template.layer) if template.layer else None
+            onto = {ROOT_SERIAL: self.home.layer(template.layer)} if template.layer else {}
             try:
-                self.launch(engine, template.directory, layer)
+                self.launch(engine, template.directory, onto)
             except DamagedError as error:
                 _log.warning("%s boots, as its template cannot be used: %s", self.last.name, error)
                 discard(template.directory)
@@ -310,6 +350,53 @@ class Life:
         with QmpClient(self.qmp_socket) as client:
             leave_memory(client, size, self.last.name)
 
+    def plug_missing(self) -> None:
+        """Plug into its process what its specification has, and a killed command left out.
+
+        Raises:
+            CerneError: it cannot be plugged in.
+        """
+        self.settle_disks()
+        plan = self.plan()
+        if not plan.slots:
+            return
+        engine = self.engine()
+        plugged = engine.plugged(plan)
+        for slot, device in plan.slots.items():
+            if slot not in plugged:
+                engine.plug(plan, device)
+
+    def settle_disks(self) -> dict[str, Path]:
+        """Put the files of its disks right, as its specification has them.
+
+        What was made for a disk becomes it; and a disk that is not its any more is not removed
+        but kept, in `Home.disks`. Where those are now, by their serials.
+        """
+        wanted = set(self.own_disks().values())
+        for made in self.directory.glob(f"data-*{MADE}"):
+            disk = made.with_name(made.name.removesuffix(MADE))
+            if disk in wanted and not disk.exists():
+                made.rename(disk)
+            else:
+                made.unlink()
+        kept = {}
+        for disk in self.directory.glob("data-*.qcow2"):
+            if disk not in wanted:
+                serial = disk.stem.removeprefix("data-")
+                kept[serial] = self._keep_disk(disk, serial)
+        return kept
+
+    def _keep_disk(self, disk: Path, serial: str) -> Path:
+        first = f"{self.last.name}-{serial}"
+        names = chain([first], (f"{first}-{number}" for number in count(2)))
+        target = next(
+            path for name in names if not (path := self.home.disks / f"{name}.qcow2").exists()
+        )
+        disk.rename(target)
+        sync_directory(target.parent)
+        faults.step("disk kept")
+        return target
+
     def clear_runtime(self) -> None:
         """Make its runtime directory, empty."""
         discard_runtime(self.home, self.id)
@@ -407,7 +494,7 @@ class Life:
     def _settled_start(self, record: Record) -> Record:
         why = "the command that started it was interrupted"
         found = strays(self.runtime)
-        if len(found) == 1 and self._is_suspended() and not self.layers.is_replaced(self.id):
+        if len(found) == 1 and self._is_suspended() and not self._is_replaced():
             # It may have run on and written to its disk: its memory of before is of no use then.
             with contextlib.suppress(EngineError, HostError):
                 self.qmp("cont")
@@ -430,9 +517,19 @@ class Life:
         return self.store.change(record, State.RUNNING, kind="saving interrupted")
 
     def _merge_layers(self) -> None:
-        disk = self.image().disk
-        if disk is not None:
-            self.layers.merge(self.id, disk.path, disk.format)
+        base = self.image().disk
+        for serial, disk in self.own_disks().items():
+            if serial != ROOT_SERIAL:
+                self.layers.merge(disk, None, "")
+            elif base is not None:
+                self.layers.merge(disk, base.path, base.format)
+
+    def _commit_disks(self) -> None:
+        for disk in self.own_disks().values():
+            self.layers.commit(disk)
+
+    def _is_replaced(self) -> bool:
+        return any(self.layers.is_replaced(disk) for disk in self.own_disks().values())
 
     def _discard_saved(self, *, whole: bool) -> None:
         discard(self.home.half_saved(self.id))
@@ -444,7 +541,8 @@ class Life:
 
     def _not_started(self, record: Record, why: str) -> None:
         kill_strays(self.runtime)
-        self.layers.roll_back(self.id)
+        for disk in self.own_disks().values():
+            self.layers.roll_back(disk)
         self.ended(record, State.SUSPENDED if self._is_suspended() else State.FAILED, why)
 
     def _failed_to_become_ready(self, error: BaseException, timeout: float) -> BaseException:

@@ -40,8 +40,11 @@ if TYPE_CHECKING:
     from cerne.engine.base import Vsock
     from cerne.guest import ExecResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.manager.snapshot import Snapshot
-    from cerne.manager.spec import MachineSpec
+    from cerne.manager.spec import DataDisk, ExtraNic, MachineSpec
     from cerne.network.ports import PublishedPort
+
+UNPLUG_TIMEOUT = 10.0
+"""Seconds that a guest may take to let go of a device, unless a command says otherwise."""
 
 STOP_TIMEOUT = 10.0
 """Seconds that a guest may take to shut down before it is killed, unless a command says
@@ -247,6 +250,82 @@ class Machine:
         children = fork(self._life, child_names(self._life, count, names), ports)
         return [Machine(self._life.surroundings, child) for child in children]
 
+    def attach_disk(
+        self, disk: str | int | Path, serial: str | None = None, *, read_only: bool = False
+    ) -> DataDisk:
+        """Add a disk, which its guest sees at once where it runs.
+
+        Args:
+            disk: a size, in bytes or as ``10G``, for an empty disk of its own; or the path of a
+                file or a device of this host, raw or qcow2, which it uses as it is.
+            serial: what its guest knows it by; one is made up if not given.
+            read_only: whether it may only be read.
+
+        Raises:
+            NotFoundError, ImageError: there is no such file, or it cannot be a disk.
+            InputError: there is no slot left, or the serial cannot be.
+            StateError: it is suspended.
+            ConflictError: another machine uses the disk.
+            EngineError, StorageError: it could not be added; nothing of it is left.
+        """
+        from cerne.manager.attachments import attach_disk
+
+        return attach_disk(self._life, str(disk), serial, read_only=read_only)
+
+    def detach_disk(
+        self, disk: str, *, force: bool = False, timeout: float = UNPLUG_TIMEOUT
+    ) -> Path:
+        """Take out the disk of this serial or slot, once its guest has let go of it; where it is.
+
+        A disk of its own becomes a file of `Home.disks`, whole and nobody's. With `force` the
+        guest is not asked.
+
+        Raises:
+            NotFoundError: it has no such disk.
+            StateError: it is suspended, or paused and `force` was not given.
+            GuestTimeoutError, GuestError: the guest did not let go in time, or refused.
+            InputError: its engine cannot force it.
+            StorageError: the disk is out and kept, and lies on layers that there is no space to
+                copy.
+        """
+        from cerne.manager.attachments import detach_disk
+
+        return detach_disk(self._life, disk, timeout, force=force)
+
+    def disk_file(self, disk: DataDisk) -> Path:
+        """The file or the device that a disk of its specification is."""
+        return disk.path or self._home.disk(self.id, disk.serial)
+
+    def attach_nic(self) -> ExtraNic:
+        """Add a network card behind user-mode networking, which its guest sees at once.
+
+        Raises:
+            InputError: there is no slot left.
+            StateError: it is suspended.
+            EngineError: it could not be added; nothing of it is left.
+        """
+        from cerne.manager.attachments import attach_nic
+
+        return attach_nic(self._life)
+
+    def detach_nic(
+        self, number: int, *, force: bool = False, timeout: float = UNPLUG_TIMEOUT
+    ) -> None:
+        """Take out the network card of this number, once its guest has let go of it.
+
+        Raises:
+            NotFoundError: it has no such card, or one that stays.
+            StateError, GuestTimeoutError, GuestError, InputError: as `detach_disk`.
+        """
+        from cerne.manager.attachments import detach_nic
+
+        detach_nic(self._life, number, timeout, force=force)
+
+    def nics(self) -> dict[int, str]:
+        """The addresses of its network cards by their numbers; the first, 0, stays."""
+        plan = self._life.plan()
+        return {0 if nic.slot is None else nic.slot + 1: nic.mac for nic in plan.nics}
+
     def pause(self) -> None:
         """Hold its vCPUs where they are; its memory stays.
 
@@ -340,6 +419,8 @@ class Machine:
                 )
             if record.state is State.FAILED:
                 self._keep_failure(record)
+            # What was taken out by a command that was killed is not its any more.
+            self._life.settle_disks()
             self._life.forget(record)
 
     def wait(self, timeout: float | None = None) -> State:

@@ -289,6 +289,13 @@ class Manager:
             create_overlay(
                 image.disk.path, image.disk.format, self.home.root_disk(record.id), spec.disk
             )
+        if spec.data_disks:
+            from cerne.manager.attachments import make_disk
+
+            life = Life(self._surroundings, record)
+            for disk in spec.data_disks:
+                make_disk(life, disk)
+            life.settle_disks()
 
     def _sweep_unborn(self) -> None:
         """Remove the forks whose command was killed before they were whole."""

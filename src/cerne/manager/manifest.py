@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cerne.errors import DamagedError
 from cerne.manager.spec import MachineSpec
@@ -27,6 +27,9 @@ class Manifest(BaseModel):
     """The engine that saved its memory; empty where it has none."""
     fingerprint: str
     """What the engine must be able to restore (`Engine.fingerprint`)."""
+
+    data_layers: dict[str, str] = Field(default_factory=dict)
+    """The layers that its own disks beside the root disk are, by their serials."""
 
     @property
     def has_memory(self) -> bool:

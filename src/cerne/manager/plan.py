@@ -12,12 +12,13 @@ from cerne.engine.base import (
     SharePlan,
     UserNic,
 )
+from cerne.manager.home import ROOT_SERIAL
 from cerne.network.mac import mac_address
 
 if TYPE_CHECKING:
     from cerne.images import Image
     from cerne.manager.home import Home
-    from cerne.manager.spec import MachineSpec
+    from cerne.manager.spec import DataDisk, ExtraNic, MachineSpec
     from cerne.manager.store import Record
 
 
@@ -27,20 +28,36 @@ def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> 
         SharePlan(share_tag(index), mount.source, mount.read_only)
         for index, mount in enumerate(spec.mounts)
     )
-    disks = (DiskPlan(home.root_disk(record.id), "qcow2", serial="root"),) if image.disk else ()
+    root = DiskPlan(home.root_disk(record.id), "qcow2", serial=ROOT_SERIAL)
+    disks = [root] if image.disk else []
+    disks += [disk_plan(home, record.id, disk) for disk in spec.data_disks]
     return LaunchPlan(
         machine_id=record.id,
         name=record.name,
         cpus=record.cpus,
         memory=record.memory,
         boot=_boot(image),
-        disks=disks,
-        nics=(UserNic(mac_address(record.id, 0), spec.ports),),
+        disks=tuple(disks),
+        nics=(
+            UserNic(mac_address(record.id, 0), spec.ports),
+            *(nic_plan(record.id, nic) for nic in spec.extra_nics),
+        ),
         shares=shares,
         balloon=spec.balloon,
         runtime=home.machine_runtime(record.id),
         logs=home.machine_directory(record.id),
     )
+
+
+def disk_plan(home: Home, machine_id: str, disk: DataDisk) -> DiskPlan:
+    """A disk beside the root disk, as an engine has it."""
+    path = disk.path or home.disk(machine_id, disk.serial)
+    return DiskPlan(path, disk.format, disk.read_only, disk.serial, disk.slot, not disk.own)
+
+
+def nic_plan(machine_id: str, nic: ExtraNic) -> UserNic:
+    """A network card beside the first, as an engine has it."""
+    return UserNic(mac_address(machine_id, nic.slot + 1), slot=nic.slot)
 
 
 def share_tag(index: int) -> str:

@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 from cerne.manager.manager import Manager
-from cerne.manager.spec import Mount, machine_spec
+from cerne.manager.spec import DataDisk, Mount, machine_spec
 from cerne.network.ports import PublishedPort
 from cerne.units import parse_duration
 
@@ -30,6 +30,7 @@ def run(
     cpus: int = 1,
     memory: int | str = "512M",
     disk: int | str | None = None,
+    data_disks: Sequence[DataDisk | str] = (),
     ports: Sequence[PublishedPort | str] = (),
     mounts: Sequence[Mount | str] = (),
     labels: Mapping[str, str] | None = None,
@@ -46,6 +47,8 @@ def run(
         cpus: virtual CPUs.
         memory: guest memory, in bytes or as ``512M``.
         disk: size of the root disk, in bytes or as ``20G``; the image's own if not given.
+        data_disks: other disks: sizes, for new and empty ones, or paths of files, as
+            ``SIZE|PATH[:ro]``.
         ports: published ports, such as ``8080:80``.
         mounts: directories of this host, as ``SOURCE:TARGET[:ro]``.
         labels: free words for those who list machines.
@@ -64,6 +67,7 @@ def run(
         cpus=cpus,
         memory=memory,
         disk=disk,
+        data_disks=tuple(data_disks),
         ports=tuple(ports),
         mounts=tuple(mounts),
         labels=dict(labels or {}),

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.errors import InputError, NotFoundError
+from cerne.errors import InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors, sync_directory
+from cerne.manager.attachments import require_own_disks
 from cerne.manager.births import births, new_record, spec_of_child
+from cerne.manager.home import ROOT_SERIAL
 from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
 from cerne.manager.lock import held, is_held
 from cerne.manager.manifest import Manifest, read_manifest
@@ -69,6 +71,12 @@ class Snapshot:
         return self._home.layer(self._row.layer) if self._row.layer else None
 
     @property
+    def layers(self) -> dict[str, Path]:
+        """All its disks, by their serials."""
+        root = {} if self.layer is None else {ROOT_SERIAL: self.layer}
+        return root | data_layers(self._home, self.manifest)
+
+    @property
     def size(self) -> int:
         """Bytes of this host's disk that its memory takes."""
         files = [] if self.memory is None else list(self.memory.iterdir())
@@ -82,6 +90,7 @@ class Snapshot:
 
         Raises:
             NotFoundError: that machine has been removed.
+            StateError: it has other disks or network cards now.
             DamagedError, HostError: the snapshot is damaged, or this host cannot go on with it.
             CerneError: what `Machine.start` raises.
         """
@@ -95,12 +104,13 @@ class Snapshot:
             )
         life = Life(self._surroundings, record)
         with self._held("restore"), life.operation("restore") as present:
+            self._require_same_devices(life)
             engine = self._engine()
             # What cannot be is refused before the machine that runs is ended; its ports are its.
             engine.require(_without_ports(life.plan(self.memory)))
             if present.state.live:
                 life.last = life.kill(present, f"killed, to go back to {self.name}")
-            life.launch(engine, self.memory, self.layer)
+            life.launch(engine, self.memory, self.layers)
         if self.memory is None:
             life.await_ready(life.image(), READY_TIMEOUT)
         else:
@@ -166,8 +176,7 @@ class Snapshot:
         engine = self._engine()
         engine.require(Life(self._surroundings, record).plan(self.memory))
         with births(self._surroundings, [record]) as (life,):
-            if self.layer is not None:
-                life.layers.overlay(self.layer, self._home.root_disk(life.id))
+            life.lay(self.layers)
             faults.step("children made")
             life.launch(engine, self.memory)
             life.renew(life.image())
@@ -179,14 +188,22 @@ class Snapshot:
         with held(life.lock_path, "create", record.name):
             try:
                 life.directory.mkdir(mode=0o700)
-                if self.layer is not None:
-                    life.layers.overlay(self.layer, self._home.root_disk(life.id))
+                life.lay(self.layers)
                 life.store.add(record)
             except BaseException:
                 discard(life.directory)
                 life.lock_path.unlink(missing_ok=True)
                 raise
         return record
+
+    def _require_same_devices(self, life: Life) -> None:
+        then, now = self.manifest.spec, life.spec
+        if (then.data_disks, then.extra_nics) != (now.data_disks, now.extra_nics):
+            raise StateError(
+                f"{life.last.name} has other disks or network cards than it had in {self.name}",
+                hint=f"make another machine of it: cerne snapshot restore {self.name} --as NAME",
+                machine=life.last.name,
+            )
 
     def _engine(self) -> Engine:
         wanted = self.manifest.engine or self.manifest.spec.engine
@@ -213,7 +230,10 @@ def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
     with life.operation("snapshot") as record:
         life.require(record, *_KEPT)
         runs = record.state.live
-        if not runs and not life.image().disk:
+        require_own_disks(life.spec)
+        if runs:
+            life.plug_missing()
+        if not runs and not life.own_disks():
             raise InputError(
                 f"{record.name} is {record.state}, and has no disk of its own: there is nothing"
                 " to keep",
@@ -226,14 +246,15 @@ def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
             _undone(life, snapshot_id),
             storage_errors(f"keeping {record.name}", home.data),
         ):
-            layer = _kept(life, record, directory) if runs else life.layers.freeze(life.id)
+            layers = _kept(life, record, directory) if runs else life.freeze()
             if not memory:
                 discard(directory)
+            ids = {serial: layer.stem for serial, layer in layers.items()}
             row = SnapshotRow(
                 id=snapshot_id,
                 name=chosen,
-                layer=layer.stem if layer else "",
-                manifest=_manifest(life, record, memory=runs and memory).model_dump_json(),
+                layer=ids.pop(ROOT_SERIAL, ""),
+                manifest=_manifest(life, record, ids, memory=runs and memory).model_dump_json(),
                 created=time.time(),
             )
             faults.step("snapshot whole")
@@ -265,15 +286,15 @@ _KEPT = (
 )
 
 
-def _kept(life: Life, record: Record, directory: Path) -> Path | None:
-    """Save a machine that runs; the layer that is its disk as its memory knows it."""
+def _kept(life: Life, record: Record, directory: Path) -> dict[str, Path]:
+    """Save a machine that runs; the layers that are its disks as its memory knows them."""
     engine, plan = life.engine(), life.plan()
     with life.saving(record, directory):
-        layer = life.layers.freeze(life.id)
+        layers = life.freeze()
         engine.save(plan, directory, plan.disks, resume=True)
         sync_directory(directory.parent)
         faults.step("memory saved")
-    return layer
+    return layers
 
 
 @contextmanager
@@ -287,7 +308,12 @@ def _undone(life: Life, snapshot_id: str) -> Iterator[None]:
         raise
 
 
-def _manifest(life: Life, record: Record, *, memory: bool) -> Manifest:
+def data_layers(home: Home, manifest: Manifest) -> dict[str, Path]:
+    """A snapshot's disks beside the root disk, by their serials."""
+    return {serial: home.layer(layer) for serial, layer in manifest.data_layers.items()}
+
+
+def _manifest(life: Life, record: Record, data_layers: dict[str, str], *, memory: bool) -> Manifest:
     engine = life.engine() if memory else None
     return Manifest(
         machine=record.id,
@@ -296,6 +322,7 @@ def _manifest(life: Life, record: Record, *, memory: bool) -> Manifest:
         digest=record.digest,
         engine=engine.name if engine else "",
         fingerprint=engine.fingerprint() if engine else "",
+        data_layers=data_layers,
     )
 
 

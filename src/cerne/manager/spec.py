@@ -7,23 +7,33 @@ numbers. Everything that can be refused without looking at the host is refused h
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from cerne.engine.base import SLOTS
 from cerne.errors import DamagedError, InputError
 from cerne.host.cgroup import DEFAULT_WEIGHT, LEAST_WEIGHT, MOST_WEIGHT
+from cerne.manager.home import ROOT_SERIAL
 from cerne.manager.names import check_name
 from cerne.network.ports import PublishedPort, parse_publish
 from cerne.units import GIB, MIB, format_size, parse_size
 
+_SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}", re.ASCII)
 SMALLEST_MEMORY = 32 * MIB
 LARGEST_MEMORY = 64 * 1024 * GIB
 MOST_CPUS = 255
 SMALLEST_DISK = MIB
 LARGEST_DISK = 64 * 1024 * GIB
+
+
+def _bytes(value: object) -> object:
+    return parse_size(value) if isinstance(value, str) else value
 
 
 class _Part(BaseModel):
@@ -56,16 +66,90 @@ class Mount(_Part):
         )
 
 
+class DataDisk(_Part):
+    """A disk beside the root disk, which comes and goes while the machine runs."""
+
+    serial: str
+    """What its guest knows it by (``/sys/block/vd?/serial``, ``/dev/disk/by-id/virtio-SERIAL``)."""
+    slot: Annotated[int, Field(ge=0, lt=SLOTS)]
+    size: Annotated[int | None, BeforeValidator(_bytes)] = None
+    """Bytes of a disk of the machine's own, made for it; None for one that is named by `path`."""
+    path: Path | None = None
+    """A file or a device of the host, which stays what it is."""
+    format: Literal["raw", "qcow2"] = "qcow2"
+    """As it was found when the disk was added: a guest may make it look like another."""
+    read_only: bool = False
+
+    @property
+    def own(self) -> bool:
+        """Whether it is the machine's, and goes where the machine goes."""
+        return self.path is None
+
+    @classmethod
+    def parse(cls, text: str, serial: str, slot: int, *, read_only: bool = False) -> Self:
+        """The disk that ``SIZE`` or ``PATH[:ro]`` names.
+
+        Raises:
+            NotFoundError, ImageError: there is no such file, or it cannot be a disk.
+        """
+        with suppress(InputError):
+            return cls(serial=serial, slot=slot, size=parse_size(text), read_only=read_only)
+        from cerne.storage.formats import data_disk_format
+
+        name = text.removesuffix(":ro")
+        path = Path(name).expanduser().absolute()
+        only = read_only or name != text
+        form = data_disk_format(path)
+        return cls(serial=serial, slot=slot, path=path, format=form, read_only=only)
+
+
+class ExtraNic(_Part):
+    """A network card beside the first, which comes and goes while the machine runs."""
+
+    slot: Annotated[int, Field(ge=0, lt=SLOTS)]
+
+
+def free_slot(disks: Sequence[DataDisk], nics: Sequence[ExtraNic] = ()) -> int:
+    """The first slot that none of these is in.
+
+    Raises:
+        InputError: all are taken.
+    """
+    taken = {disk.slot for disk in disks} | {nic.slot for nic in nics}
+    for slot in range(SLOTS):
+        if slot not in taken:
+            return slot
+    raise InputError(
+        f"a machine has no more than {SLOTS} disks and network cards that come and go",
+        hint="take one out first: cerne disk detach, cerne nic detach",
+    )
+
+
+def free_serial(disks: Sequence[DataDisk]) -> str:
+    """A serial that none of these has."""
+    taken = {disk.serial for disk in disks}
+    return next(name for number in count(1) if (name := f"data{number}") not in taken)
+
+
+def _data_disks(value: object) -> object:
+    if not isinstance(value, list | tuple):
+        return value
+    disks: list[object] = []
+    for each in value:
+        known = [disk for disk in disks if isinstance(disk, DataDisk)]
+        if isinstance(each, str):
+            disks.append(DataDisk.parse(each, free_serial(known), free_slot(known)))
+        else:
+            disks.append(each)
+    return disks
+
+
 def _port(value: object) -> object:
     return parse_publish(value) if isinstance(value, str) else value
 
 
 def _mount(value: object) -> object:
     return Mount.parse(value) if isinstance(value, str) else value
-
-
-def _bytes(value: object) -> object:
-    return parse_size(value) if isinstance(value, str) else value
 
 
 class MachineSpec(_Part):
@@ -86,6 +170,8 @@ class MachineSpec(_Part):
     None for no group of its own."""
     ports: tuple[Annotated[PublishedPort, BeforeValidator(_port)], ...] = ()
     mounts: tuple[Annotated[Mount, BeforeValidator(_mount)], ...] = ()
+    data_disks: Annotated[tuple[DataDisk, ...], BeforeValidator(_data_disks)] = ()
+    extra_nics: tuple[ExtraNic, ...] = ()
     labels: dict[str, str] = Field(default_factory=dict)
     engine: Literal["auto", "native", "qemu"] = "auto"
 
@@ -150,10 +236,37 @@ def _check(spec: MachineSpec) -> None:
     _check_cpu_weight(spec)
     _check_unique([(p.host_address, p.host_port, p.protocol) for p in spec.ports], "port")
     _check_unique([mount.target for mount in spec.mounts], "mount's target")
+    check_devices(spec)
     for port in spec.ports:
         _check_port(port)
     for mount in spec.mounts:
         _check_mount(mount)
+
+
+def check_devices(spec: MachineSpec) -> None:
+    """Refuse disks and network cards that no machine can have.
+
+    Raises:
+        InputError: there are such.
+    """
+    _check_unique([disk.serial for disk in spec.data_disks], "disk's serial")
+    slots = [disk.slot for disk in spec.data_disks] + [nic.slot for nic in spec.extra_nics]
+    _check_unique(slots, "slot")
+    _check_unique([disk.path for disk in spec.data_disks if disk.path], "disk")
+    for disk in spec.data_disks:
+        if not _SERIAL.fullmatch(disk.serial) or disk.serial == ROOT_SERIAL:
+            raise InputError(
+                f"{disk.serial!r} is no serial of a disk",
+                hint="take up to 20 letters, digits, dots, dashes and underscores",
+            )
+        if (disk.size is None) == (disk.path is None):
+            raise InputError(f"the disk {disk.serial} has either a size or a path")
+        if disk.size is not None:
+            _check_size("a disk", disk.size, SMALLEST_DISK, LARGEST_DISK)
+            if disk.size % MIB:
+                raise InputError(
+                    f"a disk of {disk.size} bytes", hint="ask for a whole number of MiB"
+                )
 
 
 def _check_size(what: str, size: int, smallest: int, largest: int) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from cerne import faults
 from cerne.images.files import storage_errors, sync_directory
+from cerne.manager.attachments import require_own_disks
 from cerne.manager.store import State
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ def suspend(life: Life) -> None:
     """Save a machine's memory and end its process (see `Machine.suspend`)."""
     with life.operation("suspend") as record:
         life.require(record, State.RUNNING, State.PAUSED)
+        require_own_disks(life.spec)
+        life.plug_missing()
         engine, plan = life.engine(), life.plan()
         directory = life.home.half_saved(life.id)
         with (

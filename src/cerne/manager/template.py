@@ -181,9 +181,10 @@ def templates_of(home: Home) -> Iterator[Template]:
 
 def may_have_template(spec: MachineSpec, image: Image) -> bool:
     """Whether such a machine can start from a template, and the environment lets it."""
-    # What is mounted from the host cannot be saved, and without an agent nobody tells a guest who
-    # it is.
-    return image.agent and not spec.mounts and os.environ.get(VARIABLE) != "never"
+    # What is mounted from the host cannot be saved, other machines' disks are not in a template,
+    # and without an agent nobody tells a guest who it is.
+    alone = not (spec.mounts or spec.data_disks or spec.extra_nics)
+    return image.agent and alone and os.environ.get(VARIABLE) != "never"
 
 
 def _boot_and_save(

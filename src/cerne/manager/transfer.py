@@ -162,6 +162,12 @@ def _imported(surroundings: Surroundings) -> Iterator[tuple[str, Path]]:
 
 
 def _refuse_mounts(manifest: Manifest, what: str) -> None:
+    if manifest.spec.data_disks:
+        raise InputError(
+            f"{what} is of a machine with disks beside its root disk, which an archive does not"
+            " hold",
+            hint="take them out before the snapshot: cerne disk detach",
+        )
     if manifest.spec.mounts:
         raise InputError(
             f"{what} is of a machine that has directories of its host mounted, which no other"

@@ -17,15 +17,15 @@ from cerne.storage.overlay import create_overlay
 _TIMEOUT = 3600.0
 
 
-def merge(disk: Path, base: Path, base_format: str) -> None:
-    """Let a qcow2 disk that nobody has open hold all by which it differs from its base.
+def merge(disk: Path, base: Path | None, base_format: str) -> None:
+    """Let a qcow2 disk that nobody has open hold all by which it differs from its base, if any.
 
     Whoever is killed meanwhile leaves the disk as it was, as far as a guest can tell.
 
     Raises:
         StorageError: there is no space for it.
     """
-    _rebase(disk, ["-F", base_format, "-b", str(base)])
+    _rebase(disk, ["-b", ""] if base is None else ["-F", base_format, "-b", str(base)])
 
 
 def flatten(disk: Path, base: Path, base_format: str, target: Path) -> None:

@@ -6,12 +6,13 @@ refused. Formats: docs/interop/qcow2.txt of QEMU; the VMDK specification 5.0; VD
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
-from cerne.errors import ImageError
+from cerne.errors import ImageError, NotFoundError
 
 _QCOW2 = b"QFI\xfb"
 _VMDK_SPARSE = b"KDMV"
@@ -64,6 +65,38 @@ def require_self_contained(path: Path) -> DiskFormat:
         if struct.unpack_from("<I", head, 64)[0] == _VDI:
             return _vdi(path, head)
         return _raw(path, file, head, size)
+
+
+def data_disk_format(path: Path) -> Literal["raw", "qcow2"]:
+    """``qcow2`` or ``raw``: how a file or a device of this host is used as a disk.
+
+    What is in no format that is known is a raw disk, whatever is on it.
+
+    Raises:
+        NotFoundError: there is no such file.
+        ImageError: it cannot be a disk, refers to another file, or is in another format.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(_SECTOR)
+            size = file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise NotFoundError(f"the disk {path} cannot be read: {error.strerror}") from error
+    if head.startswith(_QCOW2) and len(head) == _SECTOR:
+        _qcow2(path, head, size)
+        return "qcow2"
+    foreign = head.startswith((_VMDK_SPARSE, _VMDK_TEXT, _VHDX))
+    if foreign or (len(head) >= 68 and struct.unpack_from("<I", head, 64)[0] == _VDI):
+        raise ImageError(
+            f"{path} is in a format that machines do not use as it is",
+            hint=f"convert it first: qemu-img convert -O qcow2 {path} disk.qcow2",
+        )
+    if size == 0 or size % _SECTOR:
+        raise ImageError(
+            f"{path} is {size} bytes long, and a disk is whole sectors of {_SECTOR}",
+            hint="give a size to have an empty disk made: cerne disk attach NAME 10G",
+        )
+    return "raw"
 
 
 def _qcow2(path: Path, head: bytes, size: int) -> DiskFormat:

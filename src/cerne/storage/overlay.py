@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
-from cerne.devices.block.qcow2 import MAGIC, overlay_head
+from cerne.devices.block.qcow2 import MAGIC, empty_head, overlay_head
 from cerne.errors import DamagedError, StorageError
 
 _MOST_FILES = 256
@@ -28,7 +29,19 @@ def create_overlay(backing: Path, backing_format: str, path: Path, size: int | N
         DamagedError: the backing file cannot be read.
     """
     virtual_size = size or _virtual_size(backing, backing_format)
-    head = overlay_head(virtual_size, os.fsencode(backing.absolute()), backing_format)
+    _write(path, overlay_head(virtual_size, os.fsencode(backing.absolute()), backing_format))
+
+
+def create_empty(path: Path, size: int) -> None:
+    """Make a qcow2 disk of `size` bytes with nothing in it, and nothing under it.
+
+    Raises:
+        StorageError: it cannot be written; nothing is left of it.
+    """
+    _write(path, empty_head(size))
+
+
+def _write(path: Path, head: Mapping[int, bytes]) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:

@@ -70,6 +70,7 @@ class Interrupts:
         with self._change:
             self._vm = vm
             self._messages.clear()
+            self._free.clear()
             self._next = _PINS
             self._apply()
 

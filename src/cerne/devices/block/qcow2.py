@@ -452,6 +452,15 @@ class Qcow2Disk:
         return used
 
 
+def empty_head(size: int) -> dict[int, bytes]:
+    """What an empty disk of `size` bytes begins with, with nothing under it.
+
+    Raises:
+        ImageError: there is no place for that.
+    """
+    return overlay_head(size, b"", "raw")
+
+
 def overlay_head(size: int, backing: bytes, backing_format: str) -> dict[int, bytes]:
     """What an empty overlay of `size` bytes begins with: pieces of the file by their offset.
 
@@ -464,14 +473,26 @@ def overlay_head(size: int, backing: bytes, backing_format: str) -> dict[int, by
     entries = -(-size // (cluster * (cluster // _ENTRY)))
     clusters = 3 - (-entries * _ENTRY // cluster)
     form = backing_format.encode()
-    extension = _EXTENSION.pack(_BACKING_FORMAT, len(form)) + form.ljust(
-        -(-len(form) // 8) * 8, b"\0"
-    )
+    extension = b""
+    if backing:
+        extension = _EXTENSION.pack(_BACKING_FORMAT, len(form)) + form.ljust(
+            -(-len(form) // 8) * 8, b"\0"
+        )
     name_at = HEADER.size + len(extension) + _EXTENSION.size
     if name_at + len(backing) > cluster or len(backing) > _LONGEST_NAME or size <= 0:
         raise ImageError(f"a disk of {size} bytes cannot lie on {os.fsdecode(backing)}")
     header = HEADER.pack(
-        *(MAGIC, 3, name_at, len(backing), _NEW_CLUSTER_BITS, size, 0, entries, 3 * cluster),
+        *(
+            MAGIC,
+            3,
+            name_at if backing else 0,
+            len(backing),
+            _NEW_CLUSTER_BITS,
+            size,
+            0,
+            entries,
+            3 * cluster,
+        ),
         *(cluster, 1, 0, 0, 0, 0, 0, _SIXTEEN_BITS, HEADER.size),
     )
     counts = struct.pack(f">{clusters}H", *([1] * clusters))

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne.engine.balloon import leave_memory
-from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan
+from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan, UserNic
 from cerne.engine.detached import answering, reap, spawn
 from cerne.engine.opened import Opened
-from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, Accelerator, command_line
+from cerne.engine.qemu.command_line import (
+    MACHINE_VERSION,
+    PID_FILE,
+    Accelerator,
+    command_line,
+    disk_device,
+)
+from cerne.engine.qemu.disks import opened_disk
 from cerne.engine.qemu.ending import read_ending
 from cerne.engine.saved import (
     MEMORY_FILE,
@@ -24,12 +31,13 @@ from cerne.engine.saved import (
     stamp,
 )
 from cerne.engine.vsock import KernelVsock
-from cerne.errors import EngineError, HostError, InputError
+from cerne.errors import EngineError, GuestTimeoutError, HostError, InputError
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
 from cerne.network.cid import guest_cid
 from cerne.network.ports import require_free
+from cerne.storage.locking import require_unlocked
 from cerne.vmm.snapshot import memory_digest
 
 if TYPE_CHECKING:
@@ -66,6 +74,9 @@ class QemuEngine:
                     hint=f"publish it as {forward.host_port}:{forward.guest_port}",
                 )
         require_free(forwards)
+        for disk in plan.disks:
+            if disk.shared:
+                require_unlocked(disk.path, writable=not disk.read_only)
         if plan.saved is not None:
             check(plan.saved, self.fingerprint(), plan.memory, memory_digest)
 
@@ -79,8 +90,8 @@ class QemuEngine:
                 plan,
                 self.accelerator,
                 qmp_descriptor=opened.listening(plan.qmp_socket),
-                disk_descriptors=[_opened_disk(disk, opened) for disk in plan.disks],
                 vsock_cid=guest_cid(plan.machine_id) if _has_vsock() else None,
+                disk_descriptors=[opened_disk(disk, opened) for disk in plan.disks],
             )
             pid = spawn(argv, plan.engine_log, opened.descriptors)
         try:
@@ -110,7 +121,12 @@ class QemuEngine:
         with storage_errors(f"saving {plan.name}", directory):
             with Opened() as opened, QmpClient(plan.qmp_socket) as qmp:
                 state = opened.new(directory / STATE_FILE)
-                fresh = [(disk, _opened_disk(disk, opened)) for disk in disks] if resume else []
+                fresh = [
+                    (disk_device(index, disk), disk, opened_disk(disk, opened))
+                    for index, disk in enumerate(disks)
+                    # What is shared is only read, and needs no overlay.
+                    if resume and not disk.shared
+                ]
                 apart = plan.memory_file is not None
                 save(qmp, state, fresh, memory_apart=apart, resume=resume)
                 os.fsync(state)
@@ -137,6 +153,42 @@ class QemuEngine:
         """The host's kernel's, where that has vhost-vsock."""
         return KernelVsock(guest_cid(plan.machine_id)) if _has_vsock() else None
 
+    def plug(self, plan: LaunchPlan, device: DiskPlan | UserNic) -> None:
+        """Plug a device into a running machine (see `Engine.plug`)."""
+        from cerne.engine.qemu.hotplug import plug_disk, plug_nic
+        from cerne.engine.qmp import QmpClient
+
+        with QmpClient(plan.qmp_socket) as qmp:
+            if isinstance(device, DiskPlan):
+                plug_disk(qmp, device)
+            else:
+                plug_nic(qmp, device, plan.name)
+
+    def unplug(self, plan: LaunchPlan, slot: int, timeout: float, *, force: bool) -> None:
+        """Take a device out of a running machine (see `Engine.unplug`)."""
+        from cerne.engine.qemu.hotplug import unplug
+        from cerne.engine.qmp import QmpClient
+
+        if force:
+            raise InputError(
+                "QEMU takes nothing out that the guest has not let go of",
+                hint=f"stop the machine first: cerne stop {plan.name}",
+            )
+        with QmpClient(plan.qmp_socket) as qmp:
+            if not unplug(qmp, slot, timeout):
+                raise GuestTimeoutError(
+                    f"the guest of {plan.name} did not let go of it within {timeout:g} s",
+                    hint="unmount it there, and try again: it may let go of it yet",
+                )
+
+    def plugged(self, plan: LaunchPlan) -> frozenset[int]:
+        """The slots that are taken (see `Engine.plugged`)."""
+        from cerne.engine.qemu.hotplug import taken
+        from cerne.engine.qmp import QmpClient
+
+        with QmpClient(plan.qmp_socket) as qmp:
+            return taken(qmp)
+
     def ending(self, logs: Path) -> Ending:
         """How the process whose logs these are ended."""
         reap()
@@ -155,12 +207,6 @@ def _prepare(plan: LaunchPlan, state: int | None, qmp: QmpClient) -> None:
         go_on(qmp, state=state, memory_apart=(plan.saved / MEMORY_FILE).exists())
     if plan.balloon is not None:
         leave_memory(qmp, plan.balloon, plan.name)
-
-
-def _opened_disk(disk: DiskPlan, opened: Opened) -> list[int]:
-    """A disk's file, to be read, and to be written where it may be."""
-    ways = (False,) if disk.read_only else (True, False)
-    return [opened.existing(disk.path, writable=writable) for writable in ways]
 
 
 def _digest(memory: Path) -> str:

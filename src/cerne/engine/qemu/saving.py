@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from cerne.engine.base import DiskPlan
-from cerne.engine.qemu.command_line import disk_device, disk_node, fdset
+from cerne.engine.qemu.command_line import disk_node, fdset
 from cerne.engine.qmp import QmpClient
 from cerne.errors import CerneError, EngineError, InputError, StorageError
 
@@ -26,14 +26,14 @@ _UNDER_WAY = frozenset(("setup", "active", "device", "cancelling"))
 def save(
     qmp: QmpClient,
     state: int,
-    disks: Sequence[tuple[DiskPlan, Sequence[int]]],
+    disks: Sequence[tuple[str, DiskPlan, Sequence[int]]],
     *,
     memory_apart: bool,
     resume: bool,
 ) -> None:
     """Write a machine's state to a descriptor, and let it go on, with other disks if there are any.
 
-    Each of the disks comes with the descriptors of its file.
+    Each of the disks comes after its device's name, and with the descriptors of its file.
 
     Raises:
         EngineError: it could not be saved; it runs on, if it ran.
@@ -48,8 +48,8 @@ def save(
         qmp.execute("getfd", {"fdname": "state"}, descriptors=[state])
         qmp.execute("migrate", {"uri": "fd:state"})
         _wait(qmp)
-        for index, (disk, descriptors) in enumerate(disks):
-            _switch_disk(qmp, index, disk, descriptors)
+        for device, disk, descriptors in disks:
+            _switch_disk(qmp, device, disk, descriptors)
     except BaseException:
         _abandon(qmp)
         if ran:
@@ -124,23 +124,23 @@ def _require_savable(qmp: QmpClient) -> None:
         )
 
 
-def _switch_disk(qmp: QmpClient, index: int, disk: DiskPlan, descriptors: Sequence[int]) -> None:
+def _switch_disk(qmp: QmpClient, device: str, disk: DiskPlan, descriptors: Sequence[int]) -> None:
     """Put an empty overlay on a disk, which is only read from then on."""
-    former = _node(qmp, disk_device(index))
-    number = _set_of(qmp, descriptors)
-    name = f"disk{index}-{number}"
+    former = _node(qmp, device)
+    number = set_of(qmp, descriptors, device)
+    name = f"{device}-{number}"
     # What is under it is open already, under whatever name it has by now.
     qmp.execute("blockdev-add", {**disk_node(name, disk, fdset(number)), "backing": None})
     qmp.execute("blockdev-snapshot", {"node": former, "overlay": name})
 
 
-def _set_of(qmp: QmpClient, descriptors: Sequence[int]) -> int:
-    """The number of a new set of descriptors."""
-    arguments: dict[str, object] = {}
+def set_of(qmp: QmpClient, descriptors: Sequence[int], owner: str) -> int:
+    """The number of a new set of descriptors, marked with the device that has them."""
+    arguments: dict[str, object] = {"opaque": owner}
     for descriptor in descriptors:
         added = qmp.execute("add-fd", arguments, descriptors=[descriptor])
         assert isinstance(added, dict)
-        arguments = {"fdset-id": added["fdset-id"]}
+        arguments["fdset-id"] = added["fdset-id"]
     return int(str(arguments["fdset-id"]))
 
 

@@ -1,0 +1,139 @@
+"""Commands for the disks and network cards that a machine has beside its first ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerne.cli.options import JsonOption, NameArgument
+from cerne.cli.output import print_json, print_table
+from cerne.units import format_size
+
+if TYPE_CHECKING:
+    from cerne.manager import Machine
+    from cerne.manager.spec import DataDisk
+
+disk_app = typer.Typer(
+    help="Disks of machines: attach, detach, list, even while they run.", no_args_is_help=True
+)
+nic_app = typer.Typer(
+    help="Network cards of machines: attach, detach, list, even while they run.",
+    no_args_is_help=True,
+)
+
+ForceOption = Annotated[
+    bool, typer.Option("--force", "-f", help="Pull it out, without asking its guest.")
+]
+TimeoutOption = Annotated[
+    str, typer.Option("--timeout", help="How long the guest may take to let go of it.")
+]
+
+
+@disk_app.command("attach")
+def attach_disk(
+    name: NameArgument,
+    disk: Annotated[
+        str,
+        typer.Argument(
+            metavar="SIZE|PATH", help="A new empty disk of this size, or a file of this host."
+        ),
+    ],
+    serial: Annotated[
+        str | None, typer.Option(help="What the guest knows it by; made up if not given.")
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="It may only be read.")] = False,
+) -> None:
+    """Add a disk to a machine, and print its serial."""
+    from cerne.manager import Manager
+
+    print(Manager().get(name).attach_disk(disk, serial, read_only=read_only).serial)
+
+
+@disk_app.command("detach")
+def detach_disk(
+    name: NameArgument,
+    disk: Annotated[str, typer.Argument(metavar="SERIAL|SLOT", help="The disk, as listed.")],
+    force: ForceOption = False,
+    timeout: TimeoutOption = "10s",
+) -> None:
+    """Take a disk from a machine, and print where it is: it is never removed."""
+    from cerne.manager import Manager
+    from cerne.units import parse_duration
+
+    limit = parse_duration(timeout)
+    print(Manager().get(name).detach_disk(disk, force=force, timeout=limit))
+
+
+@disk_app.command("ls")
+def list_disks(name: NameArgument, json: JsonOption = False) -> None:
+    """List the disks that a machine has beside its root disk."""
+    from cerne.manager import Manager
+
+    machine = Manager().get(name)
+    disks = machine.spec.data_disks
+    if json:
+        print_json([_summary(machine, disk) for disk in disks])
+        return
+    rows = [
+        (
+            str(disk.slot + 1),
+            disk.serial,
+            "" if disk.size is None else format_size(disk.size),
+            disk.format,
+            "read-only" if disk.read_only else "",
+            str(machine.disk_file(disk)),
+        )
+        for disk in disks
+    ]
+    print_table(("SLOT", "SERIAL", "SIZE", "FORMAT", "MODE", "FILE"), rows)
+
+
+@nic_app.command("attach")
+def attach_nic(name: NameArgument) -> None:
+    """Add a network card to a machine, and print its number."""
+    from cerne.manager import Manager
+
+    print(Manager().get(name).attach_nic().slot + 1)
+
+
+@nic_app.command("detach")
+def detach_nic(
+    name: NameArgument,
+    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The card, as listed.")],
+    force: ForceOption = False,
+    timeout: TimeoutOption = "10s",
+) -> None:
+    """Take a network card from a machine, and print its number."""
+    from cerne.manager import Manager
+    from cerne.units import parse_duration
+
+    limit = parse_duration(timeout)
+    Manager().get(name).detach_nic(number, force=force, timeout=limit)
+    print(number)
+
+
+@nic_app.command("ls")
+def list_nics(name: NameArgument, json: JsonOption = False) -> None:
+    """List the network cards of a machine; the first one, 0, stays."""
+    from cerne.manager import Manager
+
+    nics = Manager().get(name).nics()
+    if json:
+        print_json([{"number": number, "mac": mac} for number, mac in nics.items()])
+    else:
+        print_table(("NUMBER", "ADDRESS"), [(str(number), mac) for number, mac in nics.items()])
+
+
+def _summary(machine: Machine, disk: DataDisk) -> dict[str, object]:
+    file: Path = machine.disk_file(disk)
+    return {
+        "serial": disk.serial,
+        "slot": disk.slot + 1,
+        "size_bytes": disk.size,
+        "format": disk.format,
+        "read_only": disk.read_only,
+        "own": disk.own,
+        "file": str(file),
+    }

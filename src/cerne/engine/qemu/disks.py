@@ -1,0 +1,19 @@
+"""The files of disks, opened for QEMU."""
+
+from __future__ import annotations
+
+from cerne.engine.base import DiskPlan
+from cerne.engine.opened import Opened
+
+
+def opened_disk(disk: DiskPlan, opened: Opened) -> list[int]:
+    """A disk's file, to be read, and to be written where it may be.
+
+    Raises:
+        StorageError: it cannot be opened.
+        ConflictError: another machine uses it.
+    """
+    opens = opened.locked if disk.shared else opened.existing
+    if disk.read_only:
+        return [opens(disk.path, writable=False)]
+    return [opens(disk.path, writable=True), opened.existing(disk.path)]

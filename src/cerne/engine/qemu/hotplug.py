@@ -1,0 +1,128 @@
+"""Disks and network cards that come to and go from the ports of a QEMU machine (docs/pcie.txt).
+
+All that belongs to a device bears its name: its block nodes, the sets of descriptors of their
+files, its end of a network. So all of it is found again, whatever the disk has become meanwhile.
+"""
+
+from __future__ import annotations
+
+from cerne.engine.base import DiskPlan, UserNic
+from cerne.engine.opened import Opened
+from cerne.engine.qemu.command_line import (
+    disk_hardware,
+    disk_node,
+    fdset,
+    first_node,
+    netdev,
+    nic_hardware,
+)
+from cerne.engine.qemu.disks import opened_disk
+from cerne.engine.qemu.saving import set_of
+from cerne.engine.qmp import QmpClient
+from cerne.engine.unplugging import ask_back, device_name, slots_among
+from cerne.errors import ConflictError, EngineError
+
+# The place among its like, of which nothing in a slot is named.
+_ANY = 0
+
+
+def plug_disk(qmp: QmpClient, disk: DiskPlan) -> None:
+    """Plug a disk into its slot.
+
+    Raises:
+        ConflictError: the slot is taken, or another machine uses the disk.
+        EngineError: QEMU refuses it; nothing of it is left.
+    """
+    assert disk.slot is not None
+    _make_free(qmp, disk.slot)
+    node = first_node(_ANY, disk)
+    try:
+        with Opened(sent=True) as opened:
+            opened_disk(disk, opened)
+            number = set_of(qmp, opened.descriptors, device_name(disk.slot))
+        qmp.execute("blockdev-add", disk_node(node, disk, fdset(number)))
+        qmp.execute("device_add", disk_hardware(_ANY, disk, node))
+    except BaseException:
+        _clear(qmp, disk.slot)
+        raise
+
+
+def plug_nic(qmp: QmpClient, nic: UserNic, name: str) -> None:
+    """Plug a network card into its slot.
+
+    Raises:
+        ConflictError: the slot is taken.
+        EngineError: QEMU refuses it; nothing of it is left.
+    """
+    assert nic.slot is not None
+    _make_free(qmp, nic.slot)
+    try:
+        end = {"type": "user", "id": netdev(_ANY, nic), "hostname": name}
+        qmp.execute("netdev_add", end)
+        qmp.execute("device_add", nic_hardware(_ANY, nic))
+    except BaseException:
+        _clear(qmp, nic.slot)
+        raise
+
+
+def unplug(qmp: QmpClient, slot: int, timeout: float) -> bool:
+    """Ask the guest for what is in a slot; whether it is gone, and all that belonged to it.
+
+    Raises:
+        GuestError: the guest refused.
+    """
+    gone = ask_back(qmp, slot, timeout)
+    if gone:
+        _clear(qmp, slot)
+    return gone
+
+
+def taken(qmp: QmpClient) -> frozenset[int]:
+    """The slots that have something in them."""
+    return slots_among(_names(qmp.execute("qom-list", {"path": "/machine/peripheral"}), "name"))
+
+
+def _make_free(qmp: QmpClient, slot: int) -> None:
+    if slot in taken(qmp):
+        raise ConflictError(f"there is a device {device_name(slot)} already")
+    # A guest may let go of a device after nobody waits for that any more.
+    _clear(qmp, slot)
+
+
+def _clear(qmp: QmpClient, slot: int) -> None:
+    """Remove what belonged to a device that is gone."""
+    mine = f"{device_name(slot)}-"
+    nodes = _names(qmp.execute("query-named-block-nodes"), "node-name")
+    left = [name for name in nodes if name.startswith(mine)]
+    # Of a disk and what is under it, the top can go first alone.
+    while left:
+        kept = [name for name in left if not _done(qmp, "blockdev-del", "node-name", name)]
+        if len(kept) == len(left):
+            raise EngineError(f"QEMU does not close the disk {', '.join(kept)}")
+        left = kept
+    _done(qmp, "netdev_del", "id", f"{mine}net")
+    for number in _sets_of(qmp, device_name(slot)):
+        _done(qmp, "remove-fd", "fdset-id", number)
+
+
+def _done(qmp: QmpClient, command: str, argument: str, value: str | int) -> bool:
+    from cerne.engine._qmp_session import QmpCommandError
+
+    try:
+        qmp.execute(command, {argument: value})
+    except QmpCommandError:
+        return False
+    return True
+
+
+def _sets_of(qmp: QmpClient, owner: str) -> list[int]:
+    sets = qmp.execute("query-fdsets")
+    return [
+        int(each["fdset-id"])
+        for each in (sets if isinstance(sets, list) else [])
+        if any(file.get("opaque") == owner for file in each["fds"])
+    ]
+
+
+def _names(answer: object, member: str) -> list[str]:
+    return [str(each.get(member)) for each in (answer if isinstance(answer, list) else [])]

@@ -1,0 +1,90 @@
+"""Disks and network cards that come and go while a guest runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.e2e.conftest import Cerne
+
+_FIND = "grep -l {} /sys/block/*/serial | cut -d/ -f4"
+_MOUNT = f"mkdir -p /m && mount /dev/$({_FIND}) /m && "
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    path = tmp_path / "carried.raw"
+    with path.open("wb") as file:
+        file.truncate(16 << 20)
+    return path
+
+
+@pytest.mark.timeout(240)
+def test_a_disk_is_carried_from_machine_to_machine(
+    cerne: Cerne, qemu: Path, own_kernel: None, disk: Path, eventually: Callable[..., None]
+) -> None:
+    run = ("run", "-d", "--engine", "qemu", "--memory", "256M")
+
+    def sees(name: str, serial: str) -> bool:
+        return cerne("exec", name, "--", "grep", "-l", serial, "-r", "/sys/block").stdout != b""
+
+    def shell(name: str, script: str) -> str:
+        return cerne.ok("exec", name, "--", "sh", "-c", script)
+
+    cerne.ok(*run, "--name", "a", "--data-disk", "8M", "tiny")
+    cerne.ok(*run, "--name", "b", "tiny")
+    assert shell("a", "cat /sys/block/vd?/serial") == "data1"
+    assert cerne.ok("disk", "attach", "a", str(disk), "--serial", "carried") == "carried\n"
+    find = _FIND.format("carried")
+    eventually(lambda: shell("a", find) != "")
+    shell("a", f"mke2fs /dev/$({find})")
+    shell("a", f"{_MOUNT.format('carried')} echo here >/m/f && umount /m")
+    assert "another machine" in cerne.refused("disk", "attach", "b", str(disk), status=4)
+    assert "detach a carried" in cerne.refused("fork", "a", status=2)
+    assert cerne.ok("disk", "detach", "a", "carried") == f"{disk}\n"
+    assert shell("a", f"{find} || true") == ""
+    assert cerne.ok("disk", "attach", "b", str(disk), "--read-only", "--serial", "carried")
+    eventually(lambda: shell("b", find) != "")
+    assert shell("b", f"{_MOUNT.format('carried')} cat /m/f") == "here\n"
+    assert cerne("exec", "b", "touch", "/m/g").returncode != 0
+
+    # A disk of its own goes with a fork, and stays where it is taken out.
+    shell("a", "echo mine >/dev/vda; sync")
+    cerne.ok("fork", "a", "--name", "child")
+    shell("a", "echo more >/dev/vda; sync")
+    assert shell("child", "head -c 5 /dev/vda") == "mine\n"
+    (kept,) = cerne.ok("disk", "detach", "child", "data1").split()
+    assert Path(kept).parent == cerne.home / "disks"
+    cerne.ok("rm", "--force", "child")
+    cerne.ok("disk", "attach", "b", kept, "--serial", "kept")
+    eventually(lambda: shell("b", _FIND.format("kept")) != "")
+    assert shell("b", f"head -c 5 /dev/$({_FIND.format('kept')})") == "mine\n"
+    listed = json.loads(cerne.ok("disk", "ls", "--json", "b"))
+    assert [(each["serial"], each["read_only"]) for each in listed] == [
+        ("carried", True),
+        ("kept", False),
+    ]
+
+    # It has what it has at its next start too.
+    cerne.ok("restart", "a")
+    assert shell("a", "head -c 5 /dev/vda") == "more\n"
+
+
+@pytest.mark.timeout(240)
+def test_a_network_card_comes_and_goes(
+    cerne: Cerne, qemu: Path, own_kernel: None, eventually: Callable[..., None]
+) -> None:
+    cerne.ok("run", "-d", "--engine", "qemu", "--name", "n", "--memory", "256M", "tiny")
+    assert cerne.ok("nic", "attach", "n") == "1\n"
+    addresses = {
+        each["number"]: each["mac"] for each in json.loads(cerne.ok("nic", "ls", "n", "--json"))
+    }
+    eventually(lambda: cerne("exec", "n", "ls", "/sys/class/net/eth1").returncode == 0)
+    assert cerne.ok("exec", "n", "cat", "/sys/class/net/eth1/address").strip() == addresses[1]
+    script = "ip link set eth1 up && ip address add 10.0.2.77/24 dev eth1 && ip route get 10.0.2.2"
+    cerne.ok("exec", "n", "--", "sh", "-c", script)
+    assert cerne.ok("nic", "detach", "n", "1") == "1\n"
+    assert cerne("exec", "n", "ls", "/sys/class/net/eth1").returncode != 0
+    assert "no network card 0" in cerne.refused("nic", "detach", "n", "0", status=3)
