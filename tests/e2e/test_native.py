@@ -6,16 +6,22 @@ minute, and whatever starts from the template less than a second.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import signal
+import socket
 import subprocess
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Cerne
+
+from cerne.host.programs import find_program, install_command
 
 _LINUX = ("--engine", "native", "--memory", "128M")
 _WHO = ("sh", "-c", "hostname; cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | od -tx1")
@@ -74,6 +80,72 @@ def test_its_network_goes_both_ways(
     eventually(lambda: _fetched(f"http://127.0.0.1:{port}/f") == b"hi\n")
     fetched = native.ok("exec", "n", "--", "wget", "-q", "-O-", f"http://10.0.2.2:{port}/f")
     assert fetched == "hi\n"
+
+
+@pytest.fixture(scope="module")
+def vsock_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A guest's program that joins its standard streams to a vsock, of tests/guests/vsock.c."""
+    compiler = find_program("musl-gcc") or find_program("gcc")
+    if compiler is None:
+        pytest.skip(f"there is no C compiler: {install_command('musl-gcc')}")
+    program = tmp_path_factory.mktemp("vsock") / "vsock"
+    source = Path(__file__).parent.parent / "guests" / "vsock.c"
+    subprocess.run([compiler, "-static", "-Os", "-o", program, source], check=True)
+    return program
+
+
+def _in_background(native: Cerne, name: str, script: str) -> None:
+    native.ok("exec", name, "--", "sh", "-c", f"({script}) </dev/null >/dev/null 2>&1 &")
+
+
+def _called(native: Cerne, name: str, port: int) -> socket.socket:
+    """A connection to a port of the guest's, once it answers; in the words of docs/vsock.md."""
+    path = Path(str(native.machine(name)["vsock"])) / "guest.sock"
+    while True:
+        caller = socket.socket(socket.AF_UNIX)
+        caller.settimeout(60)
+        caller.connect(str(path))
+        caller.sendall(b"CONNECT %d\n" % port)
+        if caller.recv(32).startswith(b"OK "):
+            return caller
+        caller.close()
+        time.sleep(0.1)
+
+
+@pytest.mark.timeout(290)
+def test_sockets_lead_into_the_guest_and_out_of_it(
+    native: Cerne, vsock_program: Path, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    data = random.Random(1).randbytes(1 << 20)
+    digest = hashlib.sha256(data).hexdigest()
+    native.ok("cp", str(vsock_program), "n:/vsock")
+    assert "listens at vsock port 100" in native.refused("vsock", "n", "100", status=8)
+    _in_background(native, "n", "/vsock 100 >/tmp/got")
+    eventually(lambda: native("vsock", "n", "100", stdin=data).returncode == 0)
+    assert native.ok("exec", "n", "sha256sum", "/tmp/got").split()[0] == digest
+    _in_background(native, "n", "until /vsock -h 200 </tmp/got; do sleep 0.1; done")
+    assert hashlib.sha256(native("vsock", "--listen", "n", "200").stdout).hexdigest() == digest
+
+
+@pytest.mark.timeout(290)
+def test_a_forked_guest_is_told_that_its_connections_are_its_parents(
+    native: Cerne, vsock_program: Path, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    native.ok("cp", str(vsock_program), "n:/vsock")
+    _in_background(native, "n", "/vsock 300 >/tmp/got; echo ended $? >/tmp/end")
+    with _called(native, "n", 300) as link:
+        link.sendall(b"before ")
+        eventually(lambda: native.ok("exec", "n", "cat", "/tmp/got") == "before ")
+        native.ok("fork", "n", "--name", "child")
+        eventually(lambda: native("exec", "child", "cat", "/tmp/end").stdout == b"ended 1\n")
+        link.sendall(b"after")
+    eventually(lambda: native("exec", "n", "cat", "/tmp/end").stdout == b"ended 0\n")
+    assert native.ok("exec", "n", "cat", "/tmp/got") == "before after"
+    assert native.ok("exec", "child", "cat", "/tmp/got") == "before "
+    _in_background(native, "child", "/vsock 300 >/tmp/got")
+    eventually(lambda: native("vsock", "child", "300", stdin=b"its own").returncode == 0)
+    assert native.ok("exec", "child", "cat", "/tmp/got") == "its own"
+    assert native.ok("exec", "n", "cat", "/tmp/got") == "before after"
 
 
 def test_forks_are_machines_of_their_own(native: Cerne) -> None:
