@@ -20,6 +20,14 @@ from cerne.manager import Home
 
 _CERNE = Path(sys.executable).with_name("cerne")
 
+KILL_INIT = (
+    "code=$(grep r-xp /proc/1/maps | head -n1 | cut -d' ' -f1);"
+    "first=$((0x${code%-*} / 4096)); end=$((0x${code#*-} / 4096));"
+    "dd if=/dev/zero of=/proc/1/mem bs=4096 seek=$first count=$((end - first)) conv=notrunc;"
+    "kill -CHLD 1; sleep 100"
+)
+"""Wipes the first process's code and wakes it: it dies, and its kernel panics."""
+
 
 class Cerne:
     """The command line, in a home of its own."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import Cerne
+from tests.e2e.conftest import KILL_INIT, Cerne
 
 from cerne.host.programs import find_program, install_command
 
@@ -161,6 +161,27 @@ def test_forks_are_machines_of_their_own(native: Cerne) -> None:
     for name in ("n-2", "grandchild"):
         assert native.ok("exec", name, "cat", "/tmp/f") == "before\n"
     assert native.machine("n")["state"] == "failed"
+
+
+def test_a_panic_fails_the_machine_with_the_kernels_words(native: Cerne) -> None:
+    native("exec", "n", "--", "sh", "-c", KILL_INIT)
+    assert native.ok("wait", "--timeout", "200s", "n") == "failed\n"
+    reason = str(native.machine("n")["reason"])
+    assert reason.startswith("the guest's kernel panicked: Attempted to kill init!")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(290)
+def test_what_came_from_a_template_reboots_in_place(native: Cerne) -> None:
+    before = native.machine("n")
+    script = "echo lost >/tmp/f; reboot; sleep 1000"
+    assert native("exec", "n", "--", "sh", "-c", script, timeout=280).returncode == 125
+    assert native.ok("exec", "n", "--", "sh", "-c", "ls /tmp; hostname") == "n\n"
+    assert native.ok("exec", "n", "--", "ip", "-o", "-4", "addr", "show", "eth0") != ""
+    after = native.machine("n")
+    assert (after["state"], after["pid"]) == ("running", before["pid"])
+    native.ok("fork", "n", "--name", "child")
+    assert native.ok("exec", "child", "hostname") == "child\n"
 
 
 def test_it_goes_back_and_is_put_to_sleep(native: Cerne) -> None:

@@ -200,7 +200,8 @@ def test_a_process_has_no_more_than_it_needs(fleet: Fleet, root: None) -> None:
         logs = [log, log, str(plan.console_log), str(plan.logs / native.ENDING_FILE)]
         files = [path for path in fleet.files(name) if path != "anon_inode:[eventfd]"]
         memory = [str(saved / MEMORY_FILE)] if name == "d" else []
-        wanted = ["/dev/null", *logs, str(fleet.kernel), *devices, *memory]
+        given = [str(fleet.kernel), str(plan.vsock_directory)]
+        wanted = ["/dev/null", *logs, *given, *devices, *memory]
         assert sorted(files) == sorted(wanted), name
         status = dict(
             line.split(":\t", 1)
