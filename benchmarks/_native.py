@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from _measure import Sample
-from cerne.engine.base import KernelBoot, LaunchPlan, UserNic
+from cerne.engine.base import KernelBoot, LaunchPlan, Nic, UserNic
 from cerne.engine.native import NativeEngine
 from cerne.engine.select import choose_engine
 from cerne.host.process import ProcessIdentity
@@ -44,7 +44,7 @@ class Machines:
         self._processes: list[ProcessIdentity] = []
         self._count = 0
 
-    def plan(self, boot: KernelBoot, memory: int, nics: Sequence[UserNic] = ()) -> LaunchPlan:
+    def plan(self, boot: KernelBoot, memory: int, nics: Sequence[Nic] = ()) -> LaunchPlan:
         """A plan of a new machine."""
         self._count += 1
         path = self.home / str(self._count)

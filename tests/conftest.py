@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.taps import Namespace
 
 from cerne.host.probe import measure_guest_speed
 from cerne.host.programs import find_program, install_command
@@ -92,3 +93,15 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
 def emulated(kvm_device: Path) -> bool:
     """Whether this host's kernel emulates guests' kernel code, as the engine is told."""
     return not measure_guest_speed(kvm_device).ring0_native
+
+
+@pytest.fixture
+def namespace(root: None) -> Iterator[Namespace]:
+    """A network namespace with a tap, or a skip that says what is missing."""
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("this host has no /dev/net/tun")
+    if find_program("ip") is None:
+        pytest.skip(f"ip is not installed: {install_command('ip')}")
+    namespace = Namespace()
+    yield namespace
+    namespace.remove()

@@ -34,7 +34,8 @@ from cerne.devices.virtio.balloon import BalloonDevice
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
-from cerne.devices.virtio.net import NetDevice
+from cerne.devices.virtio.net.device import NetDevice
+from cerne.devices.virtio.net.stream import StreamLink
 from cerne.devices.virtio.queue import Queue
 from cerne.devices.virtio.rng import RngDevice
 from cerne.devices.virtio.vsock.connection import Connection
@@ -91,7 +92,7 @@ def block() -> BlockDevice:
 
 
 def net() -> NetDevice:
-    return NetDevice(MAC, _cable[0])
+    return NetDevice(MAC, StreamLink(_cable[0]))
 
 
 # Each has a thread and sockets, and there may be thousands: the last few are kept.
@@ -228,6 +229,16 @@ def _change_queue(device: Stateful) -> None:
     device.push(0, 7)
 
 
+def _change_link(device: Stateful) -> None:
+    assert isinstance(device, StreamLink)
+    near, far = socket.socketpair()
+    with near, far:
+        far.sendall(b"\0\0\0\7some")
+        half = StreamLink(near)
+        half.read([])
+        device.restore(half.state())
+
+
 PARTS: dict[type, Contract] = {
     Serial: Contract(lambda: Serial(_Line(), lambda data: None), _change_serial),
     Rtc: Contract(Rtc, _change_rtc),
@@ -237,5 +248,6 @@ PARTS: dict[type, Contract] = {
     PciHotplug: Contract(_hotplug, _change_hotplug),
     MsixTable: Contract(_msix, _change_msix),
     Queue: Contract(_queue, _change_queue),
+    StreamLink: Contract(lambda: StreamLink(_cable[0]), _change_link),
 }
 """Everything else that has a state."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import socket
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.devices.pci_guest import Guest
 from tests.devices.queue_driver import Buffer
-from tests.devices.registry import MAC, VIRTIO
+from tests.devices.registry import VIRTIO
 
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.raw import RawDisk
@@ -21,7 +20,7 @@ from cerne.devices.vhost_user.device import VhostUserDevice
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import PORT_NAME, PORT_OPEN, ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
-from cerne.devices.virtio.net import NetDevice
+from cerne.devices.virtio.net.device import NetDevice
 from cerne.devices.virtio.rng import RngDevice
 from cerne.devices.virtio.vsock.device import VsockDevice
 from cerne.errors import DamagedError, InputError
@@ -225,70 +224,6 @@ def test_ports_are_introduced_and_carry_bytes(memory: GuestMemory) -> None:
     limit[0] = 100
     device.resume(1)
     assert (got, guest.queues[5].take()) == ([b"an", b"swer"], [(head, 0)])
-
-
-def test_frames_go_both_ways_until_the_link_is_lost(memory: GuestMemory) -> None:
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    far.settimeout(5)
-    device = NetDevice(MAC, near)
-    guest = Guest(device, memory)
-    guest.start()
-    receive, transmit = guest.queues
-    memory.write(DATA, bytes(12) + b"to the world")
-    transmit.add([Buffer(DATA, 12), Buffer(DATA + 12, 12)])
-    guest.kick(1)
-    assert far.recv(100) == b"\0\0\0\x0cto the world"
-    far.sendall(b"\0\0\0\3one\0\0\0\3two\0\0")
-    receive.add([Buffer(DATA, 64, write=True)])
-    device.receive()
-    assert (receive.take(), device.wants_read) == ([(0, 15)], False)
-    assert memory.read(DATA, 15) == bytes(10) + b"\1\0one"
-    receive.add([Buffer(DATA, 64, write=True)])
-    guest.kick(0)
-    assert (receive.take(), device.wants_read) == ([(1, 15)], True)
-    far.close()
-    device.receive()
-    assert (guest.read(0x2006, 2), guest.read(0x1000, 1)) == (0, 3)
-    transmit.add([Buffer(DATA, 24)])
-    guest.kick(1)
-    assert len(transmit.take()) == 2
-    near.close()
-
-
-def test_a_frame_that_is_too_long_loses_the_link(memory: GuestMemory) -> None:
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    with near, far:
-        device = NetDevice(MAC, near)
-        far.sendall(b"\xff\xff\xff\xff")
-        device.receive()
-        assert not device.wants_read
-
-
-def test_a_broken_ring_does_not_make_the_cable_busy(memory: GuestMemory) -> None:
-    """What comes from the other end is taken and dropped until the driver starts anew."""
-    near, far = socket.socketpair()
-    near.setblocking(False)
-    with near, far:
-        device = NetDevice(MAC, near)
-        guest = Guest(device, memory)
-        guest.start()
-        guest.queues[0].offer(99)
-        far.sendall(b"\0\0\0\3one\0\0\0\3two")
-        device.receive()
-        assert guest.read(20, 1) & 64
-        device.receive()
-        with pytest.raises(BlockingIOError):
-            near.recv(1)
-        assert device.wants_read
-        guest.write(20, 1, 0)
-        guest.queues.clear()
-        guest.start()
-        far.sendall(b"\0\0\0\3new")
-        guest.queues[0].add([Buffer(DATA, 64, write=True)])
-        device.receive()
-        assert memory.read(DATA + 12, 3) == b"new"
 
 
 @dataclass

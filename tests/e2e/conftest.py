@@ -36,13 +36,15 @@ class Cerne:
         self.home = home
         self.environment = {**os.environ, "CERNE_HOME": str(home), "TERM": "xterm"}
         self.program = str(_CERNE)
+        self.prefix: tuple[str, ...] = ()
+        """What runs it elsewhere: in a network namespace."""
 
     def __call__(
         self, *words: str, stdin: bytes = b"", timeout: float = 240
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, whatever that is."""
         return subprocess.run(
-            [self.program, *words],
+            [*self.prefix, self.program, *words],
             input=stdin,
             capture_output=True,
             timeout=timeout,

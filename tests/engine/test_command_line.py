@@ -21,6 +21,7 @@ from cerne.engine.base import (
     PortForward,
     Protocols,
     SharePlan,
+    TapNic,
     UserNic,
 )
 from cerne.engine.qemu.command_line import Accelerator, command_line
@@ -139,7 +140,7 @@ def test_kvm_runs_the_hosts_processor_and_tcg_the_largest() -> None:
 def test_emulated_kernels_are_spared_what_does_not_apply() -> None:
     plan = dataclasses.replace(PLAN, nics=())
     [native] = values("-append", argv(plan, Accelerator.KVM))
-    assert native == "console=ttyS0 quiet panic=-1"
+    assert native == "console=ttyS0 quiet panic=-1 ip=::::web::off"
     [line] = values("-append", argv())
     assert {"tsc=reliable", "mitigations=off", "no_timer_check"} <= set(line.split())
 
@@ -183,6 +184,20 @@ def test_disks_keep_order_format_and_mode(read_only: bool) -> None:
     cards = [options(text) for text in values("-device", arguments) if "virtio-blk" in text]
     assert [card["drive"] for card in cards] == ["disk0", "disk1"]
     assert [card.get("serial") for card in cards] == ["root", None]
+
+
+def test_a_card_on_a_tap_has_its_descriptor() -> None:
+    nic = TapNic("02:00:00:00:00:01", "tap0")
+    plan = dataclasses.replace(PLAN, nics=(nic,))
+    arguments = command_line(
+        Path("/usr/bin/qemu"), plan, Accelerator.TCG, 3, tap_descriptors={nic.mac: 7}
+    )
+    assert values("-netdev", arguments) == ["tap,id=net0,fd=7"]
+    [card] = [text for text in values("-device", arguments) if "virtio-net" in text]
+    assert options(card)["mac"] == nic.mac
+    # Its addresses are not ours to tell.
+    [line] = values("-append", arguments)
+    assert "ip=::::web::off" in line.split()
 
 
 def test_published_ports_are_forwarded() -> None:

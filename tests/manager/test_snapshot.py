@@ -272,7 +272,28 @@ def test_children_do_not_have_their_parents_ports(machine: Machine, engine: Fake
     with pytest.raises(InputError, match="same published ports"):
         machine.fork(2, ports=[parse_publish("18081:80")])
     machine.fork(ports=[parse_publish("18081:80")])
-    assert engine.plans[-1].nics[0].forwards[0].host_port == 18081
+    assert engine.plans[-1].forwards[0].host_port == 18081
+
+
+def test_a_child_has_another_tap_or_the_same_user_network(
+    manager: Manager, engine: FakeEngine
+) -> None:
+    spec = machine_spec(name="t", image="blank", memory="64M", network="tap:tap0")
+    machine = manager.create(spec)
+    machine.start()
+    assert engine.plans[-1].taps[0].interface == "tap0"
+    with pytest.raises(InputError, match="same tap"):
+        machine.fork(2, network="tap:tap1")
+    for network in ("user", "none"):
+        with pytest.raises(InputError, match="goes on with"):
+            machine.fork(network=network)
+    (child,) = machine.fork(network="tap:tap1")
+    assert engine.plans[-1].taps[0].interface == "tap1"
+    assert child.spec.network == "tap:tap1"
+    kept = machine.snapshot("kept")
+    assert kept.restore_as("other", network="tap:tap2").spec.network == "tap:tap2"
+    kept.restore()
+    assert engine.plans[-1].taps[0].interface == "tap0"
 
 
 @pytest.mark.parametrize(

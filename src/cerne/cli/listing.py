@@ -67,6 +67,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "cpu weight": "" if spec.cpu_weight is None else str(spec.cpu_weight),
         "engine": record.engine or spec.engine,
         "process": str(record.process.pid) if record.process else "",
+        "network": spec.network,
         "ports": ", ".join(
             f"{p.host_address}:{p.host_port} → {p.guest_port}/{p.protocol}" for p in spec.ports
         ),

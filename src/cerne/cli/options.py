@@ -43,6 +43,10 @@ PublishOption = Annotated[
     list[str] | None,
     typer.Option("--publish", "-p", help="[ADDRESS:]HOST:GUEST[/udp]; may be repeated."),
 ]
+NetworkOption = Annotated[
+    str | None,
+    typer.Option(help="user, none, or tap:INTERFACE for a tap of this host."),
+]
 MountOption = Annotated[
     list[str] | None,
     typer.Option("--mount", help="SOURCE:TARGET[:ro], a directory of this host; may be repeated."),
@@ -114,6 +118,7 @@ def make_spec(
     memory: str | None = None,
     disk: str | None = None,
     data_disk: list[str] | None = None,
+    network: str | None = None,
     publish: list[str] | None = None,
     mount: list[str] | None = None,
     label: list[str] | None = None,
@@ -132,6 +137,7 @@ def make_spec(
         "memory": memory,
         "disk": disk,
         "data_disks": data_disk,
+        "network": network,
         "ports": publish,
         "mounts": mount,
         "labels": pairs(label, "--label") or None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerne.cli.complete import snapshot_names
-from cerne.cli.options import JsonOption, NameArgument, PublishOption
+from cerne.cli.options import JsonOption, NameArgument, NetworkOption, PublishOption
 from cerne.cli.output import age, print_json, print_table, progress
 from cerne.units import format_size
 
@@ -59,6 +59,7 @@ def restore(
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Make another machine of it.")
     ] = None,
+    network: NetworkOption = None,
     publish: PublishOption = None,
 ) -> None:
     """Take a machine back to a snapshot, or make another of it; print the machine's name."""
@@ -69,12 +70,12 @@ def restore(
     ports = [parse_publish(text) for text in publish or ()]
     found = Manager().snapshot(snapshot)
     if name is not None:
-        print(found.restore_as(name, ports).name)
+        print(found.restore_as(name, ports, network).name)
         return
-    if ports:
+    if ports or network:
         raise InputError(
-            "a machine that is taken back keeps the ports that it has",
-            hint="--publish is for another machine: add --as NAME",
+            "a machine that is taken back keeps the ports and the network that it has",
+            hint="--publish and --network are for another machine: add --as NAME",
         )
     print(found.restore().name)
 
@@ -127,6 +128,7 @@ def fork(
         list[str] | None,
         typer.Option("--name", help="A child's name; may be repeated. Made up if not given."),
     ] = None,
+    network: NetworkOption = None,
     publish: PublishOption = None,
 ) -> None:
     """Make machines that go on from where one is, which runs on; print their names."""
@@ -134,7 +136,8 @@ def fork(
     from cerne.network.ports import parse_publish
 
     ports = [parse_publish(text) for text in publish or ()]
-    for child in Manager().get(name).fork(count, names=names or (), ports=ports):
+    machine = Manager().get(name)
+    for child in machine.fork(count, names=names or (), ports=ports, network=network):
         print(child.name)
 
 

@@ -11,11 +11,12 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from cerne.host.process import ProcessIdentity
 from cerne.network.ports import Protocols as Protocols
 from cerne.network.ports import PublishedPort
+from cerne.network.user import kernel_parameter, name_parameter
 
 PortForward = PublishedPort
 """A port of the host that leads to a port of the guest."""
@@ -70,6 +71,19 @@ class UserNic:
 
 
 @dataclass(frozen=True, slots=True)
+class TapNic:
+    """A network card on a tap of the host, which is there already."""
+
+    mac: str
+    interface: str
+    slot: ClassVar[None] = None
+    """It stays."""
+
+
+Nic = UserNic | TapNic
+
+
+@dataclass(frozen=True, slots=True)
 class SharePlan:
     """A directory of the host that the guest may mount by its tag."""
 
@@ -89,7 +103,7 @@ class LaunchPlan:
     """Bytes of guest memory."""
     boot: KernelBoot | FirmwareBoot
     disks: tuple[DiskPlan, ...]
-    nics: tuple[UserNic, ...]
+    nics: tuple[Nic, ...]
     shares: tuple[SharePlan, ...]
     runtime: Path
     """A directory of this machine alone, on the runtime file system: sockets and pid."""
@@ -106,10 +120,27 @@ class LaunchPlan:
     @property
     def slots(self) -> dict[int, DiskPlan | UserNic]:
         """What can be taken out, by its slot."""
-        disks: dict[int, DiskPlan | UserNic] = {
-            disk.slot: disk for disk in self.disks if disk.slot is not None
-        }
-        return disks | {nic.slot: nic for nic in self.nics if nic.slot is not None}
+        cards = [nic for nic in self.nics if isinstance(nic, UserNic)]
+        devices: list[DiskPlan | UserNic] = [*self.disks, *cards]
+        return {device.slot: device for device in devices if device.slot is not None}
+
+    @property
+    def forwards(self) -> tuple[PortForward, ...]:
+        """Every port of the host that leads to it."""
+        return tuple(
+            forward for nic in self.nics if isinstance(nic, UserNic) for forward in nic.forwards
+        )
+
+    @property
+    def taps(self) -> tuple[TapNic, ...]:
+        """Its cards that are on taps."""
+        return tuple(nic for nic in self.nics if isinstance(nic, TapNic))
+
+    @property
+    def network_parameter(self) -> str:
+        """What the guest's kernel is told of its name, and of its network where we know it."""
+        known = any(isinstance(nic, UserNic) for nic in self.nics[:1])
+        return kernel_parameter(self.name) if known else name_parameter(self.name)
 
     @property
     def qmp_socket(self) -> Path:

@@ -19,6 +19,8 @@ from cerne.engine.base import (
     FirmwareBoot,
     KernelBoot,
     LaunchPlan,
+    Nic,
+    TapNic,
     UserNic,
 )
 from cerne.engine.detached import answering, kill, last_line, reap, spawn
@@ -43,13 +45,14 @@ from cerne.host.programs import require_program
 from cerne.kvm.hints import missing_hint, permission_hint
 from cerne.network.passt import passt_command
 from cerne.network.ports import require_free
-from cerne.network.user import kernel_parameter
+from cerne.network.tap import mtu_of, require_tap
 from cerne.storage.locking import require_unlocked
 from cerne.storage.overlay import chain
 from cerne.vmm.config import (
     BootConfig,
     DiskConfig,
     FileConfig,
+    LinkKind,
     NicConfig,
     SavedConfig,
     VmmConfig,
@@ -105,9 +108,11 @@ class NativeEngine:
                 "the native engine does not mount directories of the host",
                 hint="use --engine qemu, or copy them in: cerne cp",
             )
-        if plan.nics:
+        if any(isinstance(nic, UserNic) for nic in plan.nics):
             require_program("passt")
-        require_free(forward for nic in plan.nics for forward in nic.forwards)
+        for nic in plan.taps:
+            require_tap(nic.interface)
+        require_free(plan.forwards)
         for disk in plan.disks:
             if disk.shared:
                 require_unlocked(disk.path, writable=not disk.read_only)
@@ -276,11 +281,10 @@ def _saved(plan: LaunchPlan, opened: Opened) -> SavedConfig | None:
 def _boot(plan: LaunchPlan, opened: Opened) -> BootConfig:
     boot = plan.boot
     assert isinstance(boot, KernelBoot)
-    network = f" {kernel_parameter(plan.name)}" if plan.nics else ""
     return BootConfig(
         kernel=opened.existing(boot.kernel),
         initrd=None if boot.initrd is None else opened.existing(boot.initrd),
-        command_line=f"{boot.command_line} panic=-1 reboot=k{network}",
+        command_line=f"{boot.command_line} panic=-1 reboot=k {plan.network_parameter}",
     )
 
 
@@ -294,12 +298,15 @@ def _disk(disk: DiskPlan, opened: Opened) -> DiskConfig:
     return DiskConfig(tuple(files), disk.serial, disk.read_only, disk.slot)
 
 
-def _nic(plan: LaunchPlan, nic: UserNic, opened: Opened) -> NicConfig:
-    """A network card whose socket has passt at its other end."""
+def _nic(plan: LaunchPlan, nic: Nic, opened: Opened) -> NicConfig:
+    """A network card on a tap, or on a socket that has passt at its other end."""
+    if isinstance(nic, TapNic):
+        tap = opened.tap(nic.interface)
+        return NicConfig(nic.mac, tap, LinkKind.TAP, mtu_of(nic.interface))
     with opened.pair() as (ours, theirs):
         command = passt_command(require_program("passt"), theirs, nic.forwards)
         spawn(command, plan.logs / PASST_LOG, [theirs])
-    return NicConfig(nic.mac, ours, nic.slot)
+    return NicConfig(nic.mac, ours, slot=nic.slot)
 
 
 def _vsock(plan: LaunchPlan, opened: Opened) -> VsockConfig:

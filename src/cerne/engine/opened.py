@@ -11,6 +11,7 @@ from typing import Self
 
 from cerne.engine.detached import listening_socket
 from cerne.errors import StorageError
+from cerne.network.tap import open_tap
 from cerne.storage.locking import lock
 
 _SEARCHED_BY_ALL = 0o711
@@ -95,6 +96,10 @@ class Opened:
         except OSError as error:
             raise StorageError(f"{path} cannot be made: {error.strerror}") from error
         return self._open(path, os.O_PATH | os.O_DIRECTORY)
+
+    def tap(self, interface: str) -> int:
+        """A tap (see `cerne.network.tap.open_tap`, also for what is raised)."""
+        return self.take(open_tap(interface))
 
     @contextlib.contextmanager
     def pair(self) -> Iterator[tuple[int, int]]:

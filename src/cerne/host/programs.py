@@ -44,6 +44,7 @@ _PACKAGES: dict[str, tuple[str, str, str, str, str]] = {
     "bison": ("bison", "bison", "bison", "bison", "bison"),
     "bc": ("bc", "bc", "bc", "bc", "bc"),
     "passt": ("passt", "passt", "passt", "passt", "passt"),
+    "ip": ("iproute2", "iproute", "iproute2", "iproute2", "iproute2"),
     "depmod": ("kmod", "kmod", "kmod", "kmod", "kmod"),
     "iasl": ("acpica-tools", "acpica-tools", "acpica", "acpica", "acpica"),
 }

@@ -55,7 +55,8 @@ ${word#ip=}
 PARAMETER
         hostname "$name"
         ifconfig lo 127.0.0.1
-        ifconfig "$device" "$address" netmask "$mask" && route add default gw "$gateway"
+        [ -n "$address" ] && ifconfig "$device" "$address" netmask "$mask" &&
+            route add default gw "$gateway"
         ;;
     esac
 done

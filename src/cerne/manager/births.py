@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from cerne import faults
+from cerne.errors import InputError
 from cerne.manager.admission import memory_limit
 from cerne.manager.life import Life, Surroundings
 from cerne.manager.lock import held
@@ -24,13 +25,25 @@ if TYPE_CHECKING:
     from cerne.network.ports import PublishedPort
 
 
-def spec_of_child(spec: MachineSpec, name: str, ports: Sequence[PublishedPort] = ()) -> MachineSpec:
-    """What a machine is that is made of another: the same, but for its name and its ports.
+def spec_of_child(
+    spec: MachineSpec, name: str, ports: Sequence[PublishedPort] = (), network: str | None = None
+) -> MachineSpec:
+    """What a machine is that is made of another: the same, but for its name, its ports, its tap.
 
     Raises:
-        InputError: that cannot be a name.
+        InputError: that cannot be a name, or a network of another kind than the other has.
     """
-    return spec.model_copy(update={"name": check_name(name), "ports": tuple(ports)})
+    from cerne.manager.spec import check_network
+
+    chosen = spec.network if network is None else network
+    kind = check_network(chosen, has_ports=bool(ports))
+    if kind is not check_network(spec.network, has_ports=False):
+        raise InputError(
+            f"a machine that goes on with the network {spec.network!r} has no {chosen!r}",
+            hint="name another tap for one with a tap, and leave --network out otherwise",
+        )
+    update = {"name": check_name(name), "ports": tuple(ports), "network": chosen}
+    return spec.model_copy(update=update)
 
 
 def new_record(

@@ -51,12 +51,14 @@ def child_names(life: Life, count: int | None, names: Sequence[str]) -> list[str
     return [*names, *(next(free) for _ in range(wanted - len(names)))]
 
 
-def fork(life: Life, names: Sequence[str], ports: Sequence[PublishedPort]) -> list[Record]:
+def fork(
+    life: Life, names: Sequence[str], ports: Sequence[PublishedPort], network: str | None
+) -> list[Record]:
     """Fork a machine into children of these names (see `Machine.fork`)."""
-    if ports and len(names) > 1:
+    if (ports or network) and len(names) > 1:
         raise InputError(
-            "several machines cannot have the same published ports",
-            hint="fork them one by one, each with --publish of its own",
+            "several machines cannot have the same published ports or the same tap",
+            hint="fork them one by one, each with --publish or --network of its own",
         )
     if len(set(names)) < len(names):
         raise ConflictError("the same name is asked for twice", hint="name each one once")
@@ -68,7 +70,7 @@ def fork(life: Life, names: Sequence[str], ports: Sequence[PublishedPort]) -> li
         engine = life.engine()
         records = [
             new_record(
-                spec_of_child(life.spec, name, ports),
+                spec_of_child(life.spec, name, ports, network),
                 record.image,
                 record.digest,
                 engine=engine.name,

@@ -231,6 +231,7 @@ class Machine:
         *,
         names: Sequence[str] = (),
         ports: Sequence[PublishedPort] = (),
+        network: str | None = None,
     ) -> list[Machine]:
         """Machines that go on from where this one is, which runs on too; each is its own.
 
@@ -238,16 +239,17 @@ class Machine:
             count: how many; as many as there are names, or one.
             names: what they are called; names that are missing are made of this one's.
             ports: published ports, for a single one: its parent's are the parent's alone.
+            network: another tap for a single one, where the parent has one.
 
         Raises:
             StateError: it does not run.
-            ConflictError: a name or a port is in use.
+            ConflictError: a name, a port or a tap is in use.
             CapacityError: the host cannot guarantee their memory.
             EngineError, GuestError: a child did not start; there is none, and the parent runs on.
         """
         from cerne.manager.forking import child_names, fork
 
-        children = fork(self._life, child_names(self._life, count, names), ports)
+        children = fork(self._life, child_names(self._life, count, names), ports, network)
         return [Machine(self._life.surroundings, child) for child in children]
 
     def attach_disk(

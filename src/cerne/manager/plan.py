@@ -9,10 +9,13 @@ from cerne.engine.base import (
     FirmwareBoot,
     KernelBoot,
     LaunchPlan,
+    Nic,
     SharePlan,
+    TapNic,
     UserNic,
 )
 from cerne.manager.home import ROOT_SERIAL
+from cerne.network.choice import NetworkKind, parse_network
 from cerne.network.mac import mac_address
 
 if TYPE_CHECKING:
@@ -39,7 +42,7 @@ def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> 
         boot=_boot(image),
         disks=tuple(disks),
         nics=(
-            UserNic(mac_address(record.id, 0), spec.ports),
+            *_nics(record.id, spec),
             *(nic_plan(record.id, nic) for nic in spec.extra_nics),
         ),
         shares=shares,
@@ -63,6 +66,18 @@ def nic_plan(machine_id: str, nic: ExtraNic) -> UserNic:
 def share_tag(index: int) -> str:
     """The tag by which a guest finds the shared directory of this number."""
     return f"share{index}"
+
+
+def _nics(machine_id: str, spec: MachineSpec) -> tuple[Nic, ...]:
+    network = parse_network(spec.network)
+    mac = mac_address(machine_id, 0)
+    match network.kind:
+        case NetworkKind.NONE:
+            return ()
+        case NetworkKind.TAP:
+            return (TapNic(mac, network.interface),)
+        case NetworkKind.USER:
+            return (UserNic(mac, spec.ports),)
 
 
 def _boot(image: Image) -> KernelBoot | FirmwareBoot:

@@ -17,6 +17,7 @@ from cerne.manager.names import check_name
 from cerne.manager.spec import stored_spec
 from cerne.manager.store import PoolRow, Record, State
 from cerne.manager.template import may_have_template
+from cerne.network.choice import NetworkKind, parse_network
 
 if TYPE_CHECKING:
     from cerne.images import Progress
@@ -144,10 +145,10 @@ def new_pool_row(name: str, spec: MachineSpec, ready: int) -> PoolRow:
         raise InputError(f"{name} is too long a name for a pool", hint="48 characters at most")
     if not 0 <= ready <= _MOST_READY:
         raise InputError(f"a pool cannot keep {ready} machines ready", hint="0 to 1000 can be")
-    if spec.ports:
+    if spec.ports or parse_network(spec.network).kind is NetworkKind.TAP:
         raise InputError(
-            "machines of a pool cannot publish ports: each port is one machine's",
-            hint="leave --publish out",
+            "machines of a pool have no published ports and no tap: each is one machine's",
+            hint="leave --publish and --network out",
         )
     return PoolRow(name, spec.model_dump_json(), ready, time.time())
 

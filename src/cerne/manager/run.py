@@ -31,6 +31,7 @@ def run(
     memory: int | str = "512M",
     disk: int | str | None = None,
     data_disks: Sequence[DataDisk | str] = (),
+    network: str = "user",
     ports: Sequence[PublishedPort | str] = (),
     mounts: Sequence[Mount | str] = (),
     labels: Mapping[str, str] | None = None,
@@ -49,6 +50,7 @@ def run(
         disk: size of the root disk, in bytes or as ``20G``; the image's own if not given.
         data_disks: other disks: sizes, for new and empty ones, or paths of files, as
             ``SIZE|PATH[:ro]``.
+        network: ``user``, ``none``, or ``tap:INTERFACE`` for a tap of this host.
         ports: published ports, such as ``8080:80``.
         mounts: directories of this host, as ``SOURCE:TARGET[:ro]``.
         labels: free words for those who list machines.
@@ -68,6 +70,7 @@ def run(
         memory=memory,
         disk=disk,
         data_disks=tuple(data_disks),
+        network=network,
         ports=tuple(ports),
         mounts=tuple(mounts),
         labels=dict(labels or {}),

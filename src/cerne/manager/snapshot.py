@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
+from cerne.engine.base import UserNic
 from cerne.errors import InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors, sync_directory
 from cerne.manager.attachments import require_own_disks
@@ -106,8 +107,8 @@ class Snapshot:
         with self._held("restore"), life.operation("restore") as present:
             self._require_same_devices(life)
             engine = self._engine()
-            # What cannot be is refused before the machine that runs is ended; its ports are its.
-            engine.require(_without_ports(life.plan(self.memory)))
+            # What cannot be is refused before the machine that runs is ended; what it has is its.
+            engine.require(_without_what_it_has(life.plan(self.memory)))
             if present.state.live:
                 life.last = life.kill(present, f"killed, to go back to {self.name}")
             life.launch(engine, self.memory, self.layers)
@@ -118,11 +119,15 @@ class Snapshot:
         life.surroundings.collect()
         return Machine(self._surroundings, life.last)
 
-    def restore_as(self, name: str, ports: Sequence[PublishedPort] = ()) -> Machine:
+    def restore_as(
+        self, name: str, ports: Sequence[PublishedPort] = (), network: str | None = None
+    ) -> Machine:
         """Make another machine of it, which goes on from there, or boots where it has no memory.
 
+        `network` names another tap where it has one.
+
         Raises:
-            InputError, ConflictError: the name cannot be, or is in use.
+            InputError, ConflictError: the name or the network cannot be, or is in use.
             CapacityError: the host cannot guarantee its memory.
             DamagedError, HostError: the snapshot is damaged, or this host cannot go on with it.
             CerneError: it did not start; nothing is left of it.
@@ -130,7 +135,7 @@ class Snapshot:
         from cerne.manager.machine import Machine
 
         manifest = self.manifest
-        spec = spec_of_child(manifest.spec, name, ports)
+        spec = spec_of_child(manifest.spec, name, ports, network)
         record = new_record(
             spec,
             manifest.image,
@@ -331,5 +336,7 @@ def _free_name(store: Store, machine: str) -> str:
     return next(name for number in count(1) if (name := f"{machine}-{number}") not in taken)
 
 
-def _without_ports(plan: LaunchPlan) -> LaunchPlan:
-    return replace(plan, nics=tuple(replace(nic, forwards=()) for nic in plan.nics))
+def _without_what_it_has(plan: LaunchPlan) -> LaunchPlan:
+    """The plan without the ports and the taps of this host that are a machine's alone."""
+    cards = [UserNic(nic.mac) for nic in plan.nics if isinstance(nic, UserNic)]
+    return replace(plan, nics=tuple(cards))

@@ -21,6 +21,7 @@ from cerne.errors import DamagedError, InputError
 from cerne.host.cgroup import DEFAULT_WEIGHT, LEAST_WEIGHT, MOST_WEIGHT
 from cerne.manager.home import ROOT_SERIAL
 from cerne.manager.names import check_name
+from cerne.network.choice import NetworkKind, parse_network
 from cerne.network.ports import PublishedPort, parse_publish
 from cerne.units import GIB, MIB, format_size, parse_size
 
@@ -168,6 +169,8 @@ class MachineSpec(_Part):
     cpu_weight: int | None = None
     """Its share of CPU time beside others, as cgroup v2's cpu.weight has it: 100 is everybody's;
     None for no group of its own."""
+    network: str = "user"
+    """``user``, ``none`` or ``tap:INTERFACE``."""
     ports: tuple[Annotated[PublishedPort, BeforeValidator(_port)], ...] = ()
     mounts: tuple[Annotated[Mount, BeforeValidator(_mount)], ...] = ()
     data_disks: Annotated[tuple[DataDisk, ...], BeforeValidator(_data_disks)] = ()
@@ -221,6 +224,21 @@ def stored_spec(text: str) -> MachineSpec:
         ) from error
 
 
+def check_network(text: str, *, has_ports: bool) -> NetworkKind:
+    """The kind of network that a text names.
+
+    Raises:
+        InputError: it names none, or one that has no ports to publish.
+    """
+    kind = parse_network(text).kind
+    if has_ports and kind is not NetworkKind.USER:
+        raise InputError(
+            f"a machine with the network {text!r} publishes no ports",
+            hint="leave --publish out: with a tap the guest has an address of its own",
+        )
+    return kind
+
+
 def _check(spec: MachineSpec) -> None:
     check_name(spec.name)
     if not 1 <= spec.cpus <= MOST_CPUS:
@@ -237,6 +255,7 @@ def _check(spec: MachineSpec) -> None:
     _check_unique([(p.host_address, p.host_port, p.protocol) for p in spec.ports], "port")
     _check_unique([mount.target for mount in spec.mounts], "mount's target")
     check_devices(spec)
+    check_network(spec.network, has_ports=bool(spec.ports))
     for port in spec.ports:
         _check_port(port)
     for mount in spec.mounts:

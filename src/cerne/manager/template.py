@@ -26,6 +26,7 @@ from cerne.manager.life import KILL_TIMEOUT
 from cerne.manager.lock import held, is_held
 from cerne.manager.readiness import BootWatch
 from cerne.manager.recovery import discard
+from cerne.network.choice import NetworkKind
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
@@ -181,9 +182,10 @@ def templates_of(home: Home) -> Iterator[Template]:
 
 def may_have_template(spec: MachineSpec, image: Image) -> bool:
     """Whether such a machine can start from a template, and the environment lets it."""
-    # What is mounted from the host cannot be saved, other machines' disks are not in a template,
-    # and without an agent nobody tells a guest who it is.
+    # What is mounted from the host cannot be saved, other machines' disks are not in a template, a
+    # tap is one machine's, and without an agent nobody tells a guest who it is.
     alone = not (spec.mounts or spec.data_disks or spec.extra_nics)
+    alone = alone and spec.network == NetworkKind.USER
     return image.agent and alone and os.environ.get(VARIABLE) != "never"
 
 

@@ -20,3 +20,8 @@ def kernel_parameter(host_name: str) -> str:
     Documentation/admin-guide/nfs/nfsroot.rst of the kernel. It names the guest, too.
     """
     return f"ip={ADDRESS}::{GATEWAY}:{MASK}:{host_name}:eth0:off:{NAME_SERVER}"
+
+
+def name_parameter(host_name: str) -> str:
+    """The same parameter for a guest whose network is not ours to configure: it is named alone."""
+    return f"ip=::::{host_name}::off"

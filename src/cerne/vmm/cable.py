@@ -1,26 +1,30 @@
-"""The cable of a network card: its socket, watched by the loop for as long as the card wants it."""
+"""The cable of a network card: its link, watched by the loop for as long as the card wants it."""
 
 from __future__ import annotations
 
 import socket
 
-from cerne.devices.virtio.net import NetDevice
+from cerne.devices.virtio.net.device import NetDevice
+from cerne.devices.virtio.net.link import Link
+from cerne.devices.virtio.net.stream import StreamLink
+from cerne.devices.virtio.net.tap import TapLink
+from cerne.vmm.config import LinkKind, NicConfig
 from cerne.vmm.loop import Loop
 
 
 class Cable:
-    """Plugs a socket into a card. Call `update` after whatever may change what the card wants."""
+    """A card and its link. Call `update` after whatever may change what the card wants."""
 
-    def __init__(self, loop: Loop, link: socket.socket, mac: bytes) -> None:
+    def __init__(self, loop: Loop, nic: NicConfig) -> None:
         self._loop = loop
-        self._link = link
+        self._link = _link(nic)
         self._gone = False
-        link.setblocking(False)
-        self.card = NetDevice(mac, link, on_change=lambda: loop.ask(self.update))
+        mac = bytes.fromhex(nic.mac.replace(":", ""))
+        self.card = NetDevice(mac, self._link, on_change=lambda: loop.ask(self.update), mtu=nic.mtu)
         self.update()
 
     def update(self) -> None:
-        """Watch the socket for what the card wants now; on the loop's thread."""
+        """Watch the link for what the card wants now; on the loop's thread."""
         if self._gone:
             return
         readable = self.card.receive if self.card.wants_read else None
@@ -36,3 +40,9 @@ class Cable:
     def close(self) -> None:
         """Pull the cable out; the loop must not run any more."""
         self._link.close()
+
+
+def _link(nic: NicConfig) -> Link:
+    if nic.kind is LinkKind.TAP:
+        return TapLink(nic.link)
+    return StreamLink(socket.socket(fileno=nic.link))

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from cerne.arch.x86 import layout
@@ -85,12 +86,24 @@ class ShareConfig:
     backend: BackendConfig
 
 
+class LinkKind(StrEnum):
+    """What a network card's descriptor is."""
+
+    STREAM = "stream"
+    """A stream socket to passt."""
+    TAP = "tap"
+    """A tap, with virtio_net_hdr of 12 bytes before its frames."""
+
+
 @dataclass(frozen=True, slots=True)
 class NicConfig:
-    """One network card, and the stream socket to the other end of its cable."""
+    """One network card, and the host's end of its cable."""
 
     mac: str
     link: int
+    kind: LinkKind = LinkKind.STREAM
+    mtu: int | None = None
+    """The largest packet of its network, where the guest is to be told."""
     slot: int | None = None
     """As a disk's."""
 
@@ -279,10 +292,15 @@ def nic_from_json(saved: SavedState, descriptors: Descriptors) -> NicConfig:
     Raises:
         DamagedError: it is something else.
     """
+    kind = saved.text("kind", 16)
+    if kind not in list(LinkKind):
+        raise DamagedError(f"a network card on {kind!r} cannot be")
     return NicConfig(
-        saved.text("mac", 17),
-        descriptors(saved.integer("link", _LARGEST_DESCRIPTOR)),
-        saved.optional_integer("slot", layout.HOTPLUG_SLOTS - 1),
+        mac=saved.text("mac", 17),
+        link=descriptors(saved.integer("link", _LARGEST_DESCRIPTOR)),
+        kind=LinkKind(kind),
+        mtu=saved.optional_integer("mtu", 0xFFFF),
+        slot=saved.optional_integer("slot", layout.HOTPLUG_SLOTS - 1),
     )
 
 

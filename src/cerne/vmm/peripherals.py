@@ -214,8 +214,7 @@ class Peripherals:
         self._disks.append(entry)
 
     def _add_nic(self, nic: NicConfig) -> None:
-        mac = bytes.fromhex(nic.mac.replace(":", ""))
-        cable = Cable(self._loop, socket.socket(fileno=nic.link), mac)
+        cable = Cable(self._loop, nic)
 
         def gone() -> None:
             self._cables.remove(cable)

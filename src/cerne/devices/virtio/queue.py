@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cerne.devices.state import PlainState, SavedState
@@ -176,16 +176,21 @@ class Queue:
         self._next_available = (self._next_available + 1) & 0xFFFF
         return chain
 
-    def put_back(self) -> None:
-        """Take back the last `pop`: its chain is not done, and is the next one again."""
-        self._next_available = (self._next_available - 1) & 0xFFFF
+    def put_back(self, count: int = 1) -> None:
+        """Take back so many of the last `pop`s: their chains are not done, and are next again."""
+        self._next_available = (self._next_available - count) & 0xFFFF
 
     def push(self, head: int, written: int) -> None:
         """Give the chain of that head back, with the count of bytes written to it."""
+        self.push_all(((head, written),))
+
+    def push_all(self, chains: Iterable[tuple[int, int]]) -> None:
+        """Give chains back, by head and count of bytes; the driver sees all of them, or none."""
         rings = self._in_use()
-        slot = _USED_RING + 8 * (self._next_used % self.size)
-        _USED_ELEMENT.pack_into(rings.device, slot, head, written)
-        self._next_used = (self._next_used + 1) & 0xFFFF
+        for head, written in chains:
+            slot = _USED_RING + 8 * (self._next_used % self.size)
+            _USED_ELEMENT.pack_into(rings.device, slot, head, written)
+            self._next_used = (self._next_used + 1) & 0xFFFF
         _U16.pack_into(rings.device, 2, self._next_used)
 
     def should_notify(self) -> bool:

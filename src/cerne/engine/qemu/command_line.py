@@ -16,6 +16,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 
 from cerne.engine.balloon import BALLOON
 from cerne.engine.base import (
@@ -23,13 +24,13 @@ from cerne.engine.base import (
     DiskPlan,
     FirmwareBoot,
     LaunchPlan,
+    Nic,
     PortForward,
     SharePlan,
-    UserNic,
+    TapNic,
 )
 from cerne.engine.saved import MEMORY_FILE
 from cerne.engine.unplugging import device_name
-from cerne.network.user import kernel_parameter
 from cerne.units import MIB
 
 AGENT_PORT_NAME = "org.cerne.agent"
@@ -80,12 +81,14 @@ def command_line(
     qmp_descriptor: int,
     disk_descriptors: Sequence[Sequence[int]] = (),
     vsock_cid: int | None = None,
+    tap_descriptors: Mapping[str, int] = MappingProxyType({}),
 ) -> list[str]:
     """The arguments that start this machine; `qmp_descriptor` is a listening socket.
 
     `disk_descriptors` are those of each disk's file, one for each way in which it is used (written,
     only read): while the machine runs the file may be given another name. Without them QEMU opens
-    the disks by their names. With `vsock_cid` the guest has sockets, by the host's vhost-vsock.
+    the disks by their names. `tap_descriptors` are those of cards on taps, by their addresses. With
+    `vsock_cid` the guest has sockets, by the host's vhost-vsock.
     """
     return [
         str(binary),
@@ -111,7 +114,9 @@ def command_line(
             _disk(index, disk, fdset(index) if disk_descriptors else str(disk.path))
             for index, disk in enumerate(plan.disks)
         ),
-        *_flatten(_nic(index, nic, plan.name) for index, nic in enumerate(plan.nics)),
+        *_flatten(
+            _nic(index, nic, plan.name, tap_descriptors) for index, nic in enumerate(plan.nics)
+        ),
         *_flatten(_share(index, share) for index, share in enumerate(plan.shares)),
         *("-device", "virtio-rng-pci"),
         *("-device", "pvpanic-pci"),
@@ -165,8 +170,7 @@ def _boot(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
     if isinstance(boot, FirmwareBoot):
         return
     flags = _KERNEL_FLAGS + (_TCG_KERNEL_FLAGS if accelerator is Accelerator.TCG else ())
-    if plan.nics:
-        flags += (kernel_parameter(plan.name),)
+    flags += (plan.network_parameter,)
     yield from ("-kernel", str(boot.kernel))
     if boot.initrd is not None:
         yield from ("-initrd", str(boot.initrd))
@@ -279,18 +283,21 @@ def disk_device(index: int, disk: DiskPlan) -> str:
     return f"vd{index}" if disk.slot is None else device_name(disk.slot)
 
 
-def _nic(index: int, nic: UserNic, name: str) -> Iterator[str]:
-    forwards = "".join(f",hostfwd={_forward(forward)}" for forward in nic.forwards)
-    yield from ("-netdev", f"user,id={netdev(index, nic)},hostname={_escaped(name)}{forwards}")
+def _nic(index: int, nic: Nic, name: str, taps: Mapping[str, int]) -> Iterator[str]:
+    if isinstance(nic, TapNic):
+        yield from ("-netdev", f"tap,id={netdev(index, nic)},fd={taps[nic.mac]}")
+    else:
+        forwards = "".join(f",hostfwd={_forward(forward)}" for forward in nic.forwards)
+        yield from ("-netdev", f"user,id={netdev(index, nic)},hostname={_escaped(name)}{forwards}")
     yield from ("-device", _options(nic_hardware(index, nic)))
 
 
-def netdev(index: int, nic: UserNic) -> str:
+def netdev(index: int, nic: Nic) -> str:
     """The name of what a network card leads to."""
     return f"net{index}" if nic.slot is None else f"{device_name(nic.slot)}-net"
 
 
-def nic_hardware(index: int, nic: UserNic) -> dict[str, object]:
+def nic_hardware(index: int, nic: Nic) -> dict[str, object]:
     """A network card's device, as ``device_add`` takes it."""
     # Without a boot ROM: no machine of ours boots from the network by firmware.
     card: dict[str, object] = {

@@ -37,6 +37,7 @@ from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
 from cerne.network.cid import guest_cid
 from cerne.network.ports import require_free
+from cerne.network.tap import require_tap
 from cerne.storage.locking import require_unlocked
 from cerne.vmm.snapshot import memory_digest
 
@@ -66,14 +67,15 @@ class QemuEngine:
         _require_short_paths(plan)
         if isinstance(plan.boot, FirmwareBoot) and not plan.disks:
             raise InputError(f"{plan.name} has neither a kernel nor a disk to boot from")
-        forwards = [forward for nic in plan.nics for forward in nic.forwards]
-        for forward in forwards:
+        for forward in plan.forwards:
             if ":" in forward.host_address:
                 raise InputError(
                     f"port {forward} cannot be published: the network of QEMU has IPv4 alone",
                     hint=f"publish it as {forward.host_port}:{forward.guest_port}",
                 )
-        require_free(forwards)
+        require_free(plan.forwards)
+        for nic in plan.taps:
+            require_tap(nic.interface)
         for disk in plan.disks:
             if disk.shared:
                 require_unlocked(disk.path, writable=not disk.read_only)
@@ -92,13 +94,14 @@ class QemuEngine:
                 qmp_descriptor=opened.listening(plan.qmp_socket),
                 vsock_cid=guest_cid(plan.machine_id) if _has_vsock() else None,
                 disk_descriptors=[opened_disk(disk, opened) for disk in plan.disks],
+                tap_descriptors={nic.mac: opened.tap(nic.interface) for nic in plan.taps},
             )
             pid = spawn(argv, plan.engine_log, opened.descriptors)
         try:
             return answering(pid, plan, "QEMU", partial(_prepare, plan, state))
         except EngineError:
             # Another process may have taken a port since it was looked at: better words for that.
-            require_free(forward for nic in plan.nics for forward in nic.forwards)
+            require_free(plan.forwards)
             raise
 
     def fingerprint(self) -> str:

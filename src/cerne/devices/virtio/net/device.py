@@ -1,0 +1,298 @@
+"""The network card (virtio 1.2, section 5.1): a link's frames for its driver, and its driver's.
+
+Frames are read to where the driver wants them and written from where it has put them. How large
+the next frame is nobody knows before it is read: room is made for one like the last, and what is
+longer goes through a buffer of the card's, whose bytes alone are copied.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+
+from cerne.devices.state import PlainState, SavedState
+from cerne.devices.virtio.buffers import gather, scatter, size_of, split
+from cerne.devices.virtio.device import Notify, VirtioDevice
+from cerne.devices.virtio.net.control import LARGEST_COMMAND, Control
+from cerne.devices.virtio.net.header import (
+    GUEST_OFFLOADS,
+    HEADER_SIZE,
+    LARGEST_FRAME,
+    SMALLEST_FRAME,
+    Feature,
+    checked_header,
+)
+from cerne.devices.virtio.net.link import Link, LinkLostError
+from cerne.devices.virtio.net.room import Room
+from cerne.devices.virtio.queue import Chain, Queue, QueueError
+from cerne.errors import DamagedError, InputError
+
+QUEUE_SIZE = 256
+_RECEIVE, _TRANSMIT, _CONTROL = 0, 1, 2
+_CONTROL_SIZE = 64
+_LINK_UP = 1
+_FEATURES = (
+    Feature.MAC
+    | Feature.STATUS
+    | Feature.MRG_RXBUF
+    | Feature.CTRL_VQ
+    | Feature.CTRL_RX
+    | Feature.CTRL_VLAN
+    | Feature.CTRL_MAC_ADDR
+)
+_CONFIG = struct.Struct("<6sHHH")
+# No frame is longer; one byte more tells one that was cut off.
+_SPILL_SIZE = HEADER_SIZE + LARGEST_FRAME + 1
+# Of readv(2)'s 1024, so that the longest chain and the card's own buffer still fit.
+_MOST_VIEWS = 1024 - 1 - (QUEUE_SIZE + 1)
+# Frames in one turn, between which nothing else is served.
+_TURN = 64
+
+
+class NetDevice(VirtioDevice):
+    """A network card. Call `receive` when its link can be read, `flush` when written.
+
+    When its link's other end has gone, the link is down and the guest's frames are dropped, as on
+    a cable that was pulled. When `wants_read` or `wants_write` has changed `on_change` is called,
+    from whatever thread; it must not wait.
+    """
+
+    device_type = 1
+    class_code = 0x020000
+    queue_sizes = (QUEUE_SIZE, QUEUE_SIZE, _CONTROL_SIZE)
+
+    def __init__(
+        self,
+        mac: bytes,
+        link: Link,
+        on_change: Callable[[], None] = lambda: None,
+        *,
+        mtu: int | None = None,
+    ) -> None:
+        """A card with this address; a network whose frames are not of the usual size tells `mtu`.
+
+        Raises:
+            InputError: the address cannot be that of a card.
+        """
+        super().__init__()
+        if len(mac) != 6 or mac[0] & 1:
+            raise InputError(f"{mac.hex(':')} is not the address of a network card")
+        self.link = link
+        self.features = _FEATURES | link.features
+        if link.features & GUEST_OFFLOADS:
+            self.features |= Feature.CTRL_GUEST_OFFLOADS
+        if mtu is not None:
+            self.features |= Feature.MTU
+        self._own_mac = self._mac = mac
+        self._mtu = mtu or 0
+        self._link_up = True
+        self._offloads = 0
+        self._on_change = on_change
+        self._wanted = (True, False)
+        self._starved = False
+        self._waiting = b""
+        self._spill = memoryview(bytearray(_SPILL_SIZE))
+        self._guess = HEADER_SIZE + SMALLEST_FRAME
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether a frame waits for the link to take more; then call `flush`."""
+        return self._link_up and self.link.wants_write
+
+    @property
+    def wants_read(self) -> bool:
+        """Whether another frame has room; not where the guest has no buffers."""
+        return self._link_up and not self._starved
+
+    def config(self) -> bytes:
+        """The address, the link's state, and how large packets may be."""
+        return _CONFIG.pack(self._mac, int(self._link_up), 0, self._mtu)
+
+    def activate(self, queues: Sequence[Queue], features: int, notify: Notify) -> None:
+        """The driver is ready: let the link leave undone what it takes."""
+        super().activate(queues, features, notify)
+        self._set_offloads(features & GUEST_OFFLOADS)
+
+    def reset(self) -> None:
+        """The driver is gone, and what it had asked for."""
+        super().reset()
+        self._mac = self._own_mac
+        self._waiting = b""
+        self._starved = False
+        self._set_offloads(0)
+        self._tell_changes()
+
+    def receive(self) -> None:
+        """Give the guest the frames that the link has."""
+        with self.working():
+            self._receive()
+            self._tell_changes()
+
+    def flush(self) -> None:
+        """Send on what waited for the link, and then what the guest has queued."""
+        with self.working():
+            if self._flush_link() and self.active and self._queues[_TRANSMIT].ready:
+                self.process(_TRANSMIT)
+            self._tell_changes()
+
+    def process(self, queue_index: int) -> None:
+        """Send the guest's frames, use the buffers that it has given, or do what it asks."""
+        queue = self._queues[queue_index]
+        if queue_index == _TRANSMIT:
+            self._drain(queue, self._transmit)
+        elif queue_index == _CONTROL:
+            self._drain(queue, self._obey)
+        else:
+            # It will be asked for kicks again once it has no buffers.
+            queue.disable_notification()
+            self._starved = False
+            self._receive()
+        self._tell_changes()
+
+    def state(self) -> PlainState:
+        """What the guest has set, and frames on their way; the link itself is made anew."""
+        return {
+            "mac": None if self._mac == self._own_mac else self._mac.hex(),
+            "offloads": self._offloads,
+            "waiting": self._waiting.hex(),
+            "link": self.link.state(),
+        }
+
+    def restore(self, state: PlainState) -> None:
+        """Take them back; raises DamagedError where that cannot be."""
+        saved = SavedState("a network card", state)
+        self._mac = self._own_mac if saved.is_none("mac") else saved.data("mac", 6)
+        offloads = saved.integer("offloads", int(GUEST_OFFLOADS))
+        self._waiting = saved.data("waiting", _SPILL_SIZE)
+        if len(self._mac) != 6 or offloads & ~self._features:
+            raise DamagedError("the saved state of a network card is that of another one")
+        self.link.restore(saved.plain("link"))
+        self._set_offloads(offloads)
+
+    def _set_mac(self, mac: bytes) -> None:
+        self._mac = mac
+
+    def _set_offloads(self, offloads: int) -> None:
+        self._offloads = offloads
+        if self._link_up:
+            try:
+                self.link.set_offloads(offloads)
+            except LinkLostError:
+                self._lose_link()
+
+    def _tell_changes(self) -> None:
+        wanted = (self.wants_read, self.wants_write)
+        if wanted != self._wanted:
+            self._wanted = wanted
+            self._on_change()
+
+    def _obey(self, chain: Chain) -> int:
+        if not chain.writable_size:
+            raise QueueError("a command to a network card leaves no room for an answer")
+        control = Control(self._features, self._set_mac, self._set_offloads)
+        short = chain.readable_size <= LARGEST_COMMAND
+        done = short and control.obey(gather(chain.readable))
+        return scatter(chain.writable, b"\0" if done else b"\1")
+
+    def _transmit(self, chain: Chain) -> int | None:
+        if not self._link_up:
+            return 0
+        header, frame = split(chain.readable, HEADER_SIZE)
+        checked = checked_header(gather(header), size_of(frame), self._features)
+        try:
+            if checked is not None and not self.link.send(checked, frame):
+                return None
+        except LinkLostError:
+            self._lose_link()
+        return 0
+
+    def _flush_link(self) -> bool:
+        """Whether nothing waits for the link any more."""
+        try:
+            return self.link.flush()
+        except LinkLostError:
+            self._lose_link()
+        return True
+
+    def _receive(self) -> None:
+        """Give the guest what the link has, as far as it has buffers."""
+        if not self.active or not self._queues[_RECEIVE].ready:
+            self._waiting = b""
+            self._drop_frames()
+            return
+        queue = self._queues[_RECEIVE]
+        merge = bool(self._features & Feature.MRG_RXBUF)
+        room = Room(queue, merge=merge, most_views=_MOST_VIEWS)
+        received = False
+        try:
+            for _ in range(_TURN):
+                if not self.wants_read or not self._receive_one(room):
+                    break
+                received = True
+        finally:
+            room.give_back()
+        if received:
+            self._notify_driver(queue)
+
+    def _receive_one(self, room: Room) -> bool:
+        """Read a frame, or take the one that waited; whether there was one, and room for it."""
+        if self._waiting:
+            return self._give_waiting(room)
+        if not room.reserve(self._guess) and not room.views:
+            self._starved = True
+            return False
+        size = self._read([*room.views, self._spill])
+        if not HEADER_SIZE < size < _SPILL_SIZE:
+            # Nothing, or what is no frame; there may be others after it.
+            return size > 0
+        self._guess = size
+        if size > room.size and not self._give_spilled(room, size):
+            return False
+        if size <= room.size:
+            room.use(size)
+        return True
+
+    def _give_spilled(self, room: Room, size: int) -> bool:
+        """Copy what was read past the room that had been made; where there is none, it waits.
+
+        A frame that does not fit the one buffer that it may have is lost, as it would be in a card
+        with too small a ring.
+        """
+        before = room.size
+        spilled = self._spill[: size - before]
+        if not room.merge:
+            return True
+        if room.reserve(size):
+            room.fill(before, spilled)
+            return True
+        self._waiting = gather((*split(room.views, before)[0], spilled))
+        self._starved = True
+        return False
+
+    def _give_waiting(self, room: Room) -> bool:
+        size = len(self._waiting)
+        if not room.reserve(size):
+            self._starved = True
+            return False
+        if size <= room.size:
+            room.fill(0, memoryview(self._waiting))
+            room.use(size)
+        self._waiting = b""
+        return True
+
+    def _drop_frames(self) -> None:
+        for _ in range(_TURN):
+            if not self.wants_read or not self._read([self._spill]):
+                return
+
+    def _read(self, buffers: list[memoryview]) -> int:
+        try:
+            return self.link.read(buffers)
+        except LinkLostError:
+            self._lose_link()
+            return 0
+
+    def _lose_link(self) -> None:
+        self._link_up = False
+        if self._host is not None:
+            self._host.config_changed()

@@ -1,0 +1,87 @@
+"""A driver's buffers for frames, popped for those of one turn (virtio 1.2, section 5.1.6.4).
+
+With mergeable buffers a frame may lie in several, of which its header tells the count; the driver
+is told of all of them at once. Otherwise a frame has one buffer for itself.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import deque
+
+from cerne.devices.virtio.buffers import scatter, split
+from cerne.devices.virtio.net.header import HEADER_SIZE
+from cerne.devices.virtio.queue import Chain, Queue, QueueError
+
+_COUNT = struct.Struct("<H")
+_COUNT_OFFSET = 10
+
+
+class Room:
+    """The buffers; whoever has popped some gives back what no frame was put into."""
+
+    def __init__(self, queue: Queue, *, merge: bool, most_views: int) -> None:
+        self._queue = queue
+        self.merge = merge
+        """Whether a frame may lie in several."""
+        self._most_views = most_views
+        self._chains: deque[tuple[Chain, int]] = deque()
+        self.views: list[memoryview] = []
+        """Where the next frame may go, its header first."""
+        self.size = 0
+        """Bytes of those."""
+
+    def reserve(self, wanted: int) -> bool:
+        """Pop buffers for so many bytes, or one where they do not merge; whether there were.
+
+        Where there were not, the driver will kick for the next that it has.
+        """
+        while not self._suffices(wanted):
+            chain = self._queue.pop()
+            if chain is None and self._queue.enable_notification():
+                chain = self._queue.pop()
+            if chain is None:
+                return False
+            self._add(chain)
+        return True
+
+    def fill(self, start: int, data: memoryview) -> None:
+        """Copy data to where a frame goes on after `start` bytes."""
+        scatter(split(self.views, start)[1], data)
+
+    def use(self, size: int) -> None:
+        """Give the driver a frame of this size, which is in the views."""
+        used = []
+        while size > 0:
+            chain, room = self._chains.popleft()
+            used.append((chain, min(size, room)))
+            self.size -= room
+            size -= room
+        first = used[0][0].writable
+        _set_count(first, len(used))
+        self._queue.push_all((chain.head, written) for chain, written in used)
+        del self.views[: sum(len(chain.writable) for chain, _ in used)]
+
+    def give_back(self) -> None:
+        """Put what is left back into the queue."""
+        self._queue.put_back(len(self._chains))
+
+    def _suffices(self, wanted: int) -> bool:
+        if not self._chains or not self.merge:
+            return bool(self._chains)
+        return self.size >= wanted or len(self.views) >= self._most_views
+
+    def _add(self, chain: Chain) -> None:
+        size = chain.writable_size
+        if size < HEADER_SIZE:
+            raise QueueError(f"a buffer for frames of {size} bytes, less than a header")
+        self._chains.append((chain, size))
+        self.views += chain.writable
+        self.size += size
+
+
+def _set_count(views: tuple[memoryview, ...], count: int) -> None:
+    if len(views[0]) >= HEADER_SIZE:
+        _COUNT.pack_into(views[0], _COUNT_OFFSET, count)
+    else:
+        scatter(split(views, _COUNT_OFFSET)[1], _COUNT.pack(count))

@@ -1,0 +1,126 @@
+"""A link by a tap interface (Documentation/networking/tuntap.rst), with headers and offloads.
+
+The tap was opened with IFF_VNET_HDR and headers of 12 bytes, so that a guest's frames go to it, and
+come from it, as they lie in guest memory. Its kernel does what a guest leaves undone, or leaves it
+undone too where the frame goes to another guest.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Sequence
+
+from cerne.devices.state import PlainState
+from cerne.devices.virtio.buffers import Views
+from cerne.devices.virtio.net.header import Feature
+from cerne.devices.virtio.net.link import LinkLostError
+
+# From <linux/if_tun.h>.
+_TUNSETOFFLOAD = 0x400454D0
+_TUN_F = {
+    Feature.GUEST_CSUM: 0x01,
+    Feature.GUEST_TSO4: 0x02,
+    Feature.GUEST_TSO6: 0x04,
+    Feature.GUEST_ECN: 0x08,
+}
+# The kernel has both or none of them, from Linux 6.2 on.
+_USO = Feature.GUEST_USO4 | Feature.GUEST_USO6
+_TUN_F_USO = 0x60
+_BASIC = (
+    Feature.CSUM
+    | Feature.HOST_TSO4
+    | Feature.HOST_TSO6
+    | Feature.HOST_ECN
+    | Feature.GUEST_CSUM
+    | Feature.GUEST_TSO4
+    | Feature.GUEST_TSO6
+    | Feature.GUEST_ECN
+)
+# What the kernel says of an interface that was removed, or of one whose network namespace was.
+_GONE = (errno.EBADFD, errno.ENODEV, errno.ENXIO)
+
+
+class TapLink:
+    """The link; its descriptor is a tap's, opened by others, and closed with it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        os.set_blocking(descriptor, False)
+        self._blocked = False
+        self.features = int(_BASIC)
+        if self._takes(_TUN_F_USO | _TUN_F[Feature.GUEST_CSUM]):
+            self.features |= _USO | Feature.HOST_USO
+        self._takes(0)
+
+    @property
+    def wants_write(self) -> bool:
+        """Whether the tap had no room for a frame."""
+        return self._blocked
+
+    def fileno(self) -> int:
+        """The tap."""
+        return self._descriptor
+
+    def set_offloads(self, offloads: int) -> None:
+        """Tell the kernel what it may leave undone (see `Link.set_offloads`)."""
+        if not self._takes(_flags(offloads)):
+            raise LinkLostError
+
+    def send(self, header: bytes, frame: Views) -> bool:
+        """Write a frame from where it lies; one that the kernel refuses is lost."""
+        try:
+            os.writev(self._descriptor, [header, *frame])
+        except BlockingIOError:
+            self._blocked = True
+            return False
+        except OSError as error:
+            self._lose_if_gone(error)
+        return True
+
+    def flush(self) -> bool:
+        """Nothing waits here: the frame stays its guest's."""
+        self._blocked = False
+        return True
+
+    def read(self, buffers: Sequence[memoryview]) -> int:
+        """Read a frame to where it belongs (see `Link.read`)."""
+        try:
+            return os.readv(self._descriptor, buffers)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise LinkLostError from error
+
+    def state(self) -> PlainState:
+        """Nothing: the frames that wait are the kernel's."""
+        return {}
+
+    def restore(self, state: PlainState) -> None:
+        """Nothing was kept."""
+
+    def close(self) -> None:
+        """Close the descriptor; the interface goes where it was not made to stay."""
+        os.close(self._descriptor)
+
+    def _takes(self, offloads: int) -> bool:
+        try:
+            fcntl.ioctl(self._descriptor, _TUNSETOFFLOAD, offloads)
+        except OSError:
+            return False
+        return True
+
+    def _lose_if_gone(self, error: OSError) -> None:
+        if error.errno in _GONE:
+            raise LinkLostError from error
+
+
+def _flags(offloads: int) -> int:
+    """Flags of the kernel's, which refuses those that build on others alone."""
+    if not offloads & Feature.GUEST_CSUM:
+        return 0
+    if not offloads & (Feature.GUEST_TSO4 | Feature.GUEST_TSO6):
+        offloads &= ~Feature.GUEST_ECN
+    segments = _TUN_F_USO if offloads & _USO == _USO else 0
+    return segments | sum(bit for feature, bit in _TUN_F.items() if offloads & feature)

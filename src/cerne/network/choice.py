@@ -1,0 +1,48 @@
+"""What a machine's network is, as people write it: ``user``, ``none`` or ``tap:INTERFACE``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cerne.errors import InputError
+
+# What the kernel takes as an interface's name (dev_valid_name), without what it would make one of.
+_INTERFACE = re.compile(r"[!-$&-.0-9;-~]{1,15}", re.ASCII)
+
+
+class NetworkKind(StrEnum):
+    """Kinds of networks."""
+
+    USER = "user"
+    """A net of its own behind this host's addresses, which needs no privilege."""
+    NONE = "none"
+    TAP = "tap"
+    """An interface of this host."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkChoice:
+    """A network that was chosen for a machine."""
+
+    kind: NetworkKind
+    interface: str = ""
+    """The tap's name."""
+
+
+def parse_network(text: str) -> NetworkChoice:
+    """The network that a text names.
+
+    Raises:
+        InputError: it names none.
+    """
+    if text in (NetworkKind.USER, NetworkKind.NONE):
+        return NetworkChoice(NetworkKind(text))
+    kind, _, interface = text.partition(":")
+    named = _INTERFACE.fullmatch(interface) and interface not in (".", "..")
+    if kind != NetworkKind.TAP or not named:
+        raise InputError(
+            f"{text!r} is not a network", hint="write it as user, none or tap:INTERFACE"
+        )
+    return NetworkChoice(NetworkKind.TAP, interface)
