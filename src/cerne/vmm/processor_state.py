@@ -11,6 +11,7 @@ from cerne.kvm.state import VcpuState, VmState
 
 _LARGEST_GROUP = 1 << 20
 _ALL_ONES = (1 << 64) - 1
+_LARGEST_MSR = (1 << 32) - 1
 
 
 def plain_vcpu(state: VcpuState) -> PlainState:
@@ -63,6 +64,9 @@ def _plain(value: object) -> object:
 
 def _index(name: str) -> int:
     try:
-        return int(name, 16)
+        index = int(name, 16)
     except ValueError as error:
         raise DamagedError(f"the saved vCPU has an MSR {name!r}, which there is not") from error
+    if not 0 <= index <= _LARGEST_MSR:
+        raise DamagedError(f"the saved vCPU has an MSR {name!r}, which there is not")
+    return index

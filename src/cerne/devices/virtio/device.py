@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
@@ -22,7 +23,8 @@ FEATURE_EVENT_INDEX = 1 << 29
 FEATURE_VERSION_1 = 1 << 32
 FEATURE_RING_RESET = 1 << 40
 
-_MOST_BYTES_AT_ONCE = 64 << 20
+_TURN = 0.05
+"""Seconds that a queue is served before others have their turn."""
 
 Notify = Callable[[Queue], None]
 """Tells the driver of what was pushed to a queue, if it wants to know."""
@@ -161,7 +163,7 @@ class VirtioDevice:
         that it looks at: whoever else waits for this thread has a turn in between.
         """
         served = False
-        left = _MOST_BYTES_AT_ONCE
+        end = time.monotonic() + _TURN
         for _ in range(queue.size + 1):
             chain = queue.pop()
             if chain is None:
@@ -174,7 +176,6 @@ class VirtioDevice:
                 return served, False
             queue.push(chain.head, written)
             served = True
-            left -= chain.readable_size + chain.writable_size
-            if left < 0:
+            if time.monotonic() > end:
                 break
         return served, True
