@@ -1,8 +1,9 @@
 PYTHON ?= python3
+FUZZ_SECONDS ?= 60
 VENV := .venv
 BIN := $(VENV)/bin
 .DEFAULT_GOAL := help
-.PHONY: help run kernel test test-all lint bench clean
+.PHONY: help run kernel test test-all lint bench fuzz clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -27,6 +28,11 @@ lint: $(VENV)/.test ## Run ruff, mypy and import-linter
 
 bench: $(VENV)/.test ## Measure, and print the tables that docs/performance.md quotes
 	for script in benchmarks/[a-z]*.py; do $(BIN)/python $$script || exit 1; done
+
+fuzz: $(VENV)/.test ## Fuzz all that parses hostile input, or TARGET alone, for FUZZ_SECONDS each
+	$(BIN)/pip install -qq --disable-pip-version-check --editable '.[fuzz]'
+	targets="$(TARGET)"; for target in $${targets:-$$($(BIN)/python -m tests.fuzz.targets)}; do \
+		$(BIN)/python -m tests.fuzz.run $$target $(FUZZ_SECONDS) || exit 1; done
 
 clean: ## Remove the virtual environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
