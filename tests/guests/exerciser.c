@@ -76,12 +76,25 @@ static int balloon_works(void)
     return serve(1) == 1 && !get64(0x700000) && !get64(0x700ff8);
 }
 
+/* A connection to a port of the host that nobody serves is refused. */
+static int sockets_work(void)
+{
+    fill((void *)DATA, 0, 128);
+    put64(DATA, 3), put64(DATA + 8, 2), put32(DATA + 16, 1), put32(DATA + 20, 7);
+    put16(DATA + 28, 1), put16(DATA + 30, 1);
+    describe(0, 0, DATA + 64, 64, WRITE, 0);
+    offer(0, 0);
+    describe(queue, 0, DATA, 44, 0, 0);
+    return serve(1) == 1 && settles(device, 0, 0) && get16(DATA + 64 + 30) == 3;
+}
+
 static const struct { u32 type, queue; int (*works)(void); } kinds[] = {
     {1, 1, card_works},
     {2, 0, disk_works},
     {3, 3, console_works},
     {4, 0, entropy_works},
     {5, 0, balloon_works},
+    {19, 1, sockets_work},
 };
 
 static int (*works)(void);

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cerne.engine.opened import Opened
 from cerne.units import MIB
-from cerne.vmm.config import BootConfig, DiskConfig, FileConfig, NicConfig, VmmConfig
+from cerne.vmm.config import BootConfig, DiskConfig, FileConfig, NicConfig, VmmConfig, VsockConfig
 
 _PATIENCE = 120
 """Seconds until a guest that has not come to an end is given up."""
@@ -94,6 +94,12 @@ def ask(console: socket.socket, words: bytes) -> bytes:
     return heard
 
 
+def _vsock(directory: Path, opened: Opened) -> VsockConfig:
+    return VsockConfig(
+        directory=opened.searched(directory), listener=opened.listening(directory / "guest.sock")
+    )
+
+
 @contextlib.contextmanager
 def running(
     home: Path,
@@ -104,9 +110,10 @@ def running(
     command_line: str = "",
     disks: Sequence[Path] = (),
     nics: int = 0,
+    vsock: bool = False,
     emulated: bool = False,
 ) -> Iterator[Running]:
-    """A VMM's process with this kernel, raw disks, and network cards whose cables end here."""
+    """A VMM's process with this kernel, raw disks, network cards whose cables end here, sockets."""
     links = [socket.socketpair() for _ in range(nics)]
     with Opened() as opened:
         config = VmmConfig(
@@ -128,6 +135,7 @@ def running(
                 NicConfig(f"52:54:00:00:00:{at:02x}", link.fileno())
                 for at, (link, _) in enumerate(links)
             ),
+            vsock=_vsock(home / "vsock", opened) if vsock else None,
             emulated=emulated,
         )
         config.write(home / "config")

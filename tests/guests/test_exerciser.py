@@ -19,7 +19,7 @@ _CASES = (
     *("memory over everything else", "decoding off and on", "masks while messages fly"),
     *("a reset in mid-flight", "a queue that is refilled all the time", "memory moved by two"),
 )
-_KINDS = (1, 2, 3, 4, 5)
+_KINDS = (1, 2, 3, 4, 5, 19)
 """Device types (virtio 1.2, section 5) that every run has to have met."""
 
 _BALLOON = 5
@@ -39,7 +39,7 @@ def test_a_driver_that_keeps_to_no_rule_harms_nobody(
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(512) + b"a sector" * 64 + bytes(62 << 10))
     with running(
-        home, built("exerciser"), cpus=2, disks=[disk], nics=1, emulated=emulated
+        home, built("exerciser"), cpus=2, disks=[disk], nics=1, vsock=True, emulated=emulated
     ) as machine:
         machine.wait_for(b"idle\n")
         said = machine.console().decode(errors="replace").splitlines()
@@ -56,6 +56,10 @@ def test_a_driver_that_keeps_to_no_rule_harms_nobody(
         with socket.socket(socket.AF_UNIX) as agent:
             agent.connect(str(machine.home / "agent0"))
             agent.send(b"is anybody there?")
+            assert _rests(machine)
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(machine.home / "vsock" / "guest.sock"))
+            caller.send(b"CONNECT 1\n")
             assert _rests(machine)
         assert machine.resident() < 80 * MIB
         with QmpClient(machine.qmp) as client:

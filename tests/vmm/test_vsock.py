@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -77,6 +78,8 @@ class Machine:
 @pytest.fixture
 def machine(home: Path) -> Iterator[Machine]:
     with (
+        # It looks names up by its working directory.
+        contextlib.chdir("/"),
         GuestMemory.anonymous([(GuestAddress(0), 1 << 20)]) as memory,
         contextlib.closing(Machine(home, memory)) as made,
     ):
@@ -84,6 +87,30 @@ def machine(home: Path) -> Iterator[Machine]:
 
 
 Eventually = Callable[[Callable[[], bool]], None]
+
+
+def test_nothing_of_it_stays(home: Path, eventually: Eventually) -> None:
+    """As in a forked child, which is another machine in the same process."""
+
+    def opened() -> list[str]:
+        return sorted(path.name for path in Path("/proc/self/fd").iterdir())
+
+    gc.collect()
+    before = opened()
+    with (
+        contextlib.chdir("/"),
+        GuestMemory.anonymous([(GuestAddress(0), 1 << 20)]) as memory,
+        socket.socket(socket.AF_UNIX) as listener,
+    ):
+        machine = Machine(home, memory)
+        listener.bind(str(machine.directory / "1"))
+        listener.listen()
+        machine.send(Operation.REQUEST, 99, 1)
+        with machine.call(b"CONNECT 7\n"), machine.call(b"CONN"):
+            eventually(lambda: len(machine.sockets.device.connections) == 2)
+            eventually(lambda: len(machine.sockets._callers) == 1)
+            machine.close()
+    assert opened() == before
 
 
 def test_a_program_is_connected_to_the_guest(machine: Machine, eventually: Eventually) -> None:
