@@ -40,6 +40,10 @@ _CHECKER = bytes.fromhex(
 )
 
 
+# Resets by the keyboard controller; a machine that went on after that would fault for good.
+_RESETTER = bytes.fromhex("0f011c25000000009090 b0fee664 0f0b")
+
+
 class Fleet:
     """Machines of the counting guest; none is left when a test is over."""
 
@@ -297,6 +301,20 @@ def test_whatever_a_machine_came_from_it_boots_anew_when_it_is_reset(fleet: Flee
     fleet.start("d", saved)
     fleet.fork("c", ["e"])
     assert [fleet.say(name, b"i") for name in "de"] == [3, 2]
+
+
+def test_a_machine_that_resets_all_the_time_is_saved_and_forked(
+    home: Path, kvm_device: Path, small_kernel: Callable[[Path, bytes], Path]
+) -> None:
+    with contextlib.closing(Fleet(home, small_kernel(home / "kernel", _RESETTER))) as fleet:
+        fleet.start("a")
+        for turn in range(4):
+            fleet.fork("a", [f"b{turn}"])
+            fleet.start(f"c{turn}", fleet.save("a"))
+        for name in ("a", "b0", "b3", "c0", "c3"):
+            with QmpClient(fleet.plan(name).qmp_socket) as client:
+                client.wait_event("RESET", timeout=60)
+                assert client.status() == "running"
 
 
 def test_a_machine_that_will_not_run_on_is_left_paused(fleet: Fleet) -> None:

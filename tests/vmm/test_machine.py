@@ -231,6 +231,16 @@ def test_a_machine_that_ends_as_it_is_paused_is_not_brought_back(
         assert machine.end() == (False, PANICKED)
 
 
+def test_a_signal_ends_it_in_order(run: Run, kvm_device: Path) -> None:
+    with run(_LOOP) as machine:
+        with QmpClient(machine.qmp) as client:
+            assert client.status() == "running"
+            machine.process.terminate()
+            shutdown = client.wait_event("SHUTDOWN", timeout=30)
+            assert shutdown.data == {"guest": False, "reason": "host-signal"}
+        assert machine.end() == (True, "its process was asked to end by a signal")
+
+
 def test_its_console_goes_both_ways(run: Run, kvm_device: Path) -> None:
     with run(_ECHO) as machine, QmpClient(machine.qmp) as client:
         with machine.connected() as console:

@@ -49,6 +49,7 @@ def _live(config: VmmConfig, title: jail.Title) -> int:
     faults.step("assembled")
     jail.enter()
     while True:
+        _heed_signals(machine)
         try:
             return 0 if machine.run().orderly else 1
         except Forked as forked:
@@ -56,6 +57,11 @@ def _live(config: VmmConfig, title: jail.Title) -> int:
         title.set(child.config.identity)
         machine = Machine(kvm, child.config, memory, child.state)
         faults.step("child assembled")
+
+
+def _heed_signals(machine: Machine) -> None:
+    """End in order where the host is shut down, say: what is written to disks is kept."""
+    signal.signal(signal.SIGTERM, lambda number, frame: machine.end_by_signal())
 
 
 def _origin(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:

@@ -130,6 +130,11 @@ class Machine:
         """Let it end in order, as the host asked."""
         self._finish(End(True, reason), cause)
 
+    def end_by_signal(self) -> None:
+        """Let it end in order; for a signal's handler, whatever this thread is at."""
+        said = "its process was asked to end by a signal"
+        self._loop.ask(lambda: self.end(said, "host-signal"))
+
     def reset(self, cause: str) -> None:
         """Let it begin anew, unless it has ended; from any thread.
 
