@@ -15,7 +15,8 @@ from cerne.devices.virtio.balloon import BalloonDevice
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice
 from cerne.devices.virtio.device import VirtioDevice
-from cerne.devices.virtio.net import NetDevice
+from cerne.devices.virtio.net.device import NetDevice
+from cerne.devices.virtio.net.stream import StreamLink
 from cerne.devices.virtio.rng import RngDevice
 from cerne.devices.virtio.vsock.connection import Connection
 from cerne.devices.virtio.vsock.device import VsockDevice
@@ -118,7 +119,7 @@ class Hostile:
         if kind is NetDevice:
             for end in (_near, _far):
                 _empty(end)
-            return NetDevice(MAC, _near)
+            return NetDevice(MAC, StreamLink(_near))
         return VIRTIO[kind]()
 
     def _queue(self) -> int:
