@@ -1,8 +1,8 @@
 """Which engine runs a machine: as asked, or the one that is quicker on this host.
 
-``auto`` takes ``qemu``: with KVM where the measured probe says that the kernel runs guests' kernel
-code at the hardware's speed, or else by TCG. ``native`` has to be asked for as long as it has fewer
-devices than its images may want.
+``auto`` takes ``native`` where the measured probe says that the kernel runs guests' kernel code at
+the hardware's speed; elsewhere it takes ``qemu``, which emulates that code faster than a kernel
+does that emulates it too.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.command_line import Accelerator
 from cerne.errors import InputError
 from cerne.host.probe import cached_guest_speed
+from cerne.host.programs import find_program
+
+# Without it a native machine has no user-mode network.
+_PASST = "passt"
 
 
 def choose_engine(requested: str, speed_cache: Path) -> Engine:
@@ -24,19 +28,15 @@ def choose_engine(requested: str, speed_cache: Path) -> Engine:
     Raises:
         InputError: there is no such engine.
     """
-    if requested == "native":
-        from cerne.engine.native import NativeEngine
-
-        speed = cached_guest_speed(speed_cache)
-        return NativeEngine(emulated=speed is not None and not speed.ring0_native)
-    if requested not in ("auto", "qemu"):
+    if requested not in ("auto", "native", "qemu"):
         raise InputError(
             f"there is no engine named {requested!r}", hint="take auto, native or qemu"
         )
-    return QemuEngine(qemu_accelerator(speed_cache))
-
-
-def qemu_accelerator(speed_cache: Path) -> Accelerator:
-    """What QEMU runs guests by here: KVM where their kernel code runs at the hardware's speed."""
     speed = cached_guest_speed(speed_cache)
-    return Accelerator.KVM if speed is not None and speed.ring0_native else Accelerator.TCG
+    fast = speed is not None and speed.ring0_native
+    quicker = "native" if fast and find_program(_PASST) else "qemu"
+    if (quicker if requested == "auto" else requested) == "qemu":
+        return QemuEngine(Accelerator.KVM if fast else Accelerator.TCG)
+    from cerne.engine.native import NativeEngine
+
+    return NativeEngine(emulated=speed is not None and not fast)

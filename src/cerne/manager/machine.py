@@ -31,6 +31,7 @@ from cerne.errors import (
 from cerne.manager import suspension
 from cerne.manager.life import KILL_TIMEOUT, READY_TIMEOUT, Life, Surroundings
 from cerne.manager.names import check_name
+from cerne.manager.plan import wanted_engine
 from cerne.manager.stats import Stats, measure
 from cerne.manager.store import Event, Record, State
 from cerne.manager.template import Templates
@@ -127,7 +128,7 @@ class Machine:
                 )
             self._life.require(record, State.DEFINED, State.STOPPED, State.FAILED)
             image = self._life.image()
-            engine = self._life.surroundings.choose_engine(self.spec.engine)
+            engine = self._life.surroundings.choose_engine(wanted_engine(self.spec, image))
             # What goes on from a template may have no balloon (see `cerne.engine.balloon`).
             new = record.state is State.DEFINED and not cold and self.spec.balloon is None
             templates = Templates(self._life.surroundings)

@@ -15,6 +15,7 @@ from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
 from cerne.manager.lock import held, is_held
 from cerne.manager.machine import Machine
 from cerne.manager.names import check_name, made_up_name
+from cerne.manager.plan import wanted_engine
 from cerne.manager.pool import Pool, new_pool_row
 from cerne.manager.recovery import discard, discard_runtime, kill_strays
 from cerne.manager.store import Event, Record, Store, name_in_use
@@ -90,7 +91,7 @@ class Manager:
                 hint="a template needs an image with the agent, no --mount, and not "
                 "CERNE_TEMPLATES=never",
             )
-        engine = self._surroundings.choose_engine(spec.engine)
+        engine = self._surroundings.choose_engine(wanted_engine(spec, image))
         if self.templates.find(spec, image, engine) is not None:
             return False
         self.templates.make(spec, image, engine, timeout, progress)
@@ -99,7 +100,7 @@ class Manager:
     def warm_later(self, machine: Machine) -> None:
         """Have the template of a machine's kind made in the background, if there can be one."""
         spec, image = machine.spec, self.images.get(machine.record.digest)
-        engine = self._surroundings.choose_engine(spec.engine)
+        engine = self._surroundings.choose_engine(wanted_engine(spec, image))
         if may_have_template(spec, image) and not self.templates.find(spec, image, engine):
             self.templates.make_later(spec)
 

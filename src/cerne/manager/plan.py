@@ -63,6 +63,11 @@ def nic_plan(machine_id: str, nic: ExtraNic) -> UserNic:
     return UserNic(mac_address(machine_id, nic.slot + 1), slot=nic.slot)
 
 
+def wanted_engine(spec: MachineSpec, image: Image) -> str:
+    """The engine to ask for; firmware, where an image has no kernel of its own, is QEMU's alone."""
+    return "qemu" if spec.engine == "auto" and image.boot is None else spec.engine
+
+
 def share_tag(index: int) -> str:
     """The tag by which a guest finds the shared directory of this number."""
     return f"share{index}"
