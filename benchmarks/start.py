@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 
 from _measure import Sample, in_turn, print_table, seconds
+from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.command_line import command_line
-from cerne.engine.select import qemu_accelerator
+from cerne.engine.select import choose_engine
 from cerne.guest import GuestAgent
 from cerne.host.programs import require_program
 from cerne.manager import Home, Machine, Manager
@@ -89,7 +90,9 @@ def _by_hand(manager: Manager, machine: Machine, beyond: list[int]) -> float:
     plan = launch_plan(manager.home, machine.record, machine.spec, image)
     discard(plan.runtime)
     plan.runtime.mkdir()
-    accelerator = qemu_accelerator(Home.of_this_user().guest_speed)
+    engine = choose_engine("qemu", Home.of_this_user().guest_speed)
+    assert isinstance(engine, QemuEngine)
+    accelerator = engine.accelerator
     argv = command_line(require_program("qemu-system-x86_64"), plan, accelerator, 0)
     control = argv.index("-mon")
     # Without the control socket, which is an inherited descriptor.

@@ -24,7 +24,7 @@ from cerne.engine.base import KernelBoot, LaunchPlan, UserNic
 from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.command_line import command_line
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE
-from cerne.engine.select import qemu_accelerator
+from cerne.engine.select import choose_engine
 from cerne.guest import GuestAgent
 from cerne.host.process import ProcessIdentity
 from cerne.host.programs import require_program
@@ -44,7 +44,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cerne-", dir="/tmp") as home:
         os.environ["CERNE_HOME"] = home
         image = Manager().images.ensure("tiny")
-        engine = QemuEngine(qemu_accelerator(Home.of_this_user().guest_speed))
+        engine = choose_engine("qemu", Home.of_this_user().guest_speed)
+        assert isinstance(engine, QemuEngine)
         rows = [_Bench(engine, image, Path(home) / "bench", size).row() for size in _SIZES]
         header = ("memory", "cold boot", "plain QEMU, restored", "from a template", "private MiB")
         print_table(f"tiny: seconds to the agent's answer, median of {_RUNS}", header, rows)
