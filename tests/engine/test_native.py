@@ -242,6 +242,14 @@ def test_how_it_ended_is_read_from_what_it_leaves(
     assert (told.orderly, told.reason) == (said != PANICKED, reason)
 
 
+def test_a_fault_of_our_own_is_not_taken_for_a_kill(tmp_path: Path) -> None:
+    fault = "Traceback (most recent call last):\n  File x\nZeroDivisionError: division by zero\n"
+    (tmp_path / "engine.log").write_text(fault)
+    ending = NativeEngine(emulated=False).ending(tmp_path)
+    assert not ending.orderly
+    assert ending.reason == "its process failed; it last said: ZeroDivisionError: division by zero"
+
+
 def test_a_process_that_was_killed_has_failed(fleet: Fleet) -> None:
     # As the host's kernel does it too, for want of memory.
     fleet.kill("a")

@@ -26,7 +26,7 @@ from cerne.engine.base import (
 from cerne.engine.detached import answering, kill, last_line, reap, spawn
 from cerne.engine.nursery import Nursery, another_nursery
 from cerne.engine.opened import Opened
-from cerne.engine.panic import panicked
+from cerne.engine.panic import panicked, tail
 from cerne.engine.saved import (
     MEMORY_FILE,
     STATE_FILE,
@@ -230,8 +230,9 @@ class NativeEngine:
         except (OSError, ValueError, KeyError, TypeError):
             # It says so at its end, and had no time to.
             line = last_line(logs / "engine.log")
-            words = f"; it last said: {line}" if line else ""
-            return Ending(orderly=False, reason=f"its process was killed{words}")
+            failed = b"Traceback (most recent call last)" in tail(logs / "engine.log")
+            what = "its process failed" if failed else "its process was killed"
+            return Ending(orderly=False, reason=f"{what}; it last said: {line}" if line else what)
 
     def _fork(
         self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
