@@ -91,7 +91,8 @@ class VirtioPciTransport(PciFunction):
     @property
     def offered(self) -> int:
         """All features that the driver may take."""
-        return self.device.features | self.device.transport_features
+        # A plain number: the complement of an IntFlag has no bits above its own.
+        return int(self.device.features) | self.device.transport_features
 
     @property
     def status(self) -> int:
