@@ -65,6 +65,18 @@ def test_nothing_of_the_life_before_is_left(bench: Bench) -> None:
             assert bench.board.memory.read(0x5000, 18) == bytes(18)
 
 
+def test_what_the_guest_was_asked_for_goes_as_it_begins_anew(bench: Bench) -> None:
+    bench.disk(5)
+    with bench.nic(1):
+        bench.devices.slots.ask_back(5)
+        _let_the_guest_work(bench, 0)
+        _cycle(bench)
+        assert bench.events == ["DEVICE_DELETED hot5"]
+        assert bench.devices.slots.taken == [1]
+        _cycle(bench)
+        assert bench.events == ["DEVICE_DELETED hot5"]
+
+
 def test_a_cycle_keeps_no_descriptor(bench: Bench) -> None:
     bench.disk(5)
     with bench.nic(1):

@@ -94,8 +94,11 @@ class Slots:
         self._emit("DEVICE_DELETED", {"device": device_name(slot)})
 
     def power_on(self) -> None:
-        """Forget what the guest was told and asked; what is plugged in stays."""
+        """Nothing has a driver now: pull out what the guest was asked for, and forget the rest."""
+        asked = self._registers.asked
         self._registers.restore(self._at_power_on)
+        for place in asked:
+            self._ejected(place)
 
     def state(self) -> PlainState:
         """What the guest has not been told, and what it was asked; no vCPU may be running."""

@@ -49,6 +49,12 @@ class PciHotplug:
         self._down = 0
         self._asked = 0
 
+    @property
+    def asked(self) -> list[int]:
+        """The slots that were asked for, and about which the guest has said nothing yet."""
+        with self._lock:
+            return [slot for slot in range(SLOTS) if self._asked >> slot & 1]
+
     def plugged(self, slot: int) -> None:
         """Tell the guest that something new is in a slot."""
         with self._lock:
