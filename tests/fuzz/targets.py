@@ -25,6 +25,7 @@ from cerne.arch.x86.kernel import load_initrd, load_kernel
 from cerne.devices.block.chain import open_chain
 from cerne.devices.i8042 import I8042
 from cerne.devices.pci.function import Bar, PciFunction, PciIdentity
+from cerne.devices.pci.hotplug import PciHotplug
 from cerne.devices.pci.root import ECAM_BUS_SIZE, PciRoot
 from cerne.devices.power import Power
 from cerne.devices.rtc import Rtc
@@ -32,7 +33,8 @@ from cerne.devices.serial import Serial
 from cerne.devices.state import SavedState
 from cerne.devices.virtio.queue import Queue, QueueError
 from cerne.devices.virtio.rng import RngDevice
-from cerne.errors import DamagedError, ImageError
+from cerne.errors import DamagedError, GuestError, ImageError
+from cerne.guest.wire import Decoder, Entry, readable
 from cerne.kvm.memory import GuestAddress, GuestMemory
 from cerne.units import MIB
 from cerne.vmm.config import VmmConfig
@@ -138,11 +140,15 @@ def ports(data: bytes) -> None:
         Rtc(),
         I8042(lambda: None),
         Power(_Line(), lambda: None, lambda: None),
+        PciHotplug(lambda: None, lambda slot: None, lambda slot: None),
     )
+    devices[-1].ask_back(30)
     while cursor.left:
         chosen = cursor.number(1)
-        device, size = devices[chosen % 4], 1 << (chosen >> 2 & 3) % 3
-        offset = (chosen >> 4) % (2 if isinstance(device, Rtc) else 4)
+        device, size = devices[chosen % 5], (1, 2, 4)[cursor.number(1) % 3]
+        offset = chosen // 5 % (2 if isinstance(device, Rtc) else 4)
+        if isinstance(device, PciHotplug):
+            offset *= 4
         device.write(offset, size, cursor.number(size))
         assert 0 <= device.read(offset, size) < 1 << 8 * size
         if isinstance(device, Serial):
@@ -159,6 +165,20 @@ def _file(content: bytes) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def agent(data: bytes) -> None:
+    """What a guest's agent says, in pieces."""
+    decoder = Decoder()
+    half = len(data) // 2
+    with contextlib.suppress(GuestError):
+        for piece in (data[:half], data[half:]):
+            decoder.feed(piece)
+            while (frame := decoder.next()) is not None:
+                assert readable(frame.payload).isprintable()
+                with contextlib.suppress(GuestError):
+                    entry = Entry.unpack(frame.payload)
+                    assert Entry.unpack(entry.pack()) == entry
 
 
 def kernel(data: bytes) -> None:
@@ -276,6 +296,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "queue": queue,
     "pci": pci,
     "ports": ports,
+    "agent": agent,
     "kernel": kernel,
     "qcow2": qcow2,
     "state": state,

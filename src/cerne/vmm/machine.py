@@ -26,6 +26,7 @@ from cerne.vmm.board import Board, Wishes
 from cerne.vmm.channel import Channel
 from cerne.vmm.commands import commands
 from cerne.vmm.config import VmmConfig
+from cerne.vmm.console_log import ConsoleLog
 from cerne.vmm.crash import Crash
 from cerne.vmm.emulation_assist import COMMAND_LINE, EmulationAssist, without_hypercalls
 from cerne.vmm.end import PANICKED, End
@@ -68,6 +69,7 @@ class Machine:
         )
         changes = (without_hypercalls,) if config.emulated else ()
         self.board = Board(kvm, memory, config.cpus, wishes, *changes)
+        self._console_log = ConsoleLog(config.console_log)
         self._console = Channel(self._loop, _socket(config.console), self.board.serial.feed)
         self.peripherals = Peripherals(self.board, self._loop, config, self.emit)
         self._threads = self._new_threads()
@@ -275,7 +277,7 @@ class Machine:
 
     def _console_output(self, data: bytes) -> None:
         """Of vCPU threads: log what the guest writes, and pass it to whoever is attached."""
-        os.write(self.config.console_log, data)
+        self._console_log.write(data)
         self._loop.ask(lambda: self._pass_on(data))
 
     def _pass_on(self, data: bytes) -> None:
