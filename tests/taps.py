@@ -6,6 +6,7 @@ import ctypes
 import itertools
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,8 +65,13 @@ class Namespace:
             return thread.submit(enter).result()
 
     def open_tap(self) -> int:
-        """The tap's descriptor."""
-        return self.within(lambda: open_tap(TAP))
+        """The tap's descriptor, once frames pass."""
+        descriptor = self.within(lambda: open_tap(TAP))
+        for _ in range(100):
+            if "state UP" in self.ip("link", "show", TAP):
+                break
+            time.sleep(0.02)
+        return descriptor
 
     def remove(self) -> None:
         """Remove it, with all that is in it."""

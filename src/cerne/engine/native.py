@@ -302,8 +302,8 @@ def _disk(disk: DiskPlan, opened: Opened) -> DiskConfig:
 def _nic(plan: LaunchPlan, nic: Nic, opened: Opened) -> NicConfig:
     """A network card on a tap, or on a socket that has passt at its other end."""
     if isinstance(nic, TapNic):
-        tap = opened.tap(nic.interface)
-        return NicConfig(nic.mac, tap, LinkKind.TAP, mtu_of(nic.interface))
+        tap, vhost = opened.tap(nic.interface), opened.vhost_net()
+        return NicConfig(nic.mac, tap, LinkKind.TAP, mtu_of(nic.interface), vhost)
     with opened.pair() as (ours, theirs):
         command = passt_command(require_program("passt"), theirs, nic.forwards)
         spawn(command, plan.logs / PASST_LOG, [theirs])

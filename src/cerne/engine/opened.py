@@ -11,7 +11,7 @@ from typing import Self
 
 from cerne.engine.detached import listening_socket
 from cerne.errors import StorageError
-from cerne.network.tap import open_tap
+from cerne.network.tap import open_tap, open_vhost
 from cerne.storage.locking import lock
 
 _SEARCHED_BY_ALL = 0o711
@@ -100,6 +100,11 @@ class Opened:
     def tap(self, interface: str) -> int:
         """A tap (see `cerne.network.tap.open_tap`, also for what is raised)."""
         return self.take(open_tap(interface))
+
+    def vhost_net(self) -> int | None:
+        """The host's /dev/vhost-net, if it has one for this user."""
+        descriptor = open_vhost()
+        return None if descriptor is None else self.take(descriptor)
 
     @contextlib.contextmanager
     def pair(self) -> Iterator[tuple[int, int]]:

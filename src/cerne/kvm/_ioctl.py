@@ -10,10 +10,10 @@ import ctypes
 import errno
 import os
 import signal
+from enum import IntEnum
 
 from cerne.errors import KvmError
 from cerne.kvm._address import address_of
-from cerne.kvm.abi import Ioctl
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ioctl.argtypes = (ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong)
@@ -33,7 +33,7 @@ _HINTS = {
 
 def ioctl(
     descriptor: int,
-    operation: Ioctl,
+    operation: IntEnum,
     argument: int | ctypes.Structure | ctypes.c_uint64 | bytearray = 0,
 ) -> int:
     """Call the kernel; its answer, which is not negative.

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+import sys
+from collections.abc import Callable
 
 from cerne.devices.virtio.net.device import NetDevice
-from cerne.devices.virtio.net.link import Link
+from cerne.devices.virtio.net.kernel import KernelBackend, KernelNetDevice
 from cerne.devices.virtio.net.stream import StreamLink
 from cerne.devices.virtio.net.tap import TapLink
+from cerne.errors import HostError
+from cerne.kvm.vhost import VhostNet
 from cerne.vmm.config import LinkKind, NicConfig
 from cerne.vmm.loop import Loop
 
@@ -17,11 +21,20 @@ class Cable:
 
     def __init__(self, loop: Loop, nic: NicConfig) -> None:
         self._loop = loop
-        self._link = _link(nic)
         self._gone = False
-        mac = bytes.fromhex(nic.mac.replace(":", ""))
-        self.card = NetDevice(mac, self._link, on_change=lambda: loop.ask(self.update), mtu=nic.mtu)
+        self.card = _card(nic, lambda: loop.ask(self.update))
+        self._link = self.card.link
         self.update()
+
+    def pause(self) -> None:
+        """Let nothing of the guest's memory be changed by the card."""
+        if isinstance(self.card, KernelNetDevice):
+            self.card.pause()
+
+    def resume(self) -> None:
+        """Let the card go on."""
+        if isinstance(self.card, KernelNetDevice):
+            self.card.resume()
 
     def update(self) -> None:
         """Watch the link for what the card wants now; on the loop's thread."""
@@ -35,14 +48,33 @@ class Cable:
         """Pull the cable out of a card that is gone; on the loop's thread."""
         self._loop.watch(self._link.fileno(), None)
         self._gone = True
-        self._link.close()
+        self.close()
 
     def close(self) -> None:
         """Pull the cable out; the loop must not run any more."""
         self._link.close()
+        if isinstance(self.card, KernelNetDevice):
+            self.card.close()
 
 
-def _link(nic: NicConfig) -> Link:
-    if nic.kind is LinkKind.TAP:
-        return TapLink(nic.link)
-    return StreamLink(socket.socket(fileno=nic.link))
+def _card(nic: NicConfig, on_change: Callable[[], None]) -> NetDevice:
+    mac = bytes.fromhex(nic.mac.replace(":", ""))
+    if nic.kind is LinkKind.STREAM:
+        link = StreamLink(socket.socket(fileno=nic.link))
+        return NetDevice(mac, link, on_change, mtu=nic.mtu)
+    tap = TapLink(nic.link)
+    backend = None if nic.vhost is None else _kernel_backend(nic.vhost, nic.link)
+    if backend is None:
+        return NetDevice(mac, tap, on_change, mtu=nic.mtu)
+    return KernelNetDevice(mac, tap, backend, on_change, mtu=nic.mtu)
+
+
+def _kernel_backend(descriptor: int, tap: int) -> KernelBackend | None:
+    """The kernel's vhost-net, if it does; the card works without it, more slowly."""
+    vhost = VhostNet(descriptor)
+    try:
+        return KernelBackend(vhost, tap)
+    except HostError as error:
+        vhost.close()
+        print(f"vhost-net is not used: {error.message}", file=sys.stderr, flush=True)
+        return None

@@ -104,6 +104,8 @@ class NicConfig:
     kind: LinkKind = LinkKind.STREAM
     mtu: int | None = None
     """The largest packet of its network, where the guest is to be told."""
+    vhost: int | None = None
+    """An open /dev/vhost-net, by which the kernel moves a tap's frames; Python does without."""
     slot: int | None = None
     """As a disk's."""
 
@@ -174,7 +176,8 @@ class VmmConfig:
         numbers.update(file.descriptor for disk in self.disks for file in disk.files)
         if self.engine_log is not None:
             numbers.add(self.engine_log)
-        numbers.update(nic.link for nic in self.nics)
+        for nic in self.nics:
+            numbers.update(each for each in (nic.link, nic.vhost) if each is not None)
         if self.vsock is not None:
             numbers.update((self.vsock.listener, self.vsock.directory))
         numbers.add(self.boot.kernel)
@@ -300,6 +303,11 @@ def nic_from_json(saved: SavedState, descriptors: Descriptors) -> NicConfig:
         link=descriptors(saved.integer("link", _LARGEST_DESCRIPTOR)),
         kind=LinkKind(kind),
         mtu=saved.optional_integer("mtu", 0xFFFF),
+        vhost=(
+            None
+            if saved.is_none("vhost")
+            else descriptors(saved.integer("vhost", _LARGEST_DESCRIPTOR))
+        ),
         slot=saved.optional_integer("slot", layout.HOTPLUG_SLOTS - 1),
     )
 

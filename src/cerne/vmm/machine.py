@@ -168,6 +168,7 @@ class Machine:
         # What a vCPU asked for on its way out comes first.
         self._reset_if_wished()
         self.require("to pause it", RunState.PAUSED)
+        self.peripherals.pause()
         return True
 
     def resume(self) -> None:
@@ -178,6 +179,7 @@ class Machine:
         """
         self.require("to let it run", RunState.RUNNING, RunState.PAUSED)
         self._running = True
+        self.peripherals.resume()
         for thread in self._threads:
             thread.resume()
 

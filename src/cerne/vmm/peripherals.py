@@ -51,6 +51,7 @@ class Peripherals:
         self.slots = Slots(board, loop, self._pci, emit)
         self._disks: list[tuple[int | None, BlockDevice]] = []
         self._cables: list[Cable] = []
+        self._running = False
         self._backends: list[Backend] = []
         self._disk_queues = min(len(board.vcpus), _MOST_DISK_QUEUES)
         for disk in config.disks:
@@ -114,6 +115,18 @@ class Peripherals:
             self._agent.close(port)
         self._pci.rouse()
         self._set_balloon()
+
+    def pause(self) -> None:
+        """Let nobody else change the guest's memory, once no vCPU runs."""
+        self._running = False
+        for cable in self._cables:
+            cable.pause()
+
+    def resume(self) -> None:
+        """Let the vCPUs find everybody at work."""
+        self._running = True
+        for cable in self._cables:
+            cable.resume()
 
     def power_off(self) -> None:
         """Have every device forget its driver, while the board has the VM that it ran in."""
@@ -222,6 +235,8 @@ class Peripherals:
 
         self._add(cable.card, nic.slot, gone)
         self._cables.append(cable)
+        if self._running:
+            cable.resume()
 
     def _add_backends(self, config: VmmConfig) -> None:
         """What backends serve beside disks."""
