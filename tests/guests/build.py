@@ -19,6 +19,7 @@ _FLAGS = (
 _ONLY_PVH = ("-Wl,-e,0",)
 
 SOURCES = {
+    "balloon": ("start.S", "interrupts.c", "balloon.c"),
     "machine": ("start.S", "interrupts.c", "machine.c"),
     "exerciser": ("start.S", "interrupts.c", "exerciser.c"),
     "pvh": (*_ONLY_PVH, "pvh.S"),

@@ -149,10 +149,8 @@ def set_(
 ) -> None:
     """Change a machine, at once where it runs, and for its next start."""
     from cerne.manager import Manager
-    from cerne.units import parse_size
 
-    size = None if balloon is None else parse_size(balloon)
-    Manager().get(name).adjust(balloon=size, cpu_weight=cpu_weight)
+    Manager().get(name).adjust(balloon=balloon, cpu_weight=cpu_weight)
     print(name)
 
 

@@ -35,6 +35,7 @@ from cerne.manager.plan import wanted_engine
 from cerne.manager.stats import Stats, measure
 from cerne.manager.store import Event, Record, State
 from cerne.manager.template import Templates
+from cerne.units import parse_size
 
 if TYPE_CHECKING:
     from cerne.engine.balloon import GuestMemoryUse
@@ -385,12 +386,12 @@ class Machine:
             if told:
                 self._life.renew(self._life.image())
 
-    def adjust(self, *, balloon: int | None = None, cpu_weight: int | None = None) -> None:
+    def adjust(self, *, balloon: int | str | None = None, cpu_weight: int | None = None) -> None:
         """Change what is given, at once where it runs, and for its next start.
 
         Args:
-            balloon: bytes of its memory that its guest may have. The guest gives the rest back, in
-                its own time and as far as it can; `stats` tells how far it is.
+            balloon: memory that its guest may have, in bytes or as ``256M``. The guest gives the
+                rest back, in its own time and as far as it can; `stats` tells how far it is.
             cpu_weight: its share of CPU time beside others, 1 to 10000, where 100 is everybody's.
 
         Raises:
@@ -401,7 +402,8 @@ class Machine:
         """
         from cerne.manager.adjustment import adjust
 
-        adjust(self._life, balloon, cpu_weight)
+        size = parse_size(balloon) if isinstance(balloon, str) else balloon
+        adjust(self._life, size, cpu_weight)
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it, with its disks and logs; with `force` even while it runs.
