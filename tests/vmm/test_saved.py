@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from cerne.devices.state import SavedState
 from cerne.errors import DamagedError
-from cerne.vmm.config import VmmConfig
+from cerne.vmm.config import VmmConfig, nic_from_json
 from cerne.vmm.snapshot import VERSION, read_state, write_state
 
 _NESTED = b"[" * 100_000
@@ -47,3 +48,15 @@ def test_state_is_read_as_it_was_written() -> None:
     write_state(descriptor, state)
     assert read_state(descriptor) == state
     assert json.dumps(read_state(_saved(json.dumps(state).encode()))) == json.dumps(state)
+
+
+@pytest.mark.parametrize("mac", ["", "52:54:00:00:00", "01:00:00:00:00:00", "zz:54:00:00:00:01"])
+def test_what_is_no_address_of_a_card_is_refused(mac: str) -> None:
+    nic = {"mac": mac, "link": 3, "kind": "stream", "mtu": None, "slot": None}
+    with pytest.raises(DamagedError):
+        nic_from_json(SavedState("a card", nic), int)
+
+
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(DamagedError):
+        SavedState("a disk", {"serial": "\ud800"}).text("serial", 20)

@@ -6,10 +6,13 @@ was on a disk; each value is asked for by its name, its type and its limits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
 from cerne.errors import DamagedError
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 PlainState = dict[str, object]
 """Saved state: JSON types alone."""
@@ -62,7 +65,8 @@ class SavedState:
     def text(self, name: str, longest: int) -> str:
         """A text of limited length; raises DamagedError for anything else."""
         value = self._value(name)
-        if not isinstance(value, str) or len(value) > longest:
+        # JSON can have halves of characters, which nothing can be made of.
+        if not isinstance(value, str) or len(value) > longest or _SURROGATE.search(value):
             self._refuse(name)
         return value
 

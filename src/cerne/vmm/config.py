@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LARGEST_DESCRIPTOR = 1 << 20
+_MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)
+"""An address of one card: the lowest bit of its first byte is zero."""
 _LONGEST_TEXT = 65536
 _MOST_CPUS = 1 << 12
 _MOST_BYTES = 1 << 52
@@ -246,7 +249,7 @@ class VmmConfig:
                 None if saved.is_none("balloon") else saved.integer("balloon", _MOST_BYTES, 1)
             ),
             backend_nics=tuple(
-                BackendNicConfig(part.text("mac", 17), _backend(part, descriptors))
+                BackendNicConfig(_mac(part), _backend(part, descriptors))
                 for part in saved.sections("backend_nics", None)
             ),
             shares=tuple(
@@ -299,7 +302,7 @@ def nic_from_json(saved: SavedState, descriptors: Descriptors) -> NicConfig:
     if kind not in list(LinkKind):
         raise DamagedError(f"a network card on {kind!r} cannot be")
     return NicConfig(
-        mac=saved.text("mac", 17),
+        mac=_mac(saved),
         link=descriptors(saved.integer("link", _LARGEST_DESCRIPTOR)),
         kind=LinkKind(kind),
         mtu=saved.optional_integer("mtu", 0xFFFF),
@@ -310,6 +313,13 @@ def nic_from_json(saved: SavedState, descriptors: Descriptors) -> NicConfig:
         ),
         slot=saved.optional_integer("slot", layout.HOTPLUG_SLOTS - 1),
     )
+
+
+def _mac(saved: SavedState) -> str:
+    mac = saved.text("mac", 17)
+    if not _MAC.fullmatch(mac):
+        raise DamagedError(f"{mac!r} is not the address of a network card")
+    return mac
 
 
 def _vsock(saved: SavedState, descriptor: Callable[[SavedState, str], int]) -> VsockConfig:
