@@ -15,6 +15,10 @@ def test_it_says_what_it_understands_and_hears_it() -> None:
         notifier.write_bar(0, offset, 1, value)
     assert heard == []
     notifier.write_bar(0, 0, 1, CRASH_LOADED)
+    notifier.write_bar(0, 0, 1, CRASH_LOADED)
     notifier.write_bar(0, 0, 1, PANICKED)
     notifier.write_bar(0, 0, 4, PANICKED | CRASH_LOADED)
     assert heard == ["loaded", "panicked", "panicked"]
+    notifier.power_on()
+    notifier.write_bar(0, 0, 1, CRASH_LOADED)
+    assert heard[3:] == ["loaded"]

@@ -21,12 +21,16 @@ _EVENTS = 0
 
 
 class PanicNotifier(PciFunction):
-    """`panicked` and `crash_loaded` are called when the guest says so, from its vCPU's thread."""
+    """`panicked` and `crash_loaded` are called when the guest says so, from its vCPU's thread.
+
+    Of the latter it tells once until the machine is reset, however often the guest says it.
+    """
 
     def __init__(self, panicked: Callable[[], None], crash_loaded: Callable[[], None]) -> None:
         super().__init__(_IDENTITY)
         self._panicked = panicked
         self._crash_loaded = crash_loaded
+        self._has_told = False
         self.add_bar(_BAR)
 
     def read_bar(self, bar: int, offset: int, size: int) -> int:
@@ -39,5 +43,11 @@ class PanicNotifier(PciFunction):
             return
         if value & PANICKED:
             self._panicked()
-        elif value & CRASH_LOADED:
+        elif value & CRASH_LOADED and not self._has_told:
+            self._has_told = True
             self._crash_loaded()
+
+    def power_on(self) -> None:
+        """Back to the state after power-on."""
+        super().power_on()
+        self._has_told = False

@@ -36,6 +36,8 @@ from cerne.vmm.qmp import QmpServer
 from cerne.vmm.runstate import RunState
 from cerne.vmm.vcpu import VcpuThread
 
+# Seconds: a busy host is no reason to lose the machine, for which there is no way back.
+_RESET_PATIENCE = 60.0
 EMULATION_NOTICE = (
     "this host's KVM emulates guests' kernel code: the helps of cerne.vmm.emulation_assist are on"
 )
@@ -222,7 +224,7 @@ class Machine:
         if not self._reset_cause or self._end is not None:
             return
         try:
-            ended = [thread.end() for thread in self._threads]
+            ended = [thread.end(_RESET_PATIENCE) for thread in self._threads]
             if not all(ended):
                 raise EngineError("a vCPU does not stop")
             self._power_on()

@@ -112,13 +112,13 @@ class VcpuThread:
         if self._assist is not None:
             self._assist.restored()
 
-    def end(self) -> bool:
+    def end(self, patience: float = _JOIN_TIMEOUT) -> bool:
         """Take the vCPU out of the guest for good, and wait for its thread; whether it ended."""
         with self._change:
             self._wanted_end = True
             self._change.notify_all()
             self.vcpu.kick()
-        self._thread.join(_JOIN_TIMEOUT)
+        self._thread.join(patience)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
