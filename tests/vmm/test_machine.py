@@ -64,7 +64,8 @@ def test_a_guest_that_resets_for_ever_begins_anew_and_can_be_stopped(
         client.stop()
         assert client.status() == "paused"
         said = machine.console()
-        assert said == b"hi" * (len(said) // 2)
+        # It may be paused in the midst of its words.
+        assert (b"hi" * len(said)).startswith(said)
         assert len(said) >= 10
         client.cont()
         client.wait_event("RESET", timeout=30)
