@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from cerne.engine import native
-from cerne.engine.base import KernelBoot, LaunchPlan
+from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan
 from cerne.engine.native import NativeEngine
 from cerne.engine.qmp import QmpClient
 from cerne.engine.saved import MANIFEST_FILE, MEMORY_FILE, STATE_FILE
@@ -28,7 +28,7 @@ from cerne.units import MIB
 from cerne.vmm.end import PANICKED
 
 # Answers each byte on its serial port with a byte of its memory, one more after each "i".
-_COUNTER = bytes.fromhex(
+COUNTER = bytes.fromhex(
     "66bafd03eca80174f766baf803ec3c697507fe0425000020008a04250000200066baf803eeebd9"
 )
 
@@ -64,6 +64,10 @@ class Fleet:
             self._plans[name] = LaunchPlan(name, name, 1, 16 * MIB, boot, (), (), (), runtime, logs)
         return self._plans[name]
 
+    def change(self, name: str, disks: tuple[DiskPlan, ...]) -> None:
+        """Give a machine other disks in its plan."""
+        self._plans[name] = replace(self.plan(name), disks=disks)
+
     def start(self, name: str, saved: Path | None = None) -> None:
         plan = replace(self.plan(name), saved=saved)
         self.engine.require(plan)
@@ -71,14 +75,14 @@ class Fleet:
 
     def fork(self, name: str, children: Sequence[str]) -> None:
         plans = [self.plan(child) for child in children]
-        forked = self.engine.fork(self.plan(name), (), plans)
+        forked = self.engine.fork(self.plan(name), self.plan(name).disks, plans)
         self._processes |= dict(zip(children, forked, strict=True))
 
     def save(self, name: str, *, resume: bool = True) -> Path:
         directory = self._home / "saved"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        self.engine.save(self.plan(name), directory, (), resume=resume)
+        self.engine.save(self.plan(name), directory, self.plan(name).disks, resume=resume)
         return directory
 
     def say(self, name: str, words: bytes) -> int:
@@ -127,7 +131,7 @@ class Fleet:
 def fleet(
     home: Path, kvm_device: Path, small_kernel: Callable[[Path, bytes], Path]
 ) -> Iterator[Fleet]:
-    with contextlib.closing(Fleet(home, small_kernel(home / "kernel", _COUNTER))) as made:
+    with contextlib.closing(Fleet(home, small_kernel(home / "kernel", COUNTER))) as made:
         made.start("a")
         assert made.say("a", b"ii") == 2
         yield made

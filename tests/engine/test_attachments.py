@@ -1,0 +1,184 @@
+"""Devices that come and go, on both engines, with guests of a few bytes that do not heed them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tests.engine.test_native import COUNTER, Fleet
+from tests.engine.test_qemu_saving import Machines
+
+from cerne.arch.x86 import layout
+from cerne.engine.base import SLOTS, DiskPlan, LaunchPlan, UserNic
+from cerne.engine.unplugging import device_name, slots_among
+from cerne.errors import (
+    ConflictError,
+    EngineError,
+    GuestTimeoutError,
+    InputError,
+    StorageError,
+)
+from cerne.storage.overlay import chain, create_empty, create_overlay
+from cerne.units import MIB
+from cerne.vmm import slots
+
+_MAC = "02:00:00:00:00:01"
+
+
+def _disk(home: Path, name: str, slot: int = 3) -> DiskPlan:
+    path = home / f"{name}.qcow2"
+    create_empty(path, MIB)
+    return DiskPlan(path, "qcow2", serial=name, slot=slot)
+
+
+@pytest.fixture
+def fleet(
+    home: Path, kvm_device: Path, small_kernel: Callable[[Path, bytes], Path]
+) -> Iterator[Fleet]:
+    with contextlib.closing(Fleet(home, small_kernel(home / "kernel", COUNTER))) as made:
+        made.start("a")
+        assert made.say("a", b"ii") == 2
+        yield made
+
+
+@pytest.fixture
+def machines(home: Path, qemu: Path) -> Iterator[Machines]:
+    with contextlib.closing(Machines(home)) as made:
+        yield made
+
+
+def test_both_sides_speak_of_the_same_slots() -> None:
+    assert SLOTS == layout.HOTPLUG_SLOTS
+    names = [device_name(slot) for slot in range(SLOTS)]
+    assert names == [slots.device_name(slot) for slot in range(SLOTS)]
+    assert slots_among([*names, "vd0", "hot", "agents"]) == frozenset(range(SLOTS))
+
+
+def test_a_native_machine_takes_and_gives_back(fleet: Fleet, home: Path) -> None:
+    engine, plan = fleet.engine, fleet.plan("a")
+    fleet.status("a")
+    before = fleet.files("a")
+    disk = _disk(home, "data")
+    assert engine.plugged(plan) == frozenset()
+    engine.plug(plan, disk)
+    engine.plug(plan, UserNic(_MAC, slot=0))
+    assert engine.plugged(plan) == {0, 3}
+    with pytest.raises(EngineError, match="already"):
+        engine.plug(plan, UserNic(_MAC, slot=3))
+    with pytest.raises(GuestTimeoutError, match="--force"):
+        engine.unplug(plan, 3, 0.1, force=False)
+    assert engine.plugged(plan) == {0, 3}
+    for slot in (3, 0, 0):
+        engine.unplug(plan, slot, 0.1, force=True)
+    engine.unplug(plan, 3, 0.1, force=False)
+    assert engine.plugged(plan) == frozenset()
+    assert fleet.files("a") == before
+    with pytest.raises(StorageError):
+        engine.plug(plan, replace(disk, path=home / "none", format="raw"))
+    assert fleet.say("a", b"i") == 3
+
+
+def test_what_goes_on_from_a_native_machine_has_its_devices(fleet: Fleet, home: Path) -> None:
+    engine = fleet.engine
+    disk = _disk(home, "data")
+    engine.plug(fleet.plan("a"), disk)
+    layer, child = home / "layer", home / "child.qcow2"
+    fleet.change("a", disks=(disk,))
+    disk.path.rename(layer)
+    create_overlay(layer, "qcow2", disk.path)
+    create_overlay(layer, "qcow2", child)
+    fleet.change("b", disks=(replace(disk, path=child),))
+    fleet.fork("a", ["b"])
+    assert engine.plugged(fleet.plan("b")) == {3}
+    assert [path for path in fleet.files("b") if path == str(child)]
+    assert not [path for path in fleet.files("b") if path == str(disk.path)]
+    # The next one goes on from what the fork saved, with other devices: it is refused.
+    saved = fleet.save("b", resume=False)
+    fleet.change("c", disks=(replace(disk, path=child, slot=4),))
+    with pytest.raises(EngineError, match="other devices"):
+        fleet.start("c", saved)
+    fleet.change("d", disks=(replace(disk, path=child),))
+    fleet.start("d", saved)
+    assert engine.plugged(fleet.plan("d")) == {3}
+    assert fleet.say("d", b"i") == 3
+    engine.unplug(fleet.plan("d"), 3, 0.1, force=True)
+
+
+def test_a_shared_disk_is_written_by_one_machine_alone(fleet: Fleet, home: Path) -> None:
+    engine, plan = fleet.engine, fleet.plan("a")
+    disk = replace(_disk(home, "data"), shared=True)
+    engine.plug(plan, disk)
+    fleet.change("b", disks=(disk,))
+    with pytest.raises(ConflictError, match="another machine"):
+        fleet.start("b")
+    engine.unplug(plan, 3, 0.1, force=True)
+    fleet.start("b")
+    with pytest.raises(ConflictError, match="another machine"):
+        engine.plug(plan, replace(disk, read_only=True))
+    fleet.kill("b")
+    engine.plug(plan, replace(disk, read_only=True))
+    fleet.change("c", disks=(replace(disk, read_only=True),))
+    fleet.start("c")
+
+
+def _with(plan: LaunchPlan, *disks: DiskPlan) -> LaunchPlan:
+    return replace(plan, disks=disks)
+
+
+def test_a_qemu_machine_takes_and_keeps(machines: Machines, home: Path) -> None:
+    engine, plan = machines.engine, machines.plan("a")
+    machines.start(plan)
+    disk = _disk(home, "data")
+    engine.plug(plan, disk)
+    engine.plug(plan, UserNic(_MAC, slot=0))
+    assert engine.plugged(plan) == {0, 3}
+    with pytest.raises(ConflictError, match="already"):
+        engine.plug(plan, disk)
+    with pytest.raises(GuestTimeoutError):
+        engine.unplug(plan, 3, 0.1, force=False)
+    with pytest.raises(GuestTimeoutError):
+        engine.unplug(plan, 3, 0.1, force=False)
+    with pytest.raises(InputError, match="stop"):
+        engine.unplug(plan, 3, 0.1, force=True)
+    engine.unplug(plan, 5, 0.1, force=False)
+    assert engine.plugged(plan) == {0, 3}
+
+
+def test_what_qemu_refuses_leaves_nothing(machines: Machines, home: Path) -> None:
+    engine, plan = machines.engine, machines.plan("a")
+    machines.start(plan)
+    disk = _disk(home, "data")
+    bad = home / "bad"
+    bad.write_bytes(b"QFI\xfb" + bytes(700))
+    with pytest.raises(EngineError):
+        engine.plug(plan, replace(disk, path=bad))
+    with pytest.raises(EngineError):
+        engine.plug(plan, UserNic("no address", slot=3))
+    engine.plug(plan, disk)
+    assert engine.plugged(plan) == {3}
+
+
+def test_what_goes_on_from_a_qemu_machine_has_its_devices(machines: Machines, home: Path) -> None:
+    engine, plan = machines.engine, machines.plan("a")
+    cold, hot = _disk(home, "cold", 1), _disk(home, "hot", 6)
+    machines.start(_with(plan, cold))
+    engine.plug(plan, hot)
+    plan = _with(plan, cold, hot)
+    for disk in (cold, hot):
+        layer = disk.path.with_suffix(".layer")
+        disk.path.rename(layer)
+        create_overlay(layer, "qcow2", disk.path)
+    engine.save(plan, machines.saved, plan.disks, resume=True)
+    assert engine.plugged(plan) == {1, 6}
+    other = machines.plan("b")
+    fresh = []
+    for disk in (cold, hot):
+        path = disk.path.with_suffix(".b")
+        create_overlay(disk.path.with_suffix(".layer"), "qcow2", path)
+        fresh.append(replace(disk, path=path))
+    machines.start(replace(_with(other, *fresh), saved=machines.saved))
+    assert engine.plugged(other) == {1, 6}
+    assert chain(fresh[0].path, "qcow2")[1][0] == cold.path.with_suffix(".layer")
