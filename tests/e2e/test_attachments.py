@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Cerne
+
+from cerne.manager import Manager
+from cerne.manager.spec import machine_spec
 
 _FIND = "grep -l {} /sys/block/*/serial | cut -d/ -f4"
 _MOUNT = f"mkdir -p /m && mount /dev/$({_FIND}) /m && "
@@ -88,3 +92,47 @@ def test_a_network_card_comes_and_goes(
     assert cerne.ok("nic", "detach", "n", "1") == "1\n"
     assert cerne("exec", "n", "ls", "/sys/class/net/eth1").returncode != 0
     assert "no network card 0" in cerne.refused("nic", "detach", "n", "0", status=3)
+
+
+_WITH_ACPI = """
+from cerne.vmm import machine
+for words in ("acpi=off ", "param_sysfs_init,"):
+    machine.COMMAND_LINE = machine.COMMAND_LINE.replace(words, "")
+from cerne.vmm.__main__ import main
+raise SystemExit(main())
+"""
+"""A VMM whose guests have ACPI on hosts that emulate their kernels too; Linux has no slots for it
+without the directory of modules that param_sysfs_init makes."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_native_linux_is_told_by_acpi(
+    cerne: Cerne,
+    kvm_device: Path,
+    own_kernel: None,
+    monkeypatch: pytest.MonkeyPatch,
+    disk: Path,
+) -> None:
+    monkeypatch.setenv("CERNE_HOME", str(cerne.home))
+    monkeypatch.setattr("cerne.engine.native.VMM", (sys.executable, "-I", "-c", _WITH_ACPI))
+    manager = Manager()
+    spec = machine_spec(name="acpi", engine="native", memory="128M")
+    machine = manager.run(spec, timeout=600, cold=True)
+
+    def shell(script: str) -> str:
+        return machine.exec(["sh", "-c", script], timeout=100).stdout.decode()
+
+    try:
+        machine.attach_disk(disk, "carried")
+        shell("until [ -e /sys/block/vda/serial ]; do sleep 0.2; done")
+        assert shell("cat /sys/block/vda/serial; echo here >/dev/vda; sync") == "carried"
+        number = machine.attach_nic().slot + 1
+        shell("until [ -e /sys/class/net/eth1 ]; do sleep 0.2; done")
+        assert shell("cat /sys/class/net/eth1/address").strip() == machine.nics()[number]
+        machine.detach_disk("carried", timeout=100)
+        machine.detach_nic(number, timeout=100)
+        assert shell("ls /sys/block; ls /sys/class/net").split() == ["eth0", "lo"]
+        assert disk.read_bytes().startswith(b"here\n")
+    finally:
+        machine.remove(force=True)

@@ -86,6 +86,21 @@ def test_a_guest_lets_go_of_a_disk(run: Run, kvm_device: Path, disk: Path) -> No
         assert _opened(machine) == before
 
 
+def test_a_reset_leaves_it_plugged_in(run: Run, kvm_device: Path, disk: Path) -> None:
+    with run(_EJECTS) as machine, QmpClient(machine.qmp) as client:
+        client.status()
+        before = _opened(machine)
+        _plug_disk(client, disk, 0)
+        _plug_disk(client, disk, 7)
+        client.execute("cerne-pull-device", {"id": "hot0"})
+        client.execute("system_reset")
+        client.wait_event("RESET", timeout=20)
+        assert _devices(client) == [{"id": "hot7", "slot": 7}]
+        client.execute("device_del", {"id": "hot7"})
+        assert client.wait_event("DEVICE_DELETED", timeout=20).data == {"device": "hot7"}
+        assert _opened(machine) == before
+
+
 def test_a_guest_refuses(run: Run, kvm_device: Path, disk: Path) -> None:
     with run(_REFUSES_SLOT_24) as machine, QmpClient(machine.qmp) as client:
         _plug_disk(client, disk, 0)
