@@ -184,6 +184,7 @@ def test_what_came_from_a_template_reboots_in_place(native: Cerne) -> None:
     assert native.ok("exec", "child", "hostname") == "child\n"
 
 
+@pytest.mark.timeout(290)
 def test_a_disk_comes_and_goes(native: Cerne) -> None:
     assert native.ok("disk", "attach", "n", "8M") == "data1\n"
     # Where the host emulates guests' kernels they have no ACPI, and look for what is new when told.
@@ -198,10 +199,7 @@ def test_a_disk_comes_and_goes(native: Cerne) -> None:
     (kept,) = native.ok("disk", "detach", "--force", "n", "data1").split()
     assert native.ok("exec", "n", "echo", "well") == "well\n"
     native.ok("disk", "attach", "n", kept, "--serial", "again")
-    assert native.ok("exec", "n", "--", "sh", "-c", script) == "again"
-    assert native.ok("exec", "n", "head", "-c", "5", "/dev/vda") == "more\n"
-    native.ok("disk", "detach", "--force", "child", "data1")
-    assert "own" in native.refused("suspend", "n", status=2)
+    assert "detach n again" in native.refused("suspend", "n", status=2)
 
 
 def test_it_goes_back_and_is_put_to_sleep(native: Cerne) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine.base import DiskPlan, Ending, LaunchPlan, UserNic
+from cerne.engine.base import DiskPlan, Ending, LaunchPlan, Nic
 from cerne.errors import CerneError, InputError
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager
@@ -100,7 +100,7 @@ class FakeEngine:
     def vsock(self, plan: LaunchPlan) -> None:
         return None
 
-    def plug(self, plan: LaunchPlan, device: DiskPlan | UserNic) -> None:
+    def plug(self, plan: LaunchPlan, device: DiskPlan | Nic) -> None:
         taken = self.plugged(plan)
         assert device.slot is not None
         assert device.slot not in taken

@@ -91,11 +91,14 @@ def list_disks(name: NameArgument, json: JsonOption = False) -> None:
 
 
 @nic_app.command("attach")
-def attach_nic(name: NameArgument) -> None:
+def attach_nic(
+    name: NameArgument,
+    network: Annotated[str, typer.Option(help="user, or tap:INTERFACE.")] = "user",
+) -> None:
     """Add a network card to a machine, and print its number."""
     from cerne.manager import Manager
 
-    print(Manager().get(name).attach_nic().slot + 1)
+    print(Manager().get(name).attach_nic(network).slot + 1)
 
 
 @nic_app.command("detach")

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 from cerne.host.process import ProcessIdentity
 from cerne.network.ports import Protocols as Protocols
@@ -76,8 +76,8 @@ class TapNic:
 
     mac: str
     interface: str
-    slot: ClassVar[None] = None
-    """It stays."""
+    slot: int | None = None
+    """As a disk's."""
 
 
 Nic = UserNic | TapNic
@@ -118,10 +118,9 @@ class LaunchPlan:
     that saving need not copy it; for a machine that is saved once and never runs again."""
 
     @property
-    def slots(self) -> dict[int, DiskPlan | UserNic]:
+    def slots(self) -> dict[int, DiskPlan | Nic]:
         """What can be taken out, by its slot."""
-        cards = [nic for nic in self.nics if isinstance(nic, UserNic)]
-        devices: list[DiskPlan | UserNic] = [*self.disks, *cards]
+        devices: list[DiskPlan | Nic] = [*self.disks, *self.nics]
         return {device.slot: device for device in devices if device.slot is not None}
 
     @property
@@ -260,7 +259,7 @@ class Engine(Protocol):
     def vsock(self, plan: LaunchPlan) -> Vsock | None:
         """The way to the guest's sockets of a machine that runs; None where this host has none."""
 
-    def plug(self, plan: LaunchPlan, device: DiskPlan | UserNic) -> None:
+    def plug(self, plan: LaunchPlan, device: DiskPlan | Nic) -> None:
         """Plug a disk or a network card into its slot of a machine that runs, or is paused.
 
         Its guest is told; what it makes of it is its own affair.

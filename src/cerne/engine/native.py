@@ -190,7 +190,7 @@ class NativeEngine:
         """The Unix sockets in a directory of the machine's."""
         return UnixVsock(plan.vsock_directory)
 
-    def plug(self, plan: LaunchPlan, device: DiskPlan | UserNic) -> None:
+    def plug(self, plan: LaunchPlan, device: DiskPlan | Nic) -> None:
         """Plug a device into a running machine (see `Engine.plug`)."""
         with Opened(sent=True) as opened:
             config: DiskConfig | NicConfig
@@ -303,7 +303,8 @@ def _nic(plan: LaunchPlan, nic: Nic, opened: Opened) -> NicConfig:
     """A network card on a tap, or on a socket that has passt at its other end."""
     if isinstance(nic, TapNic):
         tap, vhost = opened.tap(nic.interface), opened.vhost_net()
-        return NicConfig(nic.mac, tap, LinkKind.TAP, mtu_of(nic.interface), vhost)
+        mtu = mtu_of(nic.interface)
+        return NicConfig(nic.mac, tap, LinkKind.TAP, mtu, vhost, nic.slot)
     with opened.pair() as (ours, theirs):
         command = passt_command(require_program("passt"), theirs, nic.forwards)
         spawn(command, plan.logs / PASST_LOG, [theirs])

@@ -90,16 +90,17 @@ def detach_disk(life: Life, which: str, timeout: float, *, force: bool) -> Path:
     return kept
 
 
-def attach_nic(life: Life) -> ExtraNic:
+def attach_nic(life: Life, network: str) -> ExtraNic:
     """Add a network card to a machine (see `Machine.attach_nic`)."""
-    from cerne.manager.spec import ExtraNic, free_slot
+    from cerne.manager.spec import ExtraNic, check_devices, free_slot
 
     with life.operation("attach") as record:
         life.require(record, *_ATTACHABLE)
         spec = life.spec
-        nic = ExtraNic(slot=free_slot(spec.data_disks, spec.extra_nics))
-        _prepare(life, record)
+        nic = ExtraNic(slot=free_slot(spec.data_disks, spec.extra_nics), network=network)
         changed = spec.model_copy(update={"extra_nics": (*spec.extra_nics, nic)})
+        check_devices(changed)
+        _prepare(life, record)
         _change(life, changed, f"nic {nic.slot + 1} attached")
         faults.step("nic noted")
         if record.state.live:

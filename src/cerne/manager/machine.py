@@ -300,17 +300,18 @@ class Machine:
         """The file or the device that a disk of its specification is."""
         return disk.path or self._home.disk(self.id, disk.serial)
 
-    def attach_nic(self) -> ExtraNic:
-        """Add a network card behind user-mode networking, which its guest sees at once.
+    def attach_nic(self, network: str = "user") -> ExtraNic:
+        """Add a network card on ``user`` or ``tap:INTERFACE``, which its guest sees at once.
 
         Raises:
-            InputError: there is no slot left.
+            InputError: there is no slot left, or no such network.
             StateError: it is suspended.
+            ConflictError, HostError: it cannot have the tap.
             EngineError: it could not be added; nothing of it is left.
         """
         from cerne.manager.attachments import attach_nic
 
-        return attach_nic(self._life)
+        return attach_nic(self._life, network)
 
     def detach_nic(
         self, number: int, *, force: bool = False, timeout: float = UNPLUG_TIMEOUT

@@ -58,9 +58,13 @@ def disk_plan(home: Home, machine_id: str, disk: DataDisk) -> DiskPlan:
     return DiskPlan(path, disk.format, disk.read_only, disk.serial, disk.slot, not disk.own)
 
 
-def nic_plan(machine_id: str, nic: ExtraNic) -> UserNic:
+def nic_plan(machine_id: str, nic: ExtraNic) -> Nic:
     """A network card beside the first, as an engine has it."""
-    return UserNic(mac_address(machine_id, nic.slot + 1), slot=nic.slot)
+    network = parse_network(nic.network)
+    mac = mac_address(machine_id, nic.slot + 1)
+    if network.kind is NetworkKind.TAP:
+        return TapNic(mac, network.interface, nic.slot)
+    return UserNic(mac, slot=nic.slot)
 
 
 def wanted_engine(spec: MachineSpec, image: Image) -> str:

@@ -108,6 +108,8 @@ class ExtraNic(_Part):
     """A network card beside the first, which comes and goes while the machine runs."""
 
     slot: Annotated[int, Field(ge=0, lt=SLOTS)]
+    network: str = "user"
+    """``user`` or ``tap:INTERFACE``."""
 
 
 def free_slot(disks: Sequence[DataDisk], nics: Sequence[ExtraNic] = ()) -> int:
@@ -272,6 +274,12 @@ def check_devices(spec: MachineSpec) -> None:
     slots = [disk.slot for disk in spec.data_disks] + [nic.slot for nic in spec.extra_nics]
     _check_unique(slots, "slot")
     _check_unique([disk.path for disk in spec.data_disks if disk.path], "disk")
+    for nic in spec.extra_nics:
+        if parse_network(nic.network).kind is NetworkKind.NONE:
+            raise InputError(
+                f"a network card on the network {nic.network!r}",
+                hint="write user or tap:INTERFACE",
+            )
     for disk in spec.data_disks:
         if not _SERIAL.fullmatch(disk.serial) or disk.serial == ROOT_SERIAL:
             raise InputError(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne.engine.balloon import leave_memory
-from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan, UserNic
+from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan, Nic
 from cerne.engine.detached import answering, reap, spawn
 from cerne.engine.opened import Opened
 from cerne.engine.qemu.command_line import (
@@ -156,7 +156,7 @@ class QemuEngine:
         """The host's kernel's, where that has vhost-vsock."""
         return KernelVsock(guest_cid(plan.machine_id)) if _has_vsock() else None
 
-    def plug(self, plan: LaunchPlan, device: DiskPlan | UserNic) -> None:
+    def plug(self, plan: LaunchPlan, device: DiskPlan | Nic) -> None:
         """Plug a device into a running machine (see `Engine.plug`)."""
         from cerne.engine.qemu.hotplug import plug_disk, plug_nic
         from cerne.engine.qmp import QmpClient

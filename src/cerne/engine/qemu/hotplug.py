@@ -6,7 +6,7 @@ files, its end of a network. So all of it is found again, whatever the disk has 
 
 from __future__ import annotations
 
-from cerne.engine.base import DiskPlan, UserNic
+from cerne.engine.base import DiskPlan, Nic, TapNic
 from cerne.engine.opened import Opened
 from cerne.engine.qemu.command_line import (
     disk_hardware,
@@ -47,18 +47,25 @@ def plug_disk(qmp: QmpClient, disk: DiskPlan) -> None:
         raise
 
 
-def plug_nic(qmp: QmpClient, nic: UserNic, name: str) -> None:
+def plug_nic(qmp: QmpClient, nic: Nic, name: str) -> None:
     """Plug a network card into its slot.
 
     Raises:
-        ConflictError: the slot is taken.
+        ConflictError: the slot is taken, or another machine has the tap.
+        HostError, InputError: this host has no such tap for this user.
         EngineError: QEMU refuses it; nothing of it is left.
     """
     assert nic.slot is not None
     _make_free(qmp, nic.slot)
     try:
-        end = {"type": "user", "id": netdev(_ANY, nic), "hostname": name}
-        qmp.execute("netdev_add", end)
+        end = netdev(_ANY, nic)
+        if isinstance(nic, TapNic):
+            with Opened(sent=True) as opened:
+                opened.tap(nic.interface)
+                qmp.execute("getfd", {"fdname": end}, descriptors=opened.descriptors)
+            qmp.execute("netdev_add", {"type": "tap", "id": end, "fd": end})
+        else:
+            qmp.execute("netdev_add", {"type": "user", "id": end, "hostname": name})
         qmp.execute("device_add", nic_hardware(_ANY, nic))
     except BaseException:
         _clear(qmp, nic.slot)
