@@ -89,8 +89,10 @@ class Peripherals:
             slot = self._free_slot(nic.slot)
             self._add_nic(nic)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.close(nic.link)
+            for descriptor in (nic.link, nic.vhost):
+                if descriptor is not None:
+                    with contextlib.suppress(OSError):
+                        os.close(descriptor)
             raise
         self.slots.announce(slot)
 
