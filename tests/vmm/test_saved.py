@@ -12,7 +12,8 @@ import pytest
 
 from cerne.devices.state import SavedState
 from cerne.errors import DamagedError
-from cerne.vmm.config import VmmConfig, nic_from_json
+from cerne.vmm.config import VmmConfig, disk_from_json, nic_from_json
+from cerne.vmm.qmp import Request
 from cerne.vmm.snapshot import VERSION, read_state, write_state
 
 _NESTED = b"[" * 100_000
@@ -60,3 +61,21 @@ def test_what_is_no_address_of_a_card_is_refused(mac: str) -> None:
 def test_half_a_character_is_no_text() -> None:
     with pytest.raises(DamagedError):
         SavedState("a disk", {"serial": "\ud800"}).text("serial", 20)
+
+
+def _open_descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_refused_request_takes_no_descriptor_over() -> None:
+    disk = {"files": [{"descriptor": 0, "format": "raw"}], "serial": 3}
+    sent = os.memfd_create("disk")
+    open_before = _open_descriptors()
+    with pytest.raises(DamagedError):
+        Request(SavedState("the command", disk), (sent,)).take_over(disk_from_json)
+    assert _open_descriptors() == open_before
+    whole = disk | {"serial": "", "read_only": False, "slot": None, "backend": None}
+    taken = Request(SavedState("the command", whole), (sent,)).take_over(disk_from_json)
+    assert taken.files[0].descriptor != sent
+    os.close(taken.files[0].descriptor)
+    os.close(sent)

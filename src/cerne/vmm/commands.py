@@ -69,13 +69,13 @@ def _without_arguments(function: Callable[[], object], request: Request) -> obje
 
 def _plug_disk(machine: Machine, request: Request) -> object:
     """``cerne-plug-disk``: a disk's configuration, its files sent with it, and its slot."""
-    machine.peripherals.plug_disk(disk_from_json(request.arguments, request.kept))
+    machine.peripherals.plug_disk(request.take_over(disk_from_json))
     return {}
 
 
 def _plug_nic(machine: Machine, request: Request) -> object:
     """``cerne-plug-nic``: a network card's configuration, its link sent with it, and its slot."""
-    machine.peripherals.plug_nic(nic_from_json(request.arguments, request.kept))
+    machine.peripherals.plug_nic(request.take_over(nic_from_json))
     return {}
 
 

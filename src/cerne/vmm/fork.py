@@ -55,9 +55,10 @@ def save(machine: Machine, request: Request) -> object:
         request.descriptor(arguments.integer(name, 1 << 12))
         for name in ("state", "memory", "report")
     ]
-    disks = disks_from_json(arguments, request.kept)
+    resume = arguments.flag("resume")
+    disks = request.take_over(disks_from_json)
     began = time.monotonic_ns()
-    with machine.paused(resume=arguments.flag("resume")):
+    with machine.paused(resume=resume):
         state = machine.state()
         faults.step("state read")
         if _fork() == 0:
@@ -90,7 +91,7 @@ def fork(machine: Machine, request: Request) -> object:
     if not 1 <= len(children) <= _MOST_CHILDREN:
         raise DamagedError(f"a machine is forked 1 to {_MOST_CHILDREN} times at once")
     configs = [VmmConfig.from_saved(child, request.descriptor) for child in children]
-    disks = disks_from_json(request.arguments, request.kept)
+    disks = request.take_over(disks_from_json)
     reading, writing = os.pipe()
     began = time.monotonic_ns()
     with os.fdopen(reading, "rb") as report:

@@ -70,6 +70,7 @@ class Peripherals:
         """
         try:
             slot = self._free_slot(disk.slot)
+            _require_no_backend(disk)
             self._add_disk(disk)
         except BaseException:
             for file in disk.files:
@@ -278,6 +279,11 @@ class Peripherals:
 def _order(slot: int | None) -> int:
     """Disks that stay come before those in slots."""
     return -1 if slot is None else slot
+
+
+def _require_no_backend(disk: DiskConfig) -> None:
+    if disk.backend is not None:
+        raise DamagedError("a disk that a backend serves does not come while a machine runs")
 
 
 def _open_disk(disk: DiskConfig) -> Disk:

@@ -13,9 +13,11 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cerne.devices.state import SavedState
 from cerne.errors import CerneError, DamagedError, NotFoundError
+from cerne.vmm.config import Descriptors
 from cerne.vmm.loop import Loop
 
 _CHUNK = 64 * 1024
@@ -32,6 +34,8 @@ _MOST_CLIENTS = 32
 _MOST_DESCRIPTORS = 4096
 # As many as the kernel passes with one message (SCM_MAX_FD).
 _DESCRIPTORS_AT_ONCE = 253
+
+_Taken = TypeVar("_Taken")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +55,13 @@ class Request:
             raise DamagedError(f"descriptor {number} was not sent")
         return self.descriptors[number]
 
-    def kept(self, number: int) -> int:
-        """The same, as a descriptor of the caller's own.
+    def take_over(self, parse: Callable[[SavedState, Descriptors], _Taken]) -> _Taken:
+        """What the arguments say of descriptors, which are the caller's own in it.
 
-        Raises:
-            DamagedError: fewer were sent.
+        Nothing is duplicated for arguments that are refused, by whatever `parse` raises.
         """
-        return os.dup(self.descriptor(number))
+        parse(self.arguments, self.descriptor)
+        return parse(self.arguments, lambda number: os.dup(self.descriptor(number)))
 
 
 Command = Callable[[Request], object]
