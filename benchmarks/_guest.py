@@ -62,7 +62,8 @@ class Guests:
         plan = replace(plan, disks=tuple(disks), nics=tuple(nics))
         process = self._made.start(plan)
         try:
-            return self._measured(plan.console_log, [process.pid], plan.qmp_socket)
+            pids = [process.pid, *_storage_daemons()]
+            return self._measured(plan.console_log, pids, plan.qmp_socket)
         finally:
             self._made.end([process])
 
@@ -114,6 +115,20 @@ def _wait_for(log: Path, ending: bytes) -> bytes:
             return said
         time.sleep(0.002)
     raise SystemExit(f"the guest did not get so far: {log.read_bytes()!r}")
+
+
+def _storage_daemons() -> list[int]:
+    """Those that serve disks of the machines that were started here, each under its keeper."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name, _, rest = (entry / "stat").read_bytes().partition(b"(")[2].rpartition(b")")
+            parents[int(entry.name)] = (name, int(rest.split()[1]))
+    return [
+        pid
+        for pid, (name, parent) in parents.items()
+        if name.startswith(b"qemu-storage") and parents.get(parent, (b"", 0))[1] == os.getpid()
+    ]
 
 
 def _ticks_per_second() -> int:

@@ -68,7 +68,8 @@ def main() -> None:
         disk = made.home / "disk.raw"
         disk.write_bytes(os.urandom(MIB) * (_DISK // MIB))
         ways: dict[str, Way] = {
-            "Cerne, Python": partial(_python, guests, disk),
+            "Cerne, Python": partial(_native, guests, DiskPlan(disk, "raw")),
+            "Cerne, vhost-user": partial(_native, guests, DiskPlan(disk, "raw", outside=True)),
             "QEMU": partial(_qemu, guests, disk),
         }
         rows = [_row(load, ways) for load in _LOADS]
@@ -87,8 +88,8 @@ def _cell(load: _Load, runs: tuple[Measured, ...]) -> str:
     return f"{rate.text(digits=2)}; {cost.median:.0f}"
 
 
-def _python(guests: Guests, disk: Path, load: _Load) -> Measured:
-    return guests.native(load.command, disks=[DiskPlan(disk, "raw")])
+def _native(guests: Guests, disk: DiskPlan, load: _Load) -> Measured:
+    return guests.native(load.command, disks=[disk])
 
 
 def _qemu(guests: Guests, disk: Path, load: _Load) -> Measured:

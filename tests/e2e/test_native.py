@@ -6,6 +6,7 @@ minute, and whatever starts from the template less than a second.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -230,10 +231,41 @@ def test_two_processors_run_pause_and_fork(
         assert cerne.ok("exec", name, "--", "sh", "-c", "true & nproc; wait") == "2\n"
 
 
-def test_what_it_does_not_have_is_refused(cerne: Cerne, kvm_device: Path, tmp_path: Path) -> None:
-    native = ("run", "--rm", "--engine", "native")
-    assert "--engine qemu" in cerne.refused(*native, "--mount", f"{tmp_path}:/x", "tiny", "true")
-    assert cerne.leftovers() == []
+@pytest.mark.timeout(290)
+def test_directories_of_the_host_are_mounted(
+    cerne: Cerne,
+    kvm_device: Path,
+    own_kernel: None,
+    tmp_path: Path,
+    eventually: Callable[[Callable[[], bool]], None],
+) -> None:
+    if find_program("virtiofsd") is None:
+        pytest.skip(f"virtiofsd is not installed: {install_command('virtiofsd')}")
+    for name in ("rw", "ro"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_text("from the host\n")
+    mounts = ("--mount", f"{tmp_path}/rw:/rw", "--mount", f"{tmp_path}/ro:/ro:ro")
+    cerne.ok("run", "-d", "--name", "n", *_LINUX, "--timeout", "250s", *mounts, "tiny", timeout=280)
+    script = "cat /rw/f /ro/f; echo from the guest >/rw/g; umount /ro"
+    script += "; mount -t virtiofs -o rw share1 /ro && echo x >/ro/f; rm /ro/f; true"
+    assert cerne.ok("exec", "n", "--", "sh", "-c", script) == "from the host\n" * 2
+    assert (tmp_path / "rw" / "g").read_text() == "from the guest\n"
+    assert (tmp_path / "ro" / "f").read_text() == "from the host\n"
+    for command in (("fork", "n"), ("snapshot", "create", "n"), ("suspend", "n")):
+        assert "--mount" in cerne.refused(*command)
+    assert cerne.ok("exec", "n", "cat", "/rw/g") == "from the guest\n"
+    cerne.ok("kill", "n")
+    eventually(lambda: not _mentioning(tmp_path))
+
+
+def _mentioning(path: Path) -> list[int]:
+    """Processes with this path in their command lines."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(path) in (entry / "cmdline").read_bytes():
+                found.append(int(entry.name))
+    return found
 
 
 @pytest.mark.slow

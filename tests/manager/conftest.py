@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine.base import DiskPlan, Ending, LaunchPlan, Nic
+from cerne.engine.base import DiskPlan, Ending, LaunchPlan, Nic, ShareType
 from cerne.errors import CerneError, InputError
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager
@@ -78,6 +78,10 @@ class FakeEngine:
         identity = ProcessIdentity.of(sleeper.pid)
         assert identity is not None
         return identity
+
+    @property
+    def share_type(self) -> ShareType:
+        return ShareType("fakefs")
 
     def fingerprint(self) -> str:
         return self.version

@@ -50,7 +50,7 @@ class DiskPlan:
 
     path: Path
     format: str
-    """``raw`` or ``qcow2``."""
+    """``raw`` or ``qcow2``, or another one of QEMU's where the engine has it served by QEMU."""
     read_only: bool = False
     serial: str = ""
     slot: int | None = None
@@ -58,6 +58,8 @@ class DiskPlan:
     shared: bool = False
     """Whether the file is not the machine's alone: others must be kept from writing to it, and
     where it is written, from reading it too."""
+    outside: bool = False
+    """Whether a process of its own is to serve it, where the engine could serve it itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,12 +206,25 @@ class Vsock(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class ShareType:
+    """How a guest mounts a shared directory by its tag."""
+
+    file_system: str
+    """As mount(8) names it."""
+    options: str = ""
+
+
 class Engine(Protocol):
     """Starts machines of one kind."""
 
     @property
     def name(self) -> str:
         """``native`` or ``qemu``."""
+
+    @property
+    def share_type(self) -> ShareType:
+        """What its machines' shared directories are."""
 
     def require(self, plan: LaunchPlan) -> None:
         """Refuse, before anything is created, what this engine cannot run on this host.

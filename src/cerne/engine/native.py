@@ -13,6 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne.devices.state import SavedState
+from cerne.engine.backends import (
+    disk_backend,
+    is_served_outside,
+    last_words,
+    needs_backends,
+    require_backends,
+    share_backend,
+)
 from cerne.engine.base import (
     DiskPlan,
     Ending,
@@ -20,6 +28,7 @@ from cerne.engine.base import (
     KernelBoot,
     LaunchPlan,
     Nic,
+    ShareType,
     TapNic,
     UserNic,
 )
@@ -55,6 +64,7 @@ from cerne.vmm.config import (
     LinkKind,
     NicConfig,
     SavedConfig,
+    ShareConfig,
     VmmConfig,
     VsockConfig,
 )
@@ -92,6 +102,11 @@ class NativeEngine:
         """``native``."""
         return "native"
 
+    @property
+    def share_type(self) -> ShareType:
+        """virtio-fs."""
+        return ShareType("virtiofs")
+
     def require(self, plan: LaunchPlan) -> None:
         """Refuse what cannot be run here, before anything is created (see `Engine.require`)."""
         if not KVM_DEVICE.exists():
@@ -103,11 +118,9 @@ class NativeEngine:
                 f"{plan.name} boots by firmware, which the native engine does not have",
                 hint="use --engine qemu",
             )
-        if plan.shares:
-            raise InputError(
-                "the native engine does not mount directories of the host",
-                hint="use --engine qemu, or copy them in: cerne cp",
-            )
+        require_backends(plan)
+        if plan.saved is not None:
+            _require_own_memory(plan)
         if any(isinstance(nic, UserNic) for nic in plan.nics):
             require_program("passt")
         for nic in plan.taps:
@@ -123,7 +136,14 @@ class NativeEngine:
         """Start the machine's process; return when it answers and its vCPUs run."""
         nursery = another_nursery()
         pid = self._spawn(plan) if nursery is None else self._fork_off(nursery, plan)
-        return answering(pid, plan, "the VMM")
+        try:
+            return answering(pid, plan, "the VMM")
+        except EngineError as error:
+            said = last_words(plan)
+            if not said:
+                raise
+            words = f"{error.message} ({said})"
+            raise EngineError(words, hint=error.hint, machine=plan.name) from error
 
     def _spawn(self, plan: LaunchPlan) -> int:
         with Opened() as opened:
@@ -146,6 +166,7 @@ class NativeEngine:
         self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
     ) -> None:
         """Save a machine's memory and devices (see `Engine.save`)."""
+        _require_own_memory(plan)
         reading, writing = os.pipe()
         with os.fdopen(reading, "rb") as report:
             with Opened(sent=True) as opened:
@@ -173,6 +194,7 @@ class NativeEngine:
         self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
     ) -> list[ProcessIdentity]:
         """Fork a running machine (see `Engine.fork`)."""
+        _require_own_memory(plan)
         pids: list[int] = []
         try:
             with _held(plan, len(children) > _FORKS_AT_ONCE):
@@ -258,7 +280,11 @@ class NativeEngine:
             console_log=opened.log(plan.console_log),
             agents=tuple(opened.listening(path) for path in plan.agent_sockets),
             ending=opened.new(plan.logs / ENDING_FILE),
-            disks=tuple(_disk(disk, opened) for disk in plan.disks),
+            disks=tuple(_served_disk(plan, index, opened) for index in range(len(plan.disks))),
+            shares=tuple(
+                ShareConfig(share.tag, share_backend(plan, index, opened))
+                for index, share in enumerate(plan.shares)
+            ),
             vsock=_vsock(plan, opened),
             nics=tuple(_nic(plan, nic, opened) for nic in plan.nics),
             balloon=plan.balloon,
@@ -287,6 +313,27 @@ def _boot(plan: LaunchPlan, opened: Opened) -> BootConfig:
         initrd=None if boot.initrd is None else opened.existing(boot.initrd),
         command_line=f"{boot.command_line} panic=-1 reboot=k {plan.network_parameter}",
     )
+
+
+def _require_own_memory(plan: LaunchPlan) -> None:
+    """Refuse to keep what backends know of the machine, and to fork memory that they share.
+
+    Raises:
+        InputError: the machine has such.
+    """
+    if needs_backends(plan):
+        raise InputError(
+            f"{plan.name} cannot be saved or forked: other processes serve devices of it",
+            hint="make it without --mount, and copy what it needs in: cerne cp",
+        )
+
+
+def _served_disk(plan: LaunchPlan, index: int, opened: Opened) -> DiskConfig:
+    """A disk, which a backend serves where the VMM does not read its format."""
+    disk = plan.disks[index]
+    if not is_served_outside(disk):
+        return _disk(disk, opened)
+    return DiskConfig((), disk.serial, disk.read_only, backend=disk_backend(plan, index, opened))
 
 
 def _disk(disk: DiskPlan, opened: Opened) -> DiskConfig:

@@ -43,6 +43,9 @@ _PACKAGES: dict[str, tuple[str, str, str, str, str]] = {
     "flex": ("flex", "flex", "flex", "flex", "flex"),
     "bison": ("bison", "bison", "bison", "bison", "bison"),
     "bc": ("bc", "bc", "bc", "bc", "bc"),
+    # Debian 12 has another with QEMU.
+    "virtiofsd": ("virtiofsd", "virtiofsd", "virtiofsd", "virtiofsd", "virtiofsd"),
+    "setpriv": ("util-linux", "util-linux", "util-linux", "util-linux", "setpriv"),
     "passt": ("passt", "passt", "passt", "passt", "passt"),
     "ip": ("iproute2", "iproute", "iproute2", "iproute2", "iproute2"),
     "depmod": ("kmod", "kmod", "kmod", "kmod", "kmod"),
@@ -84,8 +87,10 @@ def install_command(*programs: str) -> str:
 
 
 def _search_path() -> str:
-    # A user's PATH often lacks the sbin directories, where mke2fs and depmod live.
-    return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+    # A user's PATH often lacks the sbin directories, where mke2fs and depmod live; virtiofsd is in
+    # none, as it is meant to be run by programs.
+    programs = ("/usr/libexec", "/usr/lib/qemu", "/usr/lib")
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", *programs))
 
 
 @cache

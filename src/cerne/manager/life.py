@@ -567,18 +567,21 @@ class Life:
         )
 
     def _mount_shares(self, agent: GuestAgent) -> None:
+        share = self.engine().share_type
         for index, mount in enumerate(self.spec.mounts):
             mode = "ro" if mount.read_only else "rw"
-            options = f"trans=virtio,version=9p2000.L,msize=262144,{mode}"
-            script = 'mkdir -p "$1" && exec mount -t 9p -o "$2" "$3" "$1"'
-            argv = ["sh", "-c", script, "sh", mount.target, options, share_tag(index)]
+            options = ",".join(filter(None, (share.options, mode)))
+            script = 'mkdir -p "$1" && exec mount -t "$2" -o "$3" "$4" "$1"'
+            named = (mount.target, share.file_system, options, share_tag(index))
+            argv = ["sh", "-c", script, "sh", *named]
             done = agent.run(argv)
             if done.status != 0:
                 said = done.stderr.decode(errors="replace").strip()
                 raise GuestError(
                     f"{mount.source} could not be mounted at {mount.target}"
                     f" in {self.last.name}: {said}",
-                    hint="the guest's kernel needs 9p over virtio, as that of: cerne kernel build",
+                    hint=f"the guest's kernel needs {share.file_system} over virtio, as that of:"
+                    " cerne kernel build",
                     machine=self.last.name,
                 )
 

@@ -12,6 +12,7 @@ import select
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Protocol
 
 from cerne.devices.vhost_user.device import VhostUserDevice
@@ -61,9 +62,8 @@ class Backend:
         self._thread.join(_LONGEST_DELAY)
         with self.device.lock:
             self.device.reset()
-        self.device.close()
-        if self._leash is not None:
-            _let_end(self._leash)
+        with _told_to_end(self._leash):
+            self.device.close()
 
     def _keep(self) -> None:
         while not self._ending.is_set():
@@ -117,9 +117,14 @@ def _connected(address: int) -> socket.socket:
     return link
 
 
-def _let_end(leash: int) -> None:
-    """Tell the backend's keeper that the machine has ended in order, and wait for it."""
+@contextlib.contextmanager
+def _told_to_end(leash: int | None) -> Iterator[None]:
+    """Tell the backend's keeper that the machine ends in order, and wait for it at the end."""
+    if leash is None:
+        yield
+        return
     with socket.socket(fileno=leash) as end, contextlib.suppress(OSError):
         end.settimeout(FIRST_PATIENCE)
         end.send(b"end")
+        yield
         end.recv(1)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne.engine.balloon import leave_memory
-from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan, Nic
+from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan, Nic, ShareType
 from cerne.engine.detached import answering, reap, spawn
 from cerne.engine.opened import Opened
 from cerne.engine.qemu.command_line import (
@@ -103,6 +103,11 @@ class QemuEngine:
             # Another process may have taken a port since it was looked at: better words for that.
             require_free(plan.forwards)
             raise
+
+    @property
+    def share_type(self) -> ShareType:
+        """9p over virtio."""
+        return ShareType("9p", "trans=virtio,version=9p2000.L,msize=262144")
 
     def fingerprint(self) -> str:
         """This QEMU, the machine that it makes, what runs its guests, and the processor."""

@@ -1,0 +1,196 @@
+"""The processes that serve devices of a native machine by vhost-user, and end with it.
+
+Disks of formats that the VMM does not read are served by QEMU's storage daemon, directories of the
+host by virtiofsd. Each has a keeper (`cerne.engine.keeper`), listens at a socket in the machine's
+runtime directory, and writes to a log beside the machine's.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from cerne.engine.base import DiskPlan, LaunchPlan, SharePlan
+from cerne.engine.detached import last_line, listening_socket, spawn
+from cerne.engine.opened import Opened
+from cerne.errors import EngineError, StorageError
+from cerne.host.programs import require_program
+from cerne.vmm.config import BackendConfig
+
+_READ_FORMATS = frozenset({"raw", "qcow2"})
+"""Formats of disks that the VMM reads itself."""
+
+_KEEPER = Path(__file__).with_name("keeper.py")
+
+
+def require_backends(plan: LaunchPlan) -> None:
+    """Refuse what would need a program that is not there.
+
+    Raises:
+        MissingProgramError: one is not installed.
+    """
+    if any(is_served_outside(disk) for disk in plan.disks):
+        require_program("qemu-storage-daemon")
+    if plan.shares:
+        require_program("virtiofsd")
+    if needs_backends(plan):
+        require_program("setpriv")
+
+
+def needs_backends(plan: LaunchPlan) -> bool:
+    """Whether other processes serve devices of the machine, and share its memory."""
+    return bool(plan.shares) or any(is_served_outside(disk) for disk in plan.disks)
+
+
+def is_served_outside(disk: DiskPlan) -> bool:
+    """Whether a process of its own serves a disk."""
+    return disk.outside or disk.format not in _READ_FORMATS
+
+
+def disk_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
+    """A storage daemon with a disk of the machine; it is given the file, and not its name.
+
+    Raises:
+        StorageError: the disk cannot be opened.
+        EngineError: the daemon cannot be started.
+    """
+    disk = plan.disks[index]
+    mode = os.O_RDONLY if disk.read_only else os.O_RDWR
+    try:
+        file = os.open(disk.path, mode | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"{disk.path} cannot be opened: {error.strerror}") from error
+    try:
+        with listening_socket(_socket(plan, f"disk{index}")) as listener:
+            program = require_program("qemu-storage-daemon")
+            command = [*_apart(file), str(program), *_export(disk, file, listener, plan.cpus)]
+            return _kept(plan, f"disk{index}", listener, opened, command, [file])
+    finally:
+        os.close(file)
+
+
+def share_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
+    """A virtiofsd with a directory of the host.
+
+    Raises:
+        EngineError: it cannot be started.
+    """
+    share = plan.shares[index]
+    with listening_socket(_socket(plan, share.tag)) as listener:
+        program = require_program("virtiofsd")
+        command = [*_namespaces(share), str(program), *_virtiofsd(program, share, listener)]
+        return _kept(plan, share.tag, listener, opened, command)
+
+
+def last_words(plan: LaunchPlan) -> str:
+    """What a backend of the machine said last, to tell why it did not start."""
+    names = [f"disk{index}" for index in range(len(plan.disks))]
+    names += [share.tag for share in plan.shares]
+    said = (last_line(_log(plan, name)) for name in names)
+    return "; ".join(line for line in said if line)
+
+
+def _kept(
+    plan: LaunchPlan,
+    name: str,
+    listener: socket.socket,
+    opened: Opened,
+    command: Sequence[str],
+    descriptors: Sequence[int] = (),
+) -> BackendConfig:
+    """Start a backend that listens, with its keeper, and connect to it."""
+    path = _socket(plan, name)
+    # The machine's process is nobody by the time that it connects again; the directory is private.
+    path.chmod(0o666)
+    with opened.pair() as (leash, keepers_end):
+        inherited = [listener.fileno(), *descriptors]
+        arguments = (str(keepers_end), ",".join(map(str, inherited)))
+        keeper = [sys.executable, "-I", "-S", str(_KEEPER), *arguments, *command]
+        spawn(keeper, _log(plan, name), [keepers_end, *inherited])
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        link.connect(str(path))
+    except OSError as error:
+        link.close()
+        raise EngineError(f"{path} cannot be reached: {error.strerror}") from error
+    return BackendConfig(
+        link=opened.take(link.detach()),
+        address=opened.take(os.open(path, os.O_PATH | os.O_CLOEXEC)),
+        leash=leash,
+    )
+
+
+def _socket(plan: LaunchPlan, name: str) -> Path:
+    return plan.runtime / f"{name}.sock"
+
+
+def _log(plan: LaunchPlan, name: str) -> Path:
+    return plan.logs / f"{name}.log"
+
+
+def _apart(file: int) -> list[str]:
+    """A command's beginning, for one that has one file to work on, and dies with its keeper.
+
+    Where we are root it is the file's owner, with no capability and no network: it opens the
+    descriptor anew, for which nobody would lack the right.
+    """
+    command = ["setpriv", "--pdeathsig=KILL", "--no-new-privs"]
+    if os.geteuid() != 0:
+        return [*command, "--"]
+    owner = os.fstat(file)
+    command += [f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"]
+    command += ["--bounding-set=-all", "--inh-caps=-all", "--"]
+    return ["unshare", "--net", "--ipc", "--", *command]
+
+
+def _export(disk: DiskPlan, file: int, listener: socket.socket, queues: int) -> list[str]:
+    """What makes a storage daemon serve a disk of which it is given the file."""
+    read_only = "on" if disk.read_only else "off"
+    writable = "off" if disk.read_only else "on"
+    served = f"vhost-user-blk,id=disk,node-name=disk,writable={writable},num-queues={queues}"
+    return [
+        "--blockdev",
+        f"driver=file,node-name=file,filename=/proc/self/fd/{file},read-only={read_only}",
+        "--blockdev",
+        f"driver={disk.format},node-name=disk,file=file,read-only={read_only}",
+        "--export",
+        f"{served},addr.type=fd,addr.str={listener.fileno()}",
+    ]
+
+
+def _namespaces(share: SharePlan) -> list[str]:
+    """A command's beginning, for a virtiofsd: it is root in a place of its own.
+
+    A directory that is to be only read is so by its mount, whatever virtiofsd can or does.
+    """
+    command = ["unshare", "--mount", "--propagation=private"]
+    if os.geteuid() != 0:
+        command += ["--user", "--map-root-user", "--map-auto"]
+    # After that, for it takes a setuid program, and clears the signal.
+    command += ["--", "setpriv", "--pdeathsig=KILL", "--no-new-privs", "--"]
+    if share.read_only:
+        script = 'mount --bind -o ro -- "$0" "$0" && exec "$@"'
+        command += ["sh", "-c", script, str(share.source)]
+    return command
+
+
+def _virtiofsd(program: Path, share: SharePlan, listener: socket.socket) -> list[str]:
+    socket_ = f"--fd={listener.fileno()}"
+    if _is_rust(program):
+        return [socket_, f"--shared-dir={share.source}", "--sandbox=namespace"]
+    # A comma ends an option of fuse's, unless it is escaped.
+    source = str(share.source).replace("\\", "\\\\").replace(",", "\\,")
+    options = f"source={source},sandbox=namespace,cache=auto,modcaps=-mknod:-setfcap"
+    return [socket_, "-f", "--rlimit-nofile=0", "-o", options]
+
+
+@cache
+def _is_rust(program: Path) -> bool:
+    """Whether it is the virtiofsd that came after QEMU's own, which has other options."""
+    help_ = subprocess.run([program, "--help"], capture_output=True, check=False)
+    return b"--shared-dir" in help_.stdout
