@@ -29,6 +29,7 @@ WANTED = (
     "9p",
     "fuse",
     "overlay",
+    "pvpanic_pci",
     "virtio_console",
 )
 """In the order of loading; the console comes last, as by it the agent is reached."""
