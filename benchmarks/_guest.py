@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from _measure import Sample
 from _native import Machines
 from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, Nic
 from cerne.engine.qmp import QmpClient
@@ -42,6 +43,13 @@ class Measured:
     seconds: float
     cpu: float
     """Seconds of processor time of the monitor beside its vCPU, and of its helpers."""
+
+
+def rate_and_cost(count: int, runs: Sequence[Measured]) -> str:
+    """Thousands of operations a second, and microseconds of processor time for each."""
+    rate = Sample(tuple(count / run.seconds / 1000 for run in runs))
+    cost = Sample(tuple(run.cpu / count * 1e6 for run in runs))
+    return f"{rate.text(digits=2)}; {cost.median:.0f}"
 
 
 class Guests:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from _guest import Guests, Measured
-from _measure import Sample, print_table
+from _guest import Guests, Measured, rate_and_cost
+from _measure import print_table
 from _native import machines
 from cerne.engine.base import TapNic
 
@@ -60,13 +60,8 @@ def main() -> None:
 
 def _row(load: _Load, ways: dict[str, Way]) -> tuple[str, ...]:
     runs = [[way(load) for way in ways.values()] for _ in range(_RUNS)]
-    return (load.what, *(_cell(load, several) for several in zip(*runs, strict=True)))
-
-
-def _cell(load: _Load, runs: tuple[Measured, ...]) -> str:
-    rate = Sample(tuple(load.count / run.seconds / 1000 for run in runs))
-    cost = Sample(tuple(run.cpu / load.count * 1e6 for run in runs))
-    return f"{rate.text(digits=2)}; {cost.median:.0f}"
+    cells = (rate_and_cost(load.count, several) for several in zip(*runs, strict=True))
+    return (load.what, *cells)
 
 
 def _python(guests: Guests, load: _Load) -> Measured:
