@@ -30,6 +30,7 @@ COMMAND_LINE = (
     "acpi=off noxsave clearcpuid=308,297,580,141,151 clocksource=kvm-clock no_timer_check "
     "lpj=5000000 "
     "mitigations=off random.trust_cpu=on 8250.nr_uarts=1 pty.legacy_count=0 rodata=off "
+    "rootfstype=ramfs highres=off noreplace-smp "
     "initcall_blacklist=slab_sysfs_init,param_sysfs_init,irq_sysfs_init,cacheinfo_sysfs_init,"
     "perf_event_sysfs_init,clockevents_init_sysfs,init_clocksource_sysfs,topology_init"
 )
