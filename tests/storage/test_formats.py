@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cerne.errors import ImageError
-from cerne.storage.formats import require_self_contained
+from cerne.host.programs import find_program, install_command
+from cerne.storage.formats import data_disk_format, require_self_contained
+from cerne.storage.overlay import create_empty
 
 _HOSTILE = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 _MAGICS = (b"QFI\xfb", b"KDMV", b"# Disk DescriptorFile", b"vhdxfile", b"")
@@ -84,3 +88,59 @@ def test_any_bytes_are_taken_or_refused_in_words(tmp_path: Path, magic: bytes, r
         require_self_contained(path)
     except ImageError as error:
         assert error.hint
+
+
+def test_a_disk_that_is_used_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(_qcow2())
+    assert data_disk_format(path) == "qcow2"
+    path.write_bytes(b"anything" * 128)
+    assert data_disk_format(path) == "raw"
+    # A file system that begins as no disk image does.
+    path.write_bytes(bytes(1 << 20))
+    assert data_disk_format(path) == "raw"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"x" * 700,
+        b"KDMV" + bytes(508),
+        b"# Disk DescriptorFile".ljust(1024),
+        b"vhdxfile" + bytes(504),
+        bytes(64) + struct.pack("<I", 0xBEDA107F) + bytes(444),
+        _qcow2(backing_offset=512, backing_size=4),
+        _qcow2(crypt=1),
+        _qcow2(features=1 << 2),
+    ],
+)
+def test_what_cannot_be_used_as_it_is_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "disk"
+    path.write_bytes(content)
+    with pytest.raises(ImageError):
+        data_disk_format(path)
+
+
+@_HOSTILE
+@given(st.sampled_from(_MAGICS), st.binary(max_size=2048))
+def test_any_file_is_a_disk_or_refused(tmp_path: Path, magic: bytes, rest: bytes) -> None:
+    path = tmp_path / "any"
+    path.write_bytes(magic + rest)
+    try:
+        assert data_disk_format(path) in ("raw", "qcow2")
+    except ImageError:
+        return
+
+
+def test_an_empty_disk_is_whole(tmp_path: Path) -> None:
+    program = find_program("qemu-img")
+    if program is None:
+        pytest.skip(f"qemu-img is not installed: {install_command('qemu-img')}")
+    path = tmp_path / "empty.qcow2"
+    create_empty(path, 3 << 30)
+    assert data_disk_format(path) == "qcow2"
+    subprocess.run([program, "check", "-q", "-f", "qcow2", path], check=True)
+    said = subprocess.run([program, "info", "--output=json", path], capture_output=True, check=True)
+    info = json.loads(said.stdout)
+    assert (info["virtual-size"], info.get("backing-filename")) == (3 << 30, None)
