@@ -18,8 +18,12 @@ _FLAGS = (
 # Without an entry for Linux's protocol, a kernel is entered by PVH.
 _ONLY_PVH = ("-Wl,-e,0",)
 
+IPXE = Path("/usr/lib/ipxe/ipxe.lkrn")
+"""Of the package ipxe: a bzImage that only a BIOS can enter."""
+
 SOURCES = {
     "balloon": ("start.S", "interrupts.c", "balloon.c"),
+    "ipxe": (*_ONLY_PVH, f'-DKERNEL="{IPXE}"', "bios.S"),
     "machine": ("start.S", "interrupts.c", "machine.c"),
     "exerciser": ("start.S", "interrupts.c", "exerciser.c"),
     "pvh": (*_ONLY_PVH, "pvh.S"),

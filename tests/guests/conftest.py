@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from tests.guests.build import SOURCES, build
 
-from cerne.host.probe import measure_guest_speed
 from cerne.host.programs import find_program
 
 Built = Callable[[str], Path]
@@ -26,9 +25,3 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         return output if output.exists() else build(SOURCES[name], output)
 
     return kernel
-
-
-@pytest.fixture(scope="session")
-def emulated(kvm_device: Path) -> bool:
-    """Whether this host's kernel emulates guests' kernel code."""
-    return not measure_guest_speed(kvm_device).ring0_native
