@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from tests.devices.pci_guest import Guest
-from tests.devices.queue_driver import QueueDriver
+from tests.devices.queue_driver import INDIRECT, NEXT, WRITE, QueueDriver
 from tests.fuzz.cursor import Cursor
 from tests.fuzz.hostile import FUZZED, Hostile
 
@@ -43,6 +43,7 @@ from cerne.vmm.processor_state import vcpu_state, vm_state
 from cerne.vmm.qmp import Command, QmpServer
 from cerne.vmm.snapshot import VERSION, read_state
 
+_TABLE = 0x8000
 _SMALL = GuestMemory.anonymous([(GuestAddress(0), 1 << 16)])
 _MACHINE = GuestMemory.anonymous([(GuestAddress(0), 8 * MIB)])
 
@@ -50,6 +51,16 @@ _MACHINE = GuestMemory.anonymous([(GuestAddress(0), 8 * MIB)])
 class _Line:
     def set(self, level: bool) -> None:
         """Leads nowhere."""
+
+
+def _descriptor(cursor: Cursor, table: int) -> bytes:
+    """One that is likely to lead on, or to be refused for one reason alone."""
+    kind, near = cursor.number(1), cursor.number(1)
+    address = cursor.number(8) if kind == 0xFF else (_TABLE, table, 0x9000, 0xFFFF)[near % 4] + kind
+    address -= kind if near % 8 < 2 else 0
+    length = cursor.choice((1, 16, 32, 256, 0, 0xFFFF_FFFF))
+    flags = cursor.choice((0, NEXT, NEXT, WRITE, NEXT | WRITE, INDIRECT, INDIRECT, 0xFFFF))
+    return struct.pack("<QIHH", address & (1 << 64) - 1, length, flags, near % 18)
 
 
 def queue(data: bytes) -> None:
@@ -62,9 +73,13 @@ def queue(data: bytes) -> None:
     under_test.event_index = bool(cursor.number(1) % 2)
     with contextlib.suppress(QueueError):
         driver.set_up(under_test)
-        _SMALL.write(driver.descriptors, cursor.take(16 * driver.size))
-        _SMALL.write(driver.available, cursor.take(6 + 2 * driver.size))
-        _SMALL.write(0x8000, cursor.take(0x400))
+        for table in (driver.descriptors, _TABLE):
+            for index in range(driver.size):
+                _SMALL.write(table + 16 * index, _descriptor(cursor, table))
+        for _ in range(cursor.number(1) % (driver.size + 1)):
+            driver.offer(cursor.number(1) % 18)
+        if cursor.number(1) == 0xFF:
+            _SMALL.write(cursor.choice((driver.available, driver.used)), cursor.take(64))
         for _ in range(2 * driver.size):
             chain = under_test.pop()
             if chain is None:
