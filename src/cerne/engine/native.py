@@ -44,7 +44,7 @@ from cerne.engine.saved import (
     file_digest,
     stamp,
 )
-from cerne.engine.unplugging import ask_back, device_name, slots_among
+from cerne.engine.unplugging import ask_back, slots_among
 from cerne.engine.vsock import GUEST_SOCKET, UnixVsock
 from cerne.errors import EngineError, GuestTimeoutError, HostError, InputError
 from cerne.host.probe import KVM_DEVICE
@@ -69,6 +69,7 @@ from cerne.vmm.config import (
     VsockConfig,
 )
 from cerne.vmm.end import PANICKED
+from cerne.vmm.slot_names import device_name
 from cerne.vmm.snapshot import VERSION, memory_digest
 
 if TYPE_CHECKING:

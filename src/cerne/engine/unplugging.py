@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from cerne.errors import GuestError
+from cerne.errors import GuestError, NotFoundError
+from cerne.vmm.slot_names import device_name, slot_of
 
 if TYPE_CHECKING:
     from cerne.engine.qmp import QmpClient
 
-_PREFIX = "hot"
 _DELETED, _REFUSED = "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"
-
-
-def device_name(slot: int) -> str:
-    """What the device in a slot is called in QMP."""
-    return f"{_PREFIX}{slot}"
 
 
 def slots_among(names: Iterable[str]) -> frozenset[int]:
     """The slots of those devices, of all of these names, that are in one."""
-    digits = (name.removeprefix(_PREFIX) for name in names if name.startswith(_PREFIX))
-    return frozenset(int(each) for each in digits if each.isdecimal())
+    slots = set()
+    for name in names:
+        with suppress(NotFoundError):
+            slots.add(slot_of(name))
+    return frozenset(slots)
 
 
 def ask_back(qmp: QmpClient, slot: int, timeout: float) -> bool:

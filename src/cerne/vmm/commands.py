@@ -11,7 +11,7 @@ from cerne.errors import InputError
 from cerne.vmm.config import disk_from_json, nic_from_json
 from cerne.vmm.fork import fork, save
 from cerne.vmm.runstate import RunState
-from cerne.vmm.slots import device_name, slot_of
+from cerne.vmm.slot_names import device_name, slot_of
 
 if TYPE_CHECKING:
     from cerne.vmm.machine import Machine

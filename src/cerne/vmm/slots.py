@@ -18,11 +18,10 @@ from cerne.errors import ConflictError, NotFoundError
 from cerne.vmm.board import Board
 from cerne.vmm.loop import Loop
 from cerne.vmm.pci_host import PciHost
+from cerne.vmm.slot_names import device_name
 
 Emit = Callable[[str, Mapping[str, object]], None]
 """Tells whoever is at the control socket of an event."""
-
-_PREFIX = "hot"
 
 
 class Slots:
@@ -121,23 +120,6 @@ class Slots:
     def _require_taken(self, slot: int) -> None:
         if slot not in self._taken:
             raise NotFoundError(f"there is no device {device_name(slot)}")
-
-
-def device_name(slot: int) -> str:
-    """What a device in a slot is called in commands and events."""
-    return f"{_PREFIX}{slot}"
-
-
-def slot_of(name: str) -> int:
-    """The slot of the device of this name.
-
-    Raises:
-        NotFoundError: no device can be called so.
-    """
-    digits = name.removeprefix(_PREFIX)
-    if digits == name or not digits.isdecimal() or len(digits) > 3:
-        raise NotFoundError(f"there is no device {name}")
-    return int(digits)
 
 
 def _place(slot: int) -> int:

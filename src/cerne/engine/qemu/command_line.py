@@ -30,8 +30,8 @@ from cerne.engine.base import (
     TapNic,
 )
 from cerne.engine.saved import MEMORY_FILE
-from cerne.engine.unplugging import device_name
 from cerne.units import MIB
+from cerne.vmm.slot_names import device_name
 
 AGENT_PORT_NAME = "org.cerne.agent"
 PID_FILE = "qemu.pid"

@@ -19,8 +19,9 @@ from cerne.engine.qemu.command_line import (
 from cerne.engine.qemu.disks import opened_disk
 from cerne.engine.qemu.saving import set_of
 from cerne.engine.qmp import QmpClient
-from cerne.engine.unplugging import ask_back, device_name, slots_among
+from cerne.engine.unplugging import ask_back, slots_among
 from cerne.errors import ConflictError, EngineError
+from cerne.vmm.slot_names import device_name
 
 # The place among its like, of which nothing in a slot is named.
 _ANY = 0

@@ -1,0 +1,25 @@
+"""What devices that come and go are called in QMP, on both engines: after their slots."""
+
+from __future__ import annotations
+
+from cerne.errors import NotFoundError
+
+_PREFIX = "hot"
+_LONGEST_NUMBER = 3
+
+
+def device_name(slot: int) -> str:
+    """What the device in a slot is called."""
+    return f"{_PREFIX}{slot}"
+
+
+def slot_of(name: str) -> int:
+    """The slot of the device of this name.
+
+    Raises:
+        NotFoundError: no device in a slot can be called so.
+    """
+    digits = name.removeprefix(_PREFIX)
+    if digits == name or not digits.isdecimal() or len(digits) > _LONGEST_NUMBER:
+        raise NotFoundError(f"there is no device {name}")
+    return int(digits)
