@@ -78,10 +78,10 @@ def root() -> None:
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Waits until something is so, half a minute at most."""
+    """Waits until something is so, two minutes at most."""
 
     def wait(so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while not so():
             assert time.monotonic() < deadline, "it never came to be so"
             time.sleep(0.05)

@@ -288,7 +288,7 @@ class _Legacy(_Files):
         if not os.access(own, os.W_OK):
             raise _refusal(
                 f"the control group {own} is not this user's to divide",
-                f"run Cerne as root, or as root: chown -R {os.geteuid()} {own}",
+                "run Cerne as root",
             )
         return str(own / name)
 
