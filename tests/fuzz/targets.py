@@ -31,6 +31,8 @@ from cerne.devices.power import Power
 from cerne.devices.rtc import Rtc
 from cerne.devices.serial import Serial
 from cerne.devices.state import SavedState
+from cerne.devices.vhost_user.front_end import FrontEnd
+from cerne.devices.vhost_user.messages import BackendError
 from cerne.devices.virtio.queue import Queue, QueueError
 from cerne.devices.virtio.rng import RngDevice
 from cerne.errors import DamagedError, GuestError, ImageError
@@ -196,6 +198,21 @@ def agent(data: bytes) -> None:
                     assert Entry.unpack(entry.pack()) == entry
 
 
+def backend(data: bytes) -> None:
+    """What a process that serves a device answers, before it goes."""
+    near, far = socket.socketpair()
+    with near, far, contextlib.suppress(BackendError):
+        far.sendall(data)
+        far.shutdown(socket.SHUT_WR)
+        front = FrontEnd(near)
+        assert len(front.config(60)) == 60
+        with contextlib.suppress(BackendError):
+            made = front.new_inflight(2, 16)
+            assert made is None, "no file was sent"
+        with contextlib.suppress(BackendError):
+            front.stop(0)
+
+
 def kernel(data: bytes) -> None:
     """A file that claims to be a kernel, and is loaded with an initrd."""
     with _file(data) as descriptor, contextlib.suppress(ImageError):
@@ -312,6 +329,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "pci": pci,
     "ports": ports,
     "agent": agent,
+    "backend": backend,
     "kernel": kernel,
     "qcow2": qcow2,
     "state": state,
