@@ -138,7 +138,7 @@ def test_a_native_machine_on_a_tap(
     features = _features(within)
     assert all(features[bit] == "1" for bit in _OFFLOADS)
     assert within.ok("exec", "m", "cat", "/sys/class/net/eth0/mtu") == "4000\n"
-    _exchange(within, namespace, 4 << 20)
+    _exchange(within, namespace, 1 << 20)
     assert "another machine's" in within.refused("fork", "m")
     namespace.ip("tuntap", "add", "dev", "tap1", "mode", "tap")
     namespace.ip("link", "set", "tap1", "up")
@@ -147,7 +147,7 @@ def test_a_native_machine_on_a_tap(
     assert within.ok("exec", "m", "ping", "-c", "1", HOST_ADDRESS)
     within.ok("suspend", "m")
     within.ok("wake", "m")
-    _exchange(within, namespace, 1 << 20)
+    _exchange(within, namespace, 1 << 18)
     # The child's cable leads to a network of its own, by the same addresses.
     namespace.ip("address", "del", f"{HOST_ADDRESS}/24", "dev", "tap0")
     namespace.ip("address", "add", f"{HOST_ADDRESS}/24", "dev", "tap1")
