@@ -24,6 +24,7 @@ IPXE = Path("/usr/lib/ipxe/ipxe.lkrn")
 SOURCES = {
     "balloon": ("start.S", "interrupts.c", "balloon.c"),
     "ipxe": (*_ONLY_PVH, f'-DKERNEL="{IPXE}"', "bios.S"),
+    "disk": ("start.S", "interrupts.c", "disk.c"),
     "machine": ("start.S", "interrupts.c", "machine.c"),
     "exerciser": ("start.S", "interrupts.c", "exerciser.c"),
     "pvh": (*_ONLY_PVH, "pvh.S"),

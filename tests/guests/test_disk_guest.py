@@ -1,0 +1,94 @@
+"""A guest of ours whose disk a storage daemon serves, which is killed under it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests.guests.conftest import Built
+
+from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan
+from cerne.engine.native import NativeEngine
+from cerne.engine.qmp import QmpClient
+from cerne.errors import InputError
+from cerne.host.process import ProcessIdentity
+from cerne.host.programs import find_program
+from cerne.units import MIB
+
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+@pytest.fixture
+def plan(home: Path, built: Built) -> LaunchPlan:
+    if find_program("qemu-storage-daemon") is None:
+        pytest.skip("qemu-storage-daemon is not installed")
+    disk = home / "disk"
+    disk.write_bytes(bytes(MIB))
+    boot = KernelBoot(built("disk"), None, "")
+    disks = (DiskPlan(disk, "raw", outside=True),)
+    for name in ("run", "logs"):
+        (home / name).mkdir()
+    return LaunchPlan("d", "d", 1, 16 * MIB, boot, disks, (), (), home / "run", home / "logs")
+
+
+@pytest.fixture
+def machine(plan: LaunchPlan, emulated: bool) -> Iterator[ProcessIdentity]:
+    process = NativeEngine(emulated).start(plan)
+    yield process
+    process.send(signal.SIGKILL)
+    process.wait(20)
+
+
+def _daemons(home: Path) -> list[int]:
+    """Storage daemons that have this machine's disk open."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            opened = {str(each.readlink()) for each in (entry / "fd").iterdir()}
+            daemon = (entry / "comm").read_text().startswith("qemu-storage")
+            if daemon and str(home / "disk") in opened:
+                found.append(int(entry.name))
+    return found
+
+
+def _wait_for(plan: LaunchPlan, words: bytes, count: int = 1) -> bytes:
+    deadline = time.monotonic() + 120
+    while (said := plan.console_log.read_bytes()).count(words) < count:
+        assert time.monotonic() < deadline, (said, plan.engine_log.read_text())
+        time.sleep(0.01)
+    return said
+
+
+def test_a_guest_goes_on_when_its_storage_daemon_is_killed(
+    home: Path, plan: LaunchPlan, machine: ProcessIdentity, eventually: Eventually
+) -> None:
+    for dots in (5, 20):
+        _wait_for(plan, b".", dots)
+        for daemon in _daemons(home):
+            os.kill(daemon, signal.SIGKILL)
+    assert b"WRONG" not in _wait_for(plan, b"done")
+    log = plan.engine_log.read_text()
+    assert log.count("is there again") == 2
+    for sector in range(1, 61):
+        first = (home / "disk").read_bytes()[sector * 512 :][:8]
+        assert int.from_bytes(first, "little") == sector << 32
+    with pytest.raises(InputError, match="cannot be saved or forked"):
+        NativeEngine(emulated=False).fork(plan, (), [])
+    with QmpClient(plan.qmp_socket) as client:
+        client.quit()
+    assert machine.wait(30)
+    eventually(lambda: _daemons(home) == [])
+
+
+def test_a_storage_daemon_goes_with_a_machine_that_was_killed(
+    home: Path, plan: LaunchPlan, machine: ProcessIdentity, eventually: Eventually
+) -> None:
+    _wait_for(plan, b".")
+    assert len(_daemons(home)) == 1
+    machine.send(signal.SIGKILL)
+    eventually(lambda: _daemons(home) == [])
