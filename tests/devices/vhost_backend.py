@@ -76,11 +76,16 @@ class VhostBackend:
     """The messages that came."""
     inflight: bytes = b""
     """The notes that it was given, when it was given any."""
+    connection: socket.socket | None = None
+    """One that a front end has made; otherwise `connect` gives its end of a new one."""
     taken: int = 0
     """How many kicks it has had."""
 
     def __post_init__(self) -> None:
-        self.link, self._connection = socket.socketpair()
+        if self.connection is None:
+            self.link, self._connection = socket.socketpair()
+        else:
+            self._connection = self.connection
         self._memory: GuestMemory | None = None
         self._driver_features = 0
         self._rings = [_Ring() for _ in range(8)]

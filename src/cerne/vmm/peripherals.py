@@ -219,7 +219,12 @@ class Peripherals:
                 lambda link: VhostUserBlock(link, self._disk_queues, FIRST_PATIENCE),
             )
             return
-        device = BlockDevice(_open_disk(disk), serial=disk.serial, read_only=disk.read_only)
+        device = BlockDevice(
+            _open_disk(disk),
+            serial=disk.serial,
+            read_only=disk.read_only,
+            queues=self._disk_queues,
+        )
         entry = (disk.slot, device)
 
         def gone() -> None:

@@ -148,7 +148,8 @@ class VhostUserDevice(VirtioDevice):
 
     def reset(self) -> None:
         """Take all queues back."""
-        self._ask(self._end)
+        if self.active:
+            self._ask(self._end)
         self._forget_notes()
         super().reset()
 
