@@ -17,7 +17,7 @@ from cerne.engine.opened import Opened
 from cerne.units import MIB
 from cerne.vmm.config import BootConfig, DiskConfig, FileConfig, NicConfig, VmmConfig, VsockConfig
 
-_PATIENCE = 120
+_PATIENCE = 240
 """Seconds until a guest that has not come to an end is given up."""
 
 
