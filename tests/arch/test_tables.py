@@ -54,7 +54,7 @@ def test_acpicas_compiler_reads_every_table(tmp_path: Path, signature: str) -> N
             [iasl, "-ve", path.with_suffix(".dsl")], capture_output=True, text=True, check=False
         )
         assert again.returncode == 0, again.stdout + again.stderr
-        assert all(name in text for name in ("PNP0A08", "PNP0C0C", "ACPI0013", "_S5"))
+        assert all(name in text for name in ("PNP0A08", "PNP0C0C", "ACPI0013", "_S5", "_EJ0"))
 
 
 def test_more_processors_than_the_tables_hold_are_refused() -> None:
