@@ -20,9 +20,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import KILL_INIT, Cerne
+from tests.e2e.conftest import KILL_INIT, Cerne, available
 
 from cerne.host.programs import find_program, install_command
+from cerne.units import MIB
 
 _LINUX = ("--engine", "native", "--memory", "128M")
 _WHO = ("sh", "-c", "hostname; cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | od -tx1")
@@ -214,6 +215,24 @@ def test_it_goes_back_and_is_put_to_sleep(native: Cerne) -> None:
     native.ok("wake", "n")
     assert native.ok("exec", "n", "cat", "/tmp/f") == "kept\n"
     native.ok("snapshot", "rm", "then")
+
+
+def test_a_balloon_grows_is_forked_and_shrinks(
+    native: Cerne, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    def guest_memory(name: str = "n") -> int:
+        (found,) = json.loads(native.ok("stats", "--json", name))
+        return int(found["guest_memory_bytes"])
+
+    free = available(native, "n")
+    native.ok("set", "n", "--balloon", "112M")
+    eventually(lambda: guest_memory() == 112 * MIB)
+    assert available(native, "n") < free - 12 * MIB
+    native.ok("fork", "n", "--name", "child")
+    assert guest_memory("child") == 112 * MIB
+    native.ok("set", "n", "--balloon", "128M")
+    eventually(lambda: guest_memory() == 128 * MIB)
+    assert available(native, "n") > free - 4 * MIB
 
 
 @pytest.mark.slow
