@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,19 @@ def test_a_guest_goes_on_when_its_storage_daemon_is_killed(
         client.quit()
     assert machine.wait(30)
     eventually(lambda: _daemons(home) == [])
+
+
+def test_a_guest_that_only_looks_at_its_ring_sees_no_index_that_is_none(
+    plan: LaunchPlan, emulated: bool
+) -> None:
+    """As long as its disk is our own: an index is written in one piece."""
+    served_here = replace(plan, disks=(replace(plan.disks[0], outside=False),))
+    process = NativeEngine(emulated).start(served_here)
+    try:
+        assert b"WRONG" not in _wait_for(served_here, b"done")
+    finally:
+        process.send(signal.SIGKILL)
+        process.wait(20)
 
 
 def test_a_storage_daemon_goes_with_a_machine_that_was_killed(

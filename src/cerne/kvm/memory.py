@@ -36,8 +36,9 @@ HUGE_PAGE_SIZE = 2 << 20
 _MAP_NORESERVE = 0x4000
 _FIXED_SIZE = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
-# In native mode the interpreter moves a number in one piece, so that an aligned index that a
-# guest's other CPU writes is never seen half-written; x86-64 is little-endian.
+# In native mode the interpreter reads a number in one piece, so that an aligned index that a
+# guest's other CPU writes is never seen half-written; x86-64 is little-endian. It does not write
+# one so: where it packs a number it writes zeros first, which a guest could see.
 _U16 = struct.Struct("@H")
 _U32 = struct.Struct("@I")
 _U64 = struct.Struct("@Q")
@@ -217,17 +218,17 @@ class GuestMemory:
     def write_u16(self, address: int, value: int) -> None:
         """Write a 16-bit number; raises GuestMemoryError outside memory."""
         region, offset = self._locate(address, 2)
-        _U16.pack_into(region.view, offset, value)
+        region.view[offset : offset + 2] = value.to_bytes(2, "little")
 
     def write_u32(self, address: int, value: int) -> None:
         """Write a 32-bit number; raises GuestMemoryError outside memory."""
         region, offset = self._locate(address, 4)
-        _U32.pack_into(region.view, offset, value)
+        region.view[offset : offset + 4] = value.to_bytes(4, "little")
 
     def write_u64(self, address: int, value: int) -> None:
         """Write a 64-bit number; raises GuestMemoryError outside memory."""
         region, offset = self._locate(address, 8)
-        _U64.pack_into(region.view, offset, value)
+        region.view[offset : offset + 8] = value.to_bytes(8, "little")
 
     def require(self, address: int, length: int) -> None:
         """See that a range is memory, of however many regions that follow one another.

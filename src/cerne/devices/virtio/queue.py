@@ -29,7 +29,7 @@ _NO_NOTIFY = 1
 _LARGEST_CHAIN = 1 << 32
 _LARGEST_ADDRESS = (1 << 64) - 1
 
-# Native order and alignment, for which the interpreter moves an aligned number in one piece.
+# Native order and alignment, for which the interpreter reads an aligned number in one piece.
 _DESCRIPTOR = struct.Struct("@QIHH")
 _USED_ELEMENT = struct.Struct("@II")
 _U16 = struct.Struct("@H")
@@ -71,6 +71,9 @@ class _Rings:
     descriptors: memoryview
     driver: memoryview
     device: memoryview
+    device_words: memoryview
+    """The same as 16-bit numbers, which are written in one piece: struct writes zeros before, and a
+    driver that looks just then would take an index of 0 for one that has moved."""
 
 
 class Queue:
@@ -191,7 +194,7 @@ class Queue:
             slot = _USED_RING + 8 * (self._next_used % self.size)
             _USED_ELEMENT.pack_into(rings.device, slot, head, written)
             self._next_used = (self._next_used + 1) & 0xFFFF
-        _U16.pack_into(rings.device, 2, self._next_used)
+        rings.device_words[1] = self._next_used
 
     def should_notify(self) -> bool:
         """Whether the driver wants an interrupt for what was pushed since the last question."""
@@ -210,7 +213,7 @@ class Queue:
     def disable_notification(self) -> None:
         """Ask the driver not to kick while the queue is being looked at anyway."""
         if not self.event_index:
-            _U16.pack_into(self._in_use().device, 0, _NO_NOTIFY)
+            self._in_use().device_words[0] = _NO_NOTIFY
 
     def enable_notification(self) -> bool:
         """Ask the driver to kick for the next chain it offers.
@@ -219,9 +222,9 @@ class Queue:
         """
         rings = self._in_use()
         if self.event_index:
-            _U16.pack_into(rings.device, _USED_RING + 8 * self.size, self._next_available)
+            rings.device_words[(_USED_RING + 8 * self.size) // 2] = self._next_available
         else:
-            _U16.pack_into(rings.device, 0, 0)
+            rings.device_words[0] = 0
         self._order_writes_before_reads()
         return self._available(rings) > 0
 
@@ -277,10 +280,12 @@ class Queue:
     def _find_rings(self) -> _Rings:
         if not 0 < self.size <= self.maximum or self.size & (self.size - 1):
             raise QueueError(f"a queue of {self.size} entries, of {self.maximum} at the most")
+        device = self._ring("used ring", self.device, 6 + 8 * self.size, 4)
         return _Rings(
             descriptors=self._ring("descriptor table", self.descriptors, 16 * self.size, 16),
             driver=self._ring("available ring", self.driver, 6 + 2 * self.size, 2),
-            device=self._ring("used ring", self.device, 6 + 8 * self.size, 4),
+            device=device,
+            device_words=device.cast("H"),
         )
 
     def _ring(self, what: str, address: int, length: int, alignment: int) -> memoryview:
