@@ -52,7 +52,7 @@ from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
 from cerne.kvm.hints import missing_hint, permission_hint
-from cerne.network.passt import passt_command
+from cerne.network.passt import has_way_out, passt_command
 from cerne.network.ports import require_free
 from cerne.network.tap import mtu_of, require_tap
 from cerne.storage.locking import require_unlocked
@@ -124,6 +124,11 @@ class NativeEngine:
             _require_own_memory(plan)
         if any(isinstance(nic, UserNic) for nic in plan.nics):
             require_program("passt")
+            if not has_way_out():
+                raise HostError(
+                    "passt gives a guest no network on a host that has no default route",
+                    hint="use --engine qemu, or --network none",
+                )
         for nic in plan.taps:
             require_tap(nic.interface)
         require_free(plan.forwards)

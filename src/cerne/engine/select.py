@@ -15,8 +15,9 @@ from cerne.engine.qemu.command_line import Accelerator
 from cerne.errors import InputError
 from cerne.host.probe import cached_guest_speed
 from cerne.host.programs import find_program
+from cerne.network.passt import has_way_out
 
-# Without it a native machine has no user-mode network.
+# Without it, and a way out, a native machine has no user-mode network.
 _PASST = "passt"
 
 
@@ -34,7 +35,7 @@ def choose_engine(requested: str, speed_cache: Path) -> Engine:
         )
     speed = cached_guest_speed(speed_cache)
     fast = speed is not None and speed.ring0_native
-    quicker = "native" if fast and find_program(_PASST) else "qemu"
+    quicker = "native" if fast and find_program(_PASST) and has_way_out() else "qemu"
     if (quicker if requested == "auto" else requested) == "qemu":
         return QemuEngine(Accelerator.KVM if fast else Accelerator.TCG)
     from cerne.engine.native import NativeEngine

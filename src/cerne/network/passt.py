@@ -13,6 +13,17 @@ from cerne.network.ports import Protocols, PublishedPort
 from cerne.network.user import ADDRESS, GATEWAY, NAME_SERVER
 
 _NETMASK_BITS = "24"
+_ROUTES = Path("/proc/net/route")
+_DEFAULT_ROUTE = "00000000"
+
+
+def has_way_out(routes: Path = _ROUTES) -> bool:
+    """Whether this host has a default route by IPv4, without which passt does not start."""
+    try:
+        lines = routes.read_text().splitlines()[1:]
+    except OSError:
+        return False
+    return any(line.split()[1:2] == [_DEFAULT_ROUTE] for line in lines)
 
 
 def passt_command(binary: Path, link: int, ports: Iterable[PublishedPort]) -> list[str]:
