@@ -43,7 +43,10 @@ class Peripherals:
         self._pci = PciHost(board, loop)
         self._agent = self._plug_agent(config.agents)
         self._pci.add(RngDevice())
-        self._pci.add_function(PanicNotifier(board.wishes.panicked, board.wishes.crash_loaded))
+        wishes = board.wishes
+        self._pci.add_function(
+            PanicNotifier(wishes.panicked, wishes.crash_loaded, wishes.power_off)
+        )
         self.balloon = Balloon(loop, board.memory, emit)
         self._pci.add(self.balloon.device)
         self._set_balloon()

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
@@ -35,6 +36,7 @@ enum {
 	SHUTDOWN_REBOOT = 2,
 	MAX_ENTROPY = 512,
 	MAX_MOUNTS = 64,
+	PVPANIC_SHUTDOWN = 4,
 	TERM_WAIT = 3000, /* ms that processes have to end by themselves */
 	LOOK_AGAIN = 20,  /* ms */
 };
@@ -371,6 +373,57 @@ static bool init_is_simple(void)
 	       strcmp(name, "init") == 0 || strcmp(name, "sh") == 0 || strcmp(name, "dash") == 0;
 }
 
+static unsigned long long device_number(const char *device, const char *name)
+{
+	char path[PATH_MAX], line[64];
+
+	snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/%s", device, name);
+	read_line(path, line, sizeof line);
+	return strtoull(line, NULL, 16);
+}
+
+/* The register of a PCI device whose first range of memory holds nothing else; NULL without one. */
+static volatile uint8_t *map_register(const char *device)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+	/* The line begins with where the range does, which is mapped from its page's beginning on. */
+	size_t offset = device_number(device, "resource") & (page - 1);
+	char path[PATH_MAX];
+	uint8_t *mapped;
+	int fd;
+
+	snprintf(path, sizeof path, "/sys/bus/pci/devices/%s/resource0", device);
+	fd = open(path, O_RDWR | O_SYNC | O_CLOEXEC);
+	if (fd < 0)
+		return NULL;
+	mapped = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	close(fd);
+	return mapped == MAP_FAILED ? NULL : mapped + offset;
+}
+
+/*
+ * Tells the host that we have shut down, by the panic notifier (QEMU's docs/specs/pvpanic.rst), where
+ * there is one that listens for this; the machine ends with that.
+ */
+static void tell_shutdown(void)
+{
+	DIR *devices = opendir("/sys/bus/pci/devices");
+	struct dirent *entry;
+
+	while (devices && (entry = readdir(devices))) {
+		volatile uint8_t *events;
+
+		if (device_number(entry->d_name, "vendor") != 0x1b36 ||
+		    device_number(entry->d_name, "device") != 0x0011)
+			continue;
+		events = map_register(entry->d_name);
+		if (events && *events & PVPANIC_SHUTDOWN)
+			*events = PVPANIC_SHUTDOWN;
+	}
+	if (devices)
+		closedir(devices);
+}
+
 void system_shut_down(bool again)
 {
 	if (access("/run/systemd/system", F_OK) == 0) {
@@ -385,8 +438,13 @@ void system_shut_down(bool again)
 	end_all_processes();
 	sync();
 	mount(NULL, "/", NULL, MS_REMOUNT | MS_RDONLY, NULL);
-	/* Without ACPI a machine has no switch, and would halt for ever: a reset ends it, too. */
-	reboot(again || access("/sys/firmware/acpi", F_OK) < 0 ? RB_AUTOBOOT : RB_POWER_OFF);
+	if (again || access("/sys/firmware/acpi", F_OK) == 0) {
+		reboot(again ? RB_AUTOBOOT : RB_POWER_OFF);
+		return;
+	}
+	/* Without ACPI a machine has no switch, and would halt for ever: some end by a reset, too. */
+	tell_shutdown();
+	reboot(RB_AUTOBOOT);
 }
 
 static void take_shutdown(struct wire *wire, const struct frame *frame)
