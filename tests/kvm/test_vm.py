@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,11 +191,11 @@ def test_a_saved_machine_goes_on_in_another(
 )
 def test_damaged_state_is_refused(kvm: Kvm, counting: Vcpu, group: str) -> None:
     saved = save_vcpu(counting, kvm.get_msr_index_list())
-    damaged: VcpuState = replace(saved, **{group: getattr(saved, group)[:-1]})
+    damaged: VcpuState = saved._replace(**{group: getattr(saved, group)[:-1]})
     with pytest.raises(DamagedError):
         restore_vcpu(counting, damaged)
     with pytest.raises(DamagedError):
-        restore_vcpu(counting, replace(saved, mp_state=99))
+        restore_vcpu(counting, saved._replace(mp_state=99))
 
 
 def test_a_forked_child_goes_on_in_a_machine_of_its_own(

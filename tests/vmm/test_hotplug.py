@@ -7,7 +7,6 @@ import gc
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tests.guests.harness import Running, running
 
 from cerne.arch.x86 import layout
 from cerne.devices.pci.function import COMMAND, COMMAND_MEMORY
+from cerne.devices.state import plain
 from cerne.devices.virtio.transport import BAR_SIZE, TABLE
 from cerne.engine.opened import Opened
 from cerne.engine.qmp import QmpClient
@@ -49,7 +49,7 @@ def _plug_disk(client: QmpClient, path: Path, slot: int) -> None:
         disk = DiskConfig(
             (FileConfig(opened.existing(path, writable=True), "raw"),), "s", slot=slot
         )
-        client.execute("cerne-plug-disk", asdict(disk), descriptors=opened.descriptors)
+        client.execute("cerne-plug-disk", plain(disk), descriptors=opened.descriptors)
 
 
 def _devices(client: QmpClient) -> object:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import threading
 from bisect import bisect_right
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class BusDevice(Protocol):
@@ -26,8 +25,7 @@ class OverlapError(Exception):
     """Two ranges of a bus would overlap; the message names both."""
 
 
-@dataclass(frozen=True, slots=True)
-class BusRange:
+class BusRange(NamedTuple):
     """Where a device answers."""
 
     base: int

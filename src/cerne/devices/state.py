@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from cerne.errors import DamagedError
 
@@ -16,6 +16,23 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 PlainState = dict[str, object]
 """Saved state: JSON types alone."""
+
+
+class Record(Protocol):
+    """A named tuple."""
+
+    def _asdict(self) -> Mapping[str, object]: ...
+
+
+def plain(record: Record) -> PlainState:
+    """A named tuple as it is saved: the fields of it, and of those in it."""
+    return {name: _plain(value) for name, value in record._asdict().items()}
+
+
+def _plain(value: object) -> object:
+    if not isinstance(value, tuple):
+        return value
+    return plain(value) if hasattr(value, "_asdict") else [_plain(each) for each in value]
 
 
 class SavedState:

@@ -8,11 +8,11 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.devices.state import SavedState
+from cerne.devices.state import SavedState, plain
 from cerne.engine.backends import (
     disk_backend,
     is_served_outside,
@@ -153,7 +153,7 @@ class NativeEngine:
 
     def _spawn(self, plan: LaunchPlan) -> int:
         with Opened() as opened:
-            config = replace(self._config(plan, opened), saved=_saved(plan, opened))
+            config = self._config(plan, opened)._replace(saved=_saved(plan, opened))
             path = plan.runtime / CONFIG_FILE
             config.write(path)
             return spawn([*VMM, str(path)], plan.engine_log, opened.descriptors)
@@ -161,7 +161,7 @@ class NativeEngine:
     def _fork_off(self, nursery: Nursery, plan: LaunchPlan) -> int:
         plan.engine_log.unlink(missing_ok=True)
         with Opened(sent=True) as opened:
-            config = replace(self._child(plan, opened), saved=_saved(plan, opened))
+            config = self._child(plan, opened)._replace(saved=_saved(plan, opened))
             return nursery.start(config, opened.descriptors)
 
     def fingerprint(self) -> str:
@@ -180,7 +180,7 @@ class NativeEngine:
                     "state": opened.new(directory / STATE_FILE),
                     "memory": opened.new(directory / MEMORY_FILE),
                     "report": opened.take(writing),
-                    "disks": [asdict(_disk(disk, opened)) for disk in disks if resume],
+                    "disks": [plain(_disk(disk, opened)) for disk in disks if resume],
                     "resume": resume,
                 }
                 _execute(plan, "cerne-save", arguments, opened)
@@ -227,7 +227,7 @@ class NativeEngine:
             else:
                 command, config = "cerne-plug-nic", _nic(plan, device, opened)
             with _client(plan) as qmp:
-                qmp.execute(command, asdict(config), descriptors=opened.descriptors)
+                qmp.execute(command, plain(config), descriptors=opened.descriptors)
 
     def unplug(self, plan: LaunchPlan, slot: int, timeout: float, *, force: bool) -> None:
         """Take a device out of a running machine (see `Engine.unplug`)."""
@@ -269,7 +269,7 @@ class NativeEngine:
             configs = [self._child(child, opened) for child in children]
             arguments: dict[str, object] = {
                 "children": [config.to_json() for config in configs],
-                "disks": [asdict(_disk(disk, opened)) for disk in disks],
+                "disks": [plain(_disk(disk, opened)) for disk in disks],
             }
             answer = _execute(plan, "cerne-fork", arguments, opened)
         return answer.integers("pids", 1 << 22)
@@ -299,7 +299,7 @@ class NativeEngine:
 
     def _child(self, plan: LaunchPlan, opened: Opened) -> VmmConfig:
         """The configuration of a forked process, whose log is not what it is born with."""
-        return replace(self._config(plan, opened), engine_log=opened.log(plan.engine_log))
+        return self._config(plan, opened)._replace(engine_log=opened.log(plan.engine_log))
 
 
 def _saved(plan: LaunchPlan, opened: Opened) -> SavedConfig | None:

@@ -9,7 +9,6 @@ entries. What each ioctl does: Documentation/virt/kvm/api.rst.
 
 import ctypes
 from ctypes import Structure, Union
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from typing import Annotated, Generic, Self, TypeVar
 
@@ -1022,15 +1021,17 @@ _Head = TypeVar("_Head", bound=Structure)
 _Entry = TypeVar("_Entry", kvm_msr_entry, kvm_cpuid_entry2, kvm_irq_routing_entry, ctypes.c_uint32)
 
 
-@dataclass(frozen=True, slots=True)
 class Flexible(Generic[_Head, _Entry]):
     """A structure and the flexible array that follows it, in one buffer."""
 
-    buffer: bytearray
-    head: _Head
-    """The structure's own fields; looks into the buffer."""
-    entries: "ctypes.Array[_Entry]"
-    """The array after it; looks into the buffer."""
+    __slots__ = ("buffer", "entries", "head")
+
+    def __init__(self, buffer: bytearray, head: _Head, entries: "ctypes.Array[_Entry]") -> None:
+        self.buffer = buffer
+        self.head = head
+        """The structure's own fields; looks into the buffer."""
+        self.entries: ctypes.Array[_Entry] = entries
+        """The array after it; looks into the buffer."""
 
     @classmethod
     def of(cls, head: type[_Head], entry: type[_Entry], count: int) -> Self:

@@ -15,10 +15,9 @@ import mmap
 import os
 import struct
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum
 from types import TracebackType
-from typing import NewType, Self
+from typing import NamedTuple, NewType, Self
 
 from cerne.errors import GuestError, HostError, InputError
 from cerne.kvm._address import address_of
@@ -61,8 +60,7 @@ class Backing(Enum):
     """A file under it is read and never written; copy-on-write."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryRegion:
+class MemoryRegion(NamedTuple):
     """One contiguous piece of guest memory."""
 
     start: GuestAddress

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import Structure, sizeof
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cerne.errors import DamagedError
 from cerne.kvm import abi
@@ -20,8 +19,7 @@ from cerne.kvm.vm import Vm
 _State = TypeVar("_State", bound=Structure)
 
 
-@dataclass(frozen=True, slots=True)
-class VcpuState:
+class VcpuState(NamedTuple):
     """A vCPU's state; each group of bytes is the kernel's structure of that name."""
 
     cpuid: bytes
@@ -38,8 +36,7 @@ class VcpuState:
     tsc_khz: int
 
 
-@dataclass(frozen=True, slots=True)
-class VmState:
+class VmState(NamedTuple):
     """A VM's interrupt controllers, timer and clock."""
 
     irqchips: tuple[bytes, ...]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import c_uint64, sizeof
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cerne.kvm import abi
 from cerne.kvm._address import address_of
@@ -29,8 +29,7 @@ from cerne.kvm.stats import Statistics, read_stats
 from cerne.kvm.vcpu import Vcpu
 
 
-@dataclass(frozen=True, slots=True)
-class IrqchipRoute:
+class IrqchipRoute(NamedTuple):
     """A GSI that leads to a pin of an interrupt controller in the kernel."""
 
     gsi: int
@@ -38,8 +37,7 @@ class IrqchipRoute:
     pin: int
 
 
-@dataclass(frozen=True, slots=True)
-class MsiRoute:
+class MsiRoute(NamedTuple):
     """A GSI that becomes a message-signalled interrupt."""
 
     gsi: int

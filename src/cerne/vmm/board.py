@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 from cerne.arch.x86 import layout
 from cerne.arch.x86.acpi.tables import write_tables
@@ -46,8 +45,7 @@ _MISC_ENABLE, _FAST_STRINGS = 0x1A0, 1
 _SIGNATURE = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
+class Wishes(NamedTuple):
     """Whom the board tells what the guest asks for."""
 
     power_off: Callable[[], None]

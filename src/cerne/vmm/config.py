@@ -10,12 +10,11 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from cerne.arch.x86 import layout
-from cerne.devices.state import PlainState, SavedState
+from cerne.devices.state import PlainState, SavedState, plain
 from cerne.errors import DamagedError
 
 if TYPE_CHECKING:
@@ -32,8 +31,7 @@ Descriptors = Callable[[int], int]
 """The descriptor that a number in the configuration stands for."""
 
 
-@dataclass(frozen=True, slots=True)
-class BootConfig:
+class BootConfig(NamedTuple):
     """A kernel to boot."""
 
     kernel: int
@@ -41,24 +39,21 @@ class BootConfig:
     command_line: str
 
 
-@dataclass(frozen=True, slots=True)
-class SavedConfig:
+class SavedConfig(NamedTuple):
     """A machine to go on with, as `cerne.vmm.snapshot` wrote it."""
 
     state: int
     memory: int
 
 
-@dataclass(frozen=True, slots=True)
-class FileConfig:
+class FileConfig(NamedTuple):
     """One file of a disk."""
 
     descriptor: int
     format: str
 
 
-@dataclass(frozen=True, slots=True)
-class BackendConfig:
+class BackendConfig(NamedTuple):
     """A process that serves a device by vhost-user."""
 
     link: int
@@ -69,8 +64,7 @@ class BackendConfig:
     """A socket to whoever ends it: it is written at an orderly end, and closed at any."""
 
 
-@dataclass(frozen=True, slots=True)
-class DiskConfig:
+class DiskConfig(NamedTuple):
     """One disk: its file and the backing files under it, the top first; or a backend's."""
 
     files: tuple[FileConfig, ...]
@@ -81,8 +75,7 @@ class DiskConfig:
     backend: BackendConfig | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ShareConfig:
+class ShareConfig(NamedTuple):
     """A directory of the host, which a backend serves."""
 
     tag: str
@@ -98,8 +91,7 @@ class LinkKind(StrEnum):
     """A tap, with virtio_net_hdr of 12 bytes before its frames."""
 
 
-@dataclass(frozen=True, slots=True)
-class NicConfig:
+class NicConfig(NamedTuple):
     """One network card, and the host's end of its cable."""
 
     mac: str
@@ -113,8 +105,7 @@ class NicConfig:
     """As a disk's."""
 
 
-@dataclass(frozen=True, slots=True)
-class VsockConfig:
+class VsockConfig(NamedTuple):
     """The sockets between a guest and its host (`cerne.vmm.vsock`)."""
 
     listener: int
@@ -122,16 +113,14 @@ class VsockConfig:
     """The directory, to look up names in it."""
 
 
-@dataclass(frozen=True, slots=True)
-class BackendNicConfig:
+class BackendNicConfig(NamedTuple):
     """One network card that a backend serves."""
 
     mac: str
     backend: BackendConfig
 
 
-@dataclass(frozen=True, slots=True)
-class VmmConfig:
+class VmmConfig(NamedTuple):
     """One machine, with every file that its process may touch."""
 
     name: str
@@ -195,7 +184,7 @@ class VmmConfig:
 
     def to_json(self) -> PlainState:
         """As plain JSON."""
-        return asdict(self)
+        return plain(self)
 
     def write(self, path: Path) -> None:
         """Write it for a process to read."""

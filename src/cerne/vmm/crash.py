@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cerne.errors import KvmError
 from cerne.kvm.abi import ExitReason, InternalError, kvm_regs, kvm_segment, kvm_sregs
@@ -68,8 +68,7 @@ _ENTRIES = {
 _INVALID = ((1 << 64) - 1, (1 << 32) - 1)
 
 
-@dataclass(frozen=True, slots=True)
-class Crash:
+class Crash(NamedTuple):
     """Why a vCPU can go no further."""
 
     reason: str

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 PANICKED = "the guest's kernel panicked"
 """The reason where the guest's kernel said so itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """The end of one machine."""
 
     orderly: bool

@@ -14,7 +14,6 @@ import os
 import select
 import signal
 import time
-from dataclasses import replace
 from typing import IO, TYPE_CHECKING, NoReturn
 
 from cerne import faults
@@ -151,7 +150,7 @@ def with_log_of_its_own(config: VmmConfig) -> VmmConfig:
     for standard in (1, 2):
         os.dup2(config.engine_log, standard)
     os.close(config.engine_log)
-    return replace(config, engine_log=None)
+    return config._replace(engine_log=None)
 
 
 def _write(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cerne.arch.x86 import layout
 from cerne.devices.bus import OverlapError
@@ -40,8 +40,7 @@ class _Window:
         self._function.write_bar(self._bar, offset, size, value)
 
 
-@dataclass(frozen=True, slots=True)
-class _Wiring:
+class _Wiring(NamedTuple):
     """What a function has of the host."""
 
     vectors: MessageVectors
@@ -174,7 +173,7 @@ class PciHost:
 def _place(function: PciFunction, slot: int) -> None:
     """Give a function's memory its place, as firmware would."""
     for bar in function.bars:
-        function.place(bar.index, layout.PCI_WINDOW_START + slot * BAR_SIZE)
+        function.place(bar.number, layout.PCI_WINDOW_START + slot * BAR_SIZE)
 
 
 def _function_state(function: PciFunction) -> PlainState:

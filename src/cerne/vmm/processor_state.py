@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import DamagedError
 from cerne.kvm.abi import Irqchip
@@ -16,7 +14,7 @@ _LARGEST_MSR = (1 << 32) - 1
 
 def plain_vcpu(state: VcpuState) -> PlainState:
     """A vCPU's state as JSON."""
-    values = asdict(state)
+    values = state._asdict()
     msrs = {f"{index:x}": value for index, value in state.msrs.items()}
     return {name: _plain(value) for name, value in values.items()} | {"msrs": msrs}
 

@@ -12,8 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cerne.devices.state import SavedState
 from cerne.errors import CerneError, DamagedError, NotFoundError
@@ -38,8 +37,7 @@ _DESCRIPTORS_AT_ONCE = 253
 _Taken = TypeVar("_Taken")
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A command's arguments, and the descriptors sent with it, which are closed after it."""
 
     arguments: SavedState

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cerne.devices.bus import Bus
 from cerne.errors import KvmError
@@ -30,8 +30,7 @@ from cerne.vmm.emulation_assist import HINT, EmulationAssist
 _JOIN_TIMEOUT = 5.0
 
 
-@dataclass(frozen=True, slots=True)
-class Buses:
+class Buses(NamedTuple):
     """The two address spaces in which a guest meets devices."""
 
     ports: Bus

@@ -7,8 +7,8 @@ xen/include/public/arch-x86/hvm/start_info.h of Xen.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from cerne.arch.x86 import layout
 from cerne.errors import InputError
@@ -27,8 +27,7 @@ class MemoryKind(IntEnum):
     RESERVED = 2
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryMapEntry:
+class MemoryMapEntry(NamedTuple):
     """One line of the E820 map."""
 
     address: int
@@ -36,8 +35,7 @@ class MemoryMapEntry:
     kind: MemoryKind
 
 
-@dataclass(frozen=True, slots=True)
-class Initrd:
+class Initrd(NamedTuple):
     """Where an initial RAM disk was loaded."""
 
     address: GuestAddress

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from cerne.arch.x86 import layout
 from cerne.arch.x86.bootparams import SETUP_HEADER, SETUP_HEADER_END, Initrd, made_setup_header
@@ -41,8 +41,7 @@ class Protocol(Enum):
     """In 32-bit protected mode without paging, EBX at the start info."""
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedKernel:
+class LoadedKernel(NamedTuple):
     """A kernel that lies in guest memory, ready to be entered."""
 
     protocol: Protocol

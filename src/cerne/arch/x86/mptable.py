@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cerne.arch.x86 import layout
 from cerne.kvm.memory import GuestAddress, GuestMemory
@@ -18,8 +18,7 @@ _ISA_BUS, _PCI_BUS = 1, 0
 _EDGE_HIGH, _LEVEL_LOW = 0, 0xF
 
 
-@dataclass(frozen=True, slots=True)
-class PciPin:
+class PciPin(NamedTuple):
     """How a pin of a PCI device reaches the I/O APIC."""
 
     device: int

@@ -18,8 +18,8 @@ import zlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import Enum
+from typing import NamedTuple
 
 from cerne.devices.block._fallocate import KEEP_SIZE, PUNCH_HOLE, fallocate
 from cerne.devices.block.disk import Disk
@@ -63,8 +63,7 @@ class Kind(Enum):
     COMPRESSED = "compressed"
 
 
-@dataclass(frozen=True, slots=True)
-class _Run:
+class _Run(NamedTuple):
     """Neighbouring bytes of the disk that are found the same way."""
 
     kind: Kind

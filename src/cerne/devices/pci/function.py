@@ -6,8 +6,7 @@ it a guest may write is a mask, and everything else keeps its value.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cerne.devices.state import PlainState, SavedState
 
@@ -31,8 +30,7 @@ _BAR_PREFETCHABLE = 1 << 3
 _BAR_FLAGS = 0xF
 
 
-@dataclass(frozen=True, slots=True)
-class PciIdentity:
+class PciIdentity(NamedTuple):
     """What a function says it is."""
 
     vendor: int
@@ -44,11 +42,10 @@ class PciIdentity:
     subsystem: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
+class Bar(NamedTuple):
     """A memory range that the function asks to be placed somewhere."""
 
-    index: int
+    number: int
     size: int
     """Bytes; a power of two, at least 16."""
     wide: bool = False
@@ -138,17 +135,17 @@ class PciFunction:
 
     def add_bar(self, bar: Bar) -> None:
         """Ask for memory; once for each index."""
-        taken = {bar.index, bar.index + 1} if bar.wide else {bar.index}
+        taken = {bar.number, bar.number + 1} if bar.wide else {bar.number}
         used = {
             index + extra for index, each in self._bars.items() for extra in range(each.wide + 1)
         }
         if taken & used or max(taken) >= BAR_COUNT or bar.size < 16 or bar.size & (bar.size - 1):
             raise ValueError(f"a function cannot have {bar} beside {self.bars}")
-        self._bars[bar.index] = bar
+        self._bars[bar.number] = bar
         flags = (_BAR_64_BIT if bar.wide else 0) | (_BAR_PREFETCHABLE if bar.prefetchable else 0)
         width = 8 if bar.wide else 4
-        self._put(_BARS + 4 * bar.index, width, flags)
-        self._allow(_BARS + 4 * bar.index, width, -bar.size)
+        self._put(_BARS + 4 * bar.number, width, flags)
+        self._allow(_BARS + 4 * bar.number, width, -bar.size)
 
     def add_capability(self, identifier: int, body: bytes, writable: bytes = b"") -> int:
         """Append a capability; returns its offset. `writable` masks the body's bytes."""
@@ -207,19 +204,19 @@ class PciFunction:
             return
         decoding = bool(self.command & COMMAND_MEMORY)
         for bar in self._bars.values():
-            address = self.bar_address(bar.index)
+            address = self.bar_address(bar.number)
             wanted = address if decoding and _can_be_at(bar, address) else None
-            if wanted == self._mapped.get(bar.index):
+            if wanted == self._mapped.get(bar.number):
                 continue
-            if self._mapped.pop(bar.index, None) is not None:
-                self._mapper.unmap(self, bar.index)
-            if wanted is not None and self._mapper.map(self, bar.index, wanted, bar.size):
-                self._mapped[bar.index] = wanted
+            if self._mapped.pop(bar.number, None) is not None:
+                self._mapper.unmap(self, bar.number)
+            if wanted is not None and self._mapper.map(self, bar.number, wanted, bar.size):
+                self._mapped[bar.number] = wanted
 
     def _set_bar(self, bar: Bar, address: int) -> None:
         width = 8 if bar.wide else 4
-        flags = self._get(_BARS + 4 * bar.index, 1) & _BAR_FLAGS
-        self._put(_BARS + 4 * bar.index, width, address & -bar.size | flags)
+        flags = self._get(_BARS + 4 * bar.number, 1) & _BAR_FLAGS
+        self._put(_BARS + 4 * bar.number, width, address & -bar.size | flags)
 
     def _get(self, offset: int, size: int) -> int:
         return int.from_bytes(self._config[offset : offset + size], "little")

@@ -128,7 +128,7 @@ class FrontEnd:
 
     def start(self, queue: HandedQueue) -> None:
         """Let the backend serve a queue."""
-        index = queue.index
+        index = queue.number
         with self.turn():
             self._tell(Request.SET_VRING_NUM, encode_vring(index, queue.size))
             self._tell(Request.SET_VRING_BASE, encode_vring(index, queue.next_available))

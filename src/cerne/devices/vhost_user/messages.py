@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
+from typing import NamedTuple
 
 from cerne.errors import HostError
 from cerne.kvm.memory import MemoryRegion
@@ -81,8 +81,7 @@ class ProtocolFeature(IntFlag):
     RESET_DEVICE = 1 << 13
 
 
-@dataclass(frozen=True, slots=True)
-class Inflight:
+class Inflight(NamedTuple):
     """Where in a file a backend notes the requests that it has begun."""
 
     size: int

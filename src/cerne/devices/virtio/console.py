@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cerne.devices.state import PlainState, SavedState
 from cerne.devices.virtio.buffers import gather, scatter, split
@@ -30,8 +30,7 @@ def _nothing() -> None:
     """For a port whose host side need not be told."""
 
 
-@dataclass(frozen=True, slots=True)
-class Port:
+class Port(NamedTuple):
     """What a port is, and where what the guest writes goes."""
 
     name: str
@@ -42,13 +41,15 @@ class Port:
     """The guest has opened the port, closed it, or can take more; must not wait."""
 
 
-@dataclass(slots=True)
 class _Side:
     """How far one port is."""
 
-    host_open: bool = False
-    guest_open: bool = False
-    sent: int = 0
+    __slots__ = ("guest_open", "host_open", "sent")
+
+    def __init__(self, *, host_open: bool) -> None:
+        self.host_open = host_open
+        self.guest_open = False
+        self.sent = 0
 
 
 class ConsoleDevice(VirtioDevice):

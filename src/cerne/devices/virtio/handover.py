@@ -7,17 +7,15 @@ backend that gives a queue back says how far it got.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from cerne.devices.virtio.queue import Queue
 
 
-@dataclass(frozen=True, slots=True)
-class HandedQueue:
+class HandedQueue(NamedTuple):
     """All that a backend needs of one queue. Descriptors stay the transport's."""
 
-    index: int
+    number: int
     size: int
     """Entries."""
     descriptors: int

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import DamagedError, GuestError
@@ -44,8 +44,7 @@ class QueueError(GuestError):
     code = "guest-queue"
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
+class Chain(NamedTuple):
     """One request of the driver: what the device may read, then what it may write."""
 
     head: int
@@ -64,8 +63,7 @@ class Chain:
         return sum(len(view) for view in self.writable)
 
 
-@dataclass(frozen=True, slots=True)
-class _Rings:
+class _Rings(NamedTuple):
     """Where a queue in use lies; taken, and checked, when the driver declares it ready."""
 
     descriptors: memoryview

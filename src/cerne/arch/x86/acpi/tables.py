@@ -8,7 +8,7 @@ generation ID.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cerne.arch.x86 import layout
 from cerne.arch.x86.acpi import aml
@@ -34,8 +34,7 @@ _DEVICE_CHECK, _EJECT_REQUEST = 1, 3
 _HOTPLUG_REGISTERS = 16
 
 
-@dataclass(frozen=True, slots=True)
-class PciIrq:
+class PciIrq(NamedTuple):
     """The interrupt line that a device's pin raises."""
 
     device: int
@@ -43,8 +42,7 @@ class PciIrq:
     gsi: int
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
+class Table(NamedTuple):
     """One table, and where it lies in guest memory."""
 
     signature: bytes

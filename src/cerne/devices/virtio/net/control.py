@@ -8,7 +8,7 @@ answered so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from cerne.devices.virtio.net.header import GUEST_OFFLOADS, Feature
 
@@ -23,8 +23,7 @@ _MAC_SIZE = 6
 _LARGEST_VLAN = 4095
 
 
-@dataclass(frozen=True, slots=True)
-class Control:
+class Control(NamedTuple):
     """Carries out commands: `set_mac` and `set_offloads` are the card's."""
 
     features: int

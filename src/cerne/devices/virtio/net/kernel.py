@@ -58,7 +58,7 @@ class KernelBackend:
     def start(self, queue: HandedQueue) -> None:
         """Serve a queue (see `QueueBackend.start`)."""
         assert self._memory is not None
-        vhost, index = self._vhost, queue.index
+        vhost, index = self._vhost, queue.number
         vhost.set_vring_num(index, queue.size)
         vhost.set_vring_base(index, queue.next_available)
         vhost.set_vring_addr(index, self._memory, queue.descriptors, queue.driver, queue.device)
