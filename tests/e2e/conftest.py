@@ -1,7 +1,15 @@
-"""End to end: the command line, as a user has it, against real guests."""
+"""End to end: the command line, as a user has it, against real guests, on both engines.
+
+A test that takes `engine` runs once on each, with `Engine.options` on its command lines. Machines
+of `qemu` boot, in a second. Those of `native` boot too where KVM runs guests' kernels at the
+hardware's speed; where it emulates them they go on from a template that is made once in a session,
+and what must boot there all the same is slow (`slow_if_emulated`) or skipped in words
+(`not_if_emulated`).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -11,12 +19,16 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from cerne.host.probe import cached_guest_speed
+from cerne.host.programs import find_program, install_command
 from cerne.images.kernel import current_kernel
 from cerne.manager import Home
+from cerne.manager.template import VARIABLE as TEMPLATES
 
 _CERNE = Path(sys.executable).with_name("cerne")
 
@@ -27,6 +39,23 @@ KILL_INIT = (
     "kill -CHLD 1; sleep 100"
 )
 """Wipes the first process's code and wakes it: it dies, and its kernel panics."""
+
+only_native = pytest.mark.parametrize("engine", ["native"], indirect=True)
+"""For what is `native`'s alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """The engine of a test's machines."""
+
+    name: str
+    emulated: bool
+    """Whether it runs guests' kernels two hundred times slower than the hardware would."""
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Of ``run``, ``create`` and others: machines of the one kind that starts quickly."""
+        return ("--engine", self.name, "--memory", "128M")
 
 
 class Cerne:
@@ -96,7 +125,7 @@ class Cerne:
 
     def processes(self) -> list[int]:
         """Processes of virtual machines of this home."""
-        marker = str(self.home / "run").encode()
+        marker = os.fsencode(self.home / "run")
         found = []
         for entry in Path("/proc").iterdir():
             if not entry.name.isdecimal():
@@ -105,7 +134,7 @@ class Cerne:
                 command = (entry / "cmdline").read_bytes()
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if marker in command and not command.startswith(sys.executable.encode()):
+            if marker in command:
                 found.append(int(entry.name))
         return found
 
@@ -123,27 +152,74 @@ def available(cerne: Cerne, name: str) -> int:
     return int(line.split()[1]) << 10
 
 
-@pytest.fixture(scope="session")
-def _session_home() -> Iterator[Path]:
+def emulates_kernels() -> bool:
+    """Whether this host's kernel emulates guests' kernels (see `cerne.host.probe`)."""
+    speed = cached_guest_speed(Home.of_this_user().guest_speed)
+    return speed is not None and not speed.ring0_native
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what is slow on this host."""
+    for item in items:
+        if item.get_closest_marker("slow_if_emulated") and isinstance(item, pytest.Function):
+            of_native = hasattr(item, "callspec") and item.callspec.params.get("engine") == "native"
+            if of_native and emulates_kernels():
+                item.add_marker(pytest.mark.slow)
+
+
+@contextlib.contextmanager
+def _built_home() -> Iterator[Cerne]:
     directory = Path(tempfile.mkdtemp(prefix="cerne-", dir="/tmp"))
-    yield directory
-    shutil.rmtree(directory, ignore_errors=True)
+    try:
+        cerne = Cerne(directory)
+        cerne.ok("image", "build", "tiny", timeout=280)
+        yield cerne
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
-def _built(_session_home: Path, qemu: Path) -> Cerne:
-    cerne = Cerne(_session_home)
-    cerne.ok("image", "build", "tiny", timeout=280)
-    return cerne
+def _qemu(qemu: Path) -> Iterator[Cerne]:
+    with _built_home() as cerne:
+        yield cerne
+
+
+@pytest.fixture(scope="session")
+def _native(kvm_device: Path, request: pytest.FixtureRequest) -> Iterator[Cerne]:
+    with _built_home() as cerne:
+        if not emulates_kernels():
+            yield cerne
+            return
+        request.getfixturevalue("own_kernel")
+        del cerne.environment[TEMPLATES]
+        options = Engine("native", emulated=True).options
+        cerne.ok("image", "warm", *options, "--timeout", "250s", "tiny", timeout=280)
+        yield cerne
+
+
+@pytest.fixture(params=["qemu", "native"])
+def engine(request: pytest.FixtureRequest) -> Engine:
+    """Each engine in turn."""
+    engine = Engine(request.param, emulated=request.param == "native" and emulates_kernels())
+    marker = request.node.get_closest_marker("not_if_emulated")
+    if engine.emulated and marker is not None:
+        pytest.skip(f"this host emulates guests' kernels: {marker.args[0]}")
+    return engine
 
 
 @pytest.fixture
-def cerne(_built: Cerne) -> Iterator[Cerne]:
-    """The command line, the tiny image built; no machine outlives a test."""
-    yield _built
-    for name in _built.names():
-        _built("rm", "--force", name)
-    assert _built.leftovers() == []
+def cerne(request: pytest.FixtureRequest) -> Iterator[Cerne]:
+    """The command line, the tiny image built; no machine outlives a test.
+
+    It is that of the engine that the test runs on, or else that of `qemu`, which has no templates.
+    """
+    name = request.getfixturevalue("engine").name if "engine" in request.fixturenames else "qemu"
+    built: Cerne = request.getfixturevalue(f"_{name}")
+    yield built
+    for machine in built.names():
+        built("rm", "--force", machine)
+    assert built.leftovers() == []
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +228,18 @@ def port() -> int:
         probe.bind(("127.0.0.1", 0))
         found: int = probe.getsockname()[1]
     return found
+
+
+@pytest.fixture
+def templates(cerne: Cerne, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets machines start from templates, on either engine."""
+    monkeypatch.delitem(cerne.environment, TEMPLATES, raising=False)
+
+
+@pytest.fixture
+def no_templates(cerne: Cerne, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has every machine boot, on either engine."""
+    monkeypatch.setitem(cerne.environment, TEMPLATES, "never")
 
 
 @pytest.fixture
@@ -171,3 +259,12 @@ def own_kernel() -> None:
     """Skips where only the distribution's kernel is there: it is large, and has no 9p."""
     if current_kernel(Home.of_this_user().cache) is None:
         pytest.skip("the guest kernel is not built: cerne kernel build")
+
+
+@pytest.fixture
+def mounting(engine: Engine, request: pytest.FixtureRequest) -> None:
+    """Skips where the engine cannot mount directories of this host."""
+    if engine.name == "qemu":
+        request.getfixturevalue("own_kernel")
+    elif find_program("virtiofsd") is None:
+        pytest.skip(f"virtiofsd is not installed: {install_command('virtiofsd')}")

@@ -8,16 +8,16 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import Cerne
+from tests.e2e.conftest import Cerne, Engine
 
 from cerne.errors import GuestError
 from cerne.guest import ExitStatus, GuestAgent
 
 
 @pytest.fixture
-def agent(cerne: Cerne) -> GuestAgent:
+def agent(cerne: Cerne, engine: Engine) -> GuestAgent:
     """The agent of a running machine."""
-    cerne.ok("run", "--detach", "--name", "guest", "tiny")
+    cerne.ok("run", "--detach", "--name", "guest", *engine.options, "tiny")
     (socket,) = (cerne.home / "run" / "m").glob("*/agent0.sock")
     return GuestAgent([socket.with_name(f"agent{number}.sock") for number in range(8)])
 
@@ -43,6 +43,7 @@ def test_it_says_what_it_is(agent: GuestAgent) -> None:
     assert 0 < info.uptime < 3600
 
 
+@pytest.mark.slow_if_emulated
 def test_sessions_follow_one_another_on_every_port(agent: GuestAgent) -> None:
     failed: list[str] = []
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import Cerne
+from tests.e2e.conftest import Cerne, Engine, only_native
 
 from cerne.errors import GuestTimeoutError
 from cerne.manager import Manager
@@ -17,6 +17,8 @@ from cerne.manager.spec import machine_spec
 
 _FIND = "grep -l {} /sys/block/*/serial | cut -d/ -f4"
 _MOUNT = f"mkdir -p /m && mount /dev/$({_FIND}) /m && "
+
+_UNTOLD = "they have no ACPI, and are not told of devices that come and go"
 
 
 @pytest.fixture
@@ -27,11 +29,12 @@ def disk(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.not_if_emulated(_UNTOLD)
 @pytest.mark.timeout(240)
 def test_a_disk_is_carried_from_machine_to_machine(
-    cerne: Cerne, qemu: Path, own_kernel: None, disk: Path, eventually: Callable[..., None]
+    cerne: Cerne, engine: Engine, own_kernel: None, disk: Path, eventually: Callable[..., None]
 ) -> None:
-    run = ("run", "-d", "--engine", "qemu", "--memory", "256M")
+    run = ("run", "-d", *engine.options)
 
     def sees(name: str, serial: str) -> bool:
         return cerne("exec", name, "--", "grep", "-l", serial, "-r", "/sys/block").stdout != b""
@@ -78,11 +81,12 @@ def test_a_disk_is_carried_from_machine_to_machine(
     assert shell("a", "head -c 5 /dev/vda") == "more\n"
 
 
+@pytest.mark.not_if_emulated(_UNTOLD)
 @pytest.mark.timeout(240)
 def test_a_network_card_comes_and_goes(
-    cerne: Cerne, qemu: Path, own_kernel: None, eventually: Callable[..., None]
+    cerne: Cerne, engine: Engine, own_kernel: None, eventually: Callable[..., None]
 ) -> None:
-    cerne.ok("run", "-d", "--engine", "qemu", "--name", "n", "--memory", "256M", "tiny")
+    cerne.ok("run", "-d", "--name", "n", *engine.options, "tiny")
     assert cerne.ok("nic", "attach", "n") == "1\n"
     addresses = {
         each["number"]: each["mac"] for each in json.loads(cerne.ok("nic", "ls", "n", "--json"))
@@ -94,6 +98,27 @@ def test_a_network_card_comes_and_goes(
     assert cerne.ok("nic", "detach", "n", "1") == "1\n"
     assert cerne("exec", "n", "ls", "/sys/class/net/eth1").returncode != 0
     assert "no network card 0" in cerne.refused("nic", "detach", "n", "0", status=3)
+
+
+@only_native
+@pytest.mark.timeout(290)
+def test_a_disk_comes_and_goes_without_acpi(cerne: Cerne, engine: Engine) -> None:
+    if not engine.emulated:
+        pytest.skip("guests have ACPI where their kernels are not emulated")
+    cerne.ok("run", "-d", "--name", "n", *engine.options, "tiny")
+    assert cerne.ok("disk", "attach", "n", "8M") == "data1\n"
+    script = "echo 1 >/sys/bus/pci/rescan; cat /sys/block/vda/serial"
+    assert cerne.ok("exec", "n", "--", "sh", "-c", script) == "data1"
+    cerne.ok("exec", "n", "--", "sh", "-c", "echo mine >/dev/vda; sync")
+    cerne.ok("fork", "n", "--name", "child")
+    cerne.ok("exec", "n", "--", "sh", "-c", "echo more >/dev/vda; sync")
+    assert cerne.ok("exec", "child", "head", "-c", "5", "/dev/vda") == "mine\n"
+    cerne.ok("exec", "n", "--", "sh", "-c", "echo 1 >/sys/bus/pci/devices/0000:00:18.0/remove")
+    assert cerne.ok("exec", "n", "ls", "/sys/block") == ""
+    (kept,) = cerne.ok("disk", "detach", "--force", "n", "data1").split()
+    assert cerne.ok("exec", "n", "echo", "well") == "well\n"
+    cerne.ok("disk", "attach", "n", kept, "--serial", "again")
+    assert "detach n again" in cerne.refused("suspend", "n", status=2)
 
 
 _WITH_ACPI = """

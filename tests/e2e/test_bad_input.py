@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import Cerne
+from tests.e2e.conftest import Cerne, Engine
 
 from cerne.images import ImageStore, Parts
 from cerne.manager import Home
@@ -72,16 +72,18 @@ def test_an_image_in_use_is_kept(cerne: Cerne) -> None:
     assert "cerne rm a" in cerne.refused("image", "rm", "tiny", status=4)
 
 
-def test_a_guest_that_is_never_ready(cerne: Cerne) -> None:
-    said = cerne.refused("run", "--name", "slow", "--timeout", "0.2s", "tiny", "true")
+def test_a_guest_that_is_never_ready(cerne: Cerne, engine: Engine) -> None:
+    run = ("run", "--cold", *engine.options)
+    said = cerne.refused(*run, "--name", "slow", "--timeout", "0.2s", "tiny", "true")
     assert "was not ready after 0.2 s" in said
     assert "console.log" in said
     assert cerne.machine("slow")["state"] == "failed"
     assert cerne.processes() == []
 
 
-def test_what_a_removed_failure_said_is_kept(cerne: Cerne) -> None:
-    cerne.refused("run", "--rm", "--name", "brief", "--timeout", "0.5s", "tiny", "true")
+def test_what_a_removed_failure_said_is_kept(cerne: Cerne, engine: Engine) -> None:
+    run = ("run", "--cold", "--rm", *engine.options)
+    cerne.refused(*run, "--name", "brief", "--timeout", "0.2s", "tiny", "true")
     assert (cerne.home / "failures" / "brief.console.log").exists()
 
 
@@ -112,14 +114,16 @@ def test_a_store_that_is_damaged(cerne: Cerne, home: Path) -> None:
     assert "store.sqlite is damaged" in broken.refused("ls", status=10)
 
 
-def test_a_kernel_that_panics(cerne: Cerne, tmp_path: Path) -> None:
+@pytest.mark.slow_if_emulated
+def test_a_kernel_that_panics(cerne: Cerne, engine: Engine, tmp_path: Path) -> None:
     store = ImageStore(cerne.home / "images", Home.of_this_user().cache)
     tiny = store.get("tiny").boot
     assert tiny is not None
     kernel = tmp_path / "kernel"
     shutil.copyfile(tiny.kernel, kernel)
     store.add("rootless", Parts(kernel, None, "console=ttyS0", agent=True), source="a test")
-    said = cerne.refused("run", "--name", "lost", "--timeout", "60s", "rootless", "true")
+    run = ("run", *engine.options)
+    said = cerne.refused(*run, "--name", "lost", "--timeout", "100s", "rootless", "true")
     assert "panic" in said
     assert "console.log" in said
     failed = cerne.machine("lost")

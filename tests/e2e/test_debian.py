@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import pexpect
 import pytest
-from tests.e2e.conftest import Cerne
+from tests.e2e.conftest import Cerne, emulates_kernels
 
 _SERVER = (
     "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => 80, Listen => 5,"
@@ -21,13 +21,20 @@ _SERVER = (
 )
 
 
-@pytest.fixture(scope="module")
-def debian(_built: Cerne, port: int) -> Iterator[Cerne]:
-    """The command line, and a machine named ``deb`` that all of these tests share."""
-    _built.ok("image", "build", "debian:12", timeout=280)
-    _built.ok("run", "-d", "--name", "deb", "--publish", f"{port}:80", "debian:12")
-    yield _built
-    _built("rm", "--force", "deb")
+@pytest.fixture(scope="module", params=["qemu", "native"])
+def debian(request: pytest.FixtureRequest, port: int) -> Iterator[Cerne]:
+    """The command line, and a machine named ``deb`` that all tests on an engine share."""
+    if request.param == "native" and emulates_kernels():
+        pytest.skip(
+            "this host emulates guests' kernels, and a Debian takes minutes:"
+            " test_a_debian_forks_with_its_disk has one"
+        )
+    built: Cerne = request.getfixturevalue(f"_{request.param}")
+    built.ok("image", "build", "debian:12", timeout=280)
+    options = ("--engine", request.param, "--publish", f"{port}:80")
+    built.ok("run", "-d", "--name", "deb", *options, "debian:12")
+    yield built
+    built("rm", "--force", "deb")
 
 
 def _fetched(port: int) -> bytes:
@@ -91,7 +98,8 @@ def test_its_disk_lasts_and_is_its_own(debian: Cerne) -> None:
     debian.ok("stop", "deb")
     debian.ok("start", "deb")
     assert _exec(debian, "cat", "/root/kept") == "kept\n"
-    other = debian("run", "--rm", "debian:12", "--", "cat", "/root/kept")
+    engine = str(debian.machine("deb")["engine"])
+    other = debian("run", "--rm", "--engine", engine, "debian:12", "--", "cat", "/root/kept")
     assert other.returncode != 0
 
 

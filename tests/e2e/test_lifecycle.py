@@ -9,7 +9,8 @@ import subprocess
 import time
 from collections.abc import Callable
 
-from tests.e2e.conftest import Cerne
+import pytest
+from tests.e2e.conftest import Cerne, Engine
 
 Eventually = Callable[[Callable[[], bool]], None]
 Interrupt = Callable[[subprocess.Popen[bytes]], int]
@@ -21,8 +22,13 @@ def _pid(cerne: Cerne, name: str) -> int:
     return pid
 
 
-def test_a_life(cerne: Cerne) -> None:
-    assert cerne.ok("create", "--name", "a", "tiny") == "a\n"
+def _runs_a_command(cerne: Cerne, name: str) -> bool:
+    seen = cerne("exec", name, "--", "pidof", "sleep")
+    return seen.returncode == 0
+
+
+def test_a_life(cerne: Cerne, engine: Engine) -> None:
+    assert cerne.ok("create", "--name", "a", *engine.options, "tiny") == "a\n"
     assert cerne.machine("a")["state"] == "defined"
     cerne.ok("start", "a")
     assert "running already" in cerne.refused("start", "a", status=4)
@@ -31,50 +37,63 @@ def test_a_life(cerne: Cerne) -> None:
     assert "resume it" in cerne.refused("exec", "a", "true", status=125)
     cerne.ok("resume", "a")
     assert cerne.ok("exec", "a", "echo", "awake") == "awake\n"
-    cerne.ok("restart", "a")
-    cerne.ok("rename", "a", "c")
-    assert cerne.ok("exec", "c", "hostname") == "c\n"
-    cerne.ok("stop", "c")
-    stopped = cerne.machine("c")
-    assert (stopped["state"], stopped["reason"], stopped["pid"]) == ("stopped", "shut down", None)
-    cerne.ok("rename", "c", "b")
-    cerne.ok("start", "b")
+    cerne.ok("rename", "a", "b")
+    assert cerne.ok("exec", "b", "hostname") == "b\n"
     assert "cerne rm --force b" in cerne.refused("rm", "b", status=4)
-    cerne.ok("kill", "b")
-    assert cerne.machine("b")["reason"] == "killed"
-    assert cerne.ok("wait", "b") == "stopped\n"
+    cerne.ok("stop", "--timeout", "60s", "b")
+    stopped = cerne.machine("b")
+    assert (stopped["state"], stopped["reason"], stopped["pid"]) == ("stopped", "shut down", None)
     cerne.ok("rm", "b")
     assert cerne.names() == []
 
 
-def test_a_guest_that_shuts_itself_down_is_stopped(cerne: Cerne) -> None:
-    cerne.ok("run", "-d", "--name", "a", "tiny")
+def test_one_that_is_killed(cerne: Cerne, engine: Engine) -> None:
+    cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
+    cerne.ok("kill", "a")
+    assert cerne.machine("a")["reason"] == "killed"
+    assert cerne.ok("wait", "a") == "stopped\n"
+
+
+@pytest.mark.slow_if_emulated
+def test_a_life_after_the_first(cerne: Cerne, engine: Engine) -> None:
+    cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
+    cerne.ok("restart", "a")
+    assert cerne.ok("exec", "a", "hostname") == "a\n"
+    cerne.ok("stop", "a")
+    cerne.ok("rename", "a", "b")
+    cerne.ok("start", "b")
+    assert cerne.ok("exec", "b", "hostname") == "b\n"
+    os.kill(_pid(cerne, "b"), signal.SIGKILL)
+    cerne.ok("start", "b")
+    assert cerne.ok("exec", "b", "echo", "again") == "again\n"
+
+
+def test_a_guest_that_shuts_itself_down_is_stopped(cerne: Cerne, engine: Engine) -> None:
+    cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
     cerne("exec", "a", "poweroff")
     assert cerne.ok("wait", "--timeout", "60s", "a") == "stopped\n"
 
 
-def test_a_process_killed_by_hand_is_noticed(cerne: Cerne) -> None:
-    cerne.ok("run", "-d", "--name", "a", "tiny")
+def test_a_process_killed_by_hand_is_noticed(cerne: Cerne, engine: Engine) -> None:
+    cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
     os.kill(_pid(cerne, "a"), signal.SIGKILL)
     assert cerne.ok("wait", "--timeout", "10s", "a") == "failed\n"
     assert "killed" in str(cerne.machine("a")["reason"])
-    cerne.ok("start", "a")
-    assert cerne.ok("exec", "a", "echo", "again") == "again\n"
 
 
-def test_a_guest_that_does_not_shut_down_is_killed(cerne: Cerne) -> None:
-    cerne.ok("run", "-d", "--name", "a", "tiny")
+def test_a_guest_that_does_not_shut_down_is_killed(cerne: Cerne, engine: Engine) -> None:
+    cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
     os.kill(_pid(cerne, "a"), signal.SIGSTOP)
     cerne.ok("stop", "--timeout", "1s", "a")
     assert "did not shut down within 1 s" in str(cerne.machine("a")["reason"])
 
 
 def test_a_command_killed_midway_leaves_what_the_next_one_mends(
-    cerne: Cerne, eventually: Eventually
+    cerne: Cerne, engine: Engine, eventually: Eventually
 ) -> None:
     for moment in (0.1, 0.25, 0.4, 0.7):
         name = f"a{int(moment * 100)}"
-        command = cerne.begin("run", "-d", "--name", name, "tiny")
+        command = cerne.begin("run", "-d", "--name", name, *engine.options, "tiny")
         time.sleep(moment)
         os.killpg(command.pid, signal.SIGKILL)
         command.communicate()
@@ -82,25 +101,28 @@ def test_a_command_killed_midway_leaves_what_the_next_one_mends(
             assert cerne.machine(name)["state"] in ("defined", "failed", "running")
             cerne.ok("rm", "--force", name)
         eventually(lambda: cerne.processes() == [])
-    cerne.ok("create", "--name", "after", "tiny")
+    cerne.ok("create", "--name", "after", *engine.options, "tiny")
 
 
-def test_ctrl_c_undoes_what_was_begun(cerne: Cerne, interrupt: Interrupt) -> None:
+def test_ctrl_c_undoes_what_was_begun(
+    cerne: Cerne, engine: Engine, interrupt: Interrupt, eventually: Eventually
+) -> None:
+    run = ("run", *engine.options)
     for moment in (0.3, 0.6, 0.9):
-        command = cerne.begin("run", "--name", "a", "tiny", "--", "sleep", "1000")
+        command = cerne.begin(*run, "--name", "a", "tiny", "--", "sleep", "1000")
         time.sleep(moment)
         if command.poll() is None:
             interrupt(command)
         cerne("rm", "--force", "a")
         assert cerne.processes() == []
-    command = cerne.begin("run", "--rm", "tiny", "--", "sleep", "1000")
-    time.sleep(6)
+    command = cerne.begin(*run, "--rm", "--name", "b", "tiny", "--", "sleep", "1000")
+    eventually(lambda: _runs_a_command(cerne, "b"))
     assert interrupt(command) in (130, 128 + 2)
     assert cerne.names() == []
 
 
-def test_two_commands_on_one_machine(cerne: Cerne) -> None:
-    cerne.ok("create", "--name", "a", "tiny")
+def test_two_commands_on_one_machine(cerne: Cerne, engine: Engine) -> None:
+    cerne.ok("create", "--name", "a", *engine.options, "tiny")
     both = [cerne.begin("start", "a") for _ in range(2)]
     said = [process.communicate(timeout=120)[1] for process in both]
     assert sorted(process.returncode for process in both) == [0, 4], said
@@ -115,10 +137,11 @@ def test_a_name_is_given_once(cerne: Cerne) -> None:
     assert cerne.names() == ["a"]
 
 
-def test_a_restarted_host_is_told_from_a_crash(cerne: Cerne) -> None:
+@pytest.mark.slow_if_emulated
+def test_a_restarted_host_is_told_from_a_crash(cerne: Cerne, engine: Engine) -> None:
     import sqlite3
 
-    cerne.ok("run", "-d", "--name", "a", "tiny")
+    cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
     pid = _pid(cerne, "a")
     with sqlite3.connect(cerne.home / "store.sqlite") as database:
         database.execute("UPDATE machines SET boot_id = 'an earlier boot'")
@@ -126,9 +149,25 @@ def test_a_restarted_host_is_told_from_a_crash(cerne: Cerne) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def test_ten_machines_at_once(cerne: Cerne) -> None:
+@pytest.mark.slow_if_emulated
+@pytest.mark.timeout(290)
+def test_two_processors_run_pause_and_fork(
+    cerne: Cerne, engine: Engine, no_templates: None
+) -> None:
+    options = (*engine.options, "--cpus", "2", "--timeout", "250s")
+    cerne.ok("run", "-d", "--name", "n", *options, "tiny", timeout=280)
+    assert cerne.ok("exec", "n", "nproc") == "2\n"
+    cerne.ok("pause", "n")
+    cerne.ok("resume", "n")
+    cerne.ok("fork", "n", "--name", "child")
+    for name in ("n", "child"):
+        assert cerne.ok("exec", name, "--", "sh", "-c", "true & nproc; wait") == "2\n"
+
+
+@pytest.mark.slow_if_emulated
+def test_ten_machines_at_once(cerne: Cerne, engine: Engine) -> None:
     names = [f"m{number}" for number in range(10)]
-    begun = [cerne.begin("run", "-d", "--name", n, "--memory", "128M", "tiny") for n in names]
+    begun = [cerne.begin("run", "-d", "--name", n, *engine.options, "tiny") for n in names]
     for process in begun:
         _, said = process.communicate(timeout=280)
         assert process.returncode == 0, said.decode()

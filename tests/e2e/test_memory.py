@@ -1,4 +1,4 @@
-"""Memory that a guest gives back, and CPU weights, on machines that run: the engine `qemu`."""
+"""Memory that a guest gives back, and CPU weights, on machines that run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import Cerne, available, resident
+from tests.e2e.conftest import Cerne, Engine, available, resident
 
 from cerne.errors import HostError
 from cerne.host.cgroup import require_weights
@@ -15,18 +15,19 @@ from cerne.units import MIB
 
 Eventually = Callable[[Callable[[], bool]], None]
 
-_MACHINE = ("--engine", "qemu", "--memory", "256M")
-
 
 def _stats(cerne: Cerne, name: str) -> dict[str, int]:
     (found,) = json.loads(cerne.ok("stats", "--json", name))
     return {key: value for key, value in found.items() if isinstance(value, int)}
 
 
+@pytest.mark.slow_if_emulated
 def test_a_balloon_and_free_memory_give_back_what_they_hold(
-    cerne: Cerne, eventually: Eventually, own_kernel: None
+    cerne: Cerne, engine: Engine, no_templates: None, eventually: Eventually, own_kernel: None
 ) -> None:
-    cerne.ok("run", "-d", "--name", "q", *_MACHINE, "tiny")
+    # With 128 MiB, as the others have, what the file leaves was not seen to be reported.
+    options = ("--engine", engine.name, "--memory", "256M")
+    cerne.ok("run", "-d", "--name", "q", *options, "tiny")
     whole, before = available(cerne, "q"), resident(cerne, "q")
     used = _stats(cerne, "q")["guest_used_bytes"]
     cerne.ok("exec", "q", "--", "dd", "if=/dev/zero", "of=/tmp/f", "bs=1M", "count=48")
@@ -47,11 +48,11 @@ def test_a_balloon_and_free_memory_give_back_what_they_hold(
     eventually(lambda: _stats(cerne, "q")["guest_memory_bytes"] == 160 * MIB)
 
 
-def test_what_cannot_be_set_is_refused(cerne: Cerne) -> None:
-    cerne.ok("create", "--name", "q", *_MACHINE, "tiny")
+def test_what_cannot_be_set_is_refused(cerne: Cerne, engine: Engine) -> None:
+    cerne.ok("create", "--name", "q", *engine.options, "tiny")
     for words, said in (
         ((), "nothing is to be changed"),
-        (("--balloon", "257M"), "ask for 32M to 256M"),
+        (("--balloon", "129M"), "ask for 32M to 128M"),
         (("--balloon", "a lot"), "is not a size"),
         (("--cpu-weight", "0"), "no CPU weight"),
     ):
@@ -68,8 +69,8 @@ def weights() -> None:
         pytest.skip(error.message)
 
 
-def test_a_machine_is_weighed_while_it_runs(cerne: Cerne, weights: None) -> None:
-    cerne.ok("run", "-d", "--name", "q", "--cpu-weight", "50", *_MACHINE, "tiny")
+def test_a_machine_is_weighed_while_it_runs(cerne: Cerne, engine: Engine, weights: None) -> None:
+    cerne.ok("run", "-d", "--name", "q", "--cpu-weight", "50", *engine.options, "tiny")
     machine = cerne.machine("q")
     group = Path(f"/proc/{machine['pid']}/cgroup")
     assert f"cerne-{machine['id']}" in group.read_text()

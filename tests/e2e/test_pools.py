@@ -9,16 +9,15 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from tests.e2e.conftest import Cerne
+from tests.e2e.conftest import Cerne, Engine
 
 
 @pytest.fixture
-def pool(cerne: Cerne) -> Iterator[Cerne]:
+def pool(cerne: Cerne, engine: Engine, templates: None) -> Iterator[Cerne]:
     """The command line, and a pool ``p`` of two machines, filled."""
-    del cerne.environment["CERNE_TEMPLATES"]
-    assert cerne.ok("pool", "create", "p", "--image", "tiny", "--ready", "2") == "p\n"
+    create = ("pool", "create", "p", "--image", "tiny", "--ready", "2", *engine.options)
+    assert cerne.ok(*create) == "p\n"
     yield cerne
-    cerne.environment["CERNE_TEMPLATES"] = "never"
     cerne.ok("pool", "rm", "p")
 
 
@@ -40,6 +39,7 @@ def test_what_is_taken_is_replaced(
     assert len(pool.names()) == 4
 
 
+@pytest.mark.slow_if_emulated
 def test_each_machine_is_given_to_one(
     pool: Cerne, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
@@ -50,6 +50,7 @@ def test_each_machine_is_given_to_one(
     eventually(lambda: _ready(pool) == 2)
 
 
+@pytest.mark.slow_if_emulated
 def test_one_that_has_died_is_not_handed_out(
     pool: Cerne, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:

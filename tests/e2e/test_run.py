@@ -12,24 +12,25 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from tests.e2e.conftest import Cerne
+from tests.e2e.conftest import Cerne, Engine
 
 
 @pytest.fixture
-def web(cerne: Cerne) -> str:
+def web(cerne: Cerne, engine: Engine) -> str:
     """A running machine."""
-    return cerne.ok("run", "--detach", "--name", "web", "tiny").strip()
+    return cerne.ok("run", "--detach", "--name", "web", *engine.options, "tiny").strip()
 
 
-def test_a_linux_says_its_name_and_is_gone(cerne: Cerne) -> None:
-    said = cerne.ok("run", "--rm", "tiny", "--", "uname", "-a")
+def test_a_linux_says_its_name_and_is_gone(cerne: Cerne, engine: Engine) -> None:
+    said = cerne.ok("run", "--rm", *engine.options, "tiny", "--", "uname", "-a")
     assert said.startswith("Linux ")
     assert cerne.names() == []
     assert cerne.leftovers() == []
 
 
-def test_the_status_is_the_commands_own(cerne: Cerne) -> None:
-    done = cerne("run", "--rm", "tiny", "--", "sh", "-c", "echo out; echo err >&2; exit 7")
+def test_the_status_is_the_commands_own(cerne: Cerne, engine: Engine) -> None:
+    script = "echo out; echo err >&2; exit 7"
+    done = cerne("run", "--rm", *engine.options, "tiny", "--", "sh", "-c", script)
     assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
 
 
@@ -71,7 +72,9 @@ def test_a_terminal_session(cerne: Cerne, web: str) -> None:
     terminal.expect("[#$] ")
     terminal.sendline("sleep 0.2; stty size")
     terminal.expect("42 111")
-    terminal.sendline("cat")
+    terminal.expect("[#$] ")
+    terminal.sendline("echo $((6 * 7)); cat")
+    terminal.expect("42\r\n")
     terminal.sendline("seen")
     terminal.expect("seen\r\nseen")
     terminal.sendcontrol("c")
@@ -96,12 +99,11 @@ def test_the_console_is_left_by_its_key(cerne: Cerne, web: str) -> None:
     assert cerne.machine(web)["state"] == "running"
 
 
-def test_files_go_in_and_out_unharmed(cerne: Cerne, web: str, tmp_path: Path) -> None:
+def test_files_go_in_and_out_unharmed(
+    cerne: Cerne, engine: Engine, web: str, tmp_path: Path
+) -> None:
     large = tmp_path / "large"
-    block = os.urandom(1 << 20)
-    with large.open("wb") as file:
-        for _ in range(100):
-            file.write(block)
+    large.write_bytes(os.urandom(1 << 20) * (4 if engine.emulated else 40))
     cerne.ok("cp", str(large), f"{web}:/tmp/large")
     cerne.ok("cp", f"{web}:/tmp/large", str(tmp_path / "back"))
     assert _digest(tmp_path / "back") == _digest(large)
@@ -128,10 +130,10 @@ def test_a_copy_that_cannot_be_is_refused(cerne: Cerne, web: str, tmp_path: Path
 
 
 def test_a_published_port_leads_to_a_web_server(
-    cerne: Cerne, eventually: Callable[[Callable[[], bool]], None]
+    cerne: Cerne, engine: Engine, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
     port = _free_port()
-    cerne.ok("run", "-d", "--name", "www", "--publish", f"{port}:80", "tiny")
+    cerne.ok("run", "-d", "--name", "www", "--publish", f"{port}:80", *engine.options, "tiny")
     serve = "mkdir -p /www && echo heartwood > /www/index.html && httpd -p 80 -h /www"
     cerne.ok("exec", "www", "--", "sh", "-c", serve)
     eventually(lambda: _fetched(port) == "heartwood\n")
@@ -139,61 +141,68 @@ def test_a_published_port_leads_to_a_web_server(
     assert cerne.names() == ["www"]
 
 
-def test_a_guest_reaches_a_server_on_the_host(cerne: Cerne, tmp_path: Path) -> None:
+def test_a_guest_reaches_a_server_on_the_host(cerne: Cerne, engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("from the host\n")
     port = _free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
-        fetch = f"wget -q -O - http://10.0.2.2:{port}/file"
-        assert cerne.ok("run", "--rm", "tiny", "--", "sh", "-c", fetch) == "from the host\n"
+        fetch = ("wget", "-q", "-O", "-", f"http://10.0.2.2:{port}/file")
+        assert cerne.ok("run", "--rm", *engine.options, "tiny", "--", *fetch) == "from the host\n"
     finally:
         server.kill()
         server.wait()
 
 
-def test_a_directory_of_the_host_is_mounted(cerne: Cerne, own_kernel: None, tmp_path: Path) -> None:
+@pytest.mark.slow_if_emulated
+def test_a_directory_of_the_host_is_mounted(
+    cerne: Cerne, engine: Engine, mounting: None, tmp_path: Path
+) -> None:
+    run = ("run", "--rm", *engine.options)
     (tmp_path / "in").write_text("seen\n")
     script = "cat /mnt/here/in && echo written > /mnt/here/out"
     mount = f"{tmp_path}:/mnt/here"
-    assert cerne.ok("run", "--rm", "--mount", mount, "tiny", "--", "sh", "-c", script) == "seen\n"
+    assert cerne.ok(*run, "--mount", mount, "tiny", "--", "sh", "-c", script) == "seen\n"
     assert (tmp_path / "out").read_text() == "written\n"
-    done = cerne("run", "--rm", "--mount", f"{mount}:ro", "tiny", "--", "touch", "/mnt/here/no")
+    done = cerne(*run, "--mount", f"{mount}:ro", "tiny", "--", "touch", "/mnt/here/no")
     assert done.returncode != 0
     assert not (tmp_path / "no").exists()
 
 
-def test_the_library_does_what_the_command_line_does(cerne: Cerne) -> None:
+def test_the_library_does_what_the_command_line_does(cerne: Cerne, engine: Engine) -> None:
     script = """
-import cerne
-with cerne.run("tiny", memory="256M", labels={"of": "test"}) as vm:
+import cerne, sys
+with cerne.run("tiny", engine=sys.argv[1], memory="128M", labels={"of": "test"}) as vm:
     assert vm.state == "running"
     done = vm.exec(["sh", "-c", "cat; exit 4"], stdin=b"round trip")
     assert (done.status, done.stdout) == (4, b"round trip"), done
     name = vm.name
 assert name not in [machine.name for machine in cerne.Manager().machines()]
 """
-    subprocess.run([sys.executable, "-c", script], env=cerne.environment, check=True, timeout=120)
+    command = [sys.executable, "-c", script, engine.name]
+    subprocess.run(command, env=cerne.environment, check=True, timeout=120)
 
 
-def test_the_library_from_asyncio(cerne: Cerne) -> None:
+def test_the_library_from_asyncio(cerne: Cerne, engine: Engine) -> None:
     script = """
-import asyncio, cerne
+import asyncio, cerne, sys
 async def name(number):
-    async with cerne.run_async("tiny", memory="128M") as vm:
+    async with cerne.run_async("tiny", engine=sys.argv[1], memory="128M") as vm:
         return (await asyncio.to_thread(vm.exec, ["echo", str(number)])).stdout
 async def main():
     assert await asyncio.gather(name(1), name(2)) == [b"1\\n", b"2\\n"]
 asyncio.run(main())
 """
-    subprocess.run([sys.executable, "-c", script], env=cerne.environment, check=True, timeout=120)
+    command = [sys.executable, "-c", script, engine.name]
+    subprocess.run(command, env=cerne.environment, check=True, timeout=120)
 
 
 def test_listings_are_also_for_programs(cerne: Cerne, web: str) -> None:
     (listed,) = json.loads(cerne.ok("ls", "--json"))
     assert (listed["name"], listed["state"], listed["image"]) == ("web", "running", "tiny")
     (used,) = json.loads(cerne.ok("stats", "--json"))
-    assert used["resident_bytes"] > 50_000_000
+    assert used["memory_bytes"] == 128 << 20
+    assert used["resident_bytes"] > 10_000_000
     kinds = [event["kind"] for event in json.loads(cerne.ok("events", web, "--json"))]
     assert kinds == ["created", "starting", "started", "ready"]
     assert "\x1b" not in cerne.ok("ls")
@@ -227,7 +236,8 @@ def _digest(path: Path) -> str:
 
 
 def test_the_log_is_shown_where_it_is_asked_for(cerne: Cerne) -> None:
-    quiet, told = cerne("run", "--rm", "tiny", "true"), cerne("-v", "run", "--rm", "tiny", "true")
+    run = ("run", "--rm", "--engine", "qemu", "tiny", "true")
+    quiet, told = cerne(*run), cerne("-v", *run)
     assert quiet.stderr == b""
     assert b"qemu-system-x86_64 -name" in told.stderr
     assert b"answers" in told.stderr
