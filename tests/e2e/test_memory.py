@@ -29,6 +29,8 @@ def test_a_balloon_and_free_memory_give_back_what_they_hold(
     options = ("--engine", engine.name, "--memory", "256M")
     cerne.ok("run", "-d", "--name", "q", *options, "tiny")
     whole, before = available(cerne, "q"), resident(cerne, "q")
+    # The guest tells of itself some seconds after it was first asked.
+    eventually(lambda: "guest_used_bytes" in _stats(cerne, "q"))
     used = _stats(cerne, "q")["guest_used_bytes"]
     cerne.ok("exec", "q", "--", "dd", "if=/dev/zero", "of=/tmp/f", "bs=1M", "count=48")
     assert resident(cerne, "q") > before + 40 * MIB
