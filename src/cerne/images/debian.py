@@ -42,7 +42,7 @@ def build(suite: str, work: Path, cache: Path, progress: Progress) -> Parts:
     """Make the parts of a suite's image in a work directory."""
     agent = agent_binary(cache)
     disk = work / "disk.raw"
-    _make_disk(_system(suite, cache, progress), agent, disk, work, progress)
+    _make_disk(minimal_system(suite, cache, progress), agent, disk, work, progress)
     kernel = work / "kernel"
     own = current_kernel(cache)
     if own is not None:
@@ -55,28 +55,35 @@ def build(suite: str, work: Path, cache: Path, progress: Progress) -> Parts:
     return Parts(kernel, loader, COMMAND_LINE, disk, "raw", DISK_SIZE, agent=True)
 
 
-def _system(suite: str, cache: Path, progress: Progress) -> Path:
-    """A tar archive of the suite's minimal system, from the cache where it is there."""
+def minimal_system(suite: str, cache: Path, progress: Progress, packages: str = _PACKAGES) -> Path:
+    """A tar archive of the suite's minimal system, from the cache where it is there.
+
+    `packages` are those that it has beside the essential ones, with commas between them.
+
+    Raises:
+        MissingProgramError: mmdebstrap is not installed.
+        ImageError: it could not make the system.
+    """
     directory = cache / "debian"
     directory.mkdir(parents=True, exist_ok=True)
-    contents = " ".join((_PACKAGES, *_EXCLUDED, *_sources(suite)))
+    contents = " ".join((packages, *_EXCLUDED, *_sources(suite)))
     digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
     target = directory / f"{suite}-{digest}.tar"
     with locked(directory / f"{suite}.lock"):
         if not target.exists() or time.time() - target.stat().st_mtime > _FRESH:
             with work_directory(directory) as work:
                 archive = work / "root.tar"
-                _mmdebstrap(suite, archive, progress)
+                _mmdebstrap(suite, packages, archive, progress)
                 archive.rename(target)
     return target
 
 
-def _mmdebstrap(suite: str, archive: Path, progress: Progress) -> None:
+def _mmdebstrap(suite: str, packages: str, archive: Path, progress: Progress) -> None:
     command: list[str | Path] = [
         require_program("mmdebstrap"),
         "--variant=minbase",
         "--format=tar",
-        f"--include={_PACKAGES}",
+        f"--include={packages}",
         "--aptopt=APT::Install-Recommends false",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
         "--dpkgopt=path-include=/usr/share/doc/*/copyright",
