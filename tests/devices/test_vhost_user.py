@@ -6,6 +6,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Protocol
@@ -36,6 +37,7 @@ from cerne.kvm.memory import GuestAddress, GuestMemory
 DATA = 0x80000
 MAC = bytes.fromhex("525400123456")
 _SECTORS = 128
+_PATIENCE = 20.0
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +96,9 @@ class Served:
     def kill(self) -> None:
         """Let the backend die, and the device see it."""
         self.backend.die()
-        self.device.check()
+        deadline = time.monotonic() + _PATIENCE
+        while self.device.connected and time.monotonic() < deadline:
+            self.device.check()
         assert not self.device.connected
 
     def revive(self, backend: Connectable) -> None:

@@ -51,8 +51,8 @@ def test_commands_in_a_running_machine(cerne: Cerne, web: str) -> None:
 
 def test_commands_run_side_by_side(cerne: Cerne, web: str) -> None:
     running = [cerne.begin("exec", web, "--", "sh", "-c", f"sleep 1; echo {n}") for n in range(4)]
-    assert [process.communicate(timeout=60)[0] for process in running] == [
-        f"{n}\n".encode() for n in range(4)
+    assert [process.communicate(timeout=60) for process in running] == [
+        (f"{n}\n".encode(), b"") for n in range(4)
     ]
 
 

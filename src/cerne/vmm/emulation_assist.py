@@ -31,10 +31,17 @@ COMMAND_LINE = (
     "lpj=5000000 "
     "mitigations=off random.trust_cpu=on 8250.nr_uarts=1 pty.legacy_count=0 rodata=off "
     "rootfstype=ramfs highres=off noreplace-smp "
+    "GLIBC_TUNABLES=glibc.cpu.hwcaps="
+    "-AVX,-AVX2,-AVX512F,-AVX512VL,-AVX512BW,-AVX_Fast_Unaligned_Load "
     "initcall_blacklist=slab_sysfs_init,param_sysfs_init,irq_sysfs_init,cacheinfo_sysfs_init,"
     "perf_event_sysfs_init,clockevents_init_sysfs,init_clocksource_sysfs,topology_init"
 )
-"""What a Linux guest is told in addition: 308 is SMAP, 297 ERMS, 580 FSRM, 141 CX16, 151 POPCNT."""
+"""What a Linux guest is told in addition: 308 is SMAP, 297 ERMS, 580 FSRM, 141 CX16, 151 POPCNT.
+
+AVX cannot be hidden from programs there, and without XSAVE the kernel does not keep its registers
+when it turns to another process: the C library is told to leave them alone. Programs that use AVX
+by themselves are on their own.
+"""
 
 HINT = (
     "this host's KVM emulates guests' kernel code and lacks this, which is not helped yet; "

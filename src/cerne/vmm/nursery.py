@@ -46,10 +46,11 @@ def main() -> int:
             return 0
         if data != b" ":
             answer = _fork(requests, title, data, tuple(descriptors))
-            requests.send(json.dumps(answer).encode())
+            # Before it is answered: what the machine has locked is locked by it alone.
             for descriptor in descriptors:
                 os.close(descriptor)
             descriptors.clear()
+            requests.send(json.dumps(answer).encode())
 
 
 def _fork(

@@ -173,6 +173,10 @@ bool user_find(const char *passwd, const char *group, const char *text, struct u
 
 /* exec.c: one process of a session. */
 
+/* What the kernel's command line says to the C library of every program (GLIBC_TUNABLES), as a
+ * variable of its environment; NULL where it says nothing. */
+char *library_settings(void);
+
 struct process {
 	pid_t pid; /* 0: none */
 	bool terminal;

@@ -41,8 +41,8 @@ static bool find_device(char *path, size_t size)
 
 static void run_shell(int terminal)
 {
-	static char *const environment[] = {"HOME=/root", "USER=root", "LOGNAME=root",
-					    "TERM=vt102", "PATH=" DEFAULT_PATH, NULL};
+	char *const environment[] = {"HOME=/root", "USER=root", "LOGNAME=root", "TERM=vt102",
+				     "PATH=" DEFAULT_PATH, library_settings(), NULL};
 	pid_t pid = fork();
 
 	if (pid == 0) {

@@ -29,7 +29,7 @@
 #define TIOCGPTPEER 0x5441
 #endif
 
-enum { LAST_OUTPUT_WAIT = 200 /* ms */, OWN_VARIABLES = 6, MAX_STRINGS = 65536 };
+enum { LAST_OUTPUT_WAIT = 200 /* ms */, OWN_VARIABLES = 7, MAX_STRINGS = 65536 };
 
 /* What a child needs, made ready before vfork(2): it may only make system calls. */
 struct launch {
@@ -107,6 +107,14 @@ static void set_variable(char **variables, size_t *count, char *text)
 	variables[(*count)++] = text;
 }
 
+char *library_settings(void)
+{
+	for (char **variable = environ; *variable; variable++)
+		if (same_variable("GLIBC_TUNABLES=", *variable))
+			return *variable;
+	return NULL;
+}
+
 /* The user's own variables, and over them the request's. */
 static char **make_environment(const struct request *request, const struct user *user)
 {
@@ -128,6 +136,8 @@ static char **make_environment(const struct request *request, const struct user 
 	variables[count++] = login;
 	if (request->fixed.terminal)
 		variables[count++] = terminal;
+	if (library_settings())
+		variables[count++] = library_settings();
 	for (size_t i = 0; i < wanted; i++)
 		set_variable(variables, &count, request->environment[i]);
 	return variables;
