@@ -106,6 +106,8 @@ class Cerne:
             stderr=subprocess.PIPE,
             env=self.environment,
             start_new_session=True,
+            # Where the tests themselves run in the background, they ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def machine(self, name: str) -> dict[str, object]:
