@@ -229,16 +229,6 @@ def _change_queue(device: Stateful) -> None:
     device.push(0, 7)
 
 
-def _change_link(device: Stateful) -> None:
-    assert isinstance(device, StreamLink)
-    near, far = socket.socketpair()
-    with near, far:
-        far.sendall(b"\0\0\0\7some")
-        half = StreamLink(near)
-        half.read([])
-        device.restore(half.state())
-
-
 PARTS: dict[type, Contract] = {
     Serial: Contract(lambda: Serial(_Line(), lambda data: None), _change_serial),
     Rtc: Contract(Rtc, _change_rtc),
@@ -248,6 +238,5 @@ PARTS: dict[type, Contract] = {
     PciHotplug: Contract(_hotplug, _change_hotplug),
     MsixTable: Contract(_msix, _change_msix),
     Queue: Contract(_queue, _change_queue),
-    StreamLink: Contract(lambda: StreamLink(_cable[0]), _change_link),
 }
 """Everything else that has a state."""

@@ -24,15 +24,13 @@ from cerne.devices.state import PlainState
 from cerne.devices.vhost_user.device import VhostUserDevice
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.net.kernel import KernelNetDevice
-from cerne.devices.virtio.net.link import Link
-from cerne.devices.virtio.net.tap import TapLink
 from cerne.devices.virtio.transport import VirtioPciTransport
 from cerne.errors import DamagedError
 from cerne.kvm.memory import GuestAddress, GuestMemory
 
-_BASES = {VirtioDevice, VirtioPciTransport, VhostUserDevice, Link}
+_BASES = {VirtioDevice, VirtioPciTransport, VhostUserDevice}
 """Tested with each device that is behind a transport."""
-_OVER_THE_KERNEL = {TapLink, KernelNetDevice}
+_OVER_THE_KERNEL = {KernelNetDevice}
 """Tested with a tap (`test_net.py`) and with what stands for vhost-net (`test_vhost_net.py`)."""
 
 

@@ -265,6 +265,41 @@ def test_a_frame_waits_for_the_socket_and_for_the_buffers(
     assert frame[:6012] == b"\2" + bytes(9) + b"\6\0" + b"y" * 6000
 
 
+def test_a_card_announces_itself_in_its_guests_name(memory: GuestMemory, cable: Cable) -> None:
+    near, far = cable
+    far.setblocking(False)
+    device = NetDevice(MAC, StreamLink(near))
+    device.announce()
+    with pytest.raises(BlockingIOError):
+        far.recv(1)
+    guest = Guest(device, memory)
+    guest.start()
+    device.announce()
+    operation, end = bytes.fromhex("0001 0800 06 04 0003"), bytes(4)
+    frame = b"\xff" * 6 + MAC + b"\x80\x35" + operation + (MAC + end) * 2 + bytes(18)
+    assert far.recv(1 << 16) == framed(frame)
+    far.close()
+    device.announce()
+    assert guest.read(0x2006, 2) == 0
+
+
+def test_what_a_link_holds_is_lost_with_it(memory: GuestMemory, cable: Cable) -> None:
+    near, far = cable
+    device = NetDevice(MAC, StreamLink(near))
+    guest = Guest(device, memory)
+    guest.start()
+    far.sendall(framed(b"cut off here, say")[:12])
+    device.receive()
+    near, far = socket.socketpair()
+    with near, far:
+        other = Guest(NetDevice(MAC, StreamLink(near)), memory)
+        other.transport.restore(guest.transport.state())
+        guest.queues[0].add([Buffer(DATA, 64, write=True)])
+        far.sendall(framed(b"whole"))
+        other.transport.kick(0)
+        assert memory.read(DATA + 12, 5) == b"whole"
+
+
 def test_without_merging_a_frame_has_one_buffer_or_is_lost(
     memory: GuestMemory, cable: Cable
 ) -> None:

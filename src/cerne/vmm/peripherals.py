@@ -120,6 +120,8 @@ class Peripherals:
         for port in range(len(self._agent.ports)):
             self._agent.close(port)
         self._pci.rouse()
+        for cable in self._cables:
+            cable.card.announce()
         self._set_balloon()
 
     def pause(self) -> None:

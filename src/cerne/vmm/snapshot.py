@@ -19,7 +19,7 @@ from cerne.devices.state import PlainState
 from cerne.errors import DamagedError, StorageError
 from cerne.kvm.memory import PAGE_SIZE, GuestMemory
 
-VERSION = 5
+VERSION = 6
 _MAGIC = b"CERNEVM\0"
 _X86_64 = 62
 """The number of the architecture in ELF."""

@@ -181,6 +181,25 @@ static bool has_device(const char *card)
 }
 
 /*
+ * Has the kernel tell the network of a card's new address (ip-sysctl, arp_notify): whoever sends to
+ * the former one would wait in vain. It tells by IPv6 by itself.
+ */
+static void announce_changes(const char *card)
+{
+	char path[PATH_MAX];
+	int fd;
+
+	snprintf(path, sizeof path, "/proc/sys/net/ipv4/conf/%s/arp_notify", card);
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0)
+		return;
+	/* Where it cannot be had, the network learns the address from the guest's next frame. */
+	if (write(fd, "1", 1) < 0)
+		errno = 0;
+	close(fd);
+}
+
+/*
  * The first network card gets this address while it is up, as virtio-net allows: taken down, it
  * would lose its other addresses and its routes.
  */
@@ -197,6 +216,7 @@ static int put_mac(const uint8_t mac[6])
 		if (!has_device(card->if_name) || ioctl(fd, SIOCGIFHWADDR, &request) < 0 ||
 		    request.ifr_hwaddr.sa_family != ARPHRD_ETHER)
 			continue;
+		announce_changes(card->if_name);
 		memcpy(request.ifr_hwaddr.sa_data, mac, 6);
 		error = ioctl(fd, SIOCSIFHWADDR, &request) < 0 ? errno : 0;
 		break;

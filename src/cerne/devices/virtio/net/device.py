@@ -11,13 +11,14 @@ import struct
 from collections.abc import Callable, Sequence
 
 from cerne.devices.state import PlainState, SavedState
-from cerne.devices.virtio.buffers import gather, scatter, size_of, split
+from cerne.devices.virtio.buffers import Views, gather, scatter, size_of, split
 from cerne.devices.virtio.device import Notify, VirtioDevice
 from cerne.devices.virtio.net.control import LARGEST_COMMAND, Control
 from cerne.devices.virtio.net.header import (
     GUEST_OFFLOADS,
     HEADER_SIZE,
     LARGEST_FRAME,
+    NO_OFFLOAD,
     SMALLEST_FRAME,
     Feature,
     checked_header,
@@ -41,6 +42,10 @@ _FEATURES = (
     | Feature.CTRL_MAC_ADDR
 )
 _CONFIG = struct.Struct("<6sHHH")
+_BROADCAST = b"\xff" * 6
+_RARP = b"\x80\x35"
+_REVERSE_REQUEST = struct.Struct("!HHBBH6s4s6s4s")
+_PADDING = bytes(60 - SMALLEST_FRAME - _REVERSE_REQUEST.size)
 # No frame is longer; one byte more tells one that was cut off.
 _SPILL_SIZE = HEADER_SIZE + LARGEST_FRAME + 1
 # Of readv(2)'s 1024, so that the longest chain and the card's own buffer still fit.
@@ -135,6 +140,20 @@ class NetDevice(VirtioDevice):
                 self.process(_TRANSMIT)
             self._tell_changes()
 
+    def announce(self) -> None:
+        """Tell a new link where its card is, by a frame in the guest's name (RARP, RFC 903).
+
+        The guest knows nothing of it and may be silent for long; until it has spoken, passt sends
+        to nobody, and a bridge to everybody.
+        """
+        with self.working():
+            if not self.active:
+                return
+            request = _REVERSE_REQUEST.pack(1, 0x0800, 6, 4, 3, self._mac, b"", self._mac, b"")
+            frame = _BROADCAST + self._mac + _RARP + request + _PADDING
+            self._send(NO_OFFLOAD, (memoryview(frame),))
+            self._tell_changes()
+
     def process(self, queue_index: int) -> None:
         """Send the guest's frames, use the buffers that it has given, or do what it asks."""
         queue = self._queues[queue_index]
@@ -150,12 +169,15 @@ class NetDevice(VirtioDevice):
         self._tell_changes()
 
     def state(self) -> PlainState:
-        """What the guest has set, and frames on their way; the link itself is made anew."""
+        """What the guest has set, and a frame that waits for it.
+
+        The link is made anew, and what was on its way in it is lost: the rest of a frame would not
+        be understood by another one.
+        """
         return {
             "mac": None if self._mac == self._own_mac else self._mac.hex(),
             "offloads": self._offloads,
             "waiting": self._waiting.hex(),
-            "link": self.link.state(),
         }
 
     def restore(self, state: PlainState) -> None:
@@ -166,7 +188,6 @@ class NetDevice(VirtioDevice):
         self._waiting = saved.data("waiting", _SPILL_SIZE)
         if len(self._mac) != 6 or offloads & ~self._features:
             raise DamagedError("the saved state of a network card is that of another one")
-        self.link.restore(saved.plain("link"))
         self._set_offloads(offloads)
 
     def _set_mac(self, mac: bytes) -> None:
@@ -199,12 +220,17 @@ class NetDevice(VirtioDevice):
             return 0
         header, frame = split(chain.readable, HEADER_SIZE)
         checked = checked_header(gather(header), size_of(frame), self._features)
+        if checked is not None and not self._send(checked, frame):
+            return None
+        return 0
+
+    def _send(self, header: bytes, frame: Views) -> bool:
+        """Whether that is done with; not where the link takes nothing now."""
         try:
-            if checked is not None and not self.link.send(checked, frame):
-                return None
+            return self.link.send(header, frame)
         except LinkLostError:
             self._lose_link()
-        return 0
+        return True
 
     def _flush_link(self) -> bool:
         """Whether nothing waits for the link any more."""

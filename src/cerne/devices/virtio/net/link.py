@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from cerne.devices.state import PlainState
 from cerne.devices.virtio.buffers import Views
 
 
@@ -56,12 +55,6 @@ class Link(Protocol):
         Raises:
             LinkLostError: the other end has gone.
         """
-
-    def state(self) -> PlainState:
-        """What it holds of frames on their way; the link itself is made anew."""
-
-    def restore(self, state: PlainState) -> None:
-        """Take that back; raises DamagedError where that cannot be."""
 
     def close(self) -> None:
         """Pull the cable out."""

@@ -11,7 +11,6 @@ import socket
 import struct
 from collections.abc import Sequence
 
-from cerne.devices.state import PlainState, SavedState
 from cerne.devices.virtio.buffers import Views, gather, scatter, size_of
 from cerne.devices.virtio.net.header import DATA_VALID, NO_OFFLOAD, Feature
 from cerne.devices.virtio.net.link import LinkLostError
@@ -76,17 +75,6 @@ class StreamLink:
         frame = self._header + self._incoming[_LENGTH.size :]
         self._incoming.clear()
         return scatter(buffers, frame)
-
-    def state(self) -> PlainState:
-        """Bytes of frames on their way."""
-        return {"incoming": self._incoming.hex(), "outgoing": self._outgoing.hex()}
-
-    def restore(self, state: PlainState) -> None:
-        """Take them back; raises DamagedError where that cannot be."""
-        saved = SavedState("a network link", state)
-        longest = _LENGTH.size + LARGEST_FRAME
-        self._incoming[:] = saved.data("incoming", longest)
-        self._outgoing[:] = saved.data("outgoing", longest)
 
     def close(self) -> None:
         """Close the socket, upon which passt ends."""

@@ -12,7 +12,6 @@ import fcntl
 import os
 from collections.abc import Sequence
 
-from cerne.devices.state import PlainState
 from cerne.devices.virtio.buffers import Views
 from cerne.devices.virtio.net.header import Feature
 from cerne.devices.virtio.net.link import LinkLostError
@@ -92,13 +91,6 @@ class TapLink:
             return 0
         except OSError as error:
             raise LinkLostError from error
-
-    def state(self) -> PlainState:
-        """Nothing: the frames that wait are the kernel's."""
-        return {}
-
-    def restore(self, state: PlainState) -> None:
-        """Nothing was kept."""
 
     def close(self) -> None:
         """Close the descriptor; the interface goes where it was not made to stay."""
