@@ -79,4 +79,6 @@ def _start_time(pid: int) -> int | None:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    # The first thread may be gone while others still hold what the process has open.
+    ended = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+    return None if ended else int(fields[19])
