@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -393,9 +394,10 @@ def test_a_machine_that_cannot_be_forked_runs_on(fleet: Fleet) -> None:
     assert fleet.say("a", b"i") == 3
 
 
-# A VMM that ends as if it were killed, at the step that the file beside it names.
+# A VMM that ends as if it were killed, at the step that the file beside it names, and that comes
+# no further than the one that another file names.
 _DYING_VMM = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 from cerne import faults
 from cerne.vmm.__main__ import main
@@ -403,6 +405,8 @@ from cerne.vmm.__main__ import main
 def die(step):
     if Path(sys.argv[0]).with_name("step").read_text() == step:
         os._exit(9)
+    if Path(sys.argv[0]).with_name("last").read_text() == step:
+        signal.pause()
 
 faults.hook = die
 sys.exit(main())
@@ -413,8 +417,9 @@ sys.exit(main())
 def dying(fleet: Fleet, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """From now on each new VMM, and its children, die at a step that is named later."""
     (home / "vmm.py").write_text(_DYING_VMM)
-    (home / "step").write_text("none")
-    (home / "step").chmod(0o644)
+    for file in ("step", "last"):
+        (home / file).write_text("none")
+        (home / file).chmod(0o644)
     home.chmod(0o755)
     monkeypatch.setattr(native, "VMM", (sys.executable, "-I", str(home / "vmm.py")))
     monkeypatch.setattr(native, "another_nursery", lambda: None)
@@ -457,11 +462,30 @@ def test_a_parent_that_dies_is_said(fleet: Fleet, dying: Callable[[str], None], 
     with pytest.raises(EngineError):
         fleet.fork("m", ["b"])
     assert fleet.process("m").wait(20)
-    # In this order: a child is born with its parent's name.
-    for name in ("m", "b"):
-        for pid in _strays(fleet, name):
-            os.kill(pid, signal.SIGKILL)
+    for pid in _strays(fleet, "b"):
+        os.kill(pid, signal.SIGKILL)
     assert fleet.say("a", b"i") == 3
+
+
+def test_children_are_found_by_their_own_names_from_the_first(
+    fleet: Fleet,
+    dying: Callable[[str], None],
+    home: Path,
+    eventually: Callable[[Callable[[], bool]], None],
+) -> None:
+    (home / "last").write_text("in the child")
+    dying("child forked")
+    assert _strays(fleet, "b") == []
+    with ThreadPoolExecutor() as beside:
+        # It has to do with what its parent had open until it is apart.
+        forking = beside.submit(fleet.fork, "m", ["b", "c"])
+        try:
+            eventually(lambda: [len(_strays(fleet, name)) for name in "mb"] == [0, 1])
+        finally:
+            for pid in _strays(fleet, "m") + _strays(fleet, "b"):
+                os.kill(pid, signal.SIGKILL)
+        with pytest.raises(EngineError):
+            forking.result()
 
 
 @pytest.mark.parametrize("step", ["in the saver", "memory written", "state written"])

@@ -45,7 +45,7 @@ def _live(config: VmmConfig, title: jail.Title) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     kvm = Kvm()
     memory, state = _origin(config)
-    machine = Machine(kvm, config, memory, state)
+    machine = Machine(kvm, config, memory, state, title)
     faults.step("assembled")
     jail.enter()
     while True:
@@ -54,8 +54,7 @@ def _live(config: VmmConfig, title: jail.Title) -> int:
             return 0 if machine.run().orderly else 1
         except Forked as forked:
             child = forked
-        title.set(child.config.identity)
-        machine = Machine(kvm, child.config, memory, child.state)
+        machine = Machine(kvm, child.config, memory, child.state, title)
         faults.step("child assembled")
 
 

@@ -122,6 +122,8 @@ def _become(
     machine: Machine, configs: list[VmmConfig], state: PlainState, report: int, other_end: int
 ) -> NoReturn:
     """In the first child: fork the others, and leave the parent's work as one machine of them."""
+    # Whoever looks for the child finds it by this, even where its parent is killed meanwhile.
+    machine.title.set(configs[0].identity)
     faults.step("in the child")
     # The parent need not wait for them: its memory is as it was in this child too.
     index = 0
@@ -129,6 +131,7 @@ def _become(
         for other in range(1, len(configs)):
             if os.fork() == 0:
                 index = other
+                machine.title.set(configs[index].identity)
                 break
     except OSError as error:
         _say(report, {"error": f"the host does not fork the machine: {error.strerror}"})

@@ -30,6 +30,7 @@ from cerne.vmm.console_log import ConsoleLog
 from cerne.vmm.crash import Crash
 from cerne.vmm.emulation_assist import COMMAND_LINE, EmulationAssist, without_hypercalls
 from cerne.vmm.end import PANICKED, End
+from cerne.vmm.jail import Title
 from cerne.vmm.loop import Loop
 from cerne.vmm.peripherals import Peripherals
 from cerne.vmm.qmp import QmpServer
@@ -47,15 +48,21 @@ class Machine:
     """A machine that is assembled, runs until something ends it, and is taken apart.
 
     `state` is what a machine that it goes on from was; without it, a kernel is booted. The
-    memory is the caller's, and outlives the machine where that forks.
+    memory and the process's title are the caller's, and outlive the machine where that forks.
     """
 
     def __init__(
-        self, kvm: Kvm, config: VmmConfig, memory: GuestMemory, state: PlainState | None
+        self,
+        kvm: Kvm,
+        config: VmmConfig,
+        memory: GuestMemory,
+        state: PlainState | None,
+        title: Title,
     ) -> None:
         self.kvm = kvm
         self.config = config
         self.memory = memory
+        self.title = title
         self._loop = Loop()
         self._end: End | None = None
         self._reset_cause = ""
