@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+from tests.engine.fleet import COUNTER, Fleet
 
 Message: TypeAlias = dict[str, object]
 Script: TypeAlias = Callable[[Message], list[Message] | None]
@@ -115,3 +116,13 @@ def serve(directory: Path) -> Iterator[Callable[..., FakeQmpServer]]:
     yield make
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def fleet(
+    home: Path, kvm_device: Path, small_kernel: Callable[[Path, bytes], Path]
+) -> Iterator[Fleet]:
+    with contextlib.closing(Fleet(home, small_kernel(home / "kernel", COUNTER))) as made:
+        made.start("a")
+        assert made.say("a", b"ii") == 2
+        yield made

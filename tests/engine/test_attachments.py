@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.engine.test_native import COUNTER, Fleet
+from tests.engine.fleet import Fleet
 from tests.engine.test_qemu_saving import Machines
 
 from cerne.arch.x86 import layout
@@ -32,16 +32,6 @@ def _disk(home: Path, name: str, slot: int = 3) -> DiskPlan:
     path = home / f"{name}.qcow2"
     create_empty(path, MIB)
     return DiskPlan(path, "qcow2", serial=name, slot=slot)
-
-
-@pytest.fixture
-def fleet(
-    home: Path, kvm_device: Path, small_kernel: Callable[[Path, bytes], Path]
-) -> Iterator[Fleet]:
-    with contextlib.closing(Fleet(home, small_kernel(home / "kernel", COUNTER))) as made:
-        made.start("a")
-        assert made.say("a", b"ii") == 2
-        yield made
 
 
 @pytest.fixture
