@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from cerne.engine.native import NativeEngine
 from cerne.engine.qmp import QmpClient
 from cerne.errors import EngineError
 from cerne.host.process import ProcessIdentity
+from cerne.manager.recovery import kill_strays, strays
 from cerne.units import MIB
 
 _LOOP = bytes.fromhex("ebfe")
@@ -97,3 +100,33 @@ def test_it_has_open_what_a_first_machine_has(
     forked = files(start("a"))
     monkeypatch.setattr(native, "another_nursery", lambda: None)
     assert forked == files(start("b"))
+
+
+# One whose machines come no further than to be born.
+_HOLDING = """
+import signal, sys
+from cerne import faults
+from cerne.vmm.nursery import main
+
+faults.hook = lambda step: signal.pause()
+sys.exit(main())
+"""
+
+
+def test_machines_are_found_by_their_own_names_from_the_first(
+    home: Path,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    eventually: Callable[[Callable[[], bool]], None],
+) -> None:
+    (home / "nursery.py").write_text(_HOLDING)
+    monkeypatch.setattr(nursery, "PROGRAM", (sys.executable, "-I", str(home / "nursery.py")))
+    holding = nursery.Nursery()
+    monkeypatch.setattr(native, "another_nursery", lambda: holding)
+    with ThreadPoolExecutor() as beside:
+        starting = beside.submit(start, "held")
+        eventually(lambda: len(strays(home / "held")) == 1)
+        kill_strays(home / "held")
+        with pytest.raises(EngineError):
+            starting.result()
+    holding.close()

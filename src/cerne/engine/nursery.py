@@ -19,6 +19,9 @@ from cerne.errors import EngineError
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.nursery import DESCRIPTORS_AT_ONCE, LARGEST_REQUEST
 
+PROGRAM = (sys.executable, "-I", "-m", "cerne.vmm.nursery")
+"""The program of a nursery, which is told its socket."""
+
 # Longer than any path of a machine's, which is to stand in the command lines of its children.
 _TITLE = "cerne-nursery".ljust(300, "-")
 _LARGEST_ANSWER = 4096
@@ -31,7 +34,7 @@ class Nursery:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-m", "cerne.vmm.nursery", str(theirs.fileno()), _TITLE],
+                [*PROGRAM, str(theirs.fileno()), _TITLE],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,

@@ -16,7 +16,9 @@ import signal
 import socket
 import sys
 
+from cerne import faults
 from cerne.devices.state import PlainState, SavedState
+from cerne.errors import CerneError
 from cerne.vmm import jail
 from cerne.vmm.__main__ import end_of
 from cerne.vmm.config import VmmConfig
@@ -56,23 +58,22 @@ def main() -> int:
 def _fork(
     requests: socket.socket, title: jail.Title, request: bytes, descriptors: tuple[int, ...]
 ) -> PlainState:
+    saved = SavedState("a machine's configuration", json.loads(request))
     try:
+        config = VmmConfig.from_saved(saved, descriptors.__getitem__)
         pid = os.fork()
+    except CerneError as error:
+        return {"error": error.message}
     except OSError as error:
         return {"error": f"the host does not fork the VMM: {error.strerror}"}
     if pid == 0:
+        # Whoever looks for it finds it by this, even where all who know of it are killed meanwhile.
+        title.set(config.identity)
+        faults.step("born")
         requests.close()
-        sys.exit(end_of(lambda: _be_born(title, request, descriptors), title))
+        os.setsid()
+        sys.exit(end_of(lambda: with_log_of_its_own(config), title))
     return {"pid": pid}
-
-
-def _be_born(title: jail.Title, request: bytes, descriptors: tuple[int, ...]) -> VmmConfig:
-    """In a child: become the process of a machine of its own; what machine that is."""
-    saved = SavedState("a machine's configuration", json.loads(request))
-    config = VmmConfig.from_saved(saved, descriptors.__getitem__)
-    title.set(config.identity)
-    os.setsid()
-    return with_log_of_its_own(config)
 
 
 if __name__ == "__main__":
