@@ -84,6 +84,8 @@ def test_the_mp_table_names_every_processor() -> None:
         assert sum(content) & 0xFF == 0
         processors = [content[44 + 20 * index : 64 + 20 * index] for index in range(3)]
         assert [(entry[0], entry[1]) for entry in processors] == [(0, 0), (0, 1), (0, 2)]
+        routes = memory.read(layout.PCI_ROUTING_TABLE, 32)
+        assert (routes[:8], sum(routes) & 0xFF) == (b"$PIR\0\1\x20\0", 0)
 
 
 def test_every_processor_has_its_own_number() -> None:

@@ -122,9 +122,9 @@ def test_a_disk_comes_and_goes_without_acpi(cerne: Cerne, engine: Engine) -> Non
 
 
 _WITH_ACPI = """
-from cerne.vmm import machine
+from cerne.vmm import emulation_assist
 for words in ("acpi=off ", "param_sysfs_init,"):
-    machine.COMMAND_LINE = machine.COMMAND_LINE.replace(words, "")
+    emulation_assist.COMMAND_LINE = emulation_assist.COMMAND_LINE.replace(words, "")
 from cerne.vmm.__main__ import main
 raise SystemExit(main())
 """

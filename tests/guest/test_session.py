@@ -161,6 +161,20 @@ def test_a_guest_that_drops_the_first_hello(
     thread.join()
 
 
+def test_nothing_is_said_twice_to_a_guest_that_has_not_read(
+    session_pair: tuple[Session, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "_SAY_AGAIN", 0.01)
+    monkeypatch.setattr(session_module, "_LOOK", 0.01)
+    session, far = session_pair
+    with pytest.raises(GuestTimeoutError):
+        session.greet(time.monotonic() + 0.2)
+    assert far.recv(1 << 20).count(wire.MAGIC) == 1
+    far.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        far.recv(1)
+
+
 def test_another_version(session_pair: tuple[Session, socket.socket]) -> None:
     session, far = session_pair
 

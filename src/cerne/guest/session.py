@@ -14,6 +14,7 @@ import os
 import secrets
 import select
 import socket
+import termios
 import threading
 import time
 from collections import deque
@@ -148,7 +149,8 @@ class Session:
             if not alive():
                 raise GuestError("the machine ended before its agent answered")
             if now >= say_again:
-                self._transmit_if_possible(with_zeros)
+                if self._is_taken():
+                    self._transmit_if_possible(with_zeros)
                 say_again = now + _SAY_AGAIN
             if self._wait_readable(min(deadline, now + _LOOK) - now):
                 heard += self._receive_bytes()
@@ -281,6 +283,15 @@ class Session:
         except OSError as error:
             raise _gone() from error
         self._whole = True
+
+    def _is_taken(self) -> bool:
+        """Whether the hypervisor has taken all that was sent.
+
+        What still waits for a guest that boots is not lost; saying it again would only be more for
+        that guest to read.
+        """
+        waiting = fcntl.ioctl(self._connection, termios.TIOCOUTQ, bytes(4))
+        return not any(waiting)
 
     def _transmit_if_possible(self, data: bytes) -> None:
         with contextlib.suppress(BlockingIOError):

@@ -28,7 +28,7 @@ from cerne.vmm.commands import commands
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.console_log import ConsoleLog
 from cerne.vmm.crash import Crash
-from cerne.vmm.emulation_assist import COMMAND_LINE, EmulationAssist, without_hypercalls
+from cerne.vmm.emulation_assist import EmulationAssist, command_line, without_hypercalls
 from cerne.vmm.end import PANICKED, End
 from cerne.vmm.jail import Title
 from cerne.vmm.loop import Loop
@@ -221,8 +221,10 @@ class Machine:
 
     def _boot(self) -> None:
         boot, emulated = self.config.boot, self.config.emulated
-        command_line = f"{boot.command_line} {COMMAND_LINE}" if emulated else boot.command_line
-        self.board.load(boot.kernel, boot.initrd, command_line, mp_table=emulated)
+        told = boot.command_line
+        if emulated:
+            told += f" {command_line(self.board.vcpus[0].get_tsc_khz())}"
+        self.board.load(boot.kernel, boot.initrd, told, mp_table=emulated)
         # Once the guest runs, which need not wait for it.
         self._loop.ask(self.board.let_ticks_be_missed)
 

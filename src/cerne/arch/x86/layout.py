@@ -22,6 +22,8 @@ MP_TABLE = GuestAddress(0x9FC00)
 ACPI_TABLES = GuestAddress(0xE0000)
 """The RSDP must be found on a 16 byte boundary from here (ACPI 6.5, 5.2.5.1)."""
 GENERATION_ID = GuestAddress(0xF0000)
+PCI_ROUTING_TABLE = GuestAddress(0xF0010)
+"""Near the start of the 64 KiB that are searched for it."""
 LOW_END = 0x9FC00
 HIGH_START = 1 * MIB
 

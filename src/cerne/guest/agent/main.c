@@ -80,7 +80,5 @@ int main(int argc, char **argv)
 	}
 	if (chdir("/") < 0)
 		return EXIT_FAILURE;
-	if (getpid() == 1)
-		console_start();
 	return supervise((const char *const *)argv, count);
 }

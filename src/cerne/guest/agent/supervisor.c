@@ -204,6 +204,7 @@ static void take_signals(int fd)
 
 int supervise(const char *const *paths, int count)
 {
+	bool console = getpid() == 1;
 	int signals, kernel = -1;
 
 	events = epoll_create1(EPOLL_CLOEXEC);
@@ -225,9 +226,13 @@ int supervise(const char *const *paths, int count)
 	for (;;) {
 		bool deaf = count == 0 && kernel < 0 && port_count == 0;
 		struct epoll_event event;
-		int got = epoll_wait(events, &event, 1, deaf ? LOOK_AGAIN : -1);
+		int got = epoll_wait(events, &event, 1, console ? 0 : deaf ? LOOK_AGAIN : -1);
 
-		if (got == 0) {
+		if (got == 0 && console) {
+			/* Now that no host waits for it. */
+			console = false;
+			console_start();
+		} else if (got == 0) {
 			find_ports();
 		} else if (got == 1 && event.data.u32 == FROM_SIGNALS) {
 			take_signals(signals);
