@@ -55,6 +55,7 @@ def test_it_is_a_debian(debian: Cerne) -> None:
     assert "ext4" in _exec(debian, "sh", "-c", "mount | grep ' / '")
 
 
+@pytest.mark.slow
 def test_its_packages_can_be_brought_up_to_date(debian: Cerne) -> None:
     done = debian("exec", "deb", "--", "apt-get", "update", timeout=200)
     if done.returncode != 0:

@@ -74,6 +74,7 @@ def test_sockets_lead_into_the_guest_and_out_of_it(
     assert hashlib.sha256(native("vsock", "--listen", "n", "200").stdout).hexdigest() == digest
 
 
+@pytest.mark.slow_if_emulated
 @pytest.mark.timeout(290)
 def test_a_forked_guest_is_told_that_its_connections_are_its_parents(
     native: Cerne, vsock_program: Path, eventually: Callable[[Callable[[], bool]], None]
@@ -113,6 +114,7 @@ def test_a_balloon_grows_is_forked_and_shrinks(
     assert available(native, "n") > free - 4 * MIB
 
 
+@pytest.mark.slow_if_emulated
 @pytest.mark.timeout(290)
 def test_directories_of_the_host_are_mounted(
     cerne: Cerne,

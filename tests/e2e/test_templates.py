@@ -17,7 +17,8 @@ from tests.e2e.conftest import Cerne, Engine
 _WHO = (
     "sh",
     "-c",
-    "hostname; cat /sys/class/net/eth0/address; head -c 16 /dev/urandom | od -An -tx1; date +%s",
+    "cat /proc/sys/kernel/hostname /sys/class/net/eth0/address /proc/sys/kernel/random/uuid;"
+    "date +%s",
 )
 
 
