@@ -17,8 +17,7 @@ from tests.e2e.conftest import Cerne, Engine
 _WHO = (
     "sh",
     "-c",
-    "cat /proc/sys/kernel/hostname /sys/class/net/eth0/address /proc/sys/kernel/random/uuid;"
-    "date +%s",
+    "cd /proc/sys/kernel; cat hostname /sys/class/net/eth0/address random/uuid; date +%s",
 )
 
 
