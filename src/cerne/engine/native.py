@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +32,7 @@ from cerne.engine.base import (
     UserNic,
 )
 from cerne.engine.detached import answering, kill, last_line, reap, spawn
-from cerne.engine.nursery import Nursery, another_nursery
+from cerne.engine.nursery import START, Nursery, another_nursery
 from cerne.engine.opened import Opened
 from cerne.engine.panic import panicked, tail
 from cerne.engine.saved import (
@@ -75,7 +74,7 @@ from cerne.vmm.snapshot import VERSION, memory_digest
 if TYPE_CHECKING:
     from cerne.engine.qmp import QmpClient
 
-VMM = (sys.executable, "-I", "-m", "cerne.vmm")
+VMM = (*START, "machine")
 """The program of a machine's process, which is told its configuration."""
 CONFIG_FILE = "vmm.json"
 """In `LaunchPlan.runtime`."""

@@ -16,10 +16,13 @@ import threading
 from collections.abc import Sequence
 
 from cerne.errors import EngineError
+from cerne.vmm import start
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.nursery import DESCRIPTORS_AT_ONCE, LARGEST_REQUEST
 
-PROGRAM = (sys.executable, "-I", "-m", "cerne.vmm.nursery")
+START = (sys.executable, "-I", "-S", start.__file__)
+"""The program that starts a machine's process, or a nursery."""
+PROGRAM = (*START, "nursery")
 """The program of a nursery, which is told its socket."""
 
 # Longer than any path of a machine's, which is to stand in the command lines of its children.

@@ -1,4 +1,4 @@
-"""``python -m cerne.vmm.nursery SOCKET NAME``: a process that has a VMM loaded, and forks machines.
+"""``cerne.vmm.start nursery SOCKET NAME``: a process that has a VMM loaded, and forks machines.
 
 Loading a VMM takes Python longer than making a machine; whoever starts many has it done once, and
 the machines share what was loaded (fork(2), copy-on-write). A request is the configuration of a
@@ -9,7 +9,6 @@ other end of the socket is closed; the machines do not.
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import signal
@@ -36,8 +35,6 @@ def main() -> int:
     # Children are nobody's to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     title = jail.Title()
-    # What Python's collector would touch in a child is copied for nothing.
-    gc.freeze()
     descriptors: list[int] = []
     while True:
         data, sent, _, _ = socket.recv_fds(
@@ -74,7 +71,3 @@ def _fork(
         os.setsid()
         sys.exit(end_of(lambda: with_log_of_its_own(config), title))
     return {"pid": pid}
-
-
-if __name__ == "__main__":
-    sys.exit(main())
