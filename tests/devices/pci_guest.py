@@ -52,7 +52,8 @@ class Guest:
     def write(self, offset: int, size: int, value: int) -> None:
         self.transport.write_bar(0, offset, size, value)
 
-    def start(self, refuse: int = 0) -> None:
+    def start(self, refuse: int = 0, last: int = 15) -> None:
+        """Bring it up, without some features; to a status before it is ready, if a test wants."""
         self.write(20, 1, 1)
         self.write(20, 1, 3)
         for select in (0, 1):
@@ -74,7 +75,7 @@ class Guest:
             self.write(48, 8, driver.used)
             self.write(28, 2, 1)
             assert self.read(28, 2) == 1
-        self.write(20, 1, 15)
+        self.write(20, 1, last)
 
     def rung(self) -> int:
         """How often a device rang its own first doorbell since the last question."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator, Sequence
 
 import pytest
@@ -66,6 +67,29 @@ def guest(memory: GuestMemory, doorbells: list[int]) -> Guest:
 def _device(guest: Guest) -> Handing:
     assert isinstance(guest.transport.device, Handing)
     return guest.transport.device
+
+
+def test_a_doorbell_before_the_driver_is_ready_is_heard_when_it_is(
+    memory: GuestMemory, doorbells: list[int]
+) -> None:
+    def rung() -> list[bool]:
+        return [bool(select.select([bell], [], [], 0)[0]) for bell in doorbells]
+
+    for bells in ([0], [1], [0, 1]):
+        guest = Guest(Handing(), memory, doorbells)
+        guest.start(last=11)
+        for queue in bells:
+            guest.kick(queue)
+        assert (_device(guest).served, rung()) == ([], [False, False])
+        # One that is saved there has lost what was on its way: all queues are looked at.
+        restored = Guest(Handing(), memory, doorbells)
+        restored.transport.restore(guest.transport.state())
+        guest.write(20, 1, 15)
+        assert [os.eventfd_read(doorbells[queue]) for queue in bells] == [1] * len(bells)
+        assert rung() == [False, False]
+        restored.transport.rouse()
+        restored.write(20, 1, 15)
+        assert [os.eventfd_read(bell) for bell in doorbells] == [1, 1]
 
 
 def test_a_queue_is_handed_over_as_the_driver_set_it_up(guest: Guest, doorbells: list[int]) -> None:

@@ -104,13 +104,17 @@ class VirtioPciTransport(PciFunction):
         return NOTIFY + NOTIFY_MULTIPLIER * queue
 
     def kick(self, queue: int) -> None:
-        """Let the device serve a queue."""
+        """Let the device serve a queue, once the driver is ready."""
         with self.device.working():
-            running = self._status & (STATUS_DRIVER_OK | STATUS_NEEDS_RESET) == STATUS_DRIVER_OK
-            if not running or queue >= len(self.queues) or not self.queues[queue].ready:
+            if queue >= len(self.queues) or not self.queues[queue].ready:
                 return
-            if queue in self.device.handed_queues:
-                os.eventfd_write(self._doorbells[queue], 1)
+            if not self._status & STATUS_DRIVER_OK:
+                # It ought not to be, but Linux's driver of a balloon does it.
+                self._early.add(queue)
+            elif self._status & STATUS_NEEDS_RESET:
+                return
+            elif queue in self.device.handed_queues:
+                self._ring(queue)
             else:
                 self.device.process(queue)
 
@@ -149,7 +153,7 @@ class VirtioPciTransport(PciFunction):
 
     def come_back(self, queue: Queue) -> None:
         """Kick the device again, once others have had their turn."""
-        os.eventfd_write(self._doorbells[self.queues.index(queue)], 1)
+        self._ring(self.queues.index(queue))
 
     def reset(self) -> None:
         """Back to the state after power-on, as seen by the driver; PCI stays as it is."""
@@ -273,6 +277,7 @@ class VirtioPciTransport(PciFunction):
         self._driver_features = 0
         self._config_vector = NO_VECTOR
         self._queue_select = 0
+        self._early: set[int] = set()
         self.failure = None
         for queue in self.queues:
             queue.reset()
@@ -416,6 +421,9 @@ class VirtioPciTransport(PciFunction):
         self._status |= added
         if added & STATUS_DRIVER_OK and self.failure is None:
             self.device.activate(self.queues, self._driver_features, self._notify)
+            for queue in self._early:
+                self._ring(queue)
+            self._early.clear()
 
     def _features_fit(self) -> bool:
         return bool(self._driver_features & FEATURE_VERSION_1) and not (
@@ -431,6 +439,9 @@ class VirtioPciTransport(PciFunction):
 
     def _vector(self, value: int) -> int:
         return value if value < self.msix.count else NO_VECTOR
+
+    def _ring(self, queue: int) -> None:
+        os.eventfd_write(self._doorbells[queue], 1)
 
     def _notify(self, queue: Queue) -> None:
         if queue.should_notify():
