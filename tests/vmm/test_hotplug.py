@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.descriptors import open_descriptors
 from tests.guests.harness import Running, running
 
 from cerne.arch.x86 import layout
@@ -205,12 +205,6 @@ def bench(kvm_device: Path, disk: Path) -> Iterator[Bench]:
         made.close()
 
 
-def _descriptors() -> int:
-    # Without those that other tests have not let go of yet.
-    gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def test_a_thousand_cycles_leave_nothing(bench: Bench) -> None:
     def cycle(plug: Callable[[], socket.socket | None]) -> None:
         far = plug()
@@ -230,12 +224,12 @@ def test_a_thousand_cycles_leave_nothing(bench: Bench) -> None:
 
     cycle(lambda: bench.disk(2))
     cycle(lambda: bench.nic(2))
-    before = _descriptors()
+    before = open_descriptors()
     ranges = list(bench.board.buses.memory._map[1])
     for _ in range(500):
         cycle(lambda: bench.disk(2))
         cycle(lambda: bench.nic(2))
-    assert _descriptors() == before
+    assert open_descriptors() == before
     assert bench.board.buses.memory._map[1] == ranges
     assert len(bench.events) == 1002
     # The kernel's table of routes is no longer than that of one device.
@@ -286,7 +280,7 @@ _STEPS = st.one_of(
 )
 @given(st.lists(_STEPS, max_size=40))
 def test_no_guest_and_no_plug_breaks_the_bus(bench: Bench, steps: list[tuple[object, ...]]) -> None:
-    before = _descriptors()
+    before = open_descriptors()
     ranges = len(bench.board.buses.memory._map[1])
     far: list[socket.socket] = []
     for step in steps:
@@ -316,6 +310,6 @@ def test_no_guest_and_no_plug_breaks_the_bus(bench: Bench, steps: list[tuple[obj
         bench.devices.slots.pull(slot)
     for end in far:
         end.close()
-    assert _descriptors() == before
+    assert open_descriptors() == before
     assert len(bench.board.buses.memory._map[1]) == ranges
     assert bench.devices._pci._interrupts._messages == {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
+from tests.descriptors import open_descriptors
 from tests.vmm.test_hotplug import Bench, bench, disk
 
 from cerne.arch.x86 import layout
@@ -82,11 +82,11 @@ def test_a_cycle_keeps_no_descriptor(bench: Bench) -> None:
     with bench.nic(1):
         _let_the_guest_work(bench, 0)
         _cycle(bench)
-        before = len(list(Path("/proc/self/fd").iterdir()))
+        before = open_descriptors()
         for seed in range(20):
             _let_the_guest_work(bench, seed)
             _cycle(bench)
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        assert open_descriptors() == before
 
 
 def test_what_was_plugged_in_is_found_where_firmware_would_put_it(bench: Bench) -> None:

@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from tests.descriptors import open_descriptors
 
 from cerne.devices.state import SavedState
 from cerne.errors import DamagedError
@@ -63,17 +64,13 @@ def test_half_a_character_is_no_text() -> None:
         SavedState("a disk", {"serial": "\ud800"}).text("serial", 20)
 
 
-def _open_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
 def test_a_refused_request_takes_no_descriptor_over() -> None:
     disk = {"files": [{"descriptor": 0, "format": "raw"}], "serial": 3}
     sent = os.memfd_create("disk")
-    open_before = _open_descriptors()
+    open_before = open_descriptors()
     with pytest.raises(DamagedError):
         Request(SavedState("the command", disk), (sent,)).take_over(disk_from_json)
-    assert _open_descriptors() == open_before
+    assert open_descriptors() == open_before
     whole = disk | {"serial": "", "read_only": False, "slot": None, "backend": None}
     taken = Request(SavedState("the command", whole), (sent,)).take_over(disk_from_json)
     assert taken.files[0].descriptor != sent

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.descriptors import open_descriptors
 from tests.devices.pci_guest import Guest
 from tests.devices.queue_driver import Buffer
 
@@ -92,11 +92,7 @@ Eventually = Callable[[Callable[[], bool]], None]
 def test_nothing_of_it_stays(home: Path, eventually: Eventually) -> None:
     """As in a forked child, which is another machine in the same process."""
 
-    def opened() -> list[str]:
-        return sorted(path.name for path in Path("/proc/self/fd").iterdir())
-
-    gc.collect()
-    before = opened()
+    before = open_descriptors()
     with (
         contextlib.chdir("/"),
         GuestMemory.anonymous([(GuestAddress(0), 1 << 20)]) as memory,
@@ -110,7 +106,7 @@ def test_nothing_of_it_stays(home: Path, eventually: Eventually) -> None:
             eventually(lambda: len(machine.sockets.device.connections) == 2)
             eventually(lambda: len(machine.sockets._callers) == 1)
             machine.close()
-    assert opened() == before
+    assert open_descriptors() == before
 
 
 def test_a_program_is_connected_to_the_guest(machine: Machine, eventually: Eventually) -> None:
