@@ -1,4 +1,4 @@
-"""``python -m cerne.vmm CONFIG``: the process of one machine, started by the engine `native`.
+"""``python -m cerne.vmm CONFIG``: the process of one machine; see `cerne.vmm.start`, too.
 
 Where the machine forks, the child comes back here, to go on as another one. All modules are loaded
 before privileges are given up: whom it becomes need not be allowed to read them.

@@ -187,16 +187,15 @@ static bool has_device(const char *card)
 static void announce_changes(const char *card)
 {
 	char path[PATH_MAX];
-	int fd;
+	FILE *file;
 
 	snprintf(path, sizeof path, "/proc/sys/net/ipv4/conf/%s/arp_notify", card);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	if (fd < 0)
-		return;
 	/* Where it cannot be had, the network learns the address from the guest's next frame. */
-	if (write(fd, "1", 1) < 0)
-		errno = 0;
-	close(fd);
+	file = fopen(path, "we");
+	if (!file)
+		return;
+	fputs("1", file);
+	fclose(file);
 }
 
 /*
