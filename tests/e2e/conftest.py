@@ -171,7 +171,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @contextlib.contextmanager
-def _built_home() -> Iterator[Cerne]:
+def built_home() -> Iterator[Cerne]:
+    """The command line, in a home of its own with the image `tiny`, which is gone at the end."""
     directory = Path(tempfile.mkdtemp(prefix="cerne-", dir="/tmp"))
     try:
         cerne = Cerne(directory)
@@ -183,13 +184,13 @@ def _built_home() -> Iterator[Cerne]:
 
 @pytest.fixture(scope="session")
 def _qemu(qemu: Path) -> Iterator[Cerne]:
-    with _built_home() as cerne:
+    with built_home() as cerne:
         yield cerne
 
 
 @pytest.fixture(scope="session")
 def _native(kvm_device: Path, request: pytest.FixtureRequest) -> Iterator[Cerne]:
-    with _built_home() as cerne:
+    with built_home() as cerne:
         if not emulates_kernels():
             yield cerne
             return

@@ -1,0 +1,304 @@
+"""A home in which commands are killed at random moments, and what must hold after each.
+
+A trial runs one command on machines in any state, and kills it after a random part of the time
+that such a command takes. What is known of each machine is what was synced to its disk, and which
+boot of its guest is in its memory; both are compared with what its guest says later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+from tests.e2e.conftest import Cerne, Engine
+
+IMAGE = "debian:12"
+MEMORY = ("--memory", "256M")
+_PATIENCE = 90.0
+_MOST_MACHINES = 3
+_MOST_SNAPSHOTS = 2
+_SETTLED = {"defined", "running", "paused", "suspended", "stopped", "failed"}
+_LATENESS = 3.0
+_WITHOUT_MEMORY = {"defined", "stopped", "failed"}
+
+_WRITE = 'echo "$1" >/root/word && sync'
+_LOOK = (
+    "read name </proc/sys/kernel/hostname; read file </etc/hostname;"
+    " read address </sys/class/net/eth0/address; read boot </proc/sys/kernel/random/boot_id;"
+    " word=none; [ ! -e /root/word ] || read word </root/word;"
+    ' echo "$name $file $address $boot $word $(date +%s)"'
+)
+
+# After these alone a guest may be in another boot than it was in, or its machine without memory.
+_REBOOTS = {"restart", "restore", "crowd"}
+_ENDS = {"stop", "kill", "restart", "restore", "rm"}
+
+
+@dataclass
+class Known:
+    """What is known of one machine: any of these words on its disk, and this boot in its memory."""
+
+    words: set[str] = field(default_factory=lambda: {"none"})
+    boot: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One command, and what was done to it."""
+
+    words: tuple[str, ...]
+    after: float
+    """Seconds after which it was to be killed."""
+    status: int
+    """Its exit status; negative where it was killed."""
+    said: str
+
+    @property
+    def killed(self) -> bool:
+        return self.status == -signal.SIGKILL
+
+    def __str__(self) -> str:
+        end = f"killed after {self.after:.3f} s" if self.killed else f"status {self.status}"
+        return f"cerne {' '.join(self.words)}: {end} {self.said.strip()[-300:]}"
+
+
+class World:
+    """Machines and snapshots in one home, and what is known of them."""
+
+    def __init__(self, cerne: Cerne, engine: Engine, random: Random, files: Path) -> None:
+        self.cerne = cerne
+        self.engine = engine
+        self.random = random
+        self.files = files
+        self.known: dict[str, Known] = {}
+        self.kept: dict[str, set[str]] = {}
+        self.durations: dict[str, float] = {}
+        self.trials: list[Trial] = []
+        self._count = 0
+
+    def trial(self) -> Trial:
+        """Run one command, killed or not, and check all that must hold after it."""
+        states = self.states()
+        operation, words = self._choose(states)
+        name = words[1] if len(words) > 1 and words[1] in states else None
+        if name is not None and states[name] == "running" and self.random.random() < 0.4:
+            self._write(name)
+        trial = self._run(operation, words)
+        self.trials.append(trial)
+        assert "Traceback" not in trial.said, trial
+        assert trial.killed or trial.status == 0 or trial.said.strip(), trial
+        self._expect(operation, words, trial)
+        self._check(operation, trial, states)
+        return trial
+
+    def finish(self) -> None:
+        """Remove everything, and see that nothing is left of it."""
+        for name in self.states():
+            self.cerne.ok("rm", "--force", name)
+        for snapshot in self.snapshots():
+            self.cerne.ok("snapshot", "rm", snapshot)
+        self.known.clear()
+        self.kept.clear()
+        # A command sweeps before it makes anything.
+        self.cerne.ok("create", "--name", "sweeps", *self.options, IMAGE)
+        self.cerne.ok("rm", "sweeps")
+        deadline = time.monotonic() + _PATIENCE
+        while left := [*self.cerne.leftovers(), *self._strays()]:
+            assert time.monotonic() < deadline, left
+            time.sleep(0.5)
+        assert self._orphans() == []
+        with sqlite3.connect(self.cerne.home / "store.sqlite") as store:
+            assert store.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return ("--engine", self.engine.name, *MEMORY)
+
+    def _choose(self, states: dict[str, str]) -> tuple[str, tuple[str, ...]]:
+        """One of the commands that make sense now, or that are refused in words."""
+        choices: list[tuple[str, ...]] = []
+        new = self._new("m")
+        if len(states) < _MOST_MACHINES:
+            choices += [("run", "-d", "--name", new, *self.options, IMAGE)] * 2
+            choices += [("create", "--name", new, *self.options, IMAGE)]
+            choices += [("run", "--rm", "--name", new, *self.options, IMAGE, "--", "true")]
+        for name, state in states.items():
+            choices += self._about(name, state, new, room=len(states) < _MOST_MACHINES)
+        for snapshot in self.snapshots():
+            file = str(self.files / f"{self._new('e')}.cerne")
+            choices += [("snapshot", "restore", snapshot), ("snapshot", "rm", snapshot)]
+            choices += [("snapshot", "export", snapshot, file)]
+            choices += [("snapshot", "restore", snapshot, "--as", new)] * 2
+        choices += [("snapshot", "import", str(file)) for file in self.files.glob("*.cerne")][:1]
+        if not states:
+            return "run", choices[0]
+        words = self.random.choice(choices)
+        return words[1] if words[0] == "snapshot" else words[0], words
+
+    def _about(self, name: str, state: str, new: str, *, room: bool) -> list[tuple[str, ...]]:
+        match state:
+            case "running":
+                kept = len(self.snapshots()) < _MOST_SNAPSHOTS
+                return [
+                    ("stop", name),
+                    ("kill", name),
+                    ("pause", name),
+                    ("suspend", name),
+                    ("suspend", name),
+                    ("rename", name, new),
+                    ("set", name, "--balloon", self.random.choice(["128M", "256M"])),
+                    ("exec", name, "--", "true"),
+                    *([("snapshot", "create", name, self._new("s"))] * 2 if kept else []),
+                    *([("fork", name, "--name", new)] * 2 if room else []),
+                    *([] if self.engine.emulated else [("restart", name)]),
+                    ("rm", "--force", name),
+                ]
+            case "paused":
+                return [("resume", name), ("pause", name), ("suspend", name), ("stop", name)]
+            case "suspended":
+                return [("wake", name)] * 3 + [("start", name), ("rm", "--force", name)]
+            case _ if state == "defined" or not self.engine.emulated:
+                return [("start", name)] * 3 + [("rename", name, new), ("rm", name)]
+            case _:
+                return [("rename", name, new), ("rm", name)]
+
+    def _new(self, letter: str) -> str:
+        self._count += 1
+        return f"{letter}{self._count}"
+
+    def _run(self, operation: str, words: tuple[str, ...]) -> Trial:
+        usual = self.durations.get(operation, 1.0)
+        after = self.random.uniform(0, 1.15 * usual)
+        with tempfile.TemporaryFile() as output:
+            begun = time.monotonic()
+            process = subprocess.Popen(
+                [self.cerne.program, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                env=self.cerne.environment,
+            )
+            try:
+                status = process.wait(after)
+                self.durations[operation] = (usual + time.monotonic() - begun) / 2
+            except subprocess.TimeoutExpired:
+                process.kill()
+                status = process.wait()
+                # Longer than thought: the moments are spread over all of it in time.
+                self.durations[operation] = min(usual * 1.05, 20.0)
+            output.seek(0)
+            said = output.read().decode(errors="replace")
+        return Trial(words, after, status, said)
+
+    def _expect(self, operation: str, words: tuple[str, ...], trial: Trial) -> None:
+        """What may be so after a command, whether or not it was whole."""
+        name = words[1] if len(words) > 1 else ""
+        match operation:
+            case "rename":
+                self.known[words[2]] = self.known.get(name, Known())
+            case "create" if words[0] == "snapshot":
+                self.kept[words[3]] = set(self.known[words[2]].words)
+            case "fork":
+                self.known[words[3]] = Known(set(self.known[name].words))
+            case "restore" if "--as" in words:
+                self.known[words[-1]] = Known(set(self.kept.get(words[2], {"none"})))
+            case "restore":
+                # The machine that it is of: which one, the store alone knows.
+                for known in self.known.values():
+                    known.words |= self.kept.get(words[2], set())
+            case "import" if trial.status == 0:
+                self.kept[trial.said.split()[-1]] = set().union(*self.kept.values(), {"none"})
+
+    def check(self) -> None:
+        """Check all that must hold after commands that nobody killed."""
+        self._check("crowd", Trial(("crowd",), 0, 0, ""), {})
+
+    def _check(self, operation: str, trial: Trial, before: dict[str, str]) -> None:
+        states = self.states()
+        for name in set(self.known) - set(states):
+            del self.known[name]
+        for name, state in states.items():
+            known = self.known.setdefault(name, Known())
+            if state in _WITHOUT_MEMORY:
+                had_memory = before.get(name, "defined") not in _WITHOUT_MEMORY
+                assert not had_memory or operation in _ENDS, f"{trial}\n{name} is {state}"
+                known.boot = ""
+            elif state == "running":
+                self._look(name, known, trial, rebooted=operation in _REBOOTS)
+        machines = [self.cerne.machine(name) for name in states]
+        directories = {path.name for path in (self.cerne.home / "machines").iterdir()}
+        assert directories >= {str(machine["id"]) for machine in machines}, trial
+        pids = [machine["pid"] for machine in machines if machine["state"] in ("running", "paused")]
+        assert len(set(pids)) == len(pids), trial
+
+    def _look(self, name: str, known: Known, trial: Trial, *, rebooted: bool) -> None:
+        """Compare what a guest says with what is known of it."""
+        before = time.time()
+        done = self.cerne("exec", name, "--", "sh", "-c", _LOOK)
+        after = time.time()
+        assert done.returncode == 0, f"{trial}\nexec {name}: {done.stderr.decode()}"
+        said, in_file, address, boot, word, now = done.stdout.decode().split()
+        nics = json.loads(self.cerne.ok("nic", "ls", "--json", name))
+        assert (said, in_file, address) == (name, name, nics[0]["mac"]), trial
+        assert before - _LATENESS <= int(now) <= after + _LATENESS, (
+            f"{trial}\n{before - int(now)} s"
+        )
+        assert word in known.words, f"{trial}\n{name}: {word}, not {known.words}"
+        if known.boot and not rebooted:
+            assert boot == known.boot, f"{trial}\n{name} lost what was in its memory"
+        known.boot, known.words = boot, {word}
+
+    def _write(self, name: str) -> None:
+        word = self._new("w")
+        self.cerne.ok("exec", name, "--", "sh", "-c", _WRITE, "sh", word)
+        self.known[name].words = {word}
+
+    def states(self) -> dict[str, str]:
+        """The machines' states, once none is on its way from one to another."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            listed = json.loads(self.cerne.ok("ls", "--json"))
+            states = {machine["name"]: machine["state"] for machine in listed}
+            if set(states.values()) <= _SETTLED:
+                return states
+            assert time.monotonic() < deadline, states
+            time.sleep(0.2)
+
+    def snapshots(self) -> list[str]:
+        return [each["name"] for each in json.loads(self.cerne.ok("snapshot", "ls", "--json"))]
+
+    def _strays(self) -> list[str]:
+        """Processes that were started in this home."""
+        marker = os.fsencode(f"CERNE_HOME={self.cerne.home}")
+        found = []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError):
+                if entry.name.isdecimal() and marker in (entry / "environ").read_bytes().split(
+                    b"\0"
+                ):
+                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    found.append(f"process {entry.name}: {command}")
+        return found
+
+    def _orphans(self) -> list[str]:
+        """Files that neither a machine nor a snapshot has: there are none, but a template's."""
+        home = self.cerne.home
+        found = list((home / "snapshots").iterdir())
+        found += [path for path in self.files.iterdir() if path.name.startswith(".")]
+        found += (home / "images" / "work").glob("work-*")
+        templates = [
+            json.loads(path.read_text()) for path in (home / "templates").glob("*/template.json")
+        ]
+        named = json.dumps(templates)
+        found += [path for path in (home / "layers").iterdir() if path.stem not in named]
+        found += [path for path in home.iterdir() if path.name.startswith(".")]
+        return [str(path) for path in found]
