@@ -30,6 +30,61 @@ def test_formats_that_are_taken(store: ImageStore, tmp_path: Path, kind: str) ->
     assert (image.disk.format, image.disk.virtual_size) == ("qcow2", 8 << 20)
 
 
+@pytest.mark.parametrize("kind", ["fixed", "dynamic"])
+@pytest.mark.parametrize("creator", [b"qemu", b"qem2", b"vbox"])
+def test_a_vhd_is_as_large_as_its_footer_says(
+    store: ImageStore, tmp_path: Path, kind: str, creator: bytes
+) -> None:
+    content = b"\x01" * (9 << 20)
+    raw, vhd, out = (tmp_path / name for name in ("disk.raw", "disk.vhd", "out.raw"))
+    raw.write_bytes(content)
+    options = f"subformat={kind},force_size=on"
+    command = ["qemu-img", "convert", "-f", "raw", "-O", "vpc", "-o", options, str(raw), str(vhd)]
+    subprocess.run(command, check=True)
+    # By the geometry of such a disk, which some programs' files have QEMU take, its end is lost.
+    with vhd.open("r+b") as file:
+        for place in (0, vhd.stat().st_size - 512):
+            file.seek(place)
+            footer = bytearray(file.read(512))
+            if footer.startswith(b"conectix"):
+                footer[28:32], footer[64:68] = creator, bytes(4)
+                footer[64:68] = (~sum(footer) & 0xFFFFFFFF).to_bytes(4, "big")
+                file.seek(place)
+                file.write(footer)
+    image = store.import_(str(vhd))
+    assert image.name == "disk"
+    assert image.disk is not None
+    assert image.disk.virtual_size == len(content)
+    store.export("disk", out, "raw")
+    assert out.read_bytes() == content
+
+
+def test_an_image_that_is_marked_as_corrupt_is_refused(store: ImageStore, tmp_path: Path) -> None:
+    path = _made(tmp_path / "bad.qcow2", "-f", "qcow2")
+    with path.open("r+b") as file:
+        file.seek(79)
+        file.write(b"\2")
+    with pytest.raises(ImageError, match="marked as corrupt") as refused:
+        store.import_(str(path))
+    assert "qemu-img check" in refused.value.hint
+    assert list(store.list()) == []
+
+
+@pytest.mark.parametrize("kind", ["qed", "parallels", "qcow"])
+def test_formats_that_are_refused_unless_they_are_named_raw(
+    store: ImageStore, tmp_path: Path, kind: str
+) -> None:
+    path = _made(tmp_path / f"disk.{kind}", "-f", kind, size="8M")
+    with path.open("r+b") as file:
+        file.truncate(-(-path.stat().st_size // 512) * 512)
+    with pytest.raises(ImageError, match="not taken") as refused:
+        store.import_(str(path), "disk")
+    assert "--format raw" in refused.value.hint
+    image = store.import_(str(path), "disk", format_="raw")
+    assert image.disk is not None
+    assert image.disk.virtual_size == path.stat().st_size
+
+
 def test_an_iso_is_taken(store: ImageStore, tmp_path: Path) -> None:
     path = tmp_path / "small.iso"
     path.write_bytes(bytes(32769) + b"CD001" + bytes(40960 - 32774))

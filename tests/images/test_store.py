@@ -8,11 +8,19 @@ import os
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from cerne.errors import DamagedError, ImageError, InputError, NotFoundError, StorageError
+from cerne.errors import (
+    ConflictError,
+    DamagedError,
+    ImageError,
+    InputError,
+    NotFoundError,
+    StorageError,
+)
 from cerne.images import ImageStore, Parts, Progress
 from cerne.images import recipe as recipes
 from cerne.images.files import work_directory
@@ -55,10 +63,40 @@ def test_what_is_not_there_is_not_found(store: ImageStore, reference: str) -> No
     assert "tiny" in caught.value.hint
 
 
-@pytest.mark.parametrize("name", ["UPPER", "a/b", "..", ".a", "x" * 200, "a:b:c"])
+@pytest.mark.parametrize(
+    "name", ["UPPER", "a/b", "..", ".a", "x" * 200, "a:b:c", "abcdef123456", "sha256:" + "a" * 12]
+)
 def test_names_that_are_refused(store: ImageStore, raw: Path, name: str) -> None:
     with pytest.raises(InputError):
         store.import_(str(raw), name)
+    assert list(store.list()) == []
+
+
+def test_a_name_is_given_to_another_image_only_with_replace(
+    store: ImageStore, raw: Path, tmp_path: Path
+) -> None:
+    first = store.import_(str(raw), "disk")
+    other = tmp_path / "other.raw"
+    other.write_bytes(bytes(2 << 20))
+    with pytest.raises(ConflictError) as refused:
+        store.import_(str(other), "disk")
+    assert "--replace" in refused.value.hint
+    assert store.get("disk").digest == first.digest
+    second = store.import_(str(other), "disk", replace=True)
+    assert store.get("disk").digest == second.digest != first.digest
+    assert store.get(first.digest).digest == first.digest
+
+
+def test_what_a_recipe_is_named_is_no_name_for_another_image(
+    store: ImageStore, raw: Path, tmp_path: Path
+) -> None:
+    tiny = tmp_path / "tiny.raw"
+    tiny.write_bytes(bytes(1 << 20))
+    for source, name in ((tiny, None), (raw, "debian:12"), (raw, "tiny")):
+        with pytest.raises(InputError, match="that Cerne builds"):
+            store.import_(str(source), name, replace=True)
+    with pytest.raises(InputError, match="that Cerne builds"):
+        store.add("tiny", _kernel(tmp_path), source="an archive", replace=True)
     assert list(store.list()) == []
 
 
@@ -186,6 +224,9 @@ def test_manifests() -> None:
     manifest = Manifest("a" * 64, None, "quiet", "b" * 64, "raw", 512, agent=True)
     assert decoded(manifest.encoded(), "m") == manifest
     assert manifest.files() == {"a" * 64, "b" * 64}
+    assert b"least_memory" not in manifest.encoded(), "images of before keep their digests"
+    larger = replace(manifest, least_memory=64 << 20)
+    assert decoded(larger.encoded(), "m") == larger
     for damaged in (
         b"",
         b"{}",
@@ -195,6 +236,7 @@ def test_manifests() -> None:
         manifest.encoded().replace(b'"raw"', b'"exe"'),
         manifest.encoded().replace(b"a" * 64, b"../../etc/shadow"),
         manifest.encoded().replace(b"512", b"-1"),
+        manifest.encoded().replace(b'"agent"', b'"least_memory": -1, "agent"'),
     ):
         with pytest.raises(DamagedError):
             decoded(damaged, "m")

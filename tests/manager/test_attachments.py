@@ -110,6 +110,30 @@ def test_network_cards_have_addresses_of_their_own(machine: Machine) -> None:
             machine.detach_nic(number)
 
 
+def test_a_disk_stays_in_the_format_in_which_it_was_added(
+    manager: Manager, engine: FakeEngine, machine: Machine, raw: Path, tmp_path: Path
+) -> None:
+    machine.attach_disk(str(raw))
+    # What a guest may do to be given another file of the host at the next start.
+    raw.write_bytes(b"QFI\xfb" + bytes(MIB - 4))
+    machine.start()
+    assert engine.plans[-1].disks[1].format == "raw"
+    machine.detach_disk("data1")
+    with pytest.raises(ImageError):
+        machine.attach_disk(str(raw))
+    disk = machine.attach_disk(f"{raw}:format=raw:ro")
+    assert (disk.format, disk.read_only, disk.path) == ("raw", True, raw)
+
+
+def test_a_path_is_a_path_whatever_it_looks_like(
+    machine: Machine, raw: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(raw.parent)
+    raw.rename("10G")
+    assert machine.attach_disk(Path("10G")).path == raw.with_name("10G")
+    assert machine.attach_disk("10G").path is None
+
+
 def test_what_cannot_be_is_refused_and_leaves_nothing(
     manager: Manager, engine: FakeEngine, machine: Machine, tmp_path: Path
 ) -> None:
@@ -124,7 +148,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
         ("1M", "x" * 21, InputError),
         ("100K", None, InputError),
         (str(tmp_path / "none"), None, NotFoundError),
-        (str(tmp_path), None, NotFoundError),
+        (str(tmp_path), None, ImageError),
         (str(odd), None, ImageError),
         (str(disk), None, ImageError),
     ]

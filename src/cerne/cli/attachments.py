@@ -37,7 +37,8 @@ def attach_disk(
     disk: Annotated[
         str,
         typer.Argument(
-            metavar="SIZE|PATH", help="A new empty disk of this size, or a file of this host."
+            metavar="SIZE|PATH[:ro][:format=raw]",
+            help="A new empty disk of this size, or a file of this host.",
         ),
     ],
     serial: Annotated[

@@ -90,7 +90,8 @@ def warm(
 @app.command("import")
 def import_image(
     source: Annotated[
-        str, typer.Argument(help="A path or an http(s) address: qcow2, raw, vmdk, vdi, vhdx, ISO.")
+        str,
+        typer.Argument(help="A path or an http(s) address: qcow2, raw, vmdk, vdi, vhdx, VHD, ISO."),
     ],
     name: Annotated[
         str | None, typer.Option(help="Its name; made of the source if not given.")
@@ -98,12 +99,21 @@ def import_image(
     checksum: Annotated[
         str | None, typer.Option(help="What it must have, as sha256:HEX or sha512:HEX.")
     ] = None,
+    format_: Annotated[
+        str | None,
+        typer.Option("--format", help="Its format; raw for a raw disk that looks like another."),
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the name from the image that has it.")
+    ] = False,
 ) -> None:
     """Take a disk image that others made."""
     from cerne.manager import Manager
 
     with progress() as report:
-        image = Manager().images.import_(source, name, checksum=checksum, progress=report)
+        image = Manager().images.import_(
+            source, name, checksum=checksum, format_=format_, replace=replace, progress=report
+        )
     print(f"{image.name}  {image.digest}")
 
 

@@ -35,7 +35,7 @@ DataDiskOption = Annotated[
     list[str] | None,
     typer.Option(
         "--data-disk",
-        metavar="SIZE|PATH[:ro]",
+        metavar="SIZE|PATH[:ro][:format=raw]",
         help="Another disk: new and empty, or a file of this host; may be repeated.",
     ),
 ]

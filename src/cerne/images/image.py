@@ -47,3 +47,5 @@ class Image:
     """None where it runs from memory."""
     agent: bool
     """Whether Cerne's agent is in it."""
+    least_memory: int = 0
+    """Bytes of memory in which it boots at all; 0 where nobody knows."""

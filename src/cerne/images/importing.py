@@ -35,8 +35,14 @@ _ALWAYS_ALLOWED = GIB
 # The exit status of qemu-img check where leaked clusters are all that is wrong, and where the
 # format has nothing to check.
 _HARMLESS = (0, 3, 63)
-_HAS_BACKING = ("qcow2", "vmdk")
-_SUFFIXES = re.compile(r"\.(qcow2|img|raw|vmdk|vdi|iso|vhdx)$", re.IGNORECASE)
+# What qemu-img is told of a format. The size of a VHD is what its footer says: by its geometry, as
+# QEMU takes it by default, disks of other programs would lose their end.
+_OPTIONS: dict[str, dict[str, object]] = {
+    "qcow2": {"backing": None},
+    "vmdk": {"backing": None},
+    "vpc": {"force_size_calc": "current_size"},
+}
+_SUFFIXES = re.compile(r"\.(qcow2|img|raw|vmdk|vdi|iso|vhdx?)$", re.IGNORECASE)
 _UNFIT = re.compile(r"[^a-z0-9._-]+")
 _CHECKSUM = re.compile(r"(?:sha256:)?[0-9a-fA-F]{64}|sha512:[0-9a-fA-F]{128}")
 
@@ -51,7 +57,12 @@ def name_of(source: str) -> str:
 
 
 def import_disk(
-    source: str, checksum: str | None, work: Path, cache: Path, progress: Progress
+    source: str,
+    checksum: str | None,
+    format_: str | None,
+    work: Path,
+    cache: Path,
+    progress: Progress,
 ) -> Parts:
     """Make a disk of our own of a path or an address (see `ImageStore.import_`)."""
     if checksum is not None and not _CHECKSUM.fullmatch(checksum):
@@ -63,7 +74,7 @@ def import_disk(
         _require_file(path)
         if checksum is not None:
             require_checksum(path, checksum, source)
-    found = require_self_contained(path)
+    found = require_self_contained(path, format_)
     size = found.virtual_size or _virtual_size(path, found.format)
     if not 0 < size <= LARGEST_DISK:
         raise ImageError(
@@ -145,9 +156,8 @@ def _check(disk: Path, disk_format: str) -> None:
 def _node(path: Path, disk_format: str) -> str:
     """Names a disk to qemu-img so that it neither guesses a format nor opens a backing file."""
     file = {"driver": "file", "filename": str(path.absolute())}
-    node: dict[str, object] = {"driver": disk_format, "read-only": True, "file": file}
-    if disk_format in _HAS_BACKING:
-        node["backing"] = None
+    node = {"driver": disk_format, "read-only": True, "file": file}
+    node |= _OPTIONS.get(disk_format, {})
     return "json:" + json.dumps(node)
 
 

@@ -25,6 +25,8 @@ class Manifest:
     disk_size: int
     """Bytes, as the guest sees them."""
     agent: bool
+    least_memory: int = 0
+    """Bytes in which it boots at all; 0 where nobody knows."""
 
     def files(self) -> set[str]:
         """The digests of all files that it is made of."""
@@ -33,6 +35,9 @@ class Manifest:
     def encoded(self) -> bytes:
         """As JSON, the same bytes for the same parts."""
         fields = {"version": _VERSION, **asdict(self)}
+        if not self.least_memory:
+            # As it was before there was such a field: an image keeps its digest.
+            del fields["least_memory"]
         return json.dumps(fields, sort_keys=True, indent=1).encode()
 
     def digest(self) -> str:
@@ -63,13 +68,18 @@ def _checked(fields: dict[str, object]) -> Manifest:
     kernel, initrd, disk = (_digest(fields.pop(part)) for part in ("kernel", "initrd", "disk"))
     command_line, disk_format = fields.pop("command_line"), fields.pop("disk_format")
     disk_size, agent = fields.pop("disk_size"), fields.pop("agent")
+    least_memory = fields.pop("least_memory", 0)
     if fields:
         raise ValueError(f"{', '.join(fields)} is unknown")
     if not isinstance(command_line, str) or disk_format not in ("raw", "qcow2"):
         raise ValueError("its command line or its disk's format cannot be")
     if not isinstance(disk_size, int) or not isinstance(agent, bool) or disk_size < 0:
         raise ValueError("its disk's size or its agent cannot be")
-    return Manifest(kernel, initrd, command_line, disk, str(disk_format), disk_size, agent)
+    if not isinstance(least_memory, int) or least_memory < 0:
+        raise ValueError("its least memory cannot be")
+    return Manifest(
+        kernel, initrd, command_line, disk, str(disk_format), disk_size, agent, least_memory
+    )
 
 
 def _digest(value: object) -> str | None:

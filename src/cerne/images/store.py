@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.errors import DamagedError, ImageError, InputError, NotFoundError
+from cerne.errors import ConflictError, DamagedError, ImageError, InputError, NotFoundError
 from cerne.images.files import (
     keep,
     locked,
@@ -48,6 +48,8 @@ class Parts:
     disk_format: str = "raw"
     disk_size: int = 0
     agent: bool = False
+    least_memory: int = 0
+    """Bytes in which it boots at all; 0 where nobody knows."""
 
 
 class ImageStore:
@@ -131,7 +133,8 @@ class ImageStore:
             ):
                 _log.debug("building %s", reference)
                 parts = recipe.build(work, self._cache, progress or silent)
-                return self.add(reference, parts, source=f"recipe {reference}", key=key)
+                with locked(self._files_lock):
+                    return self._keep(reference, parts, f"recipe {reference}", key)
 
     def import_(
         self,
@@ -139,34 +142,70 @@ class ImageStore:
         name: str | None = None,
         *,
         checksum: str | None = None,
+        format_: str | None = None,
+        replace: bool = False,
         progress: Progress | None = None,
     ) -> Image:
-        """Take a disk image (qcow2, raw, vmdk, vdi, ISO) from a path or an address.
+        """Take a disk image (qcow2, raw, vmdk, vdi, vhdx, VHD, ISO) from a path or an address.
 
         Args:
             checksum: what it must have, as ``sha256:HEX``.
+            format_: what it is in; ``raw`` is believed, even where it looks like another format.
+            replace: whether the name may be another image's, which it is taken from.
 
         Raises:
-            InputError: the name cannot be an image's.
+            InputError: the name cannot be an image's, or is a recipe's.
+            ConflictError: the name is another image's, and `replace` was not given.
             ImageError: it is damaged, is no image, or refers to other files.
             ChecksumError: it is not what was asked for.
             NotFoundError: there is nothing at `source`.
         """
         from cerne.images.importing import import_disk, name_of
 
-        chosen = _checked_name(name or name_of(source))
+        chosen = name or name_of(source)
+        # Before anything is fetched; `add` looks again.
+        self._require_free(chosen, replace=replace)
         with (
             storage_errors(f"importing {source}", self._root),
             work_directory(self._root / _WORK) as work,
         ):
-            parts = import_disk(source, checksum, work, self._cache, progress or silent)
-            return self.add(chosen, parts, source=source)
+            parts = import_disk(source, checksum, format_, work, self._cache, progress or silent)
+            return self.add(chosen, parts, source=source, replace=replace)
 
-    def add(self, name: str, parts: Parts, *, source: str, key: str = "") -> Image:
-        """Keep an image under a name. Its files are moved, and must be on this file system."""
-        _checked_name(name)
+    def add(self, name: str, parts: Parts, *, source: str, replace: bool = False) -> Image:
+        """Keep an image under a name. Its files are moved, and must be on this file system.
+
+        Raises:
+            InputError: the name cannot be an image's, or is a recipe's.
+            ConflictError: the name is another image's, and `replace` was not given.
+        """
+        with locked(self._files_lock):
+            self._require_free(name, replace=replace)
+            return self._keep(name, parts, source, "")
+
+    def _require_free(self, name: str, *, replace: bool) -> None:
+        from cerne.images.recipe import RECIPES
+
+        if name in RECIPES:
+            raise InputError(
+                f"{name} is the name of an image that Cerne builds",
+                hint="give another name: --name NAME",
+            )
+        if (self._root / _NAMES / _checked_name(name)).exists() and not replace:
+            raise ConflictError(
+                f"an image named {name} is there already",
+                hint=f"take another name with --name, remove that one with: cerne image rm {name},"
+                " or have the name mean the new one with --replace",
+            )
+
+    @property
+    def _files_lock(self) -> Path:
+        return self._root / _WORK / "files.lock"
+
+    def _keep(self, name: str, parts: Parts, source: str, key: str) -> Image:
+        """Keep an image under a name, with the lock of the files held."""
         files = self._root / _FILES
-        with locked(self._root / _WORK / "files.lock"):
+        with storage_errors(f"keeping {name}", self._root):
             manifest = Manifest(
                 kernel=keep(parts.kernel, files) if parts.kernel else None,
                 initrd=keep(parts.initrd, files) if parts.initrd else None,
@@ -175,6 +214,7 @@ class ImageStore:
                 disk_format=parts.disk_format,
                 disk_size=parts.disk_size,
                 agent=parts.agent,
+                least_memory=parts.least_memory,
             )
             digest = manifest.digest()
             write_whole(self._root / _MANIFESTS / f"{digest}.json", manifest.encoded())
@@ -189,7 +229,7 @@ class ImageStore:
             NotFoundError: there is none.
         """
         image = self.get(reference)
-        with locked(self._root / _WORK / "files.lock"):
+        with locked(self._files_lock):
             (self._root / _NAMES / reference).unlink(missing_ok=True)
             digest = image.digest.removeprefix("sha256:")
             named = {self._note(path)[0] for path in self._name_files()}
@@ -258,7 +298,15 @@ class ImageStore:
             file = self._file(manifest.disk)
             disk = ImageDisk(file, manifest.disk_format, manifest.disk_size)
         return Image(
-            name, f"sha256:{digest}", created, source, size, boot, disk, agent=manifest.agent
+            name,
+            f"sha256:{digest}",
+            created,
+            source,
+            size,
+            boot,
+            disk,
+            agent=manifest.agent,
+            least_memory=manifest.least_memory,
         )
 
     def _file(self, digest: str) -> Path:
@@ -278,7 +326,8 @@ class ImageStore:
 
 
 def _checked_name(name: str) -> str:
-    if not _NAME.fullmatch(name):
+    # What looks like a digest would hide the image of that digest.
+    if not _NAME.fullmatch(name) or _DIGEST.fullmatch(name):
         shown = name if len(name) <= 40 else f"{name[:40]}…"
         raise InputError(
             f"{shown!r} cannot be an image's name",

@@ -38,7 +38,7 @@ def require_own_disks(spec: MachineSpec) -> None:
             )
 
 
-def attach_disk(life: Life, what: str, serial: str | None, *, read_only: bool) -> DataDisk:
+def attach_disk(life: Life, what: str | Path, serial: str | None, *, read_only: bool) -> DataDisk:
     """Add a disk to a machine (see `Machine.attach_disk`)."""
     from cerne.manager.spec import DataDisk, check_devices, free_serial, free_slot
 
@@ -47,7 +47,10 @@ def attach_disk(life: Life, what: str, serial: str | None, *, read_only: bool) -
         spec = life.spec
         chosen = serial or free_serial(spec.data_disks)
         slot = free_slot(spec.data_disks, spec.extra_nics)
-        disk = DataDisk.parse(what, chosen, slot, read_only=read_only)
+        if isinstance(what, Path):
+            disk = DataDisk.at(what, chosen, slot, read_only=read_only)
+        else:
+            disk = DataDisk.parse(what, chosen, slot, read_only=read_only)
         changed = spec.model_copy(update={"data_disks": (*spec.data_disks, disk)})
         check_devices(changed)
         _prepare(life, record)

@@ -261,7 +261,8 @@ class Machine:
 
         Args:
             disk: a size, in bytes or as ``10G``, for an empty disk of its own; or the path of a
-                file or a device of this host, raw or qcow2, which it uses as it is.
+                file or a device of this host, raw or qcow2, which it uses as it is: a `Path`, or
+                ``PATH[:ro][:format=raw]``, where a raw disk that looks like another is named so.
             serial: what its guest knows it by; one is made up if not given.
             read_only: whether it may only be read.
 
@@ -274,7 +275,8 @@ class Machine:
         """
         from cerne.manager.attachments import attach_disk
 
-        return attach_disk(self._life, str(disk), serial, read_only=read_only)
+        what = str(disk) if isinstance(disk, int) else disk
+        return attach_disk(self._life, what, serial, read_only=read_only)
 
     def detach_disk(
         self, disk: str, *, force: bool = False, timeout: float = UNPLUG_TIMEOUT

@@ -49,7 +49,7 @@ def run(
         memory: guest memory, in bytes or as ``512M``.
         disk: size of the root disk, in bytes or as ``20G``; the image's own if not given.
         data_disks: other disks: sizes, for new and empty ones, or paths of files, as
-            ``SIZE|PATH[:ro]``.
+            ``SIZE|PATH[:ro][:format=raw]``.
         network: ``user``, ``none``, or ``tap:INTERFACE`` for a tap of this host.
         ports: published ports, such as ``8080:80``.
         mounts: directories of this host, as ``SOURCE:TARGET[:ro]``.

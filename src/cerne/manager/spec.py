@@ -25,6 +25,7 @@ from cerne.network.choice import NetworkKind, parse_network
 from cerne.network.ports import PublishedPort, parse_publish
 from cerne.units import GIB, MIB, format_size, parse_size
 
+_DISK_OPTION = re.compile(r"(?P<rest>.+):(?:(?P<ro>ro)|format=(?P<format>[^:/]+))", re.DOTALL)
 _SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}", re.ASCII)
 SMALLEST_MEMORY = 32 * MIB
 LARGEST_MEMORY = 64 * 1024 * GIB
@@ -88,20 +89,40 @@ class DataDisk(_Part):
 
     @classmethod
     def parse(cls, text: str, serial: str, slot: int, *, read_only: bool = False) -> Self:
-        """The disk that ``SIZE`` or ``PATH[:ro]`` names.
+        """The disk that ``SIZE`` or ``PATH[:ro][:format=FORMAT]`` names.
 
         Raises:
             NotFoundError, ImageError: there is no such file, or it cannot be a disk.
+            InputError: there is no such format.
         """
         with suppress(InputError):
             return cls(serial=serial, slot=slot, size=parse_size(text), read_only=read_only)
+        named = None
+        while match := _DISK_OPTION.fullmatch(text):
+            text = match["rest"]
+            named = match["format"] or named
+            read_only = read_only or match["ro"] is not None
+        return cls.at(Path(text).expanduser(), serial, slot, read_only=read_only, named=named)
+
+    @classmethod
+    def at(
+        cls,
+        path: Path,
+        serial: str,
+        slot: int,
+        *,
+        read_only: bool = False,
+        named: str | None = None,
+    ) -> Self:
+        """The disk that is a file or a device of the host, in the format `named` or as it looks.
+
+        Raises:
+            NotFoundError, ImageError, InputError: as `parse`.
+        """
         from cerne.storage.formats import data_disk_format
 
-        name = text.removesuffix(":ro")
-        path = Path(name).expanduser().absolute()
-        only = read_only or name != text
-        form = data_disk_format(path)
-        return cls(serial=serial, slot=slot, path=path, format=form, read_only=only)
+        form = data_disk_format(path, named)
+        return cls(serial=serial, slot=slot, path=path.absolute(), format=form, read_only=read_only)
 
 
 class ExtraNic(_Part):

@@ -1,35 +1,44 @@
 """What a disk image of unknown origin says of itself, read here before any other program reads it.
 
-An image that refers to another file could make whoever opens it read that file: such images are
-refused. Formats: docs/interop/qcow2.txt of QEMU; the VMDK specification 5.0; VDI and VHDX headers.
+An image that refers to another file could make whoever opens it read that file, and one that is
+taken for a raw disk is destroyed by the first write: such images are refused. One that looks like
+no format at all is a raw disk; one that looks like a format and is a raw disk must be named so.
+Formats: docs/interop/qcow2.txt of QEMU; the VMDK specification 5.0; VDI headers; [MS-VHDX]; the
+Virtual Hard Disk Image Format Specification 1.0.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from cerne.errors import ImageError, NotFoundError
+from cerne.errors import ImageError, InputError, NotFoundError
+from cerne.storage.signatures import SECTOR, Signature, signature_of
 
-_QCOW2 = b"QFI\xfb"
-_VMDK_SPARSE = b"KDMV"
-_VMDK_TEXT = b"# Disk DescriptorFile"
-_VDI = 0xBEDA107F
-_VHDX = b"vhdxfile"
-_SECTOR = 512
+RAW = "raw"
 
 _QCOW2_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
-_QCOW2_EXTERNAL_DATA = 1 << 2
+_QCOW2_DIRTY, _QCOW2_CORRUPT, _QCOW2_EXTERNAL_DATA = 1, 2, 4
+# Those, compressed clusters by zstd, and subclusters.
 _QCOW2_KNOWN_INCOMPATIBLE = 0b11111
 _VMDK_HEADER = struct.Struct("<4sIIQQQQIQQ")
 _VMDK_LARGEST_DESCRIPTOR = 1 << 20
 # QEMU reads so much of a descriptor, whatever length the header gives it.
-_VMDK_SMALLEST_DESCRIPTOR = 20 * _SECTOR
+_VMDK_SMALLEST_DESCRIPTOR = 20 * SECTOR
 _VMDK_HEADER_AT_END = (1 << 64) - 1
 _VMDK_FOOTER = 1024
+_VMDK_UNCLEAN_AT = 72
+_VHDX_HEADERS = (64 << 10, 128 << 10)
+_VHDX_SEQUENCE_AT, _VHDX_LOG_AT = 8, 48
+_GUID = 16
+_VHD_FOOTER = struct.Struct(">8sIIQIIIIQQIII16sB")
+_VHD_FIXED, _VHD_DYNAMIC, _VHD_DIFFERENCING = 2, 3, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,125 +49,223 @@ class DiskFormat:
     """As qemu-img names it."""
     virtual_size: int | None
     """Bytes; None where the header does not tell."""
+    dirty: bool = False
+    """Whether it was not closed in order: what opens it to write repairs it."""
 
 
-def require_self_contained(path: Path) -> DiskFormat:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A file that is looked at."""
+
+    path: Path
+    file: BinaryIO
+    size: int
+    head: bytes
+    tail: bytes
+    """Its first and its last sector."""
+
+    def at(self, offset: int, length: int) -> bytes:
+        """What is there; less where the file ends."""
+        self.file.seek(offset)
+        return self.file.read(length)
+
+
+def require_self_contained(path: Path, named: str | None = None) -> DiskFormat:
     """The format of a disk image that refers to no other file.
 
+    Args:
+        named: the format that its owner says it has; ``raw`` is believed, whatever it looks like.
+
     Raises:
-        ImageError: it is no disk image, is truncated or encrypted, or refers to another file.
+        InputError: there is no such format.
+        ImageError: it is no disk image, is truncated, damaged or encrypted, is in another format
+            than was named, or refers to another file.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(_SECTOR)
-        if head.startswith(_VMDK_TEXT):
-            raise _refers(path, "it is a VMDK descriptor, which names the files that hold the data")
-        if len(head) < _SECTOR:
-            raise _no_image(path)
-        if head.startswith(_QCOW2):
-            return _qcow2(path, head, size)
-        if head.startswith(_VMDK_SPARSE):
-            return _vmdk(path, file, head, size)
-        if head.startswith(_VHDX):
-            # Its size lies in a region that qemu-img reads; differencing disks it refuses itself.
-            return DiskFormat("vhdx", None)
-        if struct.unpack_from("<I", head, 64)[0] == _VDI:
-            return _vdi(path, head)
-        return _raw(path, file, head, size)
+    with _opened(path) as source:
+        found = _recognised(source, named, "--format raw")
+        if found is None:
+            return _raw(source)
+    if found.dirty:
+        raise _damaged(
+            path,
+            "it was not closed in order",
+            f"repair it first: qemu-img check -r all -f {found.format} {path}",
+        )
+    return found
 
 
-def data_disk_format(path: Path) -> Literal["raw", "qcow2"]:
+def data_disk_format(path: Path, named: str | None = None) -> Literal["raw", "qcow2"]:
     """``qcow2`` or ``raw``: how a file or a device of this host is used as a disk.
 
-    What is in no format that is known is a raw disk, whatever is on it.
+    What looks like no format at all is a raw disk, whatever is on it. `named` is as that of
+    `require_self_contained`.
 
     Raises:
         NotFoundError: there is no such file.
-        ImageError: it cannot be a disk, refers to another file, or is in another format.
+        InputError: there is no such format.
+        ImageError: it cannot be a disk, is damaged, refers to another file, or is in another
+            format.
     """
+    with _opened(path) as source:
+        found = _recognised(source, named, f"{path}:format=raw")
+        if found is None or found.format == RAW:
+            _require_sectors(source)
+            return "raw"
+        if found.format == "qcow2":
+            return "qcow2"
+    raise ImageError(
+        f"{path} is in the format {found.format}, in which machines have no disks",
+        hint=f"{_convert(path, found.format)}\n{_say(f'{path}:format=raw')}",
+    )
+
+
+def _recognised(source: _Source, named: str | None, say_raw: str) -> DiskFormat | None:
+    """What the header of a file says; None where it looks like no format.
+
+    `say_raw` is what a person writes to have it taken for a raw disk.
+    """
+    if named == RAW:
+        return DiskFormat(RAW, _require_sectors(source))
+    if named is not None and named not in _READERS:
+        raise InputError(
+            f"{named!r} is no format of a disk that is taken",
+            hint=f"take one of {', '.join([RAW, *_READERS])}",
+        )
+    signature = signature_of(source.head, source.tail)
+    found = "raw" if signature is None else signature.format
+    if named is not None and named != found:
+        raise ImageError(
+            f"{source.path} is not in the format {named}: it looks like {found}",
+            hint="leave the format out, or name the right one",
+        )
+    if signature is None:
+        return None
+    reader = _READERS.get(signature.format)
+    if reader is None:
+        raise _not_taken(source.path, signature, say_raw)
     try:
-        with path.open("rb") as file:
-            head = file.read(_SECTOR)
-            size = file.seek(0, os.SEEK_END)
-    except OSError as error:
-        raise NotFoundError(f"the disk {path} cannot be read: {error.strerror}") from error
-    if head.startswith(_QCOW2) and len(head) == _SECTOR:
-        _qcow2(path, head, size)
-        return "qcow2"
-    foreign = head.startswith((_VMDK_SPARSE, _VMDK_TEXT, _VHDX))
-    if foreign or (len(head) >= 68 and struct.unpack_from("<I", head, 64)[0] == _VDI):
-        raise ImageError(
-            f"{path} is in a format that machines do not use as it is",
-            hint=f"convert it first: qemu-img convert -O qcow2 {path} disk.qcow2",
-        )
-    if size == 0 or size % _SECTOR:
-        raise ImageError(
-            f"{path} is {size} bytes long, and a disk is whole sectors of {_SECTOR}",
-            hint="give a size to have an empty disk made: cerne disk attach NAME 10G",
-        )
-    return "raw"
+        return reader(source)
+    except ImageError as error:
+        raise ImageError(error.message, hint=f"{error.hint}\n{_say(say_raw)}") from error
 
 
-def _qcow2(path: Path, head: bytes, size: int) -> DiskFormat:
+def _qcow2(source: _Source) -> DiskFormat:
+    path, head = source.path, source.head
+    if len(head) < SECTOR:
+        raise _cut_off(path)
     (_, version, backing_offset, _, cluster_bits, virtual_size, crypt, l1_size, l1_offset, *_) = (
         _QCOW2_HEADER.unpack_from(head)
     )
     if version not in (2, 3):
         raise _damaged(path, f"it is of version {version}")
     if backing_offset:
-        raise _refers(path, "it has a backing file")
+        raise _refers(path, "qcow2", "it has a backing file")
     if crypt:
         raise _damaged(path, "it is encrypted")
     if not 9 <= cluster_bits <= 21:
         raise _damaged(path, f"its clusters are of 2^{cluster_bits} bytes")
-    if version == 3:
-        features = struct.unpack_from(">Q", head, 72)[0]
-        if features & _QCOW2_EXTERNAL_DATA:
-            raise _refers(path, "its data is in another file")
-        if features & ~_QCOW2_KNOWN_INCOMPATIBLE:
-            raise _damaged(path, "it has features that are not known")
-    if l1_offset + 8 * l1_size > size:
-        raise _damaged(path, "it is cut off")
-    return DiskFormat("qcow2", virtual_size)
+    features: int = struct.unpack_from(">Q", head, 72)[0] if version == 3 else 0
+    if features & _QCOW2_EXTERNAL_DATA:
+        raise _refers(path, "qcow2", "its data is in another file")
+    if features & _QCOW2_CORRUPT:
+        raise _damaged(
+            path,
+            "it is marked as corrupt",
+            f"see what is wrong, and repair a copy of it: qemu-img check -r all -f qcow2 {path}",
+        )
+    unknown = features & ~_QCOW2_KNOWN_INCOMPATIBLE
+    if unknown:
+        raise _damaged(path, f"it has features that are not known (bits {unknown:#x})")
+    if l1_offset + 8 * l1_size > source.size:
+        raise _cut_off(path)
+    return DiskFormat("qcow2", virtual_size, dirty=bool(features & _QCOW2_DIRTY))
 
 
-def _vmdk(path: Path, file: BinaryIO, head: bytes, size: int) -> DiskFormat:
+def _vmdk(source: _Source) -> DiskFormat:
+    path, head = source.path, source.head
+    if not head.startswith(b"KDMV"):
+        raise _refers(path, "vmdk", "it is a VMDK of several files, of which this is one")
+    if len(head) < SECTOR:
+        raise _cut_off(path)
     (_, _, _, capacity, _, offset, length, _, _, directory) = _VMDK_HEADER.unpack_from(head)
     if capacity == 0:
         # Its descriptor would then be read as one that names other files.
-        raise _refers(path, "it is a VMDK descriptor, which names the files that hold the data")
-    if length * _SECTOR > _VMDK_LARGEST_DESCRIPTOR or (offset + length) * _SECTOR > size:
+        raise _refers(path, "vmdk", "it is a VMDK descriptor, which names files that hold the data")
+    if length * SECTOR > _VMDK_LARGEST_DESCRIPTOR or (offset + length) * SECTOR > source.size:
         raise _damaged(path, "its descriptor is cut off")
     if directory == _VMDK_HEADER_AT_END:
-        file.seek(max(0, size - _VMDK_FOOTER))
-        footer = file.read(_SECTOR).ljust(_SECTOR, b"\0")
+        footer = source.at(max(0, source.size - _VMDK_FOOTER), SECTOR).ljust(SECTOR, b"\0")
         if _VMDK_HEADER.unpack_from(footer)[:7] != _VMDK_HEADER.unpack_from(head)[:7]:
             raise _damaged(path, "its two headers differ, or its end is cut off")
-    file.seek(offset * _SECTOR)
-    descriptor = file.read(max(length * _SECTOR, _VMDK_SMALLEST_DESCRIPTOR))
+    descriptor = source.at(offset * SECTOR, max(length * SECTOR, _VMDK_SMALLEST_DESCRIPTOR))
     if b"parentFileNameHint" in descriptor:
-        raise _refers(path, "it has a parent disk")
+        raise _refers(path, "vmdk", "it has a parent disk")
     lines = [line.strip() for line in descriptor.split(b"\0")[0].splitlines()]
     extents = [line for line in lines if line.startswith((b"RW ", b"RDONLY ", b"NOACCESS "))]
     if len(extents) > 1 or any(b" SPARSE " not in extent for extent in extents):
-        raise _refers(path, "its data is in other files")
-    return DiskFormat("vmdk", capacity * _SECTOR)
+        raise _refers(path, "vmdk", "its data is in other files")
+    if head[_VMDK_UNCLEAN_AT]:
+        raise _damaged(
+            path,
+            "it was not closed in order",
+            f"open it with what wrote it, or {_convert(path, 'vmdk')}",
+        )
+    return DiskFormat("vmdk", capacity * SECTOR)
 
 
-def _vdi(path: Path, head: bytes) -> DiskFormat:
-    image_type = struct.unpack_from("<I", head, 76)[0]
+def _vdi(source: _Source) -> DiskFormat:
+    if len(source.head) < SECTOR:
+        raise _cut_off(source.path)
+    image_type = struct.unpack_from("<I", source.head, 76)[0]
     if image_type not in (1, 2):
-        raise _refers(path, "it is a differencing disk")
-    return DiskFormat("vdi", struct.unpack_from("<Q", head, 368)[0])
+        raise _refers(source.path, "vdi", "it is a differencing disk")
+    return DiskFormat("vdi", struct.unpack_from("<Q", source.head, 368)[0])
 
 
-def _raw(path: Path, file: BinaryIO, head: bytes, size: int) -> DiskFormat:
+def _vhdx(source: _Source) -> DiskFormat:
+    """Its size lies in a region that qemu-img reads; differencing disks it refuses itself."""
+    headers = [source.at(place, SECTOR).ljust(SECTOR, b"\0") for place in _VHDX_HEADERS]
+    whole = [header for header in headers if header.startswith(b"head")]
+    if not whole:
+        raise _cut_off(source.path)
+    current = max(whole, key=lambda h: int(struct.unpack_from("<Q", h, _VHDX_SEQUENCE_AT)[0]))
+    log = current[_VHDX_LOG_AT : _VHDX_LOG_AT + _GUID]
+    return DiskFormat("vhdx", None, dirty=log != bytes(_GUID))
+
+
+def _vpc(source: _Source) -> DiskFormat:
+    path = source.path
+    dynamic = source.head.startswith(b"conectix")
+    footer = source.head if dynamic else source.tail
+    if len(footer) < SECTOR or not footer.startswith(b"conectix"):
+        raise _damaged(path, "its footer is not whole", _convert(path, "vpc"))
+    fields = _VHD_FOOTER.unpack_from(footer)
+    size, kind = fields[9], fields[11]
+    if kind == _VHD_DIFFERENCING:
+        raise _refers(path, "vpc", "it is a differencing disk")
+    if kind != (_VHD_DYNAMIC if dynamic else _VHD_FIXED):
+        raise _damaged(path, f"it says that it is a VHD of the kind {kind}")
+    if not dynamic and size > source.size - SECTOR:
+        raise _cut_off(path)
+    return DiskFormat("vpc", size)
+
+
+_READERS: dict[str, Callable[[_Source], DiskFormat]] = {
+    "qcow2": _qcow2,
+    "vmdk": _vmdk,
+    "vdi": _vdi,
+    "vhdx": _vhdx,
+    "vpc": _vpc,
+}
+"""Who reads the header of a format that is taken."""
+
+
+def _raw(source: _Source) -> DiskFormat:
     """A raw disk or an ISO: it has a boot signature, a partition table or a known file system."""
-    if size % _SECTOR:
-        raise _no_image(path)
+    head = source.head
     bootable = head[510:512] == b"\x55\xaa"
     known = any(
-        _at(file, offset, len(magic)) == magic
+        source.at(offset, len(magic)) == magic
         for offset, magic in (
             (512, b"EFI PART"),
             (1080, b"\x53\xef"),
@@ -168,29 +275,81 @@ def _raw(path: Path, file: BinaryIO, head: bytes, size: int) -> DiskFormat:
             (0, b"hsqs"),
         )
     )
-    if not bootable and not known and head != bytes(_SECTOR):
-        raise _no_image(path)
-    return DiskFormat("raw", size)
+    if source.size % SECTOR or not (bootable or known or head == bytes(SECTOR)):
+        raise ImageError(
+            f"{source.path} is no disk image",
+            hint=f"{', '.join(_READERS)}, raw and ISO are taken; if it is a raw disk, say so:"
+            " --format raw",
+        )
+    return DiskFormat(RAW, source.size)
 
 
-def _at(file: BinaryIO, offset: int, length: int) -> bytes:
-    file.seek(offset)
-    return file.read(length)
+def _require_sectors(source: _Source) -> int:
+    """The size of a raw disk, in bytes."""
+    if source.size == 0 or source.size % SECTOR:
+        raise ImageError(
+            f"{source.path} is {source.size} bytes long, and a disk is whole sectors of {SECTOR}",
+            hint="give a size to have an empty disk made: cerne disk attach NAME 10G",
+        )
+    return source.size
 
 
-def _no_image(path: Path) -> ImageError:
+@contextmanager
+def _opened(path: Path) -> Iterator[_Source]:
+    """A file or a block device to look at, and no pipe, which would never answer."""
+    try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise ImageError(
+                f"{path} is neither a file nor a block device", hint="give the path of a disk"
+            )
+        file = path.open("rb")
+    except OSError as error:
+        raise NotFoundError(
+            f"the disk {path} cannot be read: {error.strerror}", hint=f"see: ls -l {path}"
+        ) from error
+    with file:
+        head = file.read(SECTOR)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - SECTOR))
+        yield _Source(path, file, size, head, file.read(SECTOR))
+
+
+def _not_taken(path: Path, signature: Signature, say_raw: str) -> ImageError:
+    if signature.unpack:
+        return ImageError(
+            f"{path} is no disk image, but {signature.words}",
+            hint=f"unpack it first: {signature.unpack} {path}",
+        )
     return ImageError(
-        f"{path} is no disk image",
-        hint="qcow2, raw, vmdk, vdi, vhdx and ISO are taken; unpack archives first",
+        f"{path} is {signature.words}, which is not taken",
+        hint=f"{_convert(path, signature.format)}\n{_say(say_raw)}",
     )
 
 
-def _damaged(path: Path, why: str) -> ImageError:
-    return ImageError(f"{path} cannot be used: {why}", hint="fetch it again, or convert it")
+def _say(say_raw: str) -> str:
+    return f"if it is a raw disk that only looks so, say it: {say_raw}"
 
 
-def _refers(path: Path, why: str) -> ImageError:
+def _convert(path: Path, format_: str) -> str:
+    if format_ == "vpc":
+        # By its geometry, as QEMU takes it by default, it may lose its end.
+        options = f"driver=vpc,force_size_calc=current_size,file.filename={path}"
+        return f"convert it first: qemu-img convert --image-opts {options} -O qcow2 disk.qcow2"
+    return f"convert it first: qemu-img convert -f {format_} -O qcow2 {path} disk.qcow2"
+
+
+def _cut_off(path: Path) -> ImageError:
+    return _damaged(path, "it is cut off")
+
+
+def _damaged(path: Path, why: str, hint: str = "fetch it again, or convert it") -> ImageError:
+    return ImageError(f"{path} cannot be used: {why}", hint=hint)
+
+
+def _refers(path: Path, format_: str, why: str) -> ImageError:
     return ImageError(
         f"{path} refers to other files: {why}",
-        hint=f"make it whole where you trust it: qemu-img convert -O qcow2 {path} whole.qcow2",
+        hint="make it whole where you trust it: "
+        f"qemu-img convert -f {format_} -O qcow2 {path} whole.qcow2",
     )
