@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import socket
 import struct
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -35,9 +37,13 @@ from cerne.devices.vhost_user.front_end import FrontEnd
 from cerne.devices.vhost_user.messages import BackendError
 from cerne.devices.virtio.queue import Queue, QueueError
 from cerne.devices.virtio.rng import RngDevice
-from cerne.errors import DamagedError, GuestError, ImageError
+from cerne.errors import DamagedError, GuestError, ImageError, InputError
 from cerne.guest.wire import Decoder, Entry, readable
+from cerne.images.manifest import decoded
 from cerne.kvm.memory import GuestAddress, GuestMemory
+from cerne.manager.archive import Reader
+from cerne.manager.manifest import read_manifest
+from cerne.manager.outside import strange_manifest
 from cerne.units import MIB
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.loop import Loop
@@ -324,7 +330,41 @@ def _device(kind: type, data: bytes) -> None:
     Hostile(kind, data).run()
 
 
+def archive(data: bytes) -> None:
+    """An archive of a snapshot: its headers and its index, as they are or with a right digest."""
+    cursor = Cursor(data)
+    whole = bool(cursor.number(1) & 1)
+    rest = cursor.rest()
+    source = io.BytesIO(_archive(rest) if whole else rest)
+    # A file system need not take a sparse file of the size that is announced.
+    with tempfile.TemporaryDirectory() as place, contextlib.suppress(DamagedError, OSError):
+        Reader(source, "fuzz").extract(
+            lambda name: Path(place, name.replace("/", "-")), lambda _done, _all: None
+        )
+
+
+def _archive(index: bytes) -> bytes:
+    target = io.BytesIO()
+    with tarfile.open(fileobj=target, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        digest = hashlib.sha256(index).hexdigest().encode()
+        for name, content in (("index.json", index), ("index.sha256", digest)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return target.getvalue()
+
+
+def manifest(data: bytes) -> None:
+    """What is in a snapshot, as the store and archives have it, and what stands in an image's."""
+    with contextlib.suppress(DamagedError, InputError):
+        strange_manifest(read_manifest(data, "fuzz"), "fuzz")
+    with contextlib.suppress(DamagedError):
+        decoded(data, "fuzz")
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
+    "archive": archive,
+    "manifest": manifest,
     "queue": queue,
     "pci": pci,
     "ports": ports,

@@ -152,10 +152,10 @@ def test_snapshots_are_found_by_name_and_by_id(store: Store, new_record: NewReco
     record = new_record("web")
     store.add(record)
     row = SnapshotRow("0123456789ab", "before", "", "{}", 1.5)
-    store.add_snapshot(row, record.id, "web")
+    store.add_snapshot(row, record)
     assert store.find_snapshot("before") == row == store.find_snapshot(row.id)
     with pytest.raises(ConflictError) as caught:
-        store.add_snapshot(replace(row, id="ba9876543210"), record.id, "web")
+        store.add_snapshot(replace(row, id="ba9876543210"), record)
     assert "cerne snapshot rm before" in caught.value.hint
     store.remove_snapshot(row)
     assert store.snapshots() == []

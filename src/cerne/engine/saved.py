@@ -20,6 +20,7 @@ MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state"
 MEMORY_FILE = "memory"
 _FORMAT = 1
+_LARGEST_MANIFEST = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,15 @@ class SavedMachine:
         """
         path = directory / MANIFEST_FILE
         try:
-            values = json.loads(path.read_text())
+            with path.open("rb") as file:
+                values = json.loads(file.read(_LARGEST_MANIFEST))
             if values["format"] != _FORMAT:
                 raise DamagedError(
                     f"{directory} was saved in format {values['format']}, and this is {_FORMAT}",
                     hint="restore it with the version of Cerne that saved it",
                 )
             return cls(**values)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DamagedError(f"{directory} holds no saved machine: {error}") from error
 
 

@@ -232,11 +232,15 @@ class Session:
             GuestError: the machine ended, its agent started anew, or it sent what is no frame.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
+        looked = False
         while True:
             frame = self._decoder.next()
             if frame is None:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                if not self._wait_readable(left):
+                # A guest may send what is no answer for ever.
+                late = left == 0 and looked
+                looked = True
+                if late or not self._wait_readable(left):
                     raise GuestTimeoutError("the guest's agent does not answer")
                 self._decoder.feed(self._receive_bytes())
             elif frame.type is FrameType.RESTARTED:

@@ -82,7 +82,7 @@ def import_disk(
             hint=f"at most {format_size(LARGEST_DISK)} are taken",
         )
     progress("Checking the disk", 0, None)
-    _check(path, found.format)
+    require_whole(path, found.format)
     progress("Converting the disk", 0, None)
     disk = work / "disk.qcow2"
     limit = _ALWAYS_ALLOWED + _EXPANSION * path.stat().st_size
@@ -146,8 +146,12 @@ def _virtual_size(disk: Path, disk_format: str) -> int:
     return int(json.loads(said)["virtual-size"])
 
 
-def _check(disk: Path, disk_format: str) -> None:
-    """Refuse a disk whose tables lead beyond its end, as those of a truncated one do."""
+def require_whole(disk: Path, disk_format: str) -> None:
+    """Refuse a disk whose tables lead beyond its end, as those of a truncated one do.
+
+    Raises:
+        ImageError: they do, or cannot be read.
+    """
     status, said, errors = _qemu_img(["check", "-q", _node(disk, disk_format)])
     if status not in _HARMLESS:
         raise _unreadable(disk, disk_format, errors or said)

@@ -8,7 +8,9 @@
 
 Holes of sparse files are left out: a member holds its extents one after the other, and the index
 says where they go. Nothing of it is believed: names, sizes and extents are checked before a byte
-is written, and each member's digest as it is read.
+is written, and each member's digest as it is read. The index has at most `_LARGEST_INDEX` bytes
+and `_MOST_MARKS` commas and brackets, so that it takes less than 200 MB to read. The tar's headers
+are read one by one here: Python's tarfile reads extensions as long as they announce themselves.
 """
 
 from __future__ import annotations
@@ -20,20 +22,28 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, Literal, Self
+from typing import TYPE_CHECKING, BinaryIO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cerne.errors import DamagedError
-from cerne.manager.manifest import Manifest
+from cerne.errors import DamagedError, InputError
+from cerne.manager.manifest import Manifest, what_is_wrong
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _INDEX, _DIGEST = "index.json", "index.sha256"
-_LARGEST_INDEX = 64 << 20
+_LARGEST_INDEX = 8 << 20
+_MOST_MARKS = 200_000
+"""Of commas and opening brackets, which stand before each value. A value takes up to 700 bytes."""
+_MOST_EXTENTS = 1 << 14
+"""Of one member, as written here: neighbours are joined, their hole included, until it has fewer.
+
+With three marks an extent, four members that have so many have room in the index."""
 _LARGEST_FILE = 1 << 50
 _MOST_MEMBERS = 64
+_LONGEST_COMMAND_LINE = 2047
+"""Linux on x86 takes no more (COMMAND_LINE_SIZE)."""
 _CHUNK = 1 << 20
 _NAME = r"^(?:memory/[A-Za-z0-9][A-Za-z0-9._-]{0,63}|disk\.qcow2|image/(?:kernel|initrd|disk))$"
 _SHA256 = r"^[0-9a-f]{64}$"
@@ -51,7 +61,7 @@ class Member(_Part):
 
     name: str = Field(pattern=_NAME)
     size: int = Field(ge=0, le=_LARGEST_FILE)
-    extents: tuple[tuple[int, int], ...]
+    extents: tuple[tuple[int, int], ...] = Field(fail_fast=True)
     sha256: str = Field(pattern=_SHA256)
 
     @property
@@ -72,7 +82,7 @@ class Member(_Part):
 class ImageParts(_Part):
     """What an image is made of, beside its files."""
 
-    command_line: str
+    command_line: str = Field(pattern=r"^[ -~]*$", max_length=_LONGEST_COMMAND_LINE)
     disk_format: str = Field(pattern="^(?:raw|qcow2)$")
     disk_size: int = Field(ge=0, le=_LARGEST_FILE)
     agent: bool
@@ -83,10 +93,10 @@ class Index(_Part):
 
     format: Literal["cerne snapshot"] = "cerne snapshot"
     version: Literal[1] = 1
-    name: str
+    name: str = Field(max_length=255)
     manifest: Manifest
     image: ImageParts
-    members: tuple[Member, ...] = Field(max_length=_MOST_MEMBERS)
+    members: tuple[Member, ...] = Field(max_length=_MOST_MEMBERS, fail_fast=True)
 
     @property
     def held(self) -> int:
@@ -105,7 +115,7 @@ def member_of(name: str, path: Path) -> Member:
     """What the index says of a file."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        extents = tuple(_extents(file.fileno(), size))
+        extents = _joined(tuple(_extents(file.fileno(), size)))
         digest = hashlib.sha256()
         for chunk in _read(file, extents):
             digest.update(chunk)
@@ -137,20 +147,18 @@ class Reader:
             DamagedError: it is no archive, is damaged, or of another version.
         """
         self._origin = origin
-        try:
-            self._tar = tarfile.open(fileobj=source, mode="r:")  # noqa: SIM115 - closed by its owner
-            head = self._small(_INDEX, _LARGEST_INDEX)
-            digest = self._small(_DIGEST, 64)
-        except (tarfile.TarError, EOFError) as error:
-            raise self._damaged(str(error)) from error
+        self._source = source
+        self._padding = 0
+        head = self._small(_INDEX, _LARGEST_INDEX)
+        digest = self._small(_DIGEST, 64)
         if hashlib.sha256(head).hexdigest().encode() != digest:
             raise self._damaged("its index was altered")
+        if head.count(b",") + head.count(b"[") + head.count(b"{") > _MOST_MARKS:
+            raise self._damaged("its index has too many values")
         try:
             self.index = Index.model_validate_json(head)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            raise self._damaged(f"{where}: {first['msg'].lower()}") from error
+        except (ValidationError, InputError) as error:
+            raise self._damaged(what_is_wrong(error)) from error
 
     def extract(self, place: Callable[[str], Path], report: Report) -> None:
         """Write each member to where `place` says, checked.
@@ -168,39 +176,44 @@ class Reader:
             report(done, self.index.held)
 
     def _extract(self, member: Member, target: BinaryIO) -> None:
-        try:
-            source = self._next(member.name, member.held)
-            digest = hashlib.sha256()
-            for offset, length in member.extents:
-                target.seek(offset)
-                for start in range(0, length, _CHUNK):
-                    chunk = source.read(min(_CHUNK, length - start))
-                    if not chunk:
-                        raise self._damaged(f"{member.name} is cut off")
-                    digest.update(chunk)
-                    target.write(chunk)
-            target.truncate(member.size)
-        except (tarfile.TarError, EOFError) as error:
-            raise self._damaged(str(error)) from error
+        self._begin(member.name, member.held)
+        digest = hashlib.sha256()
+        for offset, length in member.extents:
+            target.seek(offset)
+            for start in range(0, length, _CHUNK):
+                chunk = self._read(member.name, min(_CHUNK, length - start))
+                digest.update(chunk)
+                target.write(chunk)
+        target.truncate(member.size)
         if digest.hexdigest() != member.sha256:
             raise self._damaged(f"{member.name} was altered")
 
     def _small(self, name: str, limit: int) -> bytes:
-        source = self._next(name, None)
-        content = source.read(limit + 1)
-        if len(content) > limit:
-            raise self._damaged(f"{name} is too large")
-        return content
+        size = self._begin(name, None)
+        if size > limit:
+            raise self._damaged(f"{name} has {size} bytes, and at most {limit} are read")
+        return self._read(name, size)
 
-    def _next(self, name: str, size: int | None) -> IO[bytes]:
-        info = self._tar.next()
-        if info is None or info.name != name or not info.isreg() or info.size < 0:
+    def _begin(self, name: str, size: int | None) -> int:
+        """Come to the next member, which is to have this name and size; its size."""
+        self._read("the padding", self._padding)
+        header = self._read(name, tarfile.BLOCKSIZE)
+        try:
+            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise self._damaged(f"{name} is not where it should be: {error}") from error
+        if info.name != name or info.type != tarfile.REGTYPE or info.size < 0:
             raise self._damaged(f"{name} is not where it should be")
         if size is not None and info.size != size:
             raise self._damaged(f"{name} has {info.size} bytes and not {size}")
-        source = self._tar.extractfile(info)
-        assert source is not None
-        return source
+        self._padding = -info.size % tarfile.BLOCKSIZE
+        return info.size
+
+    def _read(self, name: str, size: int) -> bytes:
+        data = self._source.read(size)
+        if len(data) != size:
+            raise self._damaged(f"{name} is cut off")
+        return data
 
     def _damaged(self, why: str) -> DamagedError:
         return DamagedError(
@@ -249,6 +262,21 @@ def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
             raise
         end = os.lseek(descriptor, start, os.SEEK_HOLE)
         yield start, end - start
+
+
+def _joined(extents: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+    """Extents of which those with the smallest holes between them are one, where they are many."""
+    smallest = 1 << 16
+    while len(extents) > _MOST_EXTENTS:
+        found: list[tuple[int, int]] = []
+        for offset, length in extents:
+            start, known = found[-1] if found else (0, 0)
+            if found and offset - (start + known) < smallest:
+                found[-1] = (start, offset + length - start)
+            else:
+                found.append((offset, length))
+        extents, smallest = tuple(found), 2 * smallest
+    return extents
 
 
 def _read(file: BinaryIO, extents: tuple[tuple[int, int], ...]) -> Iterator[bytes]:

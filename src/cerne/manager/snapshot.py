@@ -27,7 +27,9 @@ from cerne.manager.lock import held, is_held
 from cerne.manager.manifest import Manifest, read_manifest
 from cerne.manager.names import check_name
 from cerne.manager.recovery import discard
+from cerne.manager.spec import check_network
 from cerne.manager.store import Record, SnapshotRow, State, Store, snapshot_name_in_use
+from cerne.network.choice import NetworkKind
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine, LaunchPlan
@@ -97,10 +99,12 @@ class Snapshot:
         """
         from cerne.manager.machine import Machine
 
-        record = self._surroundings.store.find(self.manifest.machine)
+        record = self._surroundings.store.find_id(self.manifest.machine)
         if record is None:
+            removed = f"the machine that {self.name} is of, {self.manifest.spec.name}, is not there"
+            imported = f"{self.name} was imported, and is of no machine here"
             raise NotFoundError(
-                f"the machine that {self.name} is of, {self.manifest.spec.name}, is not there",
+                removed if self.manifest.machine else imported,
                 hint=f"make another of it: cerne snapshot restore {self.name} --as NAME",
             )
         life = Life(self._surroundings, record)
@@ -135,12 +139,14 @@ class Snapshot:
         from cerne.manager.machine import Machine
 
         manifest = self.manifest
+        if not manifest.machine and network is None:
+            self._refuse_strange_tap()
         spec = spec_of_child(manifest.spec, name, ports, network)
         record = new_record(
             spec,
             manifest.image,
             manifest.digest,
-            parent=manifest.machine,
+            parent=manifest.machine or self.id,
             unborn=manifest.has_memory,
         )
         with self._held("restore"):
@@ -210,6 +216,14 @@ class Snapshot:
                 machine=life.last.name,
             )
 
+    def _refuse_strange_tap(self) -> None:
+        if check_network(self.manifest.spec.network, has_ports=False) is NetworkKind.TAP:
+            raise InputError(
+                f"{self.name} was imported, and its machine had a tap of another host",
+                hint=f"name one of this host: cerne snapshot restore {self.name} --as NAME"
+                " --network tap:INTERFACE",
+            )
+
     def _engine(self) -> Engine:
         wanted = self.manifest.engine or self.manifest.spec.engine
         return self._surroundings.choose_engine(wanted)
@@ -263,7 +277,7 @@ def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
                 created=time.time(),
             )
             faults.step("snapshot whole")
-            store.add_snapshot(row, record.id, record.name)
+            store.add_snapshot(row, record)
             faults.step("snapshot added")
     return Snapshot(life.surroundings, row)
 

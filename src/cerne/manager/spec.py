@@ -14,7 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from cerne.engine.base import SLOTS
 from cerne.errors import DamagedError, InputError
@@ -26,12 +26,17 @@ from cerne.network.ports import PublishedPort, parse_publish
 from cerne.units import GIB, MIB, format_size, parse_size
 
 _DISK_OPTION = re.compile(r"(?P<rest>.+):(?:(?P<ro>ro)|format=(?P<format>[^:/]+))", re.DOTALL)
-_SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,19}", re.ASCII)
+SERIAL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,19}$"
+"""What the serial of a disk may be (virtio-blk has room for 20 bytes)."""
+
+_SERIAL = re.compile(SERIAL, re.ASCII)
 SMALLEST_MEMORY = 32 * MIB
 LARGEST_MEMORY = 64 * 1024 * GIB
 MOST_CPUS = 255
 SMALLEST_DISK = MIB
 LARGEST_DISK = 64 * 1024 * GIB
+MOST_LABELS = 256
+LONGEST_LABEL = 4096
 
 
 def _bytes(value: object) -> object:
@@ -177,7 +182,11 @@ def _mount(value: object) -> object:
 
 
 class MachineSpec(_Part):
-    """What one machine is to be. Make one with `machine_spec`, which refuses in words."""
+    """What one machine is to be. Make one with `machine_spec`, which refuses in words.
+
+    Whatever it is made from, a call, the store or a file of another host, its values are checked
+    here, and an `InputError` says which is wrong. What it names on a host is not looked at.
+    """
 
     version: Literal[1] = 1
     name: str
@@ -201,6 +210,11 @@ class MachineSpec(_Part):
     labels: dict[str, str] = Field(default_factory=dict)
     engine: Literal["auto", "native", "qemu"] = "auto"
 
+    @model_validator(mode="after")
+    def _values_are_possible(self) -> Self:
+        _check(self)
+        return self
+
 
 def machine_spec(**fields: object) -> MachineSpec:
     """A specification of these fields (see `MachineSpec`), all of them checked.
@@ -216,7 +230,8 @@ def machine_spec(**fields: object) -> MachineSpec:
         raise InputError(
             f"{where}: {first['msg'].lower()}", hint="see: cerne create --help"
         ) from error
-    _check(spec)
+    for mount in spec.mounts:
+        _check_mounted_here(mount)
     return spec
 
 
@@ -240,7 +255,7 @@ def stored_spec(text: str) -> MachineSpec:
     """
     try:
         return MachineSpec.model_validate_json(text)
-    except ValidationError as error:
+    except (ValidationError, InputError) as error:
         raise DamagedError(
             "the machine's stored specification cannot be read",
             hint="it was written by another version of Cerne: use that one",
@@ -282,7 +297,8 @@ def _check(spec: MachineSpec) -> None:
     for port in spec.ports:
         _check_port(port)
     for mount in spec.mounts:
-        _check_mount(mount)
+        _check_target(mount)
+    _check_labels(spec.labels)
 
 
 def check_devices(spec: MachineSpec) -> None:
@@ -356,12 +372,26 @@ def _check_port(port: PublishedPort) -> None:
             raise InputError(f"{number} is not a port", hint="ports are 1 to 65535")
 
 
-def _check_mount(mount: Mount) -> None:
+def _check_target(mount: Mount) -> None:
+    if not mount.target.startswith("/") or "\0" in mount.target:
+        raise InputError(f"{mount.target!r} is no place in the guest", hint="give an absolute path")
+
+
+def _check_mounted_here(mount: Mount) -> None:
     if not mount.source.is_dir():
         stands = "is no directory" if mount.source.exists() else "does not exist"
         raise InputError(
             f"{mount.source} cannot be mounted: it {stands}",
             hint=f"make it first: mkdir -p {mount.source}",
         )
-    if not mount.target.startswith("/") or "\0" in mount.target:
-        raise InputError(f"{mount.target!r} is no place in the guest", hint="give an absolute path")
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > MOST_LABELS:
+        raise InputError(f"{len(labels)} labels are too many", hint=f"give at most {MOST_LABELS}")
+    for text in (*labels, *labels.values()):
+        if len(text) > LONGEST_LABEL:
+            raise InputError(
+                f"the label {text[:40]!r}… has {len(text)} characters",
+                hint=f"write at most {LONGEST_LABEL}",
+            )

@@ -217,16 +217,21 @@ class Store:
         rows = self._rows("WHERE name = ? OR id = ?", (name, name))
         return rows[0] if rows else None
 
+    def find_id(self, machine_id: str) -> Record | None:
+        """The machine of this ID, whatever it is named, or None."""
+        rows = self._rows("WHERE id = ?", (machine_id,))
+        return rows[0] if rows else None
+
     def get(self, machine_id: str) -> Record:
         """The machine of this ID.
 
         Raises:
             NotFoundError: it has been removed.
         """
-        rows = self._rows("WHERE id = ?", (machine_id,))
-        if not rows:
+        record = self.find_id(machine_id)
+        if record is None:
             raise NotFoundError("the machine has been removed", hint="see: cerne ls")
-        return rows[0]
+        return record
 
     def machines(self) -> list[Record]:
         """All machines, the oldest first."""
@@ -262,8 +267,8 @@ class Store:
                 _require_memory(database, record, memory_limit)
                 _insert(database, record)
 
-    def add_snapshot(self, row: SnapshotRow, machine: str, name: str) -> None:
-        """Add a snapshot of the machine of this ID and name, which need not be here.
+    def add_snapshot(self, row: SnapshotRow, machine: Record | None = None) -> None:
+        """Add a snapshot of a machine, or one that is of no machine of this store.
 
         Raises:
             ConflictError: its name is in use.
@@ -277,7 +282,8 @@ class Store:
                 )
             except sqlite3.IntegrityError as error:
                 raise snapshot_name_in_use(row.name) from error
-            _note(database, machine, name, "snapshot", row.name)
+            if machine is not None:
+                _note(database, machine.id, machine.name, "snapshot", row.name)
 
     def snapshots(self) -> list[SnapshotRow]:
         """All snapshots, the oldest first."""

@@ -27,6 +27,12 @@ from cerne.manager import archive
 from cerne.manager.layers import Layers
 from cerne.manager.lock import held
 from cerne.manager.names import check_name
+from cerne.manager.outside import (
+    require_nothing_of_a_host,
+    require_plausible_memory,
+    require_strange_disk,
+    strange_manifest,
+)
 from cerne.manager.recovery import discard
 from cerne.manager.store import SnapshotRow, snapshot_name_in_use
 from cerne.storage.flatten import flatten, put_on
@@ -47,7 +53,7 @@ def export_snapshot(
     """Write a snapshot, and the image that it is of, to one file (see `Snapshot.export`)."""
     if target.exists():
         raise InputError(f"{target} is there already", hint="give another path")
-    _refuse_mounts(snapshot.manifest, snapshot.name)
+    require_nothing_of_a_host(snapshot.manifest.spec, snapshot.name)
     image = surroundings.images().get(snapshot.manifest.digest)
     home = target.absolute().parent
     with storage_errors(f"exporting {snapshot.name}", home), _beside(target) as work:
@@ -82,11 +88,12 @@ def import_snapshot(
         raise NotFoundError(f"{source} cannot be read: {error.strerror}") from error
     with file, storage_errors(f"importing {source}", surroundings.home.data):
         reader = archive.Reader(file, str(source))
-        manifest = reader.index.manifest
+        manifest = strange_manifest(reader.index.manifest, str(source))
         chosen = check_name(name or reader.index.name, "a snapshot's")
         if surroundings.store.find_snapshot(chosen) is not None:
             raise snapshot_name_in_use(chosen)
         _check_host(surroundings, manifest, str(source))
+        require_plausible_memory(_memory(reader.index), manifest.spec.memory)
         _check_space(surroundings.home.data, reader.index.held)
         with _imported(surroundings) as (snapshot_id, work):
             reader.extract(
@@ -106,7 +113,7 @@ def import_snapshot(
                 _keep_disk(image, work, surroundings.home.layer(row.layer))
                 _keep_memory(work, manifest)
                 faults.step("import whole")
-                surroundings.store.add_snapshot(row, manifest.machine, manifest.spec.name)
+                surroundings.store.add_snapshot(row)
         return row
 
 
@@ -161,24 +168,8 @@ def _imported(surroundings: Surroundings) -> Iterator[tuple[str, Path]]:
             raise
 
 
-def _refuse_mounts(manifest: Manifest, what: str) -> None:
-    if manifest.spec.data_disks:
-        raise InputError(
-            f"{what} is of a machine with disks beside its root disk, which an archive does not"
-            " hold",
-            hint="take them out before the snapshot: cerne disk detach",
-        )
-    if manifest.spec.mounts:
-        raise InputError(
-            f"{what} is of a machine that has directories of its host mounted, which no other"
-            " host has",
-            hint="make the machine without --mount, and copy what it needs in: cerne cp",
-        )
-
-
 def _check_host(surroundings: Surroundings, manifest: Manifest, what: str) -> None:
     """Refuse what this host could not go on with, before anything of it is loaded."""
-    _refuse_mounts(manifest, what)
     if not manifest.has_memory:
         return
     here = surroundings.choose_engine(manifest.engine).fingerprint()
@@ -211,11 +202,14 @@ def _image(surroundings: Surroundings, index: archive.Index, work: Path) -> Imag
     with suppress(NotFoundError):
         return images.get(digest)
     said = index.image
+    disk = _if_there(work / ".image-disk")
+    if disk is not None:
+        require_strange_disk(disk, said.disk_format, said.disk_size, index.name)
     parts = Parts(
         kernel=_if_there(work / ".image-kernel"),
         initrd=_if_there(work / ".image-initrd"),
         command_line=said.command_line,
-        disk=_if_there(work / ".image-disk"),
+        disk=disk,
         disk_format=said.disk_format,
         disk_size=said.disk_size,
         agent=said.agent,
@@ -229,6 +223,11 @@ def _image(surroundings: Surroundings, index: archive.Index, work: Path) -> Imag
             hint="export the snapshot anew",
         )
     return image
+
+
+def _memory(index: archive.Index) -> int:
+    """Bytes of the files that an engine saved."""
+    return sum(member.size for member in index.members if member.name.startswith("memory/"))
 
 
 def _if_there(path: Path) -> Path | None:

@@ -24,7 +24,8 @@ _MAGIC = b"CERNEVM\0"
 _X86_64 = 62
 """The number of the architecture in ELF."""
 _HEADER = struct.Struct("<8sIIQ32s")
-_LARGEST_STATE = 64 << 20
+_LARGEST_STATE = 8 << 20
+"""A machine's is some 100 KB; what is larger takes memory to read before it can be refused."""
 _PIECE = 2 << 20
 _NO_PIECE = bytes(_PIECE)
 _NO_PAGE = bytes(PAGE_SIZE)

@@ -1,0 +1,119 @@
+"""The gate for what comes from outside this store: specifications, images and disks in an archive.
+
+Whatever passes is checked by its model (`MachineSpec`, `Manifest`, `archive.Index`), names nothing
+of this host, and its disks refer to no other file (`cerne.storage.formats`). An import of any kind
+goes through here before a file of it comes to where the store's files are.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerne.errors import ImageError, InputError
+from cerne.images.importing import LARGEST_DISK, require_whole
+from cerne.manager.names import check_name
+from cerne.network.choice import NetworkKind, parse_network
+from cerne.storage.formats import require_self_contained
+from cerne.units import format_size
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cerne.manager.manifest import Manifest
+    from cerne.manager.spec import MachineSpec
+
+_ROOM_BESIDE_MEMORY = 1 << 30
+"""Bytes that an engine's own state may take beside the guest's memory."""
+
+
+def strange_manifest(manifest: Manifest, what: str) -> Manifest:
+    """The manifest of a snapshot that comes from outside, which is of no machine of this store.
+
+    Raises:
+        InputError: it is of a machine that has what an archive does not hold, or no other host has.
+    """
+    check_name(manifest.spec.name)
+    require_nothing_of_a_host(manifest.spec, what)
+    if manifest.data_layers:
+        raise InputError(
+            f"{what} names disks that an archive does not hold",
+            hint="export the snapshot anew",
+        )
+    # Ports are its new machine's own, and are asked for when that is made.
+    spec = manifest.spec.model_copy(update={"ports": ()})
+    return manifest.model_copy(update={"machine": "", "spec": spec})
+
+
+def require_nothing_of_a_host(spec: MachineSpec, what: str) -> None:
+    """Refuse a machine with disks, directories or second taps of one host.
+
+    The tap of its first card, if it has one, is named anew by whoever makes a machine of it.
+
+    Raises:
+        InputError: it has such.
+    """
+    if spec.data_disks:
+        raise InputError(
+            f"{what} is of a machine with disks beside its root disk, which an archive does not"
+            " hold",
+            hint="take them out before the snapshot: cerne disk detach",
+        )
+    if spec.mounts:
+        raise InputError(
+            f"{what} is of a machine that has directories of its host mounted, which no other"
+            " host has",
+            hint="make the machine without --mount, and copy what it needs in: cerne cp",
+        )
+    if any(parse_network(nic.network).kind is NetworkKind.TAP for nic in spec.extra_nics):
+        raise InputError(
+            f"{what} is of a machine with a second network card on a tap of its host",
+            hint="take it out before the snapshot: cerne nic detach",
+        )
+
+
+def require_strange_disk(path: Path, disk_format: str, size: int, what: str) -> None:
+    """Refuse an image's disk that is not what is said of it, or that refers to another file.
+
+    A raw disk may hold anything: it is never looked into for a format.
+
+    Raises:
+        ImageError: it is such a disk, or its tables are damaged.
+    """
+    try:
+        _require_disk(path, disk_format, size)
+    except ImageError as error:
+        why = error.message.replace(str(path), "its image's disk")
+        raise ImageError(
+            f"{what} cannot be used: {why}", hint="export the snapshot anew, where you trust it"
+        ) from error
+
+
+def _require_disk(path: Path, disk_format: str, size: int) -> None:
+    if not 0 < size <= LARGEST_DISK:
+        raise ImageError(
+            f"{path} has {format_size(size)}, and at most {format_size(LARGEST_DISK)} are taken"
+        )
+    if disk_format == "raw":
+        found, virtual_size = "raw", path.stat().st_size
+    else:
+        recognised = require_self_contained(path)
+        found, virtual_size = recognised.format, recognised.virtual_size or 0
+    if (found, virtual_size) != (disk_format, size):
+        raise ImageError(
+            f"{path} is {found} of {virtual_size} bytes, and {disk_format} of {size} bytes was"
+            " promised"
+        )
+    require_whole(path, disk_format)
+
+
+def require_plausible_memory(held: int, memory: int) -> None:
+    """Refuse saved memory that is larger than what was saved can be.
+
+    Raises:
+        ImageError: it is.
+    """
+    if held > memory + _ROOM_BESIDE_MEMORY:
+        raise ImageError(
+            f"{format_size(held)} of saved memory are of a machine with {format_size(memory)}",
+            hint="export the snapshot anew",
+        )
