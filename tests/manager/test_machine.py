@@ -222,7 +222,7 @@ def test_many_starts_at_once_start_it_once(machine: Machine, engine: FakeEngine)
 
 
 def test_an_image_in_use_is_kept(manager: Manager, machine: Machine) -> None:
-    with pytest.raises(ConflictError, match="the image of web"):
+    with pytest.raises(ConflictError, match="the image of the machine web"):
         manager.remove_image("blank")
     machine.remove()
     manager.remove_image("blank")

@@ -145,7 +145,7 @@ def rm(
         typer.Argument(metavar="IMAGE...", help="Images.", autocompletion=image_names),
     ],
 ) -> None:
-    """Remove images that no machine is made of."""
+    """Remove images that no machine, no snapshot and no pool is made of."""
     from cerne.manager import Manager
 
     manager = Manager()

@@ -64,10 +64,13 @@ class ImageStore:
             self._cache.mkdir(parents=True, exist_ok=True)
 
     def list(self) -> Iterator[Image]:
-        """All images that have a name, in the order of their names."""
-        for path in sorted((self._root / _NAMES).iterdir()):
-            if not path.name.startswith("."):
+        """All images that have a name and can be read, in the order of their names."""
+        for path in sorted(self._name_files()):
+            try:
                 yield self._named(path)
+            except DamagedError as error:
+                if path.exists():
+                    _log.warning("%s", error.message)
 
     def names_available(self) -> Iterator[str]:
         """The names of all images here, and of those that can be built."""
@@ -75,6 +78,24 @@ class ImageStore:
 
         names = {path.name for path in (self._root / _NAMES).iterdir()} | set(RECIPES)
         yield from sorted(name for name in names if not name.startswith("."))
+
+    def digest_of(self, reference: str) -> str:
+        """The digest of the image of this name or digest, whose files may be missing.
+
+        Raises:
+            NotFoundError: there is none.
+            DamagedError: what the name means cannot be read.
+        """
+        path = self._root / _NAMES / reference
+        if _NAME.fullmatch(reference) and path.exists():
+            return f"sha256:{self._note(path)[0]}"
+        return f"sha256:{self._unnamed(reference).stem}"
+
+    def names_of(self, digest: str) -> tuple[str, ...]:
+        """The names that mean the image of this digest."""
+        bare = digest.removeprefix("sha256:")
+        names = (path.name for path in self._name_files() if self._note(path)[0] == bare)
+        return tuple(sorted(names))
 
     def get(self, reference: str) -> Image:
         """The image of this name, or of this digest or the beginning of one.
@@ -85,13 +106,15 @@ class ImageStore:
         """
         path = self._root / _NAMES / reference
         if _NAME.fullmatch(reference) and path.exists():
-            return self._named(path)
-        digest = _DIGEST.fullmatch(reference)
-        found = sorted((self._root / _MANIFESTS).glob(f"{digest[1]}*.json")) if digest else []
-        if len(found) != 1:
-            raise _unknown(reference)
-        name = f"sha256:{found[0].stem[:12]}"
-        return self._image(name, found[0].stem, found[0].stat().st_mtime, "")
+            try:
+                return self._named(path)
+            except DamagedError as error:
+                if path.exists():
+                    raise
+                raise _unknown(reference) from error
+        manifest = self._unnamed(reference)
+        name = f"sha256:{manifest.stem[:12]}"
+        return self._image(name, manifest.stem, manifest.stat().st_mtime, "")
 
     def ensure(self, reference: str, progress: Progress | None = None) -> Image:
         """The image of this name, built first where a built-in recipe makes it.
@@ -227,14 +250,20 @@ class ImageStore:
 
         Raises:
             NotFoundError: there is none.
+            ConflictError: it is given by its digest, and has a name.
         """
-        image = self.get(reference)
         with locked(self._files_lock):
-            (self._root / _NAMES / reference).unlink(missing_ok=True)
-            digest = image.digest.removeprefix("sha256:")
-            named = {self._note(path)[0] for path in self._name_files()}
-            if digest not in named:
-                (self._root / _MANIFESTS / f"{digest}.json").unlink(missing_ok=True)
+            digest = self.digest_of(reference)
+            others = [name for name in self.names_of(digest) if name != reference]
+            path = self._root / _NAMES / reference
+            if others and not path.exists():
+                raise ConflictError(
+                    f"{reference} is the image {others[0]}",
+                    hint=f"remove it by its name: cerne image rm {' '.join(others)}",
+                )
+            path.unlink(missing_ok=True)
+            if not others:
+                (self._root / _MANIFESTS / f"{digest.removeprefix('sha256:')}.json").unlink()
             self._collect()
 
     def export(self, reference: str, target: Path, format_: str = "qcow2") -> None:
@@ -274,7 +303,7 @@ class ImageStore:
         try:
             note = json.loads(path.read_bytes())
             return note["digest"], note["created"], note["source"], note["key"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedError(
                 f"{path} does not say which image it means",
                 hint=f"remove it and make the image again: rm {path}",
@@ -309,6 +338,14 @@ class ImageStore:
             least_memory=manifest.least_memory,
         )
 
+    def _unnamed(self, reference: str) -> Path:
+        """The manifest of the image of this digest, or of the beginning of one."""
+        digest = _DIGEST.fullmatch(reference)
+        found = sorted((self._root / _MANIFESTS).glob(f"{digest[1]}*.json")) if digest else []
+        if len(found) != 1:
+            raise _unknown(reference)
+        return found[0]
+
     def _file(self, digest: str) -> Path:
         return self._root / _FILES / digest
 
@@ -316,10 +353,14 @@ class ImageStore:
         return (path for path in (self._root / _NAMES).iterdir() if path.name[0] != ".")
 
     def _collect(self) -> None:
-        """Remove the files that no image is made of."""
+        """Remove the files that no image is made of; none where a manifest cannot be read."""
         used: set[str] = set()
-        for path in (self._root / _MANIFESTS).glob("*.json"):
-            used |= decoded(path.read_bytes(), str(path)).files()
+        try:
+            for path in (self._root / _MANIFESTS).glob("*.json"):
+                used |= decoded(path.read_bytes(), str(path)).files()
+        except DamagedError as error:
+            _log.warning("no files of images are removed: %s", error.message)
+            return
         for file in (self._root / _FILES).iterdir():
             if file.name not in used:
                 file.unlink()

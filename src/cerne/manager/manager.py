@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cerne.errors import CerneError, ConflictError, InputError, NotFoundError
+from cerne.errors import CerneError, ConflictError, DamagedError, InputError, NotFoundError
 from cerne.manager.admission import check_host
 from cerne.manager.births import new_record
 from cerne.manager.home import Home
@@ -18,7 +18,7 @@ from cerne.manager.names import check_name, made_up_name
 from cerne.manager.plan import wanted_engine
 from cerne.manager.pool import Pool, new_pool_row
 from cerne.manager.recovery import discard, discard_runtime, kill_strays
-from cerne.manager.store import Event, Record, Store, name_in_use
+from cerne.manager.store import Event, ImageUsers, Record, Store, name_in_use
 from cerne.manager.template import Templates, may_have_template
 from cerne.units import format_size
 
@@ -51,7 +51,7 @@ class Manager:
             StorageError, DamagedError: its store cannot be used.
         """
         self.home = home or Home.of_this_user()
-        self._store = Store(self.home.store)
+        self._store = Store(self.home.store, self._require_image)
         self._surroundings = Surroundings(
             self.home, self._store, lambda: self.images, choose_engine
         )
@@ -267,29 +267,40 @@ class Manager:
         return self._store.events(after)
 
     def remove_image(self, reference: str) -> None:
-        """Remove an image that no machine is made of.
+        """Remove an image that no machine, no snapshot and no pool is made of.
+
+        One that has another name keeps what is made of it, and loses this name alone.
 
         Raises:
             NotFoundError: there is no such image.
-            ConflictError: machines are made of it.
+            ConflictError: something is made of it.
         """
-        digest = self.images.get(reference).digest
-        users = [record.name for record in self._store.machines() if record.digest == digest]
-        if users:
+        digest = self.images.digest_of(reference)
+        with self._store.image_users(digest) as users:
+            last = not set(self.images.names_of(digest)) - {reference}
+            _require_unused(reference, users, last=last)
+            if last:
+                self.templates.remove_of(digest)
+            self.images.remove(reference)
+
+    def _require_image(self, digest: str) -> None:
+        try:
+            self.images.digest_of(digest)
+        except NotFoundError as error:
             raise ConflictError(
-                f"{reference} is the image of {', '.join(users)}",
-                hint=f"remove the machines first: cerne rm {' '.join(users)}",
-            )
-        self.templates.remove_of(digest)
-        self.images.remove(reference)
+                "the image was removed while something was made of it", hint="do that again"
+            ) from error
 
     def _make_disk(self, record: Record, spec: MachineSpec, image: Image) -> None:
         from cerne.storage.overlay import create_overlay
 
         if image.disk is not None:
-            create_overlay(
-                image.disk.path, image.disk.format, self.home.root_disk(record.id), spec.disk
-            )
+            root = self.home.root_disk(record.id)
+            try:
+                create_overlay(image.disk.path, image.disk.format, root, spec.disk)
+            except DamagedError:
+                self._require_image(record.digest)
+                raise
         if spec.data_disks:
             from cerne.manager.attachments import make_disk
 
@@ -326,6 +337,22 @@ class Manager:
     def _unknown(self, machine_id: str) -> bool:
         """Look again: it may have been added, and its lock freed, since the list was read."""
         return self._store.find(machine_id) is None
+
+
+def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:
+    from cerne.manager.spec import stored_spec
+
+    pools = [name for name, spec in users.pools.items() if stored_spec(spec).image == reference]
+    found = {"machine": users.machines, "snapshot": users.snapshots} if last else {}
+    found |= {"pool": tuple(pools)}
+    commands = {"machine": "cerne rm", "snapshot": "cerne snapshot rm", "pool": "cerne pool rm"}
+    if any(found.values()):
+        said = [f"the {kind} {name}" for kind, names in found.items() for name in names]
+        remove = [f"{commands[kind]} {' '.join(names)}" for kind, names in found.items() if names]
+        raise ConflictError(
+            f"{reference} is the image of {', '.join(said)}",
+            hint=f"remove what is made of it first: {'; '.join(remove)}",
+        )
 
 
 def _check_disk(spec: MachineSpec, image: Image) -> None:

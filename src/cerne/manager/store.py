@@ -7,10 +7,11 @@ process alone (`ProcessIdentity`), never by a row.
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -180,17 +181,33 @@ class Event:
     detail: str
 
 
+@dataclass(frozen=True, slots=True)
+class ImageUsers:
+    """What is made of an image, by name."""
+
+    machines: tuple[str, ...]
+    snapshots: tuple[str, ...]
+    pools: Mapping[str, str]
+    """All pools with their specifications, as JSON: they know their image by name."""
+
+
 class Store:
     """The database of machines and events, open for the life of this object."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, require_image: Callable[[str], object] = lambda digest: None
+    ) -> None:
         """Open the store, or make it.
+
+        `require_image` refuses, in the transaction that adds what is made of it, an image that is
+        gone.
 
         Raises:
             DamagedError: the file is no store, or one of a newer Cerne.
             StorageError: it cannot be written.
         """
         self._path = path
+        self._require_image = require_image
         self._lock = threading.Lock()
         with self._errors():
             self._database = sqlite3.connect(
@@ -207,9 +224,10 @@ class Store:
         """Add a machine.
 
         Raises:
-            ConflictError: its name is in use.
+            ConflictError: its name is in use, or its image was removed meanwhile.
         """
         with self._transaction() as database:
+            self._require_image(record.digest)
             _insert(database, record)
 
     def find(self, name: str) -> Record | None:
@@ -264,6 +282,7 @@ class Store:
         """
         with self._transaction() as database:
             for record in records:
+                self._require_image(record.digest)
                 _require_memory(database, record, memory_limit)
                 _insert(database, record)
 
@@ -271,9 +290,10 @@ class Store:
         """Add a snapshot of a machine, or one that is of no machine of this store.
 
         Raises:
-            ConflictError: its name is in use.
+            ConflictError: its name is in use, or its image was removed meanwhile.
         """
         with self._transaction() as database:
+            self._require_image(_digest_of(row))
             try:
                 database.execute(
                     "INSERT INTO snapshots (id, name, layer, manifest, created)"
@@ -284,6 +304,26 @@ class Store:
                 raise snapshot_name_in_use(row.name) from error
             if machine is not None:
                 _note(database, machine.id, machine.name, "snapshot", row.name)
+
+    @contextlib.contextmanager
+    def image_users(self, digest: str) -> Iterator[ImageUsers]:
+        """What is made of an image; in this block nothing is added that is."""
+        with self._transaction() as database:
+            machines = database.execute(
+                "SELECT name FROM machines WHERE digest = ? ORDER BY name", (digest,)
+            )
+            # A manifest that cannot be read may be of any image.
+            snapshots = database.execute(
+                "SELECT name FROM snapshots WHERE CASE WHEN json_valid(manifest)"
+                " THEN json_extract(manifest, '$.digest') = ? ELSE 1 END ORDER BY name",
+                (digest,),
+            )
+            pools = database.execute("SELECT name, spec FROM pools ORDER BY name")
+            yield ImageUsers(
+                machines=tuple(row["name"] for row in machines),
+                snapshots=tuple(row["name"] for row in snapshots),
+                pools={row["name"]: row["spec"] for row in pools},
+            )
 
     def snapshots(self) -> list[SnapshotRow]:
         """All snapshots, the oldest first."""
@@ -507,6 +547,10 @@ class Store:
                 f"{self._path} is damaged: {error}",
                 hint=f"move {self._path} away; the machines' disks are beside it",
             ) from error
+
+
+def _digest_of(row: SnapshotRow) -> str:
+    return str(json.loads(row.manifest).get("digest", ""))
 
 
 def name_in_use(name: str) -> ConflictError:

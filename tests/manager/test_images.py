@@ -1,0 +1,133 @@
+"""Images and what is made of them: none is removed that something needs, whoever comes first."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+
+import pytest
+from tests.manager.conftest import FakeEngine
+
+from cerne.errors import CerneError, ConflictError, NotFoundError
+from cerne.images import Image, Progress
+from cerne.manager import Home, Machine, Manager, State
+from cerne.manager.spec import MachineSpec, machine_spec
+from cerne.manager.store import Record
+
+
+def _spec(name: str) -> MachineSpec:
+    return machine_spec(name=name, image="blank", memory="64M")
+
+
+def test_the_image_of_a_snapshot_is_kept(manager: Manager, machine: Machine) -> None:
+    machine.start()
+    snapshot = machine.snapshot("before")
+    machine.remove(force=True)
+    with pytest.raises(ConflictError, match="the snapshot before") as refused:
+        manager.remove_image("blank")
+    assert "cerne snapshot rm before" in refused.value.hint
+    assert snapshot.restore_as("again").state is State.RUNNING
+    manager.get("again").remove(force=True)
+    snapshot.remove()
+    manager.remove_image("blank")
+
+
+def test_the_image_of_a_suspended_machine_is_kept(
+    manager: Manager, machine: Machine, qmp: list[str]
+) -> None:
+    machine.start()
+    machine.suspend()
+    with pytest.raises(ConflictError, match="the machine web"):
+        manager.remove_image("blank")
+    machine.wake()
+
+
+def test_the_image_of_a_pool_is_kept_by_its_name(manager: Manager, tmp_path: Path) -> None:
+    manager.images.import_(str(tmp_path / "blank.raw"), "other")
+    pool = manager.create_pool("ready", _spec("of-a-pool"), 0)
+    with pytest.raises(ConflictError, match="the pool ready"):
+        manager.remove_image("blank")
+    manager.remove_image("other")
+    pool.remove()
+    manager.remove_image("blank")
+    assert list(manager.images.list()) == []
+
+
+def test_a_name_goes_where_the_image_has_another(
+    manager: Manager, machine: Machine, tmp_path: Path
+) -> None:
+    digest = machine.record.digest
+    manager.images.import_(str(tmp_path / "blank.raw"), "other")
+    with pytest.raises(ConflictError, match="is the image"):
+        manager.remove_image(digest)
+    manager.remove_image("blank")
+    assert manager.images.get(digest).digest == digest
+    with pytest.raises(ConflictError, match="the machine web"):
+        manager.remove_image("other")
+
+
+def test_an_image_whose_files_are_gone_can_be_removed(manager: Manager) -> None:
+    disk = manager.images.get("blank").disk
+    assert disk is not None
+    disk.path.unlink()
+    assert list(manager.images.list()) == []
+    manager.remove_image("blank")
+    with pytest.raises(NotFoundError):
+        manager.images.get("blank")
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_machine_whose_image_is_removed_meanwhile_is_not_made(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    other = Manager(manager.home)
+    if late:
+        make = manager._make_disk
+
+        def made(record: Record, spec: MachineSpec, image: Image) -> None:
+            make(record, spec, image)
+            other.remove_image("blank")
+
+        monkeypatch.setattr(manager, "_make_disk", made)
+    else:
+        ensure = manager.images.ensure
+
+        def ensured(name: str, progress: Progress | None) -> Image:
+            image = ensure(name, progress)
+            other.remove_image("blank")
+            return image
+
+        monkeypatch.setattr(manager.images, "ensure", ensured)
+    with pytest.raises(ConflictError, match="image was removed"):
+        manager.create(_spec("late"))
+    assert manager.machines() == []
+    assert list(manager.home.machines.iterdir()) == []
+
+
+def test_machines_are_made_while_their_image_is_removed(
+    manager: Manager, engine: FakeEngine
+) -> None:
+    refused: list[Exception] = []
+    ready = threading.Barrier(5)
+
+    def make(number: int) -> None:
+        own = Manager(Home.of_this_user(), lambda _requested: engine)
+        ready.wait(10)
+        try:
+            own.create(_spec(f"m{number}"))
+        except CerneError as error:
+            refused.append(error)
+
+    makers = [threading.Thread(target=make, args=(number,)) for number in range(4)]
+    for maker in makers:
+        maker.start()
+    ready.wait(10)
+    with contextlib.suppress(ConflictError):
+        manager.remove_image("blank")
+    for maker in makers:
+        maker.join()
+    assert all(isinstance(error, ConflictError | NotFoundError) for error in refused), refused
+    assert len(manager.machines()) + len(refused) == 4
+    for machine in manager.machines():
+        assert manager.images.get(machine.record.digest).disk is not None
