@@ -41,6 +41,21 @@ def _pid(machine: Machine) -> int:
     return process.pid
 
 
+def test_any_free_port_is_chosen_at_each_start_and_kept_meanwhile(
+    manager: Manager, engine: FakeEngine
+) -> None:
+    machine = manager.create(_spec(ports=["0:80", "18082:81"]))
+    assert [port.host_port for port in machine.ports] == [0, 18082]
+    machine.start()
+    (plan,) = engine.plans
+    chosen, named = plan.forwards
+    assert (chosen.guest_port, named.host_port) == (80, 18082)
+    assert chosen.host_port != 0
+    assert manager.get("web").ports == (chosen, named)
+    machine.kill()
+    assert [port.host_port for port in machine.ports] == [0, 18082]
+
+
 def test_a_life(manager: Manager, machine: Machine, engine: FakeEngine) -> None:
     assert _state(machine) is State.DEFINED
     machine.start()

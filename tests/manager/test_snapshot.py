@@ -275,6 +275,23 @@ def test_children_do_not_have_their_parents_ports(machine: Machine, engine: Fake
     assert engine.plans[-1].forwards[0].host_port == 18081
 
 
+@pytest.mark.parametrize("forks", [True, False])
+def test_ports_of_a_child_are_checked_and_kept_as_ports(
+    machine: Machine, engine: FakeEngine, forks: bool, recwarn: pytest.WarningsRecorder
+) -> None:
+    engine.forks = forks
+    machine.start()
+    (child,) = machine.fork(ports=["18081:80", "0:81"])
+    assert child.spec.ports[0] == parse_publish("18081:80")
+    assert child.ports[1].host_port != 0
+    assert engine.plans[-1].forwards == child.ports
+    assert not recwarn.list
+    with pytest.raises(InputError, match="does not say which port"):
+        machine.fork(ports=[8080])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="IPv4 addresses alone"):
+        machine.fork(ports=["[::1]:8080:80"])
+
+
 def test_a_child_has_another_tap_or_the_same_user_network(
     manager: Manager, engine: FakeEngine
 ) -> None:

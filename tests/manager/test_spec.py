@@ -54,13 +54,18 @@ def test_a_specification_does_not_change() -> None:
         ({"memory": "64M", "balloon": 33 * MIB + 4096}, "a balloon that leaves"),
         ({"cpu_weight": 0}, "0 is no CPU weight"),
         ({"cpu_weight": 10_001}, "10001 is no CPU weight"),
-        ({"ports": ["0:80"]}, "0 is not a port"),
+        ({"ports": ["80:0"]}, "0 is not a port"),
+        ({"ports": [8080]}, "does not say which port of the guest"),
+        ({"ports": ["[::1]:8080:80"]}, "IPv4 addresses alone"),
+        ({"ports": [PublishedPort("::1", 8080, 80)]}, "IPv4 addresses alone"),
         ({"ports": ["80:70000"]}, "70000 is not a port"),
-        ({"ports": [{"host_address": "127.0.0.1", "host_port": 0, "guest_port": 1}]}, "0"),
+        ({"ports": [{"host_address": "127.0.0.1", "host_port": 1, "guest_port": 0}]}, "0"),
         ({"ports": ["81:80", "81:81"]}, "port is asked for twice"),
         ({"mounts": ["/nowhere/at/all:/x"]}, "does not exist"),
         ({"mounts": ["/etc/hostname:/x"]}, "is no directory"),
         ({"mounts": ["/tmp:x"]}, "is not a mount"),
+        ({"mounts": ["/tmp:/x:rx"]}, "is not a mount"),
+        ({"mounts": ["/tmp"]}, "is not a mount"),
         ({"mounts": ["/tmp:/x", "/var:/x"]}, "target is asked for twice"),
         ({"network": "bridge:br0"}, "'bridge:br0' is not a network"),
         ({"network": "tap:tap0", "ports": ["81:80"]}, "publishes no ports"),
@@ -92,3 +97,21 @@ def test_errors_of_the_specification_are_of_the_family() -> None:
 def test_the_schema_can_be_published() -> None:
     schema = MachineSpec.model_json_schema()
     assert {"name", "image", "cpus", "memory", "ports", "mounts"} <= set(schema["properties"])
+
+
+@pytest.mark.parametrize(("mode", "read_only"), [("", False), (":ro", True), (":rw", False)])
+def test_the_path_of_a_mounted_directory_may_have_colons(
+    tmp_path: Path, mode: str, read_only: bool
+) -> None:
+    source = tmp_path / "co:lon:ro"
+    source.mkdir()
+    (mount,) = machine_spec(name="a", mounts=[f"{source}:/mnt/x{mode}"]).mounts
+    assert (mount.source, mount.target, mount.read_only) == (source, "/mnt/x", read_only)
+
+
+def test_a_file_that_is_to_be_mounted_is_not_to_be_made_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(InputError) as refused:
+        machine_spec(name="a", mounts=[f"{tmp_path}/a file:/x"])
+    assert "mkdir" not in refused.value.hint
+    assert f"cerne cp '{tmp_path}/a file' NAME:/x" in refused.value.hint

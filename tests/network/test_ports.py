@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerne.errors import ConflictError, HostError, InputError
-from cerne.network.ports import Protocols, PublishedPort, parse_publish, require_free
+from cerne.network.ports import (
+    Protocols,
+    PublishedPort,
+    check_port,
+    chosen,
+    parse_publish,
+    require_free,
+)
 
 PORTS = st.integers(1, 65535)
 
@@ -23,7 +30,8 @@ PORTS = st.integers(1, 65535)
         ("8080:80", PublishedPort("127.0.0.1", 8080, 80)),
         ("0.0.0.0:8080:80", PublishedPort("0.0.0.0", 8080, 80)),
         ("5353:53/udp", PublishedPort("127.0.0.1", 5353, 53, Protocols.UDP)),
-        ("[::1]:8080:80/tcp", PublishedPort("::1", 8080, 80)),
+        ("127.0.0.2:8080:80/tcp", PublishedPort("127.0.0.2", 8080, 80)),
+        ("0:80", PublishedPort("127.0.0.1", 0, 80)),
         (" 1:65535 ", PublishedPort("127.0.0.1", 1, 65535)),
     ],
 )
@@ -38,7 +46,6 @@ def test_ports_are_read(text: str, port: PublishedPort) -> None:
         "80",
         ":80",
         "80:",
-        "0:80",
         "80:0",
         "65536:80",
         "80:65536",
@@ -61,11 +68,10 @@ def test_what_is_no_port_is_refused(text: str) -> None:
         parse_publish(text)
 
 
-@given(PORTS, PORTS, st.sampled_from(Protocols), st.ip_addresses())
+@given(PORTS, PORTS, st.sampled_from(Protocols), st.ip_addresses(v=4))
 def test_what_is_written_is_read(host: int, guest: int, protocol: Protocols, ip: object) -> None:
-    address = f"[{ip}]" if ":" in str(ip) else str(ip)
     expected = PublishedPort(str(ip), host, guest, protocol)
-    assert parse_publish(f"{address}:{host}:{guest}/{protocol}") == expected
+    assert parse_publish(f"{ip}:{host}:{guest}/{protocol}") == expected
 
 
 @given(st.text(alphabet="0123456789.:[]/abcdeftcpu, =-\n", max_size=40))
@@ -74,7 +80,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         port = parse_publish(text)
     except InputError:
         return
-    assert 1 <= port.host_port <= 65535
+    assert 0 <= port.host_port <= 65535
     assert 1 <= port.guest_port <= 65535
     assert not set(port.host_address) & set(", =-\n[]/")
 
@@ -124,3 +130,45 @@ def test_a_privileged_port_is_refused_with_the_remedy() -> None:
     with pytest.raises(HostError) as caught:
         require_free([PublishedPort("127.0.0.1", first - 1, 80)])
     assert "ip_unprivileged_port_start" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "instead"),
+    [
+        ("[::1]:18080:80", "127.0.0.1:18080:80"),
+        ("[::]:53:5353/udp", "0.0.0.0:53:5353/udp"),
+        ("[2001:db8::1]:80:81", "127.0.0.1:80:81"),
+    ],
+)
+def test_an_ipv6_address_is_refused_with_what_to_write(text: str, instead: str) -> None:
+    with pytest.raises(InputError, match="IPv4 addresses alone") as refused:
+        parse_publish(text)
+    assert refused.value.hint == f"publish it at an IPv4 address: {instead}"
+    with pytest.raises(InputError, match="IPv4 addresses alone"):
+        check_port(PublishedPort("::1", 8080, 80))
+
+
+def test_any_free_port_is_held_until_its_server_listens() -> None:
+    asked = (PublishedPort("127.0.0.1", 0, 80), PublishedPort("127.0.0.1", 0, 81))
+    with chosen(asked) as (first, second):
+        assert first.guest_port == 80
+        assert 0 < first.host_port != second.host_port > 0
+        # What is bound by others as usual is refused; a server that may reuse it is not.
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", first.host_port))
+        with socket.socket() as server:
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind(("127.0.0.1", first.host_port))
+            server.listen()
+
+
+def test_a_port_that_was_named_is_not_chosen() -> None:
+    named = PublishedPort("127.0.0.1", 8080, 80)
+    with chosen([named, PublishedPort("127.0.0.1", 0, 53, Protocols.UDP)]) as (first, second):
+        assert first == named
+        assert second.host_port > 0
+
+
+def test_any_port_of_an_address_that_is_not_this_hosts_is_refused() -> None:
+    with pytest.raises(InputError, match=r"192.0.2.1 is not an address"):
+        require_free([PublishedPort("192.0.2.1", 0, 80)])

@@ -70,7 +70,7 @@ def run(
 
     The exit status is the command's; 125 where Cerne itself failed.
     """
-    from cerne.cli.output import progress
+    from cerne.cli.output import progress, tell_chosen_ports
     from cerne.manager import Manager
     from cerne.units import parse_duration
 
@@ -109,6 +109,7 @@ def run(
             )
         if detach:
             print(machine.name)
+            tell_chosen_ports(machine)
             manager.warm_later(machine)
             return
         try:

@@ -26,6 +26,7 @@ from cerne.cli.options import (
     TimeoutOption,
     make_spec,
 )
+from cerne.cli.output import tell_chosen_ports
 from cerne.errors import CerneError, exit_status
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def start(names: NamesArgument, timeout: TimeoutOption = None) -> None:
     from cerne.units import parse_duration
 
     limit = None if timeout is None else parse_duration(timeout)
-    _each(names, lambda machine: machine.start(timeout=limit))
+    _each(names, lambda machine: machine.start(timeout=limit), then=tell_chosen_ports)
 
 
 def stop(names: NamesArgument, timeout: StopTimeoutOption = "10s") -> None:
@@ -111,7 +112,7 @@ def suspend(names: NamesArgument) -> None:
 
 def wake(names: NamesArgument) -> None:
     """Let suspended machines go on from where they were."""
-    _each(names, lambda machine: machine.wake())
+    _each(names, lambda machine: machine.wake(), then=tell_chosen_ports)
 
 
 def restart(names: NamesArgument, timeout: StopTimeoutOption = "10s") -> None:
@@ -119,7 +120,7 @@ def restart(names: NamesArgument, timeout: StopTimeoutOption = "10s") -> None:
     from cerne.units import parse_duration
 
     limit = parse_duration(timeout)
-    _each(names, lambda machine: machine.restart(timeout=limit))
+    _each(names, lambda machine: machine.restart(timeout=limit), then=tell_chosen_ports)
 
 
 def rm(
@@ -154,8 +155,14 @@ def set_(
     print(name)
 
 
-def _each(names: list[str], act: Callable[[Machine], object]) -> None:
+def _each(
+    names: list[str],
+    act: Callable[[Machine], object],
+    then: Callable[[Machine], None] = lambda _machine: None,
+) -> None:
     """Act on each machine, whatever happens to the others, and print the names of those done.
+
+    `then` is called for each of those, after its name is printed.
 
     Raises:
         SystemExit: one failed, and was reported; the status is the first failure's.
@@ -166,11 +173,13 @@ def _each(names: list[str], act: Callable[[Machine], object]) -> None:
     status = 0
     for name in names:
         try:
-            act(manager.get(name))
+            machine = manager.get(name)
+            act(machine)
         except CerneError as error:
             report(error)
             status = status or exit_status(error)
         else:
             print(name)
+            then(machine)
     if status:
         raise SystemExit(status)

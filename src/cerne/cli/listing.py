@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,14 +37,14 @@ def ls(
     """List the machines."""
     from cerne.manager import Manager
 
-    records = [machine.record for machine in Manager().machines()]
+    machines = [(machine, machine.record) for machine in Manager().machines()]
     if json:
-        print_json([_summary(record) for record in records])
+        print_json([_summary(*each) for each in machines])
     elif quiet:
-        print("".join(f"{record.name}\n" for record in records), end="")
+        print("".join(f"{record.name}\n" for _, record in machines), end="")
     else:
-        headings = ("NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ENGINE", "CREATED")
-        print_table(headings, [_row(record) for record in records], _COLOURS)
+        headings = ("NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ENGINE", "CREATED", "PORTS")
+        print_table(headings, [_row(*each) for each in machines], _COLOURS)
 
 
 def inspect(name: NameArgument, json: JsonOption = False) -> None:
@@ -69,7 +70,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "process": str(record.process.pid) if record.process else "",
         "network": spec.network,
         "ports": ", ".join(
-            f"{p.host_address}:{p.host_port} → {p.guest_port}/{p.protocol}" for p in spec.ports
+            f"{p.host_address}:{p.host_port} → {p.guest_port}/{p.protocol}" for p in machine.ports
         ),
         "disks": ", ".join(f"{d.serial} ({machine.disk_file(d)})" for d in spec.data_disks),
         "mounts": ", ".join(f"{m.source} → {m.target}" for m in spec.mounts),
@@ -194,7 +195,7 @@ def _of_guest(stats: Stats) -> str:
     return "-" if used is None else format_size(used)
 
 
-def _row(record: Record) -> tuple[str, ...]:
+def _row(machine: Machine, record: Record) -> tuple[str, ...]:
     created = age(datetime.fromtimestamp(record.created, UTC))
     return (
         record.name,
@@ -204,10 +205,11 @@ def _row(record: Record) -> tuple[str, ...]:
         format_size(record.memory),
         record.engine,
         f"{created} ago",
+        ",".join(port.short for port in machine.ports),
     )
 
 
-def _summary(record: Record) -> dict[str, object]:
+def _summary(machine: Machine, record: Record) -> dict[str, object]:
     return {
         "id": record.id,
         "name": record.name,
@@ -218,6 +220,7 @@ def _summary(record: Record) -> dict[str, object]:
         "cpus": record.cpus,
         "memory_bytes": record.memory,
         "engine": record.engine,
+        "ports": [asdict(port) for port in machine.ports],
         "parent": record.parent or None,
         "pid": record.process.pid if record.process else None,
         "created": _moment(record.created),
@@ -227,7 +230,7 @@ def _summary(record: Record) -> dict[str, object]:
 
 
 def _details(machine: Machine, record: Record) -> dict[str, object]:
-    return _summary(record) | {
+    return _summary(machine, record) | {
         "spec": machine.spec.model_dump(mode="json"),
         "vsock": machine.vsock or None,
         "console_log": str(machine.console_log),

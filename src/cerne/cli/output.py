@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from cerne.images import Progress
+    from cerne.manager import Machine
 
 
 def print_json(value: object) -> None:
@@ -46,6 +47,14 @@ def print_fields(fields: Mapping[str, str]) -> None:
     width = max(map(len, fields), default=0) + 2
     for name, value in fields.items():
         print(f"{paint(name.ljust(width), 'bold')}{printable(value)}")
+
+
+def tell_chosen_ports(machine: Machine) -> None:
+    """Say on stderr which ports were chosen for a machine that runs, where it was asked for any."""
+    asked = zip(machine.spec.ports, machine.ports, strict=True)
+    for wanted, port in asked:
+        if not wanted.host_port and port.host_port:
+            print(f"{machine.name}: {port} leads to its port {port.guest_port}", file=sys.stderr)
 
 
 def paint(text: str, colour: str, stream: TextIO | None = None) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from cerne.cli.complete import snapshot_names
 from cerne.cli.options import JsonOption, NameArgument, NetworkOption, PublishOption
-from cerne.cli.output import age, print_json, print_table, progress
+from cerne.cli.output import age, print_json, print_table, progress, tell_chosen_ports
 from cerne.units import format_size
 
 if TYPE_CHECKING:
@@ -70,7 +70,9 @@ def restore(
     ports = [parse_publish(text) for text in publish or ()]
     found = Manager().snapshot(snapshot)
     if name is not None:
-        print(found.restore_as(name, ports, network).name)
+        made = found.restore_as(name, ports, network)
+        print(made.name)
+        tell_chosen_ports(made)
         return
     if ports or network:
         raise InputError(
@@ -139,6 +141,7 @@ def fork(
     machine = Manager().get(name)
     for child in machine.fork(count, names=names or (), ports=ports, network=network):
         print(child.name)
+        tell_chosen_ports(child)
 
 
 def _row(snapshot: Snapshot) -> tuple[str, ...]:

@@ -26,14 +26,18 @@ if TYPE_CHECKING:
 
 
 def spec_of_child(
-    spec: MachineSpec, name: str, ports: Sequence[PublishedPort] = (), network: str | None = None
+    spec: MachineSpec,
+    name: str,
+    ports: Sequence[PublishedPort | str] = (),
+    network: str | None = None,
 ) -> MachineSpec:
     """What a machine is that is made of another: the same, but for its name, its ports, its tap.
 
     Raises:
-        InputError: that cannot be a name, or a network of another kind than the other has.
+        InputError: that cannot be a name or a port, or a network of another kind than the other
+            has.
     """
-    from cerne.manager.spec import check_network
+    from cerne.manager.spec import check_network, published_ports
 
     chosen = spec.network if network is None else network
     kind = check_network(chosen, has_ports=bool(ports))
@@ -42,7 +46,7 @@ def spec_of_child(
             f"a machine that goes on with the network {spec.network!r} has no {chosen!r}",
             hint="name another tap for one with a tap, and leave --network out otherwise",
         )
-    update = {"name": check_name(name), "ports": tuple(ports), "network": chosen}
+    update = {"name": check_name(name), "ports": published_ports(ports), "network": chosen}
     return spec.model_copy(update=update)
 
 

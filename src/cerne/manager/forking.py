@@ -52,7 +52,7 @@ def child_names(life: Life, count: int | None, names: Sequence[str]) -> list[str
 
 
 def fork(
-    life: Life, names: Sequence[str], ports: Sequence[PublishedPort], network: str | None
+    life: Life, names: Sequence[str], ports: Sequence[PublishedPort | str], network: str | None
 ) -> list[Record]:
     """Fork a machine into children of these names (see `Machine.fork`)."""
     if (ports or network) and len(names) > 1:
@@ -92,7 +92,9 @@ def fork(
 
 
 def _make(parent: Life, record: Record, children: Sequence[Life], engine: Engine) -> None:
-    with _work_directory(parent.home) as directory:
+    with _work_directory(parent.home) as directory, ExitStack() as chosen:
+        for child in children:
+            chosen.enter_context(child.choosing_ports())
         with (
             storage_errors(f"forking {record.name}", parent.home.data),
             parent.saving(record, directory, done="forked"),

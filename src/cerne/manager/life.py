@@ -7,6 +7,7 @@ transaction a change. Whatever is killed midway is found and put right by the ne
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -37,6 +38,7 @@ from cerne.manager.plan import launch_plan, share_tag
 from cerne.manager.readiness import BootWatch, ended_before_ready, last_lines
 from cerne.manager.recovery import discard, discard_runtime, kill_strays, strays
 from cerne.manager.store import Record, State, Store
+from cerne.network.ports import chosen
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine, LaunchPlan
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from cerne.manager.home import Home
     from cerne.manager.spec import MachineSpec
     from cerne.manager.template import Template
+    from cerne.network.ports import PublishedPort
 
 _log = logging.getLogger(__name__)
 
@@ -170,8 +173,41 @@ class Life:
 
     def plan(self, saved: Path | None = None) -> LaunchPlan:
         """How its engine is to start it, or has started it."""
-        plan = launch_plan(self.home, self.last, self.spec, self.image())
+        spec = self.spec.model_copy(update={"ports": self.ports})
+        plan = launch_plan(self.home, self.last, spec, self.image())
         return replace(plan, saved=saved)
+
+    @property
+    def ports(self) -> tuple[PublishedPort, ...]:
+        """Its published ports; while it runs, with the numbers that were chosen for it."""
+        asked = self.spec.ports
+        try:
+            numbers = json.loads(self._chosen_ports.read_text())
+        except FileNotFoundError:
+            return asked
+        return tuple(
+            replace(port, host_port=number) for port, number in zip(asked, numbers, strict=True)
+        )
+
+    @property
+    def _chosen_ports(self) -> Path:
+        # It goes with the directory when the machine ends.
+        return self.runtime / "ports.json"
+
+    @contextlib.contextmanager
+    def choosing_ports(self) -> Iterator[None]:
+        """Choose a port for each that may be any; nobody else is given it in this block.
+
+        Raises:
+            HostError, InputError: there is none, or the address is not one of this host's.
+        """
+        asked = self.spec.ports
+        if all(port.host_port for port in asked):
+            yield
+            return
+        with chosen(asked) as ports:
+            self._chosen_ports.write_text(json.dumps([port.host_port for port in ports]))
+            yield
 
     def own_disks(self) -> dict[str, Path]:
         """The disks that are its alone, by their serials; not those that the host has elsewhere."""
@@ -223,7 +259,8 @@ class Life:
             if saved is None:
                 self._merge_layers()
                 plan.console_log.unlink(missing_ok=True)
-            process = engine.start(plan)
+            with self.choosing_ports():
+                process = engine.start(self.plan(saved))
             _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
             faults.step("started")
             self.take_weight(process)

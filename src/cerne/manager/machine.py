@@ -96,6 +96,11 @@ class Machine:
         return self._life.spec
 
     @property
+    def ports(self) -> tuple[PublishedPort, ...]:
+        """Its published ports; while it runs, with the numbers that were chosen for it."""
+        return self._life.ports
+
+    @property
     def console_log(self) -> Path:
         """Everything that its serial console said in its last run."""
         return self._life.console_log
@@ -232,7 +237,7 @@ class Machine:
         count: int | None = None,
         *,
         names: Sequence[str] = (),
-        ports: Sequence[PublishedPort] = (),
+        ports: Sequence[PublishedPort | str] = (),
         network: str | None = None,
     ) -> list[Machine]:
         """Machines that go on from where this one is, which runs on too; each is its own.
@@ -240,7 +245,8 @@ class Machine:
         Args:
             count: how many; as many as there are names, or one.
             names: what they are called; names that are missing are made of this one's.
-            ports: published ports, for a single one: its parent's are the parent's alone.
+            ports: published ports, such as ``8080:80``, for a single one: its parent's are the
+                parent's alone.
             network: another tap for a single one, where the parent has one.
 
         Raises:

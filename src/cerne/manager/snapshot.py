@@ -124,7 +124,7 @@ class Snapshot:
         return Machine(self._surroundings, life.last)
 
     def restore_as(
-        self, name: str, ports: Sequence[PublishedPort] = (), network: str | None = None
+        self, name: str, ports: Sequence[PublishedPort | str] = (), network: str | None = None
     ) -> Machine:
         """Make another machine of it, which goes on from there, or boots where it has no memory.
 

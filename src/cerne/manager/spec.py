@@ -8,13 +8,22 @@ numbers. Everything that can be refused without looking at the host is refused h
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from cerne.engine.base import SLOTS
 from cerne.errors import DamagedError, InputError
@@ -22,7 +31,7 @@ from cerne.host.cgroup import DEFAULT_WEIGHT, LEAST_WEIGHT, MOST_WEIGHT
 from cerne.manager.home import ROOT_SERIAL
 from cerne.manager.names import check_name
 from cerne.network.choice import NetworkKind, parse_network
-from cerne.network.ports import PublishedPort, parse_publish
+from cerne.network.ports import PublishedPort, check_port, parse_publish
 from cerne.units import GIB, MIB, format_size, parse_size
 
 _DISK_OPTION = re.compile(r"(?P<rest>.+):(?:(?P<ro>ro)|format=(?P<format>[^:/]+))", re.DOTALL)
@@ -61,12 +70,16 @@ class Mount(_Part):
         Raises:
             InputError: it is written otherwise, or the guest's path is not absolute.
         """
-        source, _, rest = text.partition(":")
-        target, _, mode = rest.partition(":")
-        if not source or not target.startswith("/") or mode not in ("", "ro", "rw"):
+        # From its end: the path of a directory of the host may have colons.
+        paths, separator, mode = text.rpartition(":")
+        if not separator or mode not in ("ro", "rw"):
+            paths, mode = text, "rw"
+        source, _, target = paths.rpartition(":")
+        if not source or not target.startswith("/"):
             raise InputError(
                 f"{text!r} is not a mount",
-                hint="write it as SOURCE:TARGET or SOURCE:TARGET:ro, TARGET an absolute path",
+                hint="write it as SOURCE:TARGET or SOURCE:TARGET:ro; TARGET is an absolute path"
+                " without a colon",
             )
         return cls(
             source=Path(source).expanduser().absolute(), target=target, read_only=mode == "ro"
@@ -174,7 +187,35 @@ def _data_disks(value: object) -> object:
 
 
 def _port(value: object) -> object:
+    if isinstance(value, int):
+        raise InputError(
+            f"{value} is not a published port: it does not say which port of the guest",
+            hint=f"write '{value}:{value}', the port of this host before the guest's",
+        )
     return parse_publish(value) if isinstance(value, str) else value
+
+
+def published_ports(ports: Iterable[PublishedPort | str]) -> tuple[PublishedPort, ...]:
+    """The ports that are asked for, each checked.
+
+    Raises:
+        InputError: one cannot be published, or is asked for twice.
+    """
+    try:
+        found = TypeAdapter(tuple[Port, ...]).validate_python(tuple(ports))
+    except ValidationError as error:
+        raise InputError(
+            f"{error.errors()[0]['input']!r} is not a published port",
+            hint="write it as '8080:80', the port of this host before the guest's",
+        ) from error
+    for port in found:
+        check_port(port)
+    taken = [(port.host_address, port.host_port, port.protocol) for port in found if port.host_port]
+    _check_unique(taken, "port")
+    return found
+
+
+Port = Annotated[PublishedPort, BeforeValidator(_port)]
 
 
 def _mount(value: object) -> object:
@@ -203,7 +244,7 @@ class MachineSpec(_Part):
     None for no group of its own."""
     network: str = "user"
     """``user``, ``none`` or ``tap:INTERFACE``."""
-    ports: tuple[Annotated[PublishedPort, BeforeValidator(_port)], ...] = ()
+    ports: tuple[Port, ...] = ()
     mounts: tuple[Annotated[Mount, BeforeValidator(_mount)], ...] = ()
     data_disks: Annotated[tuple[DataDisk, ...], BeforeValidator(_data_disks)] = ()
     extra_nics: tuple[ExtraNic, ...] = ()
@@ -290,12 +331,10 @@ def _check(spec: MachineSpec) -> None:
         _check_size("a disk", spec.disk, SMALLEST_DISK, LARGEST_DISK)
     _check_balloon(spec)
     _check_cpu_weight(spec)
-    _check_unique([(p.host_address, p.host_port, p.protocol) for p in spec.ports], "port")
+    published_ports(spec.ports)
     _check_unique([mount.target for mount in spec.mounts], "mount's target")
     check_devices(spec)
     check_network(spec.network, has_ports=bool(spec.ports))
-    for port in spec.ports:
-        _check_port(port)
     for mount in spec.mounts:
         _check_target(mount)
     _check_labels(spec.labels)
@@ -366,23 +405,22 @@ def _check_unique(values: Sequence[object], what: str) -> None:
             raise InputError(f"the same {what} is asked for twice", hint="name each one once")
 
 
-def _check_port(port: PublishedPort) -> None:
-    for number in (port.host_port, port.guest_port):
-        if not 1 <= number <= 65535:
-            raise InputError(f"{number} is not a port", hint="ports are 1 to 65535")
-
-
 def _check_target(mount: Mount) -> None:
     if not mount.target.startswith("/") or "\0" in mount.target:
         raise InputError(f"{mount.target!r} is no place in the guest", hint="give an absolute path")
 
 
 def _check_mounted_here(mount: Mount) -> None:
-    if not mount.source.is_dir():
-        stands = "is no directory" if mount.source.exists() else "does not exist"
+    if not mount.source.exists():
         raise InputError(
-            f"{mount.source} cannot be mounted: it {stands}",
-            hint=f"make it first: mkdir -p {mount.source}",
+            f"{mount.source} cannot be mounted: it does not exist",
+            hint=f"make it first: mkdir -p {quote(str(mount.source))}",
+        )
+    if not mount.source.is_dir():
+        raise InputError(
+            f"{mount.source} cannot be mounted: it is no directory",
+            hint="mount the directory that it is in, or copy it: cerne cp"
+            f" {quote(str(mount.source))} NAME:{mount.target}",
         )
 
 

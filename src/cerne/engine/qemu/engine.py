@@ -67,12 +67,6 @@ class QemuEngine:
         _require_short_paths(plan)
         if isinstance(plan.boot, FirmwareBoot) and not plan.disks:
             raise InputError(f"{plan.name} has neither a kernel nor a disk to boot from")
-        for forward in plan.forwards:
-            if ":" in forward.host_address:
-                raise InputError(
-                    f"port {forward} cannot be published: the network of QEMU has IPv4 alone",
-                    hint=f"publish it as {forward.host_port}:{forward.guest_port}",
-                )
         require_free(plan.forwards)
         for nic in plan.taps:
             require_tap(nic.interface)
