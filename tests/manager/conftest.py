@@ -153,6 +153,10 @@ def qmp(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(
         "cerne.manager.life.Life.qmp", lambda _life, command: commands.append(command)
     )
+    monkeypatch.setattr(
+        "cerne.manager.life.Life.run_state",
+        lambda _life: "paused" if commands and commands[-1] == "stop" else "running",
+    )
     return commands
 
 

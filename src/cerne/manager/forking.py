@@ -85,9 +85,8 @@ def fork(
             _make(life, record, children, engine)
             # The parent need not wait for its children's guests.
             locked.close()
-            image = life.image()
             for child in children:
-                child.renew(image)
+                child.introduce()
             return [child.last for child in children]
 
 

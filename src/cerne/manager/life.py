@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cerne import faults
 from cerne.errors import (
+    BusyError,
     CerneError,
     DamagedError,
     EngineError,
@@ -34,8 +35,8 @@ from cerne.manager.admission import memory_limit
 from cerne.manager.home import ROOT_SERIAL
 from cerne.manager.layers import Layers
 from cerne.manager.lock import held, is_held
-from cerne.manager.plan import launch_plan, share_tag
-from cerne.manager.readiness import BootWatch, ended_before_ready, last_lines
+from cerne.manager.plan import launch_plan
+from cerne.manager.readiness import ended_before_ready, last_lines
 from cerne.manager.recovery import discard, discard_runtime, kill_strays, strays
 from cerne.manager.store import Record, State, Store
 from cerne.network.ports import chosen
@@ -56,7 +57,12 @@ READY_TIMEOUT = 120.0
 
 KILL_TIMEOUT = 10.0
 _ENDING_TIMEOUT = 2.0
-_WAS_PAUSED = "paused"
+_SETTLING_TIMEOUT = 2.0
+"""Seconds that a process may take to say what it does, where a command was interrupted."""
+
+_RUN_STATES = ("running", "paused")
+WAS_PAUSED = "paused"
+"""The reason of a machine that is being saved or stopped, and was paused before."""
 MADE = ".made"
 """What the name of a disk ends in that was made for a machine which does not have it yet."""
 
@@ -119,6 +125,11 @@ class Life:
         return self.home.machine_lock(self.id)
 
     @property
+    def telling_lock(self) -> Path:
+        """Held by the command that tells its guest what it must know."""
+        return self.runtime / "telling.lock"
+
+    @property
     def console_log(self) -> Path:
         return self.directory / "console.log"
 
@@ -135,8 +146,13 @@ class Life:
         """
         self.last = self.store.get(self.id)
         if _needs_settling(self.last) and not is_held(self.lock_path):
-            with self.operation("recovery") as record:
-                self.last = record
+            # Who only looks waits for nobody: what cannot be put right now is shown as it is.
+            with (
+                contextlib.suppress(BusyError, EngineError),
+                held(self.lock_path, "recovery", self.last.name, patience=0),
+            ):
+                record = self.store.get(self.id)
+                self.last = self._settled(record) if _needs_settling(record) else record
         return self.last
 
     @contextlib.contextmanager
@@ -264,8 +280,11 @@ class Life:
             _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
             faults.step("started")
             self.take_weight(process)
-            note = self.store.note_process if record.unborn else self.store.set_process
-            self.last = note(record, process)
+            if record.unborn:
+                self.last = self.store.note_process(record, process)
+            else:
+                untold = self._to_be_told(record, saved)
+                self.last = self.store.set_process(record, process, untold)
         except BaseException as error:
             why = error.message if isinstance(error, CerneError) else "its start was interrupted"
             self._not_started(self.store.get(record.id), why)
@@ -275,6 +294,17 @@ class Life:
         self._commit_disks()
         discard(self.saved)
         return self.last
+
+    def _to_be_told(self, record: Record, saved: Path | None) -> str:
+        """What its guest must be told once it runs, where it has an agent."""
+        from cerne.manager.telling import Untold, joined
+
+        if not self.image().agent:
+            return ""
+        if saved is None:
+            return Untold.BOOT
+        before = record.untold.split(",") if record.untold and saved == self.saved else []
+        return joined([*before, Untold.IDENTITY])
 
     def start_new(self, engine: Engine, template: Template | None) -> bool:
         """Start a machine that never ran, from a template if there is one; whether it was.
@@ -296,42 +326,51 @@ class Life:
         self.launch(engine)
         return False
 
-    def await_ready(self, image: Image, timeout: float) -> None:
+    def await_ready(self, timeout: float) -> None:
         """Wait until a guest that boots is ready, or else kill its machine.
+
+        One that somebody paused meanwhile is not killed.
 
         Raises:
             EngineError, GuestError: it ended or did not become ready.
+            StateError: it was paused.
         """
-        if not image.agent:
-            return
-        process = self.last.process
-        assert process is not None
-        watch = BootWatch(self.last.name, process, self.console_log)
         try:
-            agent = self.agent()
-            agent.wait_ready(timeout, alive=watch.check)
-            _log.debug("the agent of %s answers", self.last.name)
-            self._mount_shares(agent)
-            self.last = self.store.set_ready(self.last)
+            self.tell(timeout)
+        except StateError:
+            raise
         except BaseException as error:
-            raise self._failed_to_become_ready(error, timeout) from error
+            failure = self._failed_to_become_ready(error, timeout)
+            if failure is error:
+                raise
+            raise failure from error
 
-    def renew(self, image: Image) -> None:
-        """Tell a guest that goes on from saved memory who it is now, and that time has passed.
+    def tell(self, timeout: float = READY_TIMEOUT) -> None:
+        """Tell a guest that runs what it must still be told (`cerne.manager.telling`).
+
+        Raises:
+            StateError, GuestError: it cannot be told now; the next command tells it.
+        """
+        if self.last.untold:
+            from cerne.manager.telling import tell
+
+            tell(self, timeout)
+
+    def introduce(self) -> None:
+        """Tell a guest that was forked who it is now; from then on its machine is whole.
 
         Raises:
             GuestError: it does not answer, or cannot be told.
         """
         process = self.last.process
         assert process is not None
-        if image.agent:
+        if self.image().agent:
             nics = self.plan().nics
             # The guest answers at once: it was ready when it was saved.
             self.agent().renew(hostname=self.last.name, mac=nics[0].mac if nics else None)
             faults.step("renewed")
-        if self.last.unborn:
-            self.last = self.store.set_process(self.last, process)
-        if image.agent:
+        self.last = self.store.set_process(self.last, process)
+        if self.image().agent:
             self.last = self.store.set_ready(self.last)
 
     def agent(self) -> GuestAgent:
@@ -350,6 +389,17 @@ class Life:
 
         with QmpClient(self.qmp_socket) as client:
             client.execute(command)
+
+    def run_state(self) -> str:
+        """What its process says that its vCPUs do: ``running``, ``paused`` or another word of QMP.
+
+        Raises:
+            EngineError: it does not answer.
+        """
+        from cerne.engine.qmp import QmpClient
+
+        with QmpClient(self.qmp_socket, _SETTLING_TIMEOUT) as client:
+            return client.status()
 
     @property
     def qmp_socket(self) -> Path:
@@ -492,7 +542,7 @@ class Life:
         # What a command left that was killed after it had woken the machine.
         self._discard_saved(whole=True)
         was_paused = record.state is State.PAUSED
-        reason = _WAS_PAUSED if was_paused else ""
+        reason = WAS_PAUSED if was_paused else ""
         self.last = self.store.change(record, State.SAVING, reason=reason)
         faults.step("saving")
         try:
@@ -534,24 +584,43 @@ class Life:
         if len(found) == 1 and self._is_suspended() and not self._is_replaced():
             # It may have run on and written to its disk: its memory of before is of no use then.
             with contextlib.suppress(EngineError, HostError):
-                self.qmp("cont")
-                self.take_weight(found[0])
-                discard(self.saved)
-                return self.store.set_process(record, found[0])
+                # One that still waits for its memory, or for the word to go on, has not run.
+                if self.run_state() in _RUN_STATES:
+                    self.qmp("cont")
+                    self.take_weight(found[0])
+                    untold = self._to_be_told(record, self.saved)
+                    record = self.store.set_process(record, found[0], untold)
+                    discard(self.saved)
+                    return record
         self._not_started(record, why)
         return self.store.get(record.id)
 
     def _settled_alive(self, record: Record) -> Record:
-        if record.state is State.STOPPING:
-            return self.store.change(record, State.RUNNING, kind="stop interrupted")
+        if record.doing or record.state is State.STOPPING:
+            return self.observed(record, f"{record.doing or 'stop'} interrupted")
         self._discard_saved(whole=True)
         # A migration that goes on would stop the machine when it is complete. Our own VMM has none.
         with contextlib.suppress(EngineError):
             self.qmp("migrate_cancel")
-        if record.reason == _WAS_PAUSED:
+        if record.reason == WAS_PAUSED:
             return self.store.change(record, State.PAUSED, kind="saving interrupted")
         self.qmp("cont")
         return self.store.change(record, State.RUNNING, kind="saving interrupted")
+
+    def observed(self, record: Record, kind: str) -> Record:
+        """Record what its process says that it does: it runs, or is paused.
+
+        Raises:
+            EngineError: it does not answer.
+        """
+        from cerne.manager.telling import Untold, joined
+
+        if self.run_state() == State.RUNNING:
+            was_paused = State.PAUSED in (record.state, record.reason) and self.image().agent
+            told = record.untold.split(",") if record.untold else []
+            untold = joined([*told, Untold.TIME]) if was_paused else None
+            return self.store.change(record, State.RUNNING, kind=kind, untold=untold)
+        return self.store.change(record, State.PAUSED, kind=kind)
 
     def _merge_layers(self) -> None:
         base = self.image().disk
@@ -591,6 +660,9 @@ class Life:
         with self.operation("kill") as record:
             if not record.state.live:
                 return ended_before_ready(record.name, record.reason, self.console_log)
+            if record.state is not State.RUNNING or not record.untold:
+                # Others have paused, saved or told it meanwhile: it is theirs now.
+                return error
             why = error.message if isinstance(error, CerneError) else "its start was interrupted"
             self.last = self.kill(record, why, State.FAILED)
         if not isinstance(error, GuestTimeoutError):
@@ -602,25 +674,6 @@ class Life:
             hint=f"its console log is {self.console_log}; --timeout gives it longer",
             machine=name,
         )
-
-    def _mount_shares(self, agent: GuestAgent) -> None:
-        share = self.engine().share_type
-        for index, mount in enumerate(self.spec.mounts):
-            mode = "ro" if mount.read_only else "rw"
-            options = ",".join(filter(None, (share.options, mode)))
-            script = 'mkdir -p "$1" && exec mount -t "$2" -o "$3" "$4" "$1"'
-            named = (mount.target, share.file_system, options, share_tag(index))
-            argv = ["sh", "-c", script, "sh", *named]
-            done = agent.run(argv)
-            if done.status != 0:
-                said = done.stderr.decode(errors="replace").strip()
-                raise GuestError(
-                    f"{mount.source} could not be mounted at {mount.target}"
-                    f" in {self.last.name}: {said}",
-                    hint=f"the guest's kernel needs {share.file_system} over virtio, as that of:"
-                    " cerne kernel build",
-                    machine=self.last.name,
-                )
 
 
 _REMEDIES = {
@@ -636,5 +689,7 @@ def _needs_settling(record: Record) -> bool:
     if not record.state.live:
         return False
     if record.state in (State.STARTING, State.SAVING, State.STOPPING) or record.process is None:
+        return True
+    if record.doing:
         return True
     return not record.process.alive()

@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerne import faults
 from cerne.errors import (
     BusyError,
     CerneError,
@@ -29,11 +30,12 @@ from cerne.errors import (
     StateError,
 )
 from cerne.manager import suspension
-from cerne.manager.life import KILL_TIMEOUT, READY_TIMEOUT, Life, Surroundings
+from cerne.manager.life import KILL_TIMEOUT, READY_TIMEOUT, WAS_PAUSED, Life, Surroundings
 from cerne.manager.names import check_name
 from cerne.manager.plan import wanted_engine
 from cerne.manager.stats import Stats, measure
 from cerne.manager.store import Event, Record, State
+from cerne.manager.telling import Untold, joined
 from cerne.manager.template import Templates
 from cerne.units import parse_size
 
@@ -125,6 +127,10 @@ class Machine:
         if self._life.record().state is State.SUSPENDED:
             self.wake()
             return
+        if self._life.last.state is State.RUNNING and self._life.last.untold:
+            # A command was killed while it waited for this guest.
+            self._life.await_ready(READY_TIMEOUT if timeout is None else timeout)
+            return
         with self._life.operation("start") as record:
             if record.state.live:
                 raise StateError(
@@ -141,9 +147,9 @@ class Machine:
             template = templates.find(self.spec, image, engine) if new else None
             warm = self._life.start_new(engine, template)
         if warm:
-            self._life.renew(image)
+            self._life.tell()
         else:
-            self._life.await_ready(image, READY_TIMEOUT if timeout is None else timeout)
+            self._life.await_ready(READY_TIMEOUT if timeout is None else timeout)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Shut its guest down; kill it if that takes more than `timeout` seconds.
@@ -163,8 +169,10 @@ class Machine:
                 )
             if not record.state.live or record.process is None:
                 return
-            was_ready = record.ready is not None
-            stopping = self._store.change(record, State.STOPPING)
+            was_ready = record.ready is not None or Untold.IDENTITY in record.untold
+            reason = WAS_PAUSED if record.state is State.PAUSED else ""
+            stopping = self._store.change(record, State.STOPPING, reason=reason)
+            faults.step("stopping")
             deadline = time.monotonic() + timeout
             # In a thread: a guest that hangs must not make anybody wait longer than was said.
             asking = threading.Thread(
@@ -347,12 +355,12 @@ class Machine:
         """
         with self._life.operation("pause") as record:
             self._life.require(record, State.RUNNING, State.PAUSED)
-            paused = self._store.change(record, State.PAUSED)
-            try:
+            if record.state is State.RUNNING:
+                record = self._store.begin(record, "pause")
+                faults.step("pausing")
                 self._life.qmp("stop")
-            except EngineError:
-                self._store.change(paused, State.RUNNING, kind="resumed")
-                raise
+                faults.step("paused")
+                self._life.last = self._store.change(record, State.PAUSED)
 
     def resume(self) -> None:
         """Let its vCPUs run on.
@@ -362,9 +370,13 @@ class Machine:
         """
         with self._life.operation("resume") as record:
             self._life.require(record, State.RUNNING, State.PAUSED)
-            self._life.qmp("cont")
             if record.state is State.PAUSED:
-                self._store.change(record, State.RUNNING, kind="resumed")
+                record = self._store.begin(record, "resume")
+                faults.step("resuming")
+                self._life.qmp("cont")
+                faults.step("resumed")
+                self._life.last = self._life.observed(record, "resumed")
+        self._life.tell()
 
     def restart(self, timeout: float = STOP_TIMEOUT) -> None:
         """Stop it as `stop` does, and start it again."""
@@ -390,10 +402,21 @@ class Machine:
                     machine=record.name,
                 )
             spec = self.spec.model_copy(update={"name": name})
-            self._store.rename(record, name, spec.model_dump_json())
+            untold = joined([Untold.IDENTITY, *filter(None, record.untold.split(","))])
+            self._store.rename(
+                record, name, spec.model_dump_json(), untold if told else record.untold
+            )
+            faults.step("renamed")
             self._life.last = self._store.get(self.id)
-            if told:
-                self._life.renew(self._life.image())
+        try:
+            self._life.tell()
+        except GuestError as error:
+            raise GuestError(
+                f"the machine is named {name} now, and its guest was not told: {error.message}",
+                hint="the next command that reaches its guest tells it, such as:"
+                f" cerne exec {name} -- hostname",
+                machine=name,
+            ) from error
 
     def adjust(self, *, balloon: int | str | None = None, cpu_weight: int | None = None) -> None:
         """Change what is given, at once where it runs, and for its next start.
@@ -467,6 +490,7 @@ class Machine:
         """
         record = self.record
         self._life.require(record, State.RUNNING)
+        self._life.tell()
         if record.ready is None and not self._life.image().agent:
             raise GuestError(
                 f"the image of {record.name} has no agent in it",

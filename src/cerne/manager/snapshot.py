@@ -117,9 +117,9 @@ class Snapshot:
                 life.last = life.kill(present, f"killed, to go back to {self.name}")
             life.launch(engine, self.memory, self.layers)
         if self.memory is None:
-            life.await_ready(life.image(), READY_TIMEOUT)
+            life.await_ready(READY_TIMEOUT)
         else:
-            life.renew(life.image())
+            life.tell()
         life.surroundings.collect()
         return Machine(self._surroundings, life.last)
 
@@ -190,7 +190,7 @@ class Snapshot:
             life.lay(self.layers)
             faults.step("children made")
             life.launch(engine, self.memory)
-            life.renew(life.image())
+            life.introduce()
             return life.last
 
     def _defined(self, record: Record) -> Record:

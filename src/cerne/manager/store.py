@@ -20,7 +20,7 @@ from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundErr
 from cerne.host.process import ProcessIdentity
 from cerne.units import format_size
 
-_VERSION = 3
+_VERSION = 4
 _BUSY_SECONDS = 20.0
 _EVENTS_KEPT = 10_000
 
@@ -78,6 +78,9 @@ CREATE TABLE pool_members (
     machine TEXT PRIMARY KEY,
     pool TEXT NOT NULL
 ) STRICT""",
+    4: """
+ALTER TABLE machines ADD COLUMN untold TEXT NOT NULL DEFAULT '';
+ALTER TABLE machines ADD COLUMN doing TEXT NOT NULL DEFAULT ''""",
 }
 
 
@@ -131,6 +134,10 @@ class Record:
     """When this run's guest was ready; None until then."""
     parent: str = ""
     """The ID of the machine that it was forked or restored from; empty otherwise."""
+    untold: str = ""
+    """What its guest must still be told (`cerne.manager.telling`), with commas between."""
+    doing: str = ""
+    """The command that changes whether its vCPUs run: should it be killed, its process is asked."""
 
     @property
     def unborn(self) -> bool:
@@ -394,23 +401,42 @@ class Store:
         return None if row is None else str(row[0])
 
     def change(
-        self, record: Record, state: State, *, reason: str = "", kind: str | None = None
+        self,
+        record: Record,
+        state: State,
+        *,
+        reason: str = "",
+        kind: str | None = None,
+        untold: str | None = None,
     ) -> Record:
         """Move a machine to a state, with an event of that name or of `kind`; its new record.
 
-        In a state without a process the process is forgotten.
+        In a state without a process the process is forgotten. `untold` is what its guest must be
+        told from then on.
         """
-        values: dict[str, str | float | None] = {"state": state, "reason": reason}
+        values: dict[str, str | float | None] = {"state": state, "reason": reason, "doing": ""}
+        if untold is not None:
+            values["untold"] = untold
         if not state.live:
             values |= {"pid": None, "start_time": None, "boot_id": None, "ready": None}
+            # A guest that goes on from its memory may still have to be told what it was not.
+            values |= {} if state is State.SUSPENDED else {"untold": ""}
         with self._transaction() as database:
             self._write(database, record, values, kind or state, reason)
         return self.get(record.id)
 
-    def set_process(self, record: Record, process: ProcessIdentity) -> Record:
-        """Move a machine to ``running`` in this process; its new record."""
+    def begin(self, record: Record, doing: str) -> Record:
+        """Note the command that changes whether a machine's vCPUs run; its new record."""
+        with self._transaction() as database:
+            database.execute("UPDATE machines SET doing = ? WHERE id = ?", (doing, record.id))
+        return self.get(record.id)
+
+    def set_process(self, record: Record, process: ProcessIdentity, untold: str = "") -> Record:
+        """Move a machine to ``running`` in this process, its guest to be told; its new record."""
         values: dict[str, str | float | None] = {
             "state": State.RUNNING,
+            "untold": untold,
+            "doing": "",
             "pid": process.pid,
             "start_time": process.start_time,
             "boot_id": process.boot_id,
@@ -437,7 +463,24 @@ class Store:
             self._write(database, record, {"ready": time.time()}, "ready", "")
         return self.get(record.id)
 
-    def rename(self, record: Record, name: str, spec: str) -> None:
+    def set_told(self, record: Record) -> None:
+        """Note that a machine's guest was told all and is ready, if nothing was added since."""
+        with self._transaction() as database:
+            changed = database.execute(
+                "UPDATE machines SET untold = '', ready = coalesce(ready, ?)"
+                " WHERE id = ? AND name = ? AND untold = ? AND pid = ?",
+                (
+                    time.time(),
+                    record.id,
+                    record.name,
+                    record.untold,
+                    record.process.pid if record.process else None,
+                ),
+            ).rowcount
+            if changed and record.ready is None:
+                _note(database, record.id, record.name, "ready", "")
+
+    def rename(self, record: Record, name: str, spec: str, untold: str = "") -> None:
         """Give a machine another name, and the specification that says so.
 
         Raises:
@@ -445,7 +488,8 @@ class Store:
         """
         with self._transaction() as database:
             try:
-                self._write(database, record, {"name": name, "spec": spec}, "renamed", f"to {name}")
+                values = {"name": name, "spec": spec, "untold": untold}
+                self._write(database, record, values, "renamed", f"to {name}")
             except sqlite3.IntegrityError as error:
                 raise name_in_use(name) from error
 
@@ -634,4 +678,6 @@ def _record(row: sqlite3.Row) -> Record:
         started=row["started"],
         ready=row["ready"],
         parent=row["parent"],
+        untold=row["untold"],
+        doing=row["doing"],
     )

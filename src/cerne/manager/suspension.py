@@ -42,4 +42,4 @@ def wake(life: Life) -> None:
     with life.operation("wake") as record:
         life.require(record, State.SUSPENDED)
         life.launch(life.engine(), life.saved)
-    life.renew(life.image())
+    life.tell()

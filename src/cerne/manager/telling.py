@@ -1,0 +1,120 @@
+"""What a guest that runs must still be told, and telling it: who it is, the time, its mounts.
+
+It is recorded with the process, in one transaction (`Record.untold`): a command that is killed
+before its guest was told leaves that to the next command which needs the guest.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import StrEnum
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cerne import faults
+from cerne.errors import GuestError, StateError
+from cerne.manager.lock import held
+from cerne.manager.plan import share_tag
+from cerne.manager.readiness import BootWatch
+from cerne.manager.store import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cerne.guest import GuestAgent
+    from cerne.manager.life import Life
+    from cerne.manager.store import Record
+
+_log = logging.getLogger(__name__)
+
+_MOUNT = (
+    'while read -r _ place _; do [ "$place" = "$1" ] && exit 0; done </proc/mounts;'
+    ' mkdir -p "$1" && exec mount -t "$2" -o "$3" "$4" "$1"'
+)
+"""Mounts once: a command may have been killed after it did."""
+
+
+class Untold(StrEnum):
+    """One thing that a guest must still be told."""
+
+    BOOT = "boot"
+    """It boots: its name is to be kept, and its directories mounted, once its agent answers."""
+    IDENTITY = "identity"
+    """It goes on from saved memory, or has another name: who it is now, and the time."""
+    TIME = "time"
+    """It was paused: the time."""
+
+
+def joined(what: Iterable[str]) -> str:
+    """As `Record.untold` has it."""
+    return ",".join(sorted(set(what)))
+
+
+def tell(life: Life, timeout: float) -> None:
+    """Tell a guest that runs all that it must still be told, once its agent answers.
+
+    Several commands may want to at once: one does, and the others wait for it.
+
+    Raises:
+        StateError: its machine was paused meanwhile; it is told once it runs on.
+        GuestError: it does not answer in `timeout` seconds, or cannot do as it is told.
+    """
+    with held(life.telling_lock, "start", life.last.name, timeout):
+        while (record := life.store.get(life.id)).untold:
+            life.last = record
+            if life.image().agent:
+                _say(life, record, timeout)
+            # Not where it was renamed or paused meanwhile: then there is more to tell.
+            life.store.set_told(record)
+        life.last = record
+
+
+def _say(life: Life, record: Record, timeout: float) -> None:
+    untold = record.untold.split(",")
+    agent = life.agent()
+    if Untold.BOOT in untold:
+        agent.wait_ready(timeout, alive=partial(_goes_on, life, record, _watch(life, record)))
+        _log.debug("the agent of %s answers", record.name)
+        _mount_shares(life, agent)
+    if untold == [Untold.TIME]:
+        agent.set_time()
+        return
+    nics = life.plan().nics if Untold.IDENTITY in untold else ()
+    agent.renew(hostname=record.name, mac=nics[0].mac if nics else None)
+    faults.step("renewed")
+
+
+def _watch(life: Life, record: Record) -> BootWatch:
+    assert record.process is not None
+    return BootWatch(record.name, record.process, life.console_log)
+
+
+def _goes_on(life: Life, record: Record, watch: BootWatch) -> bool:
+    """Whether its process runs; a machine that somebody paused is not waited for."""
+    if life.store.get(life.id).state is State.PAUSED:
+        raise StateError(
+            f"{record.name} was paused before its guest was ready",
+            hint=f"let it go on: cerne resume {record.name}",
+            machine=record.name,
+        )
+    return watch.check()
+
+
+def _mount_shares(life: Life, agent: GuestAgent) -> None:
+    if not life.spec.mounts:
+        return
+    share = life.engine().share_type
+    for index, mount in enumerate(life.spec.mounts):
+        mode = "ro" if mount.read_only else "rw"
+        options = ",".join(filter(None, (share.options, mode)))
+        named = (mount.target, share.file_system, options, share_tag(index))
+        done = agent.run(["sh", "-c", _MOUNT, "sh", *named])
+        if done.status != 0:
+            said = done.stderr.decode(errors="replace").strip()
+            raise GuestError(
+                f"{mount.source} could not be mounted at {mount.target}"
+                f" in {life.last.name}: {said}",
+                hint=f"the guest's kernel needs {share.file_system} over virtio, as that of:"
+                " cerne kernel build",
+                machine=life.last.name,
+            )

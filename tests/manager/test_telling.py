@@ -1,0 +1,325 @@
+"""Guests are told who they are, the time and their mounts, whoever is killed meanwhile."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from tests.manager.conftest import FakeEngine
+from tests.manager.test_faults import run_killed_at
+
+from cerne.errors import EngineError, GuestError, StateError
+from cerne.guest import ExecResult
+from cerne.images.store import Parts
+from cerne.manager import Machine, Manager, State
+from cerne.manager.life import Life
+from cerne.manager.spec import machine_spec
+
+_MOST_STEPS = 40
+
+Operation = Callable[[Manager], None]
+
+
+class FakeAgent:
+    """An agent that writes what it is told to a file of its machine, which other processes see."""
+
+    failure: GuestError | None = None
+    waits: Callable[[], None] | None = None
+
+    def __init__(self, life: Life) -> None:
+        self._log = life.directory / "told"
+
+    def wait_ready(self, _timeout: float, alive: Callable[[], bool]) -> None:
+        if FakeAgent.waits is not None:
+            FakeAgent.waits()
+        alive()
+        self._say("ready")
+
+    def renew(self, *, hostname: str, mac: str | None = None) -> None:
+        if FakeAgent.failure is not None:
+            raise FakeAgent.failure
+        self._say(f"name {hostname}")
+
+    def set_time(self) -> None:
+        self._say("time")
+
+    def run(self, argv: Sequence[str]) -> ExecResult:
+        self._say(f"mount {argv[4]}")
+        return ExecResult(0, None, b"", b"")
+
+    def _say(self, what: str) -> None:
+        with self._log.open("a") as file:
+            file.write(f"{what}\n")
+
+
+@pytest.fixture
+def agents(monkeypatch: pytest.MonkeyPatch, qmp: list[str]) -> list[str]:
+    """Has guests with agents; the QMP commands that processes were given."""
+    monkeypatch.setattr("cerne.manager.life.Life.agent", lambda life: FakeAgent(life))
+    monkeypatch.setattr(FakeAgent, "failure", None)
+    monkeypatch.setattr(FakeAgent, "waits", None)
+    monkeypatch.setenv("CERNE_TEMPLATES", "yes")
+    return qmp
+
+
+@pytest.fixture
+def web(manager: Manager, agents: list[str], tmp_path: Path) -> Machine:
+    """A machine whose guest has an agent."""
+    disk = tmp_path / "disk"
+    disk.write_bytes(bytes(1 << 20))
+    work = manager.home.images / "work"
+    parts = Parts(disk=disk.rename(work / "disk"), disk_size=1 << 20, agent=True)
+    manager.images.add("with-agent", parts, source="a test")
+    return manager.create(machine_spec(name="web", image="with-agent", memory="64M"))
+
+
+def _told(manager: Manager, machine: Machine) -> list[str]:
+    path = manager.home.machine_directory(machine.id) / "told"
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _start(manager: Manager) -> None:
+    manager.get("web").start(cold=True)
+
+
+def _start_from_template(manager: Manager) -> None:
+    manager.get("web").start()
+
+
+def _wake(manager: Manager) -> None:
+    manager.get("web").wake()
+
+
+def _restore(manager: Manager) -> None:
+    manager.snapshot("kept").restore()
+
+
+def _restore_as(manager: Manager) -> None:
+    manager.snapshot("kept").restore_as("copy")
+
+
+def _fork(manager: Manager) -> None:
+    manager.get("web").fork(2)
+
+
+def _rename(manager: Manager) -> None:
+    machine = manager.machines()[0]
+    machine.rename("other" if machine.name == "web" else "web")
+
+
+def _resume(manager: Manager) -> None:
+    manager.get("web").resume()
+
+
+def _defined(manager: Manager, machine: Machine) -> None:
+    machine.remove(force=True)
+    manager.create(machine_spec(name="web", image="with-agent", memory="64M"))
+
+
+def _warm(manager: Manager, machine: Machine) -> None:
+    _defined(manager, machine)
+    manager.warm(machine.spec)
+
+
+def _suspended(_manager: Manager, machine: Machine) -> None:
+    if machine.state is not State.SUSPENDED:
+        _running(_manager, machine)
+        machine.suspend()
+
+
+def _running(_manager: Manager, machine: Machine) -> None:
+    if machine.state is State.PAUSED:
+        machine.resume()
+    elif machine.state is not State.RUNNING:
+        machine.start(cold=True)
+    machine.agent()
+
+
+def _kept(manager: Manager, machine: Machine) -> None:
+    _running(manager, machine)
+    if not manager.snapshots():
+        machine.snapshot("kept")
+
+
+def _paused(_manager: Manager, machine: Machine) -> None:
+    if machine.state is State.RUNNING:
+        machine.agent()
+        machine.pause()
+
+
+@pytest.mark.parametrize(
+    ("operation", "begin"),
+    [
+        (_start, _defined),
+        (_start_from_template, _warm),
+        (_wake, _suspended),
+        (_restore, _kept),
+        (_restore_as, _kept),
+        (_fork, _running),
+        (_rename, _running),
+        (_resume, _paused),
+    ],
+)
+def test_whoever_was_killed_the_guest_is_told_before_it_is_used(
+    manager: Manager,
+    web: Machine,
+    operation: Operation,
+    begin: Callable[[Manager, Machine], None],
+) -> None:
+    web.start(cold=True)
+    steps = 0
+    for step in range(_MOST_STEPS):
+        begin(manager, manager.machines()[0])
+        if not run_killed_at(step, operation, manager.home):
+            break
+        steps += 1
+        for machine in manager.machines():
+            # What a listing shows is what its process does; and to be told is what remains.
+            record = machine.record
+            if record.state is State.RUNNING:
+                assert record.untold or _told(manager, machine)
+                machine.agent()
+                assert f"name {machine.name}" in _told(manager, machine)[-2:]
+                assert not machine.record.untold
+                assert machine.record.ready is not None
+            if machine.name not in ("web", "other"):
+                machine.remove(force=True)
+    assert 0 < steps < _MOST_STEPS
+
+
+def test_a_machine_that_was_paused_is_told_the_time(manager: Manager, web: Machine) -> None:
+    web.start(cold=True)
+    web.pause()
+    web.resume()
+    assert _told(manager, web)[-1] == "time"
+    web.resume()
+    assert _told(manager, web).count("time") == 1
+
+
+def test_directories_are_mounted_by_the_next_command(
+    manager: Manager, web: Machine, tmp_path: Path
+) -> None:
+    step = _step(manager)
+    manager.get("web").remove()
+    fields = {"name": "web", "image": "with-agent", "memory": "64M"}
+    machine = manager.create(machine_spec(**fields, mounts=(f"{tmp_path}:/mnt",)))
+    assert run_killed_at(step, _start, manager.home)
+    machine.agent()
+    assert _told(manager, machine) == ["ready", "mount /mnt", "name web"]
+
+
+def test_start_settles_what_a_killed_start_left(manager: Manager, web: Machine) -> None:
+    assert run_killed_at(_step(manager), _start, manager.home)
+    machine = manager.get("web")
+    machine.start()
+    assert _told(manager, machine) == ["ready", "name web"]
+    with pytest.raises(StateError, match="running already"):
+        machine.start()
+
+
+def test_a_machine_that_is_paused_while_it_starts_is_not_killed(
+    manager: Manager, web: Machine
+) -> None:
+    def pause() -> None:
+        FakeAgent.waits = None
+        Manager(manager.home, lambda _requested: FakeEngine()).get("web").pause()
+
+    FakeAgent.waits = pause
+    with pytest.raises(StateError, match="was paused before") as caught:
+        web.start(cold=True)
+    assert "cerne resume web" in caught.value.hint
+    assert caught.value.__cause__ is not caught.value
+    assert web.state is State.PAUSED
+    web.resume()
+    assert _told(manager, web)[-1] == "name web"
+
+
+def test_a_pause_that_fails_is_recorded_as_what_is(
+    web: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.start(cold=True)
+    web.pause()
+
+    def refuse(_life: Life, _command: str) -> None:
+        raise EngineError("it does not answer")
+
+    monkeypatch.setattr("cerne.manager.life.Life.qmp", refuse)
+    web.pause()
+    assert web.state is State.PAUSED
+    with pytest.raises(EngineError):
+        web.resume()
+    monkeypatch.setattr("cerne.manager.life.Life.run_state", lambda _life: "paused")
+    assert web.state is State.PAUSED
+
+
+@pytest.mark.parametrize(("status", "state"), [("paused", "paused"), ("running", "running")])
+def test_a_stop_that_was_killed_leaves_what_the_process_says(
+    manager: Manager,
+    web: Machine,
+    status: str,
+    state: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    web.start(cold=True)
+    web.pause()
+
+    def stop(manager: Manager) -> None:
+        manager.get("web").stop()
+
+    assert run_killed_at(0, stop, manager.home)
+    monkeypatch.setattr("cerne.manager.life.Life.run_state", lambda _life: status)
+    assert web.state == state
+    assert web.record.untold == ("time" if status == "running" else "")
+
+
+def test_a_guest_that_cannot_be_told_its_name_is_told_later(manager: Manager, web: Machine) -> None:
+    web.start(cold=True)
+    FakeAgent.failure = GuestError("it hangs")
+    with pytest.raises(GuestError, match="is named other now"):
+        web.rename("other")
+    assert (web.name, web.record.name) == ("other", "other")
+    FakeAgent.failure = None
+    web.agent()
+    assert _told(manager, web)[-1] == "name other"
+
+
+def test_two_commands_tell_a_guest_once(manager: Manager, web: Machine) -> None:
+    assert run_killed_at(_step(manager), _start, manager.home)
+    others = [threading.Thread(target=manager.get("web").agent) for _ in range(4)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join()
+    assert _told(manager, manager.get("web")) == ["ready", "name web"]
+
+
+def _step(manager: Manager) -> int:
+    """The step of a cold start at which its process runs, and nothing has been told."""
+    for step in range(_MOST_STEPS):
+        assert run_killed_at(step, _start, manager.home)
+        found = manager.get("web")
+        untold = found.state is State.RUNNING and found.record.untold
+        found.remove(force=True)
+        manager.create(machine_spec(name="web", image="with-agent", memory="64M"))
+        if untold:
+            return step
+    raise AssertionError("there is no such step")
+
+
+def test_a_wake_that_was_killed_before_the_memory_was_there_can_be_done_again(
+    manager: Manager, web: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.start(cold=True)
+    # QEMU takes "cont" while it waits for its memory, and goes on once that has come.
+    monkeypatch.setattr("cerne.manager.life.Life.run_state", lambda _life: "inmigrate")
+    for step in range(_MOST_STEPS):
+        if web.state is State.RUNNING:
+            web.suspend()
+        assert run_killed_at(step, _wake, manager.home)
+        if web.record.state is State.RUNNING:
+            assert step > 0
+            return
+        assert web.state is State.SUSPENDED
+        assert manager.home.saved(web.id).exists()
