@@ -13,6 +13,7 @@
     ├── ImageError           an image or its source is unusable
     │   └── ChecksumError    content does not have the digest that was asked for
     ├── StorageError         the disk is full or refuses to be written
+    │   └── StreamError      standard input or output fails
     ├── EngineError          the virtual machine's process failed
     ├── GuestError           the guest failed or does not answer
     │   ├── GuestPanicError  the guest's kernel panicked
@@ -128,6 +129,12 @@ class StorageError(CerneError):
     """The disk is full, or refuses to be written."""
 
     code = "storage"
+
+
+class StreamError(StorageError):
+    """Standard input, output or error of a command fails."""
+
+    code = "stream"
 
 
 class EngineError(CerneError):

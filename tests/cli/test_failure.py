@@ -30,7 +30,7 @@ def test_text_from_a_guest_cannot_steer_the_terminal(capsys: pytest.CaptureFixtu
         (InputError("x"), 2),
         (KeyboardInterrupt(), 130),
         (InterruptedByUserError("x"), 130),
-        (OSError(28, "No space left on device"), 1),
+        (OSError(28, "No space left on device"), 11),
     ],
 )
 def test_statuses(error: BaseException, status: int) -> None:

@@ -11,8 +11,16 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line of this process and exit with the command's status."""
+    import sys
+
+    from cerne.cli.streams import prepare
+
+    prepare()
     from cerne.cli.app import app
     from cerne.cli.failure import reported
 
     with reported():
-        app(prog_name="cerne")
+        try:
+            app(prog_name="cerne")
+        finally:
+            sys.stdout.flush()

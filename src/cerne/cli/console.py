@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import select
 import socket
 import sys
 
-from cerne.cli.terminal import raw_terminal, require_terminal, write_all
+from cerne.cli.streams import read_some, write_all
+from cerne.cli.terminal import raw_terminal, require_terminal
 
 _DETACH = b"\x1d"
 _CHUNK = 65536
@@ -37,7 +37,7 @@ def _join(connection: socket.socket) -> bool:
                 return True
             write_all(screen, shown)
         if keys in readable:
-            typed = os.read(keys, _CHUNK)
+            typed = read_some(keys)
             before, detach, _ = typed.partition(_DETACH)
             connection.sendall(before)
             if detach or not typed:

@@ -7,11 +7,12 @@ failures of Cerne itself, as podman does, so that the two cannot be mistaken for
 from __future__ import annotations
 
 import contextlib
+import errno
 import sys
 from collections.abc import Iterator
 
 from cerne.cli.output import paint, printable
-from cerne.errors import CerneError, InterruptedByUserError, exit_status
+from cerne.errors import CerneError, InterruptedByUserError, StorageError, exit_status
 
 OWN_FAILURE = 125
 """The exit status of ``run``, ``exec`` and ``shell`` where Cerne failed and not the guest."""
@@ -21,37 +22,40 @@ INTERRUPTED = 130
 
 
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Report a failure on stderr and exit with its status.
+def reported(own_failure: int | None = None) -> Iterator[None]:
+    """Report a failure on stderr and exit with its status; what is printed by then is written.
 
     Raises:
-        SystemExit: the block failed; the status is that of `cerne.errors.exit_status`.
+        SystemExit: the block failed; the status is that of `cerne.errors.exit_status`, or
+            `own_failure` if given; 130 after Ctrl-C.
     """
     try:
         yield
-    except CerneError as error:
-        report(error)
-        raise SystemExit(exit_status(error)) from error
-    except KeyboardInterrupt as interrupt:
+        sys.stdout.flush()
+    except (KeyboardInterrupt, InterruptedByUserError) as interrupt:
         raise SystemExit(INTERRUPTED) from interrupt
-    except BrokenPipeError as error:
-        _close_stdout()
-        raise SystemExit(1) from error
-    except OSError as error:
-        report(CerneError(str(error)))
-        raise SystemExit(1) from error
-
-
-@contextlib.contextmanager
-def own_failures_are_125() -> Iterator[None]:
-    """Report a failure as `reported` does, and exit with 125 (130 after Ctrl-C)."""
-    try:
-        yield
-    except InterruptedByUserError:
-        raise
     except CerneError as error:
         report(error)
-        raise SystemExit(OWN_FAILURE) from error
+        raise SystemExit(own_failure or exit_status(error)) from error
+    except OSError as error:
+        refused = refused_by_system(error)
+        report(refused)
+        raise SystemExit(own_failure or exit_status(refused)) from error
+
+
+def own_failures_are_125() -> contextlib.AbstractContextManager[None]:
+    """Report a failure as `reported` does, and exit with 125 (130 after Ctrl-C)."""
+    return reported(OWN_FAILURE)
+
+
+def refused_by_system(error: OSError) -> CerneError:
+    """What no command foresaw, in words: what the system refused, and for which file."""
+    why = error.strerror or str(error) or type(error).__name__
+    files = [str(file) for file in (error.filename, error.filename2) if file is not None]
+    message = f"the system refused {' and '.join(files) or 'an operation'}: {why}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(message, hint="free some space: df -h")
+    return CerneError(message)
 
 
 def report(error: CerneError) -> None:
@@ -59,9 +63,3 @@ def report(error: CerneError) -> None:
     print(f"{paint('cerne:', 'red', sys.stderr)} {printable(error.message)}", file=sys.stderr)
     for line in error.hint.splitlines():
         print(f"  {printable(line)}", file=sys.stderr)
-
-
-def _close_stdout() -> None:
-    # The interpreter flushes stdout once more at exit, and would complain about the pipe again.
-    with contextlib.suppress(OSError):
-        sys.stdout.close()

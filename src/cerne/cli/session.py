@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from cerne.cli.streams import write_all
 from cerne.cli.terminal import (
     on_resize,
     raw_terminal,
     read_input,
     require_terminal,
     size,
-    write_all,
 )
-from cerne.errors import GuestError
+from cerne.errors import GuestError, StreamError
 
 if TYPE_CHECKING:
     from cerne.guest import GuestAgent, GuestProcess, Output
@@ -116,15 +116,26 @@ def _descriptor(output: Output) -> int:
 
 @contextlib.contextmanager
 def _input_carried(process: GuestProcess) -> Iterator[None]:
-    """Carry stdin to the process in a thread, until stdin or the block ends."""
+    """Carry stdin to the process in a thread, until stdin or the block ends.
+
+    Raises:
+        StreamError: stdin failed; the process was killed, so that it does not take for all of its
+            input what is a part of it.
+    """
     readable, writable = os.pipe()
+    failures: list[StreamError] = []
 
     def carry() -> None:
-        # A guest that went away is reported by whoever reads its output.
+        # A guest that went away is reported by the thread that reads its output.
         with contextlib.suppress(GuestError):
-            while data := read_input(readable):
-                process.write(data)
-            process.close_stdin()
+            try:
+                while data := read_input(readable):
+                    process.write(data)
+            except StreamError as error:
+                failures.append(error)
+                process.signal(signal.SIGKILL)
+            else:
+                process.close_stdin()
 
     carrier = threading.Thread(target=carry, name="stdin", daemon=True)
     carrier.start()
@@ -132,6 +143,8 @@ def _input_carried(process: GuestProcess) -> Iterator[None]:
         yield
     finally:
         os.close(writable)
+    if failures:
+        raise failures[0]
 
 
 @contextlib.contextmanager

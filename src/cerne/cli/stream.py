@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import sys
 
-from cerne.cli.terminal import write_all
+from cerne.cli.streams import read_some, write_all
 
 _CHUNK = 65536
 _GONE = select.POLLHUP | select.POLLERR
@@ -37,7 +36,7 @@ def join(connection: socket.socket) -> None:
         if happened & select.POLLOUT:
             waiting = _send(connection, waiting)
         if keys in events:
-            waiting = os.read(keys, _CHUNK)
+            waiting = read_some(keys)
             typing = bool(waiting)
             if not typing:
                 _send_no_more(connection)

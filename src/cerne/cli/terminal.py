@@ -15,9 +15,8 @@ import tty
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from cerne.cli.streams import read_some
 from cerne.errors import InputError
-
-_CHUNK = 65536
 
 
 def require_terminal(otherwise: str) -> None:
@@ -65,16 +64,13 @@ def on_resize(tell: Callable[[int, int], None]) -> Iterator[None]:
 
 
 def read_input(stop: int) -> bytes:
-    """The next bytes of stdin; empty at its end, or when the descriptor `stop` is readable."""
+    """The next bytes of stdin; empty at its end, or when the descriptor `stop` is readable.
+
+    Raises:
+        StreamError: stdin fails.
+    """
     descriptor = sys.stdin.fileno()
     readable, _, _ = select.select([descriptor, stop], [], [])
     if stop in readable:
         return b""
-    return os.read(descriptor, _CHUNK)
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write all of the data, however little the descriptor takes at a time."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    return read_some(descriptor)
