@@ -8,7 +8,7 @@ import pytest
 
 from cerne.host.programs import find_program
 from cerne.images import debian
-from cerne.images.initramfs import write_tiny
+from cerne.images.initramfs import write_loader, write_tiny
 
 
 @pytest.mark.skipif(find_program("busybox") is None, reason="busybox is not installed")
@@ -34,6 +34,15 @@ def test_modules_of_a_stock_kernel_are_loaded_in_their_order(tmp_path: Path) -> 
         module.write_bytes(b"module")
     write_tiny(tmp_path / "initrd", agent, modules)
     assert b"for module in virtio virtio_ring; do" in (tmp_path / "initrd").read_bytes()
+
+
+def test_what_runs_once_proc_is_gone_is_named_by_its_path(tmp_path: Path) -> None:
+    if find_program("busybox") is None:
+        pytest.skip("busybox is not installed")
+    write_loader(tmp_path / "loader", [])
+    script = (tmp_path / "loader").read_bytes().split(b"umount /proc /sys\n")[1]
+    # Commands that are not on the path are run from /proc/self/exe.
+    assert b"exec /usr/bin/busybox switch_root /newroot /usr/sbin/cerne-agent\n" in script
 
 
 def test_a_debian_gets_security_fixes() -> None:

@@ -68,7 +68,8 @@ rm -f "$resolver"
 if [ -n "$root" ]; then
     umount /proc /sys
     mount -o move /dev /newroot/dev
-    exec switch_root /newroot /usr/sbin/cerne-agent
+    # The shell would look for it in /proc/self/exe.
+    exec /usr/bin/busybox switch_root /newroot /usr/sbin/cerne-agent
 fi
 exec /usr/sbin/cerne-agent
 """
