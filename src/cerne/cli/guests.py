@@ -100,6 +100,8 @@ def run(
         )
         limit = None if timeout is None else parse_duration(timeout)
         with progress() as report_progress:
+            if remove:
+                manager.require_agent(spec.image, report_progress)
             machine = manager.run(
                 spec,
                 timeout=limit,

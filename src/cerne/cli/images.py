@@ -133,6 +133,7 @@ def inspect(name: ImageName, json: JsonOption = False) -> None:
         "created": datetime.fromtimestamp(image.created, UTC).isoformat(timespec="seconds"),
         "size": format_size(image.size),
         "agent": "yes" if image.agent else "no",
+        "least memory": format_size(image.least_memory) if image.least_memory else "not known",
         **{field: str(value) for field, value in _paths(image).items() if value},
     }
     print_fields(fields)
@@ -205,6 +206,7 @@ def _summary(image: Image) -> dict[str, object]:
         "created": datetime.fromtimestamp(image.created, UTC).isoformat(timespec="milliseconds"),
         "size_bytes": image.size,
         "agent": image.agent,
+        "least_memory_bytes": image.least_memory or None,
     }
 
 

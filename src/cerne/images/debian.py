@@ -18,6 +18,8 @@ from pathlib import Path
 from cerne.errors import ImageError
 from cerne.guest.build import agent_binary
 from cerne.host.programs import require_program
+from cerne.images import distribution_kernel as stock_kernel
+from cerne.images import kernel as own_kernel
 from cerne.images.distribution_kernel import distribution_kernel
 from cerne.images.files import locked, work_directory
 from cerne.images.initramfs import AGENT, write_loader
@@ -47,12 +49,18 @@ def build(suite: str, work: Path, cache: Path, progress: Progress) -> Parts:
     own = current_kernel(cache)
     if own is not None:
         shutil.copyfile(own.path, kernel)
-        return Parts(kernel, None, COMMAND_LINE, disk, "raw", DISK_SIZE, agent=True)
+        return _parts(kernel, None, disk, own_kernel.LEAST_MEMORY)
     stock = distribution_kernel(cache, progress)
     shutil.copyfile(stock.kernel, kernel)
     loader = work / "initrd"
     write_loader(loader, stock.modules)
-    return Parts(kernel, loader, COMMAND_LINE, disk, "raw", DISK_SIZE, agent=True)
+    return _parts(kernel, loader, disk, stock_kernel.LEAST_MEMORY)
+
+
+def _parts(kernel: Path, initrd: Path | None, disk: Path, least_memory: int) -> Parts:
+    return Parts(
+        kernel, initrd, COMMAND_LINE, disk, "raw", DISK_SIZE, agent=True, least_memory=least_memory
+    )
 
 
 def minimal_system(suite: str, cache: Path, progress: Progress, packages: str = _PACKAGES) -> Path:

@@ -18,6 +18,7 @@ from cerne.errors import HostError, ImageError
 from cerne.images.files import locked, work_directory
 from cerne.images.packages import dependency, download, newest, unpack
 from cerne.images.progress import Progress
+from cerne.units import MIB
 
 WANTED = (
     "virtio_pci",
@@ -33,6 +34,9 @@ WANTED = (
     "virtio_console",
 )
 """In the order of loading; the console comes last, as by it the agent is reached."""
+
+LEAST_MEMORY = 80 * MIB
+"""Bytes in which our images boot with Debian's cloud kernel 6.1, measured: in 72 MiB it panics."""
 
 _META_PACKAGES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-virtual")
 _IMAGE_PACKAGE = re.compile(r"linux-image-[0-9].*")

@@ -86,6 +86,7 @@ class ImageParts(_Part):
     disk_format: str = Field(pattern="^(?:raw|qcow2)$")
     disk_size: int = Field(ge=0, le=_LARGEST_FILE)
     agent: bool
+    least_memory: int = Field(default=0, ge=0, le=_LARGEST_FILE)
 
 
 class Index(_Part):

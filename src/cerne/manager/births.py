@@ -18,6 +18,7 @@ from cerne.manager.admission import memory_limit
 from cerne.manager.life import Life, Surroundings
 from cerne.manager.lock import held
 from cerne.manager.names import check_name
+from cerne.manager.readiness import quote_logs
 from cerne.manager.store import Record, State
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def births(surroundings: Surroundings, records: Sequence[Record]) -> Iterator[li
                 life.directory.mkdir(mode=0o700)
                 life.clear_runtime()
             yield lives
-        except BaseException:
+        except BaseException as error:
             for life in lives:
+                quote_logs(error, life.logs)
                 life.abandon()
             raise

@@ -134,6 +134,11 @@ class Life:
         return self.directory / "console.log"
 
     @property
+    def logs(self) -> tuple[Path, ...]:
+        """What its console and its process said."""
+        return self.console_log, self.directory / "engine.log"
+
+    @property
     def saved(self) -> Path:
         """Where it is kept while it is suspended."""
         return self.home.saved(self.id)

@@ -33,6 +33,7 @@ from cerne.manager import suspension
 from cerne.manager.life import KILL_TIMEOUT, READY_TIMEOUT, WAS_PAUSED, Life, Surroundings
 from cerne.manager.names import check_name
 from cerne.manager.plan import wanted_engine
+from cerne.manager.readiness import quote_logs
 from cerne.manager.stats import Stats, measure
 from cerne.manager.store import Event, Record, State
 from cerne.manager.telling import Untold, joined
@@ -459,6 +460,11 @@ class Machine:
             # What was taken out by a command that was killed is not its any more.
             self._life.settle_disks()
             self._life.forget(record)
+
+    def undo(self, error: BaseException) -> None:
+        """Remove it, as its making failed with this error, which is told what its logs said."""
+        quote_logs(error, self._life.logs)
+        self.remove(force=True)
 
     def wait(self, timeout: float | None = None) -> State:
         """Wait until it does not run, at most `timeout` seconds; its state then.

@@ -7,7 +7,14 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from cerne.errors import CerneError, ConflictError, DamagedError, InputError, NotFoundError
+from cerne.errors import (
+    CerneError,
+    ConflictError,
+    DamagedError,
+    GuestError,
+    InputError,
+    NotFoundError,
+)
 from cerne.manager.admission import check_host
 from cerne.manager.births import new_record
 from cerne.manager.home import Home
@@ -84,7 +91,7 @@ class Manager:
         check_host(spec)
         self._sweep()
         image = self.images.ensure(spec.image, progress)
-        _check_disk(spec, image)
+        _check_image(spec, image)
         if not may_have_template(spec, image):
             raise InputError(
                 f"machines of {spec.image} boot each time",
@@ -154,7 +161,7 @@ class Manager:
         check_host(spec)
         self._sweep()
         image = self.images.ensure(spec.image, progress)
-        _check_disk(spec, image)
+        _check_image(spec, image)
         record = new_record(spec, spec.image, image.digest)
         directory = self.home.machine_directory(record.id)
         with held(self.home.machine_lock(record.id), "create", record.name):
@@ -192,9 +199,22 @@ class Manager:
             machine.start(timeout, cold=cold)
         except BaseException as error:
             if not (keep_failed and isinstance(error, CerneError)):
-                machine.remove(force=True)
+                machine.undo(error)
             raise
         return machine
+
+    def require_agent(self, image: str, progress: Progress | None = None) -> None:
+        """Refuse an image in whose machines no command can be run.
+
+        Raises:
+            GuestError: it has no agent.
+            NotFoundError, ImageError: it is not there and cannot be made.
+        """
+        if not self.images.ensure(image, progress).agent:
+            raise GuestError(
+                f"{image} has no agent in it: no command can be run in it",
+                hint=f"use its console: cerne run -d --name NAME {image}; cerne console NAME",
+            )
 
     def free_name(self) -> str:
         """A made-up name that no machine has."""
@@ -355,7 +375,14 @@ def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:
         )
 
 
-def _check_disk(spec: MachineSpec, image: Image) -> None:
+def _check_image(spec: MachineSpec, image: Image) -> None:
+    """Refuse what a machine of this image cannot have."""
+    if spec.memory < image.least_memory:
+        least = format_size(image.least_memory)
+        raise InputError(
+            f"{spec.image} does not boot in {format_size(spec.memory)} of memory",
+            hint=f"ask for at least --memory {least}",
+        )
     if spec.disk is None:
         return
     if image.disk is None:

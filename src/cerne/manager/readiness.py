@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.errors import EngineError, GuestPanicError
+from cerne.errors import CerneError, EngineError, GuestPanicError
 
 if TYPE_CHECKING:
     from cerne.host.process import ProcessIdentity
@@ -58,6 +60,20 @@ def ended_before_ready(name: str, reason: str, console_log: Path) -> EngineError
         hint=f"its console log is {console_log}",
         machine=name,
     )
+
+
+def quote_logs(error: BaseException, logs: Iterable[Path]) -> None:
+    """Have an error that says where logs are say how they end: they are about to be removed."""
+    if not isinstance(error, CerneError):
+        return
+    for log in logs:
+        named = re.compile(rf"its (?:console )?log is {re.escape(str(log))}(?:; )?")
+        if not named.search(error.hint):
+            continue
+        lines = last_lines(log)
+        said = [f"the last lines of {log.name}:", *lines] if lines else [f"{log.name} is empty"]
+        rest = named.sub("", error.hint)
+        error.hint = "\n".join([*([rest] if rest else []), *said])
 
 
 def last_lines(console_log: Path) -> list[str]:

@@ -155,8 +155,8 @@ class Snapshot:
             machine = Machine(self._surroundings, self._defined(record))
         try:
             machine.start()
-        except BaseException:
-            machine.remove(force=True)
+        except BaseException as error:
+            machine.undo(error)
             raise
         return machine
 

@@ -138,6 +138,7 @@ def _parts(image: Image) -> archive.ImageParts:
         disk_format=image.disk.format if image.disk else "raw",
         disk_size=image.disk.virtual_size if image.disk else 0,
         agent=image.agent,
+        least_memory=image.least_memory,
     )
 
 
@@ -213,6 +214,7 @@ def _image(surroundings: Surroundings, index: archive.Index, work: Path) -> Imag
         disk_format=said.disk_format,
         disk_size=said.disk_size,
         agent=said.agent,
+        least_memory=said.least_memory,
     )
     name = f"imported-{digest.removeprefix('sha256:')[:12]}"
     image = images.add(name, parts, source=f"snapshot {index.name}")
