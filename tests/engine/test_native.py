@@ -23,6 +23,7 @@ from cerne.engine.native import NativeEngine
 from cerne.engine.qmp import QmpClient
 from cerne.engine.saved import MANIFEST_FILE, MEMORY_FILE, STATE_FILE
 from cerne.errors import CerneError, DamagedError, EngineError, StorageError
+from cerne.host.members import Members
 from cerne.units import MIB
 from cerne.vmm.end import PANICKED
 
@@ -333,14 +334,8 @@ def dying(fleet: Fleet, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 def _strays(fleet: Fleet, name: str) -> list[int]:
-    """Processes that name a machine's runtime directory, once what was told to end has ended."""
-    marker = os.fsencode(fleet.plan(name).runtime)
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if marker in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-    return found
+    """The processes of a machine."""
+    return [process.pid for process in Members(fleet.plan(name).runtime).alive()]
 
 
 @pytest.mark.parametrize("step", ["in the child", "child apart", "child assembled"])

@@ -17,8 +17,8 @@ from cerne.engine.base import KernelBoot, LaunchPlan
 from cerne.engine.native import NativeEngine
 from cerne.engine.qmp import QmpClient
 from cerne.errors import EngineError
+from cerne.host.members import Members
 from cerne.host.process import ProcessIdentity
-from cerne.manager.recovery import kill_strays, strays
 from cerne.units import MIB
 
 _LOOP = bytes.fromhex("ebfe")
@@ -125,8 +125,8 @@ def test_machines_are_found_by_their_own_names_from_the_first(
     monkeypatch.setattr(native, "another_nursery", lambda: holding)
     with ThreadPoolExecutor() as beside:
         starting = beside.submit(start, "held")
-        eventually(lambda: len(strays(home / "held")) == 1)
-        kill_strays(home / "held")
+        eventually(lambda: len(Members(home / "held").alive()) == 1)
+        Members(home / "held").end()
         with pytest.raises(EngineError):
             starting.result()
     holding.close()

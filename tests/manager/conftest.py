@@ -13,9 +13,9 @@ import pytest
 
 from cerne.engine.base import DiskPlan, Ending, LaunchPlan, Nic, ShareType
 from cerne.errors import CerneError, InputError
+from cerne.host.members import MACHINE, Members, start_member
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager
-from cerne.manager.recovery import kill_strays
 from cerne.manager.spec import machine_spec
 from cerne.manager.store import Record, State
 from cerne.units import MIB
@@ -68,11 +68,11 @@ class FakeEngine:
     def start(self, plan: LaunchPlan) -> ProcessIdentity:
         self.plans.append(plan)
         _plugged(plan).write_text(json.dumps([*plan.slots]))
-        # Its argv[0] names the runtime directory, as every engine's command line does.
-        sleeper = subprocess.Popen([f"{plan.runtime}/sleeper", "1000"], executable="/bin/sleep")
+        members = Members(plan.runtime)
+        sleeper = start_member(members, MACHINE, ["/bin/sleep", "1000"], [])
         self._processes.append(sleeper)
-        while not Path(f"/proc/{sleeper.pid}/cmdline").read_bytes():
-            pass  # in the midst of its exec it has none
+        while not members.alive(MACHINE):
+            assert sleeper.poll() is None
         if self.failure is not None:
             raise self.failure
         identity = ProcessIdentity.of(sleeper.pid)
@@ -168,7 +168,8 @@ def manager(home: Path, engine: FakeEngine, tmp_path: Path) -> Iterator[Manager]
     raw.write_bytes(bytes(1 << 20))
     made.images.import_(str(raw), "blank")
     yield made
-    kill_strays(made.home.machines_runtime)
+    for runtime in made.home.machines_runtime.iterdir():
+        Members(runtime).end()
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 from tests.manager.conftest import FakeEngine
 
 from cerne import faults
+from cerne.host.members import Members
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager, State
-from cerne.manager.recovery import strays
 from cerne.manager.spec import machine_spec
 from cerne.storage.overlay import chain
 
@@ -80,7 +80,11 @@ def run_killed_at(step: int, operation: Operation, home: Home, *, forks: bool = 
 
 
 def _processes(home: Home) -> set[ProcessIdentity]:
-    return set(strays(home.machines_runtime))
+    return {
+        process
+        for runtime in home.machines_runtime.iterdir()
+        for process in Members(runtime).alive()
+    }
 
 
 def _disk(home: Home, machine: Machine) -> list[Path]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -162,7 +164,7 @@ def test_a_start_whose_command_was_killed_is_put_right(
     # As if the command had died after the process was there and before it was written down.
     with monkeypatch.context() as patch:
         patch.setattr("cerne.manager.store.Store.set_process", killed)
-        patch.setattr("cerne.manager.life.kill_strays", lambda _: None)
+        patch.setattr("cerne.manager.life.Members.end", lambda _: None)
         patch.setattr("cerne.manager.life.Life.ended", killed)
         with pytest.raises(SystemExit):
             machine.start()
@@ -171,6 +173,21 @@ def test_a_start_whose_command_was_killed_is_put_right(
     assert found.state is State.FAILED
     assert found.record.reason == "the command that started it was interrupted"
     assert engine.running() == 0
+
+
+def test_a_program_that_names_a_machines_sockets_is_left_alone(
+    manager: Manager, machine: Machine, engine: FakeEngine
+) -> None:
+    engine.failure = EngineError("it does not start")
+    # As socat does that leads to a guest's socket.
+    path = manager.home.machine_runtime(machine.id) / "vsock" / "host.sock"
+    words = [sys.executable, "-c", "input()", f"UNIX-CONNECT:{path}"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as other:
+        with pytest.raises(EngineError):
+            machine.start()
+        assert engine.running() == 0
+        assert other.poll() is None
+        other.kill()
 
 
 def test_what_an_interrupted_create_left_is_swept(manager: Manager, machine: Machine) -> None:

@@ -113,7 +113,8 @@ def _kept(
         inherited = [listener.fileno(), *descriptors]
         arguments = (str(keepers_end), ",".join(map(str, inherited)))
         keeper = [sys.executable, "-I", "-S", str(_KEEPER), *arguments, *command]
-        spawn(keeper, _log(plan, name), [keepers_end, *inherited])
+        descriptors = [keepers_end, *inherited]
+        spawn(keeper, _log(plan, name), descriptors, plan.runtime, f"{name}-keeper")
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.connect(str(path))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cerne.engine.base import LaunchPlan
 from cerne.errors import EngineError, StorageError
+from cerne.host.members import Members, start_member
 from cerne.host.process import ProcessIdentity
 
 if TYPE_CHECKING:
@@ -31,8 +32,12 @@ _log = logging.getLogger(__name__)
 _children: list[subprocess.Popen[bytes]] = []
 
 
-def spawn(argv: Sequence[str], log: Path, descriptors: Sequence[int]) -> int:
+def spawn(
+    argv: Sequence[str], log: Path, descriptors: Sequence[int], runtime: Path, role: str
+) -> int:
     """Start a detached process that writes to `log` and inherits `descriptors`; its pid.
+
+    It is registered in the machine's runtime directory before it runs (`cerne.host.members`).
 
     Raises:
         EngineError: the program cannot be run.
@@ -46,16 +51,7 @@ def spawn(argv: Sequence[str], log: Path, descriptors: Sequence[int]) -> int:
         raise StorageError(f"{log} cannot be written: {error.strerror}") from error
     with os.fdopen(descriptor, "wb") as output:
         try:
-            child = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=descriptors,
-                start_new_session=True,
-                cwd="/",
-                env={"LC_ALL": "C"},
-            )
+            child = start_member(Members(runtime), role, argv, descriptors, output.fileno())
         except OSError as error:
             raise EngineError(f"{argv[0]} cannot be run: {error.strerror}") from error
     _children.append(child)

@@ -46,6 +46,7 @@ from cerne.engine.saved import (
 from cerne.engine.unplugging import ask_back, slots_among
 from cerne.engine.vsock import GUEST_SOCKET, UnixVsock
 from cerne.errors import EngineError, GuestTimeoutError, HostError, InputError
+from cerne.host.members import MACHINE
 from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
@@ -155,7 +156,8 @@ class NativeEngine:
             config = self._config(plan, opened)._replace(saved=_saved(plan, opened))
             path = plan.runtime / CONFIG_FILE
             config.write(path)
-            return spawn([*VMM, str(path)], plan.engine_log, opened.descriptors)
+            argv = [*VMM, str(path)]
+            return spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
 
     def _fork_off(self, nursery: Nursery, plan: LaunchPlan) -> int:
         plan.engine_log.unlink(missing_ok=True)
@@ -179,6 +181,7 @@ class NativeEngine:
                     "state": opened.new(directory / STATE_FILE),
                     "memory": opened.new(directory / MEMORY_FILE),
                     "report": opened.take(writing),
+                    "registration": opened.registration(plan.runtime, "saver"),
                     "disks": [plain(_disk(disk, opened)) for disk in disks if resume],
                     "resume": resume,
                 }
@@ -297,8 +300,11 @@ class NativeEngine:
         )
 
     def _child(self, plan: LaunchPlan, opened: Opened) -> VmmConfig:
-        """The configuration of a forked process, whose log is not what it is born with."""
-        return self._config(plan, opened)._replace(engine_log=opened.log(plan.engine_log))
+        """The configuration of a forked process, whose log is not that of its parent."""
+        return self._config(plan, opened)._replace(
+            engine_log=opened.log(plan.engine_log),
+            registration=opened.registration(plan.runtime, MACHINE),
+        )
 
 
 def _saved(plan: LaunchPlan, opened: Opened) -> SavedConfig | None:
@@ -359,7 +365,7 @@ def _nic(plan: LaunchPlan, nic: Nic, opened: Opened) -> NicConfig:
         return NicConfig(nic.mac, tap, LinkKind.TAP, mtu, vhost, nic.slot)
     with opened.pair() as (ours, theirs):
         command = passt_command(require_program("passt"), theirs, nic.forwards)
-        spawn(command, plan.logs / PASST_LOG, [theirs])
+        spawn(command, plan.logs / PASST_LOG, [theirs], plan.runtime, "passt")
     return NicConfig(nic.mac, ours, slot=nic.slot)
 
 

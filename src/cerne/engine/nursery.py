@@ -25,7 +25,7 @@ START = (sys.executable, "-I", "-S", start.__file__)
 PROGRAM = (*START, "nursery")
 """The program of a nursery, which is told its socket."""
 
-# Longer than any path of a machine's, which is to stand in the command lines of its children.
+# Longer than any path of a machine's, which people see in the command lines of its children.
 _TITLE = "cerne-nursery".ljust(300, "-")
 _LARGEST_ANSWER = 4096
 

@@ -11,6 +11,7 @@ from typing import Self
 
 from cerne.engine.detached import listening_socket
 from cerne.errors import StorageError
+from cerne.host.members import Members
 from cerne.network.tap import open_tap, open_vhost
 from cerne.storage.locking import lock
 
@@ -81,6 +82,17 @@ class Opened:
             EngineError: it cannot be made.
         """
         return self.take(listening_socket(path).detach())
+
+    def registration(self, runtime: Path, role: str) -> int:
+        """What a forked process registers itself by (see `cerne.host.members`).
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        try:
+            return self.take(Members(runtime).expect(role)[0])
+        except OSError as error:
+            raise StorageError(f"{runtime} cannot be written: {error.strerror}") from error
 
     def searched(self, path: Path) -> int:
         """A new directory, whose names the process may look up, and none make or remove.

@@ -37,6 +37,16 @@ class ProcessIdentity:
         start_time = _start_time(pid)
         return None if start_time is None else cls(pid, start_time, boot_id())
 
+    @classmethod
+    def from_status(cls, boot: str, status: bytes) -> ProcessIdentity:
+        """The identity that a line of ``/proc/PID/stat`` tells, of this boot.
+
+        Raises:
+            ValueError, IndexError: it is no such line.
+        """
+        pid = int(status.split(b" ", 1)[0])
+        return cls(pid, int(status.rpartition(b")")[2].split()[19]), boot)
+
     def alive(self) -> bool:
         """Whether this very process runs."""
         return self.boot_id == boot_id() and _start_time(self.pid) == self.start_time

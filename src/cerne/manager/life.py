@@ -29,6 +29,7 @@ from cerne.errors import (
     StateError,
 )
 from cerne.host.cgroup import MachineGroup
+from cerne.host.members import MACHINE, Members
 from cerne.host.process import ProcessIdentity, boot_id
 from cerne.images.files import sync_directory
 from cerne.manager.admission import memory_limit
@@ -37,7 +38,7 @@ from cerne.manager.layers import Layers
 from cerne.manager.lock import held, is_held
 from cerne.manager.plan import launch_plan
 from cerne.manager.readiness import ended_before_ready, last_lines
-from cerne.manager.recovery import discard, discard_runtime, kill_strays, strays
+from cerne.manager.recovery import discard, discard_runtime
 from cerne.manager.store import Record, State, Store
 from cerne.network.ports import chosen
 
@@ -516,7 +517,7 @@ class Life:
                     machine=record.name,
                 )
         else:
-            kill_strays(self.runtime)
+            Members(self.runtime).end()
         return self.ended(record, state, reason)
 
     def forget(self, record: Record) -> None:
@@ -534,7 +535,7 @@ class Life:
         if record.process is not None:
             record.process.send(signal.SIGKILL)
             record.process.wait(KILL_TIMEOUT)
-        kill_strays(self.runtime)
+        Members(self.runtime).end()
         self.forget(record)
 
     @contextlib.contextmanager
@@ -585,7 +586,7 @@ class Life:
 
     def _settled_start(self, record: Record) -> Record:
         why = "the command that started it was interrupted"
-        found = strays(self.runtime)
+        found = Members(self.runtime).alive(MACHINE)
         if len(found) == 1 and self._is_suspended() and not self._is_replaced():
             # It may have run on and written to its disk: its memory of before is of no use then.
             with contextlib.suppress(EngineError, HostError):
@@ -651,7 +652,7 @@ class Life:
         return self.saved.exists()
 
     def _not_started(self, record: Record, why: str) -> None:
-        kill_strays(self.runtime)
+        Members(self.runtime).end()
         for disk in self.own_disks().values():
             self.layers.roll_back(disk)
         self.ended(record, State.SUSPENDED if self._is_suspended() else State.FAILED, why)

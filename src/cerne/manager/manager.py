@@ -24,7 +24,7 @@ from cerne.manager.machine import Machine
 from cerne.manager.names import check_name, made_up_name
 from cerne.manager.plan import wanted_engine
 from cerne.manager.pool import Pool, new_pool_row
-from cerne.manager.recovery import discard, discard_runtime, kill_strays
+from cerne.manager.recovery import discard, discard_runtime
 from cerne.manager.store import Event, ImageUsers, Record, Store, name_in_use
 from cerne.manager.template import Templates, may_have_template
 from cerne.units import format_size
@@ -346,7 +346,6 @@ class Manager:
         for directory in self.home.machines.iterdir():
             lock = self.home.machine_lock(directory.name)
             if directory.name not in known and not is_held(lock) and self._unknown(directory.name):
-                kill_strays(self.home.machine_runtime(directory.name))
                 discard_runtime(self.home, directory.name)
                 discard(directory)
                 lock.unlink(missing_ok=True)

@@ -125,7 +125,7 @@ class VmmConfig(NamedTuple):
 
     name: str
     identity: str
-    """What stands in the process's command line, for whoever looks for it."""
+    """What stands in the process's command line, for people who look at it."""
     cpus: int
     memory: int
     """Bytes."""
@@ -149,6 +149,8 @@ class VmmConfig(NamedTuple):
     shares: tuple[ShareConfig, ...] = ()
     engine_log: int | None = None
     """What a forked child has instead of its parent's standard output and error."""
+    registration: int | None = None
+    """What a forked child registers itself by, first of all (`cerne.vmm.registration`)."""
     emulated: bool = False
     """Whether this host's kernel emulates guests' kernel code (`cerne.host.probe`)."""
 
@@ -246,6 +248,9 @@ class VmmConfig(NamedTuple):
                 for part in saved.sections("shares", None)
             ),
             engine_log=(None if saved.is_none("engine_log") else descriptor(saved, "engine_log")),
+            registration=(
+                None if saved.is_none("registration") else descriptor(saved, "registration")
+            ),
             emulated=saved.flag("emulated"),
         )
 

@@ -20,6 +20,7 @@ from cerne import faults
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import CerneError, DamagedError, EngineError
 from cerne.vmm.config import VmmConfig, disks_from_json
+from cerne.vmm.registration import register
 from cerne.vmm.snapshot import write_memory, write_state
 
 if TYPE_CHECKING:
@@ -44,16 +45,17 @@ class Forked(BaseException):
 def save(machine: Machine, request: Request) -> object:
     """``cerne-save``: write state and memory to files; with ``disks`` it goes on as in `fork`.
 
-    ``state`` and ``memory`` are descriptors of empty files. ``report`` is one of a pipe, on which
+    ``state`` and ``memory`` are descriptors of empty files; by ``registration`` the process that
+    writes them registers itself. ``report`` is one of a pipe, on which
     the outcome is written once they are complete: ``digest`` (of the memory) or ``error``. The
     machine runs on meanwhile, if it ran and ``resume`` says so.
     """
     _require_own_memory(machine)
     arguments = request.arguments
-    files = [
+    registration, *files = (
         request.descriptor(arguments.integer(name, 1 << 12))
-        for name in ("state", "memory", "report")
-    ]
+        for name in ("registration", "state", "memory", "report")
+    )
     resume = arguments.flag("resume")
     disks = request.take_over(disks_from_json)
     began = time.monotonic_ns()
@@ -61,6 +63,7 @@ def save(machine: Machine, request: Request) -> object:
         state = machine.state()
         faults.step("state read")
         if _fork() == 0:
+            register(registration)
             _write(machine, state, *files)
         faults.step("saver forked")
         former = machine.peripherals.switch_disks(disks) if disks else []
@@ -122,8 +125,8 @@ def _become(
     machine: Machine, configs: list[VmmConfig], state: PlainState, report: int, other_end: int
 ) -> NoReturn:
     """In the first child: fork the others, and leave the parent's work as one machine of them."""
-    # Whoever looks for the child finds it by this, even where its parent is killed meanwhile.
-    machine.title.set(configs[0].identity)
+    config = registered(configs[0])
+    machine.title.set(config.identity)
     faults.step("in the child")
     # The parent need not wait for them: its memory is as it was in this child too.
     index = 0
@@ -131,19 +134,27 @@ def _become(
         for other in range(1, len(configs)):
             if os.fork() == 0:
                 index = other
-                machine.title.set(configs[index].identity)
+                config = registered(configs[index])
+                machine.title.set(config.identity)
                 break
     except OSError as error:
         _say(report, {"error": f"the host does not fork the machine: {error.strerror}"})
         os._exit(1)
     _say(report, {"child": index, "pid": os.getpid()})
-    config = configs[index]
     os.setsid()
     config = with_log_of_its_own(config)
     # The pipe is closed on the way out.
     _keep_only(machine, config.descriptors | {report, other_end})
     faults.step("child apart")
     raise Forked(config, state)
+
+
+def registered(config: VmmConfig) -> VmmConfig:
+    """Register a forked child as the machine's, before it does anything else."""
+    if config.registration is None:
+        return config
+    register(config.registration)
+    return config._replace(registration=None)
 
 
 def with_log_of_its_own(config: VmmConfig) -> VmmConfig:

@@ -21,7 +21,7 @@ from cerne.errors import CerneError
 from cerne.vmm import jail
 from cerne.vmm.__main__ import end_of
 from cerne.vmm.config import VmmConfig
-from cerne.vmm.fork import with_log_of_its_own
+from cerne.vmm.fork import registered, with_log_of_its_own
 
 LARGEST_REQUEST = 128 * 1024
 """Bytes of a configuration."""
@@ -64,7 +64,7 @@ def _fork(
     except OSError as error:
         return {"error": f"the host does not fork the VMM: {error.strerror}"}
     if pid == 0:
-        # Whoever looks for it finds it by this, even where all who know of it are killed meanwhile.
+        config = registered(config)
         title.set(config.identity)
         faults.step("born")
         requests.close()

@@ -32,6 +32,7 @@ from cerne.engine.saved import (
 )
 from cerne.engine.vsock import KernelVsock
 from cerne.errors import EngineError, GuestTimeoutError, HostError, InputError
+from cerne.host.members import MACHINE
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
@@ -90,7 +91,7 @@ class QemuEngine:
                 disk_descriptors=[opened_disk(disk, opened) for disk in plan.disks],
                 tap_descriptors={nic.mac: opened.tap(nic.interface) for nic in plan.taps},
             )
-            pid = spawn(argv, plan.engine_log, opened.descriptors)
+            pid = spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
         try:
             return answering(pid, plan, "QEMU", partial(_prepare, plan, state))
         except EngineError:

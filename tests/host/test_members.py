@@ -1,0 +1,117 @@
+"""The processes of a machine, as they register themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cerne.host.members import MACHINE, Members, start_member
+from cerne.host.process import ProcessIdentity
+from cerne.vmm.registration import register
+
+Eventually = Callable[[Callable[[], bool]], None]
+
+
+def test_a_program_is_registered_as_itself(tmp_path: Path, eventually: Eventually) -> None:
+    members = Members(tmp_path)
+    reading, writing = os.pipe()
+    sleeper = start_member(
+        members, MACHINE, ["/bin/sh", "-c", "echo $$ >&2; sleep 99"], [], writing
+    )
+    try:
+        assert int(os.read(reading, 100)) == sleeper.pid
+        assert members.alive(MACHINE) == [ProcessIdentity.of(sleeper.pid)]
+        assert members.alive("other") == []
+        # It has nothing of its registration.
+        assert Path(f"/proc/{sleeper.pid}/fd/0").samefile("/dev/null")
+        members.end()
+        assert sleeper.wait() == -9
+        assert members.all() == []
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+        os.close(reading)
+        os.close(writing)
+
+
+def test_who_names_the_directory_is_none_of_them(tmp_path: Path) -> None:
+    (tmp_path / "vsock").mkdir()
+    words = [sys.executable, "-c", "input()", str(tmp_path / "vsock" / "1.sock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE) as other:
+        members = Members(tmp_path)
+        start_member(members, MACHINE, ["/bin/true"], []).wait()
+        members.end()
+        assert other.poll() is None
+        other.kill()
+
+
+def test_one_that_is_killed_before_it_registers_is_none(tmp_path: Path) -> None:
+    members = Members(tmp_path)
+    file, _ = members.expect(MACHINE)
+    os.close(file)
+    assert [member.process for member in members.all()] == [None]
+    assert members.alive() == []
+    members.end()
+    assert members.all() == []
+
+
+def test_one_whose_registration_was_withdrawn_never_runs(tmp_path: Path) -> None:
+    members = Members(tmp_path)
+    ran = tmp_path / "ran"
+    with members.command(MACHINE, ["/bin/sh", "-c", f"touch {ran}"]) as (argv, registration):
+        members.end()
+        assert subprocess.run(argv, stdin=registration, check=False).returncode != 0
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("withdrawn", [False, True])
+def test_a_forked_process_registers_itself_or_ends(tmp_path: Path, withdrawn: bool) -> None:
+    members = Members(tmp_path)
+    file, _ = members.expect(MACHINE)
+    if withdrawn:
+        members.end()
+    pid = os.fork()
+    if pid == 0:
+        register(file)
+        time.sleep(99)
+        os._exit(0)
+    os.close(file)
+    if withdrawn:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 1
+        return
+    while not members.alive(MACHINE):
+        time.sleep(0.01)
+    assert members.alive(MACHINE) == [ProcessIdentity.of(pid)]
+    ending = os.fork()
+    if ending == 0:
+        # Another process, as the one that waits must not be the one that reaps.
+        members.end()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+    os.waitpid(ending, 0)
+
+
+def test_a_process_of_another_boot_or_of_nonsense_is_not_killed(tmp_path: Path) -> None:
+    members = Members(tmp_path)
+    status = Path("/proc/self/stat").read_bytes()
+    for boot, words in ((b"another", status), (b"x", b"nonsense"), (b"\xff", status)):
+        file, path = members.expect(MACHINE)
+        os.close(file)
+        path.write_bytes(boot + b"\n" + words)
+    assert members.alive() == []
+    members.end()
+    assert members.all() == []
+
+
+def test_those_that_have_ended_make_room_for_the_next_of_their_role(tmp_path: Path) -> None:
+    members = Members(tmp_path)
+    for _ in range(3):
+        start_member(members, "share0", ["/bin/true"], []).wait()
+    assert [member.role for member in members.all()] == ["share0"]
+    assert members.alive() == []
