@@ -45,6 +45,10 @@ class CerneError(Exception):
         self.hint = hint
         self.machine = machine
 
+    def advise(self, line: str) -> None:
+        """Add a line to the hint."""
+        self.hint = f"{self.hint}\n{line}" if self.hint else line
+
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 

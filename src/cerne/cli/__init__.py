@@ -18,7 +18,9 @@ def main() -> None:
     prepare()
     from cerne.cli.app import app
     from cerne.cli.failure import reported
+    from cerne.cli.signals import end_in_order
 
+    end_in_order()
     with reported():
         try:
             app(prog_name="cerne")

@@ -60,6 +60,15 @@ def refused_by_system(error: OSError) -> CerneError:
 
 def report(error: CerneError) -> None:
     """Print an error on stderr: its message, then the remedy on a line of its own."""
-    print(f"{paint('cerne:', 'red', sys.stderr)} {printable(error.message)}", file=sys.stderr)
-    for line in error.hint.splitlines():
+    _say(error.message, error.hint, "red")
+
+
+def tell(message: str, hint: str = "") -> None:
+    """Print on stderr what the user should know and is no failure."""
+    _say(message, hint, "yellow")
+
+
+def _say(message: str, hint: str, colour: str) -> None:
+    print(f"{paint('cerne:', colour, sys.stderr)} {printable(message)}", file=sys.stderr)
+    for line in hint.splitlines():
         print(f"  {printable(line)}", file=sys.stderr)

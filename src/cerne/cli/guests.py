@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import contextlib
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerne.cli.failure import own_failures_are_125
+from cerne.cli.failure import own_failures_are_125, tell
 from cerne.cli.options import (
     ColdOption,
     CommandArgument,
@@ -32,7 +34,10 @@ from cerne.cli.options import (
     pairs,
 )
 from cerne.cli.session import Request, run_session, shell_request
-from cerne.errors import InputError
+from cerne.errors import CerneError, InputError
+
+if TYPE_CHECKING:
+    from cerne.manager import Machine
 
 WorkdirOption = Annotated[
     str | None, typer.Option("--workdir", "-w", help="The directory to run it in.")
@@ -99,28 +104,26 @@ def run(
             cpu_weight=cpu_weight,
         )
         limit = None if timeout is None else parse_duration(timeout)
-        with progress() as report_progress:
-            if remove:
-                manager.require_agent(spec.image, report_progress)
-            machine = manager.run(
-                spec,
-                timeout=limit,
-                keep_failed=not remove,
-                cold=cold,
-                progress=report_progress,
-            )
-        if detach:
-            print(machine.name)
-            tell_chosen_ports(machine)
-            manager.warm_later(machine)
-            return
-        try:
+        with ExitStack() as lent:
+            with progress() as report:
+                if remove:
+                    manager.require_agent(spec.image, report)
+                    running = manager.running(spec, timeout=limit, cold=cold, progress=report)
+                    machine = lent.enter_context(running)
+                else:
+                    machine = manager.run(
+                        spec, timeout=limit, keep_failed=True, cold=cold, progress=report
+                    )
+            if detach:
+                print(machine.name)
+                tell_chosen_ports(machine)
+                manager.warm_later(machine)
+                return
+            if not remove:
+                lent.callback(_tell_that_it_runs_on, machine)
             status = run_session(machine.agent(), request)
             # Only now: it takes as much of the host as a boot does.
             manager.warm_later(machine)
-        finally:
-            if remove:
-                machine.remove(force=True)
     raise typer.Exit(status)
 
 
@@ -209,6 +212,13 @@ def vsock(
         connection, _ = listener.accept()
     with connection:
         join(connection)
+
+
+def _tell_that_it_runs_on(machine: Machine) -> None:
+    with contextlib.suppress(CerneError):
+        if machine.state.live:
+            name = machine.name
+            tell(f"{name} runs on", f"go in with cerne shell {name}; remove it: cerne rm -f {name}")
 
 
 def _request(

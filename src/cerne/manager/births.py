@@ -22,6 +22,7 @@ from cerne.manager.readiness import quote_logs
 from cerne.manager.store import Record, State
 
 if TYPE_CHECKING:
+    from cerne.host.process import ProcessIdentity
     from cerne.manager.spec import MachineSpec
     from cerne.network.ports import PublishedPort
 
@@ -59,6 +60,7 @@ def new_record(
     engine: str = "",
     parent: str = "",
     unborn: bool = False,
+    client: ProcessIdentity | None = None,
 ) -> Record:
     """The record of a machine that is not in the store yet."""
     return Record(
@@ -77,6 +79,7 @@ def new_record(
         started=None,
         ready=None,
         parent=parent,
+        client=client,
     )
 
 
@@ -89,6 +92,7 @@ def births(surroundings: Surroundings, records: Sequence[Record]) -> Iterator[li
         CapacityError: the host cannot guarantee their memory.
     """
     lives = [Life(surroundings, record) for record in records]
+    surroundings.sweep_abandoned()
     with ExitStack() as locks:
         for life in lives:
             locks.enter_context(held(life.lock_path, "fork", life.last.name))

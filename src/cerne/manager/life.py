@@ -92,6 +92,15 @@ class Surroundings:
         kept += [template.layer for template in templates_of(self.home)]
         Layers(self.home).collect(self.home.layer(layer) for layer in kept if layer)
 
+    def sweep_abandoned(self) -> None:
+        """Remove the machines whose client has ended without removing them."""
+        for record in self.store.bound():
+            if record.client is None or record.client.alive():
+                continue
+            # What another command works on is left to it, or to the next one.
+            with contextlib.suppress(BusyError, NotFoundError):
+                Life(self, record).remove_abandoned()
+
 
 class Life:
     """One machine, as its operations see it; `last` is its record as last read."""
@@ -273,6 +282,7 @@ class Life:
         # One that a command left which was killed after the machine ran.
         self._commit_disks()
         self.settle_disks()
+        self.surroundings.sweep_abandoned()
         self.store.reserve(record, engine.name, memory_limit())
         try:
             for serial, layer in (onto or {}).items():
@@ -528,6 +538,23 @@ class Life:
         discard_runtime(self.home, self.id)
         self.lock_path.unlink(missing_ok=True)
         self.surroundings.collect()
+
+    def remove_abandoned(self) -> None:
+        """End and remove it: the client that it is bound to has ended.
+
+        Raises:
+            BusyError: an operation works on it.
+            NotFoundError: it has been removed.
+            EngineError: its process does not end.
+        """
+        if is_held(self.lock_path):
+            return
+        with held(self.lock_path, "remove", self.last.name, patience=0.0):
+            record = self.store.get(self.id)
+            if record.state.live:
+                record = self.kill(record, "the process that it was bound to has ended")
+            self.settle_disks()
+            self.forget(record)
 
     def abandon(self) -> None:
         """End and remove it, where it is unborn."""

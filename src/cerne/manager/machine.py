@@ -27,6 +27,7 @@ from cerne.errors import (
     GuestError,
     GuestTimeoutError,
     HostError,
+    NotFoundError,
     StateError,
 )
 from cerne.manager import suspension
@@ -464,7 +465,11 @@ class Machine:
     def undo(self, error: BaseException) -> None:
         """Remove it, as its making failed with this error, which is told what its logs said."""
         quote_logs(error, self._life.logs)
-        self.remove(force=True)
+        # Another command may have removed it meanwhile.
+        with contextlib.suppress(NotFoundError):
+            self.remove(force=True)
+        if isinstance(error, CerneError):
+            error.advise(f"nothing is left of {self.name}")
 
     def wait(self, timeout: float | None = None) -> State:
         """Wait until it does not run, at most `timeout` seconds; its state then.

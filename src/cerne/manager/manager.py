@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from cerne.errors import (
-    CerneError,
     ConflictError,
     DamagedError,
+    EngineError,
     GuestError,
     InputError,
     NotFoundError,
 )
 from cerne.manager.admission import check_host
+from cerne.manager.binding import this_process, watched
 from cerne.manager.births import new_record
 from cerne.manager.home import Home
 from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cerne.engine.base import Engine
+    from cerne.host.process import ProcessIdentity
     from cerne.images import Image, ImageStore, Progress
     from cerne.manager.snapshot import Snapshot
     from cerne.manager.spec import MachineSpec
@@ -148,8 +151,15 @@ class Manager:
         if self._store.find(name) is not None:
             raise name_in_use(name)
 
-    def create(self, spec: MachineSpec, progress: Progress | None = None) -> Machine:
+    def create(
+        self,
+        spec: MachineSpec,
+        progress: Progress | None = None,
+        client: ProcessIdentity | None = None,
+    ) -> Machine:
         """Define a machine, with its image made or fetched and its disks ready.
+
+        With a `client` it is bound to that process, and removed when that has ended.
 
         Raises:
             ConflictError: its name is in use.
@@ -162,7 +172,7 @@ class Manager:
         self._sweep()
         image = self.images.ensure(spec.image, progress)
         _check_image(spec, image)
-        record = new_record(spec, spec.image, image.digest)
+        record = new_record(spec, spec.image, image.digest, client=client)
         directory = self.home.machine_directory(record.id)
         with held(self.home.machine_lock(record.id), "create", record.name):
             try:
@@ -188,8 +198,8 @@ class Manager:
 
         It goes on from the template of its kind, if there is one and `cold` does not have it boot.
 
-        Where that fails nothing is left, unless `keep_failed` asks for the failed machine to be
-        kept, to be looked at. An interrupt (Ctrl-C) always undoes it.
+        Where that fails nothing is left, unless `keep_failed` asks for a machine that failed, and
+        was not refused, to be kept, to be looked at. An interrupt (Ctrl-C) always undoes it.
 
         Raises:
             CerneError: what `create` and `Machine.start` raise.
@@ -198,10 +208,46 @@ class Manager:
         try:
             machine.start(timeout, cold=cold)
         except BaseException as error:
-            if not (keep_failed and isinstance(error, CerneError)):
+            # One that the host refused to start has nothing to say.
+            if keep_failed and isinstance(error, EngineError | GuestError):
+                error.advise(_how_to_look_at(machine.name))
+            else:
                 machine.undo(error)
             raise
         return machine
+
+    @contextlib.contextmanager
+    def running(
+        self,
+        spec: MachineSpec,
+        *,
+        timeout: float | None = None,
+        cold: bool = False,
+        progress: Progress | None = None,
+    ) -> Iterator[Machine]:
+        """A machine that is started as `run` does, and removed at the end of the block.
+
+        It is bound to this process: should that end in the block, whatever ends it, the machine is
+        removed all the same.
+
+        Raises:
+            CerneError: what `create` and `Machine.start` raise; nothing is left.
+        """
+        machine = self.create(spec, progress, this_process())
+        owner = os.getpid()
+        with watched(machine.id):
+            try:
+                machine.start(timeout, cold=cold)
+            except BaseException as error:
+                machine.undo(error)
+                raise
+            try:
+                yield machine
+            finally:
+                # A child that was forked in the block may leave it too: it is not the child's.
+                if os.getpid() == owner:
+                    with contextlib.suppress(NotFoundError):
+                        machine.remove(force=True)
 
     def require_agent(self, image: str, progress: Progress | None = None) -> None:
         """Refuse an image in whose machines no command can be run.
@@ -235,6 +281,7 @@ class Manager:
     def machines(self) -> list[Machine]:
         """All machines, the oldest first; those that are unborn are none yet."""
         self._sweep_unborn()
+        self._surroundings.sweep_abandoned()
         records = self._store.machines()
         return [Machine(self._surroundings, record) for record in records if not record.unborn]
 
@@ -342,6 +389,7 @@ class Manager:
         from cerne.manager import snapshot
 
         self._sweep_unborn()
+        self._surroundings.sweep_abandoned()
         known = {record.id for record in self._store.machines()}
         for directory in self.home.machines.iterdir():
             lock = self.home.machine_lock(directory.name)
@@ -372,6 +420,10 @@ def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:
             f"{reference} is the image of {', '.join(said)}",
             hint=f"remove what is made of it first: {'; '.join(remove)}",
         )
+
+
+def _how_to_look_at(name: str) -> str:
+    return f"{name} is kept: look at it with cerne logs {name}, and remove it with cerne rm {name}"
 
 
 def _check_image(spec: MachineSpec, image: Image) -> None:

@@ -42,6 +42,8 @@ def run(
 ) -> Iterator[Machine]:
     """A machine that runs, its guest ready, for the length of a ``with`` block.
 
+    It is bound to this process: where that is killed in the block the machine is removed too.
+
     Args:
         image: an image's name, such as ``tiny`` or ``debian:12``; made or fetched if need be.
         name: the machine's name; one is made up if not given.
@@ -78,11 +80,8 @@ def run(
         cpu_weight=cpu_weight,
     )
     limit = None if timeout is None else parse_duration(timeout)
-    machine = manager.run(spec, timeout=limit, progress=progress)
-    try:
+    with manager.running(spec, timeout=limit, progress=progress) as machine:
         yield machine
-    finally:
-        machine.remove(force=True)
 
 
 def _asynchronous(

@@ -12,7 +12,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from enum import StrEnum
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundErr
 from cerne.host.process import ProcessIdentity
 from cerne.units import format_size
 
-_VERSION = 4
+_VERSION = 5
 _BUSY_SECONDS = 20.0
 _EVENTS_KEPT = 10_000
 
@@ -81,6 +81,10 @@ CREATE TABLE pool_members (
     4: """
 ALTER TABLE machines ADD COLUMN untold TEXT NOT NULL DEFAULT '';
 ALTER TABLE machines ADD COLUMN doing TEXT NOT NULL DEFAULT ''""",
+    5: """
+ALTER TABLE machines ADD COLUMN client_pid INTEGER;
+ALTER TABLE machines ADD COLUMN client_start_time INTEGER;
+ALTER TABLE machines ADD COLUMN client_boot_id TEXT""",
 }
 
 
@@ -138,6 +142,8 @@ class Record:
     """What its guest must still be told (`cerne.manager.telling`), with commas between."""
     doing: str = ""
     """The command that changes whether its vCPUs run: should it be killed, its process is asked."""
+    client: ProcessIdentity | None = None
+    """The process that it is bound to, and without which it is removed; None where it stays."""
 
     @property
     def unborn(self) -> bool:
@@ -261,6 +267,10 @@ class Store:
     def machines(self) -> list[Record]:
         """All machines, the oldest first."""
         return self._rows("ORDER BY created, name", ())
+
+    def bound(self) -> list[Record]:
+        """The machines that are bound to a client."""
+        return self._rows("WHERE client_pid IS NOT NULL", ())
 
     def reserve(self, record: Record, engine: str, memory_limit: int) -> None:
         """Move a machine to ``starting``, its memory counted against the host's.
@@ -615,10 +625,12 @@ def snapshot_name_in_use(name: str) -> ConflictError:
 
 
 def _insert(database: sqlite3.Connection, record: Record) -> None:
+    client = record.client
     try:
         database.execute(
             "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state, engine,"
-            " created, parent) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            " created, parent, client_pid, client_start_time, client_boot_id)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 record.id,
                 record.name,
@@ -631,6 +643,7 @@ def _insert(database: sqlite3.Connection, record: Record) -> None:
                 record.engine,
                 record.created,
                 record.parent,
+                *((None, None, None) if client is None else astuple(client)),
             ),
         )
     except sqlite3.IntegrityError as error:
@@ -660,8 +673,13 @@ def _note(database: sqlite3.Connection, machine_id: str, name: str, kind: str, d
     database.execute("DELETE FROM events WHERE number <= ?", ((number or 0) - _EVENTS_KEPT,))
 
 
+def _identity(row: sqlite3.Row, prefix: str = "") -> ProcessIdentity | None:
+    if row[f"{prefix}pid"] is None:
+        return None
+    return ProcessIdentity(*(row[prefix + column] for column in ("pid", "start_time", "boot_id")))
+
+
 def _record(row: sqlite3.Row) -> Record:
-    pid = row["pid"]
     return Record(
         id=row["id"],
         name=row["name"],
@@ -673,11 +691,12 @@ def _record(row: sqlite3.Row) -> Record:
         state=State(row["state"]),
         reason=row["reason"],
         engine=row["engine"],
-        process=None if pid is None else ProcessIdentity(pid, row["start_time"], row["boot_id"]),
+        process=_identity(row),
         created=row["created"],
         started=row["started"],
         ready=row["ready"],
         parent=row["parent"],
         untold=row["untold"],
         doing=row["doing"],
+        client=_identity(row, "client_"),
     )

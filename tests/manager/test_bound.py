@@ -1,0 +1,164 @@
+"""Machines that are refused or abandoned leave nothing: no name in use, no memory promised."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from tests.manager.conftest import FakeEngine
+
+from cerne.engine.base import LaunchPlan
+from cerne.errors import CapacityError, ConflictError, EngineError, HostError
+from cerne.host.process import ProcessIdentity
+from cerne.manager import Manager, State
+from cerne.manager.lock import held
+from cerne.manager.spec import MachineSpec, machine_spec
+
+
+def _spec(**fields: object) -> MachineSpec:
+    return machine_spec(**{"name": "web", "image": "blank", "memory": "64M", **fields})
+
+
+@pytest.fixture
+def ended_client() -> ProcessIdentity:
+    """A process that has ended."""
+    identity = ProcessIdentity.of(os.getpid())
+    assert identity is not None
+    return replace(identity, start_time=identity.start_time - 1)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [ConflictError("the port is in use"), HostError("there is no tap"), CapacityError("no memory")],
+)
+def test_what_the_host_refuses_to_start_is_undone_and_the_error_says_so(
+    manager: Manager, engine: FakeEngine, refusal: HostError
+) -> None:
+    engine.refusal = refusal
+    with pytest.raises(type(refusal)) as caught:
+        manager.run(_spec(), keep_failed=True)
+    assert "nothing is left of web" in caught.value.hint
+    assert manager.machines() == []
+    engine.refusal = None
+    assert manager.run(_spec(), keep_failed=True).state is State.RUNNING
+
+
+def test_a_port_that_is_taken_while_the_process_starts_is_a_refusal_too(
+    manager: Manager, engine: FakeEngine
+) -> None:
+    engine.failure = ConflictError("the port is in use")
+    with pytest.raises(ConflictError):
+        manager.run(_spec(), keep_failed=True)
+    assert manager.machines() == []
+
+
+def test_a_machine_that_failed_is_kept_and_the_error_says_how_to_look_and_remove(
+    manager: Manager, engine: FakeEngine
+) -> None:
+    engine.failure = EngineError("it broke", hint="try again")
+    with pytest.raises(EngineError) as caught:
+        manager.run(_spec(), keep_failed=True)
+    assert caught.value.hint.startswith("try again\nweb is kept: ")
+    assert "cerne logs web" in caught.value.hint
+    assert "cerne rm web" in caught.value.hint
+    assert manager.get("web").state is State.FAILED
+
+
+def test_no_hint_names_a_file_that_is_removed(
+    manager: Manager, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def speak_and_fail(_engine: FakeEngine, plan: LaunchPlan) -> ProcessIdentity:
+        plan.console_log.write_text("last words")
+        hint = f"its console log is {plan.console_log}\nits log is {plan.engine_log}"
+        raise EngineError("it broke", hint=hint)
+
+    monkeypatch.setattr(FakeEngine, "start", speak_and_fail)
+    with pytest.raises(EngineError) as caught:
+        manager.run(_spec())
+    assert str(manager.home.machines) not in caught.value.hint
+    assert "last words" in caught.value.hint
+    assert caught.value.hint.endswith("\nnothing is left of web")
+
+
+@pytest.mark.parametrize(
+    "sweep",
+    [
+        lambda manager: manager.machines(),
+        lambda manager: manager.create(_spec(name="other")),
+        lambda manager: manager.get("waiting").start(),
+    ],
+)
+def test_a_machine_whose_client_is_gone_is_removed_by_the_next_command(
+    manager: Manager,
+    engine: FakeEngine,
+    ended_client: ProcessIdentity,
+    sweep: Callable[[Manager], object],
+) -> None:
+    manager.create(_spec(name="waiting"))
+    machine = manager.create(_spec(), client=ended_client)
+    # Only what comes before its start is its own: it would be swept there.
+    machine.start()
+    assert engine.running() == 1
+    sweep(manager)
+    assert "web" not in [found.name for found in manager.machines()]
+    assert not manager.home.machine_directory(machine.id).exists()
+    assert not manager.home.machine_lock(machine.id).exists()
+
+
+def test_what_another_command_works_on_is_left_to_it(
+    manager: Manager, ended_client: ProcessIdentity
+) -> None:
+    machine = manager.create(_spec(), client=ended_client)
+    with held(manager.home.machine_lock(machine.id), "stop", "web"):
+        assert [found.name for found in manager.machines()] == ["web"]
+    assert manager.machines() == []
+
+
+def test_a_machine_stays_whose_client_lives(manager: Manager) -> None:
+    with manager.running(_spec()) as machine:
+        assert [found.id for found in manager.machines()] == [machine.id]
+        assert machine.state is State.RUNNING
+    assert manager.machines() == []
+
+
+def test_a_forked_child_that_leaves_the_block_leaves_the_machine(manager: Manager) -> None:
+    with manager.running(_spec()) as machine:
+        leaving = manager.running(_spec(name="inner"))
+        inner = leaving.__enter__()
+        child = os.fork()
+        if child == 0:
+            leaving.__exit__(None, None, None)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+        assert (machine.state, inner.state) == (State.RUNNING, State.RUNNING)
+        leaving.__exit__(None, None, None)
+    assert manager.machines() == []
+
+
+def test_a_machine_that_another_command_removed_is_no_error_at_the_end(manager: Manager) -> None:
+    with manager.running(_spec()):
+        manager.get("web").remove(force=True)
+    assert manager.machines() == []
+
+
+def test_an_interrupted_start_leaves_nothing(manager: Manager, engine: FakeEngine) -> None:
+    engine.failure = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt), manager.running(_spec()):
+        pass
+    assert manager.machines() == []
+    assert _watchers() == []
+
+
+def _watchers() -> list[str]:
+    """Children of this process that wait for its end."""
+    found = subprocess.run(
+        ["ps", "--ppid", str(os.getpid()), "-o", "args="],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [line for line in found.stdout.splitlines() if line.startswith(f"{sys.executable} -I")]
