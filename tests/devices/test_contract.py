@@ -25,7 +25,7 @@ from cerne.devices.vhost_user.device import VhostUserDevice
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.net.kernel import KernelNetDevice
 from cerne.devices.virtio.transport import VirtioPciTransport
-from cerne.errors import DamagedError
+from cerne.errors import DamagedError, EngineError
 from cerne.kvm.memory import GuestAddress, GuestMemory
 
 _BASES = {VirtioDevice, VirtioPciTransport, VhostUserDevice}
@@ -44,6 +44,14 @@ def _found() -> Iterator[type]:
 
 def test_every_device_is_under_contract() -> None:
     assert set(_found()) == {*PARTS, *VIRTIO, *_BASES, *_OVER_THE_KERNEL}
+
+
+def test_a_kind_of_device_that_names_no_state_cannot_be_saved() -> None:
+    class Forgetful(VirtioDevice):
+        device_type = 63
+
+    with pytest.raises(EngineError, match="a Forgetful does not say what its state is"):
+        Forgetful().state()
 
 
 # A descriptor each, and there may be thousands of devices: the last few have one of their own.

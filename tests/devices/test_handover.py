@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from tests.devices.pci_guest import Guest
 
+from cerne.devices.state import PlainState
 from cerne.devices.virtio.device import Notify, VirtioDevice
 from cerne.devices.virtio.handover import HandedQueue
 from cerne.devices.virtio.queue import Queue
@@ -30,6 +31,9 @@ class Handing(VirtioDevice):
     def activate(self, queues: Sequence[Queue], features: int, notify: Notify) -> None:
         super().activate(queues, features, notify)
         self._say("activate", 1)
+
+    def state(self) -> PlainState:
+        return {}
 
     def process(self, queue_index: int) -> None:
         self.served.append(queue_index)

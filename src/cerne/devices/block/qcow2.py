@@ -21,10 +21,10 @@ from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from cerne.devices.block._fallocate import KEEP_SIZE, PUNCH_HOLE, fallocate
 from cerne.devices.block.disk import Disk
 from cerne.devices.virtio.buffers import scatter, size_of, split
 from cerne.errors import ImageError
+from cerne.kvm.fallocate import KEEP_SIZE, PUNCH_HOLE, fallocate
 
 MAGIC = b"QFI\xfb"
 HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")

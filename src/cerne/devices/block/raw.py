@@ -9,8 +9,8 @@ import errno
 import os
 from collections.abc import Callable, Sequence
 
-from cerne.devices.block._fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 from cerne.devices.virtio.buffers import split
+from cerne.kvm.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 
 _MOST_VIEWS = 1024
 """As many as one call takes (IOV_MAX)."""

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 
 from cerne.devices.block.disk import Disk
+from cerne.devices.state import PlainState
 from cerne.devices.virtio.buffers import gather, scatter, size_of, split
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.queue import Chain
@@ -111,6 +112,10 @@ class BlockDevice(VirtioDevice):
             _MOST_RANGES,
             1,
         )
+
+    def state(self) -> PlainState:
+        """Nothing that the queues and the disk do not say."""
+        return {}
 
     def process(self, queue_index: int) -> None:
         """Serve every request that is offered."""

@@ -16,6 +16,7 @@ from typing import Protocol
 from cerne.devices.state import PlainState
 from cerne.devices.virtio.handover import HandedQueue
 from cerne.devices.virtio.queue import Chain, Queue, QueueError
+from cerne.errors import EngineError
 from cerne.kvm.memory import GuestMemory
 
 FEATURE_INDIRECT = 1 << 28
@@ -122,8 +123,14 @@ class VirtioDevice:
         self._notify = None
 
     def state(self) -> PlainState:
-        """What the device knows that its configuration and its queues do not say."""
-        return {}
+        """What the device knows that its configuration and its queues do not say.
+
+        Each kind says so itself, also that it is nothing: state that is forgotten is lost.
+
+        Raises:
+            EngineError: this kind does not say.
+        """
+        raise EngineError(f"a {type(self).__name__} does not say what its state is")
 
     def restore(self, state: PlainState) -> None:
         """Take that back, after activation if it was active; raises DamagedError."""

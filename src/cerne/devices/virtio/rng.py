@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from cerne.devices.state import PlainState
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.queue import Chain
 
@@ -20,6 +21,10 @@ class RngDevice(VirtioDevice):
     def process(self, queue_index: int) -> None:
         """Fill every chain that is offered."""
         self._drain(self._queues[queue_index], self._fill)
+
+    def state(self) -> PlainState:
+        """Nothing that the queues do not say."""
+        return {}
 
     def _fill(self, chain: Chain) -> int:
         left = LARGEST_READ
