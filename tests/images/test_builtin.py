@@ -45,6 +45,14 @@ def test_what_runs_once_proc_is_gone_is_named_by_its_path(tmp_path: Path) -> Non
     assert b"exec /usr/bin/busybox switch_root /newroot /usr/sbin/cerne-agent\n" in script
 
 
+def test_programs_are_run_by_their_path_in_a_name_space(monkeypatch: pytest.MonkeyPatch) -> None:
+    if find_program("mke2fs") is None:
+        pytest.skip("mke2fs is not installed")
+    # An ordinary user's PATH does not lead to it.
+    monkeypatch.setattr(debian, "as_root", lambda: ["env", "PATH=/nowhere"])
+    debian._run_as_root(["mke2fs", "-V"])
+
+
 def test_a_debian_gets_security_fixes() -> None:
     suite, updates, security = debian._sources("bookworm")
     assert suite.startswith("deb ")

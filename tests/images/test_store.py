@@ -185,6 +185,56 @@ def test_what_a_killed_build_left_is_swept(store: ImageStore, raw: Path) -> None
     assert not left.exists()
 
 
+def test_what_a_killed_build_left_is_swept_by_whoever_looks_at_images(store: ImageStore) -> None:
+    cached = store._cache / "debian"
+    cached.mkdir(parents=True)
+    for place in (store._root / "work", cached):
+        (place / "work-left" / "root").mkdir(parents=True)
+    with work_directory(store._root / "work") as in_use:
+        (cached / "work-left" / "root" / "file").write_text("")
+        ImageStore(store._root, store._cache)
+        assert in_use.exists()
+    assert list(store._root.glob("work/work-*")) == []
+    assert list(cached.glob("work-*")) == []
+
+
+def test_what_can_be_built_is_told(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    _add_recipe(monkeypatch, lambda work, _cache, _progress: _kernel(work))
+    assert "toy" in [recipe.name for recipe in store.unbuilt()]
+    store.ensure("toy")
+    assert "toy" not in [recipe.name for recipe in store.unbuilt()]
+    assert "tiny" in [recipe.name for recipe in store.unbuilt()]
+
+
+def test_a_name_that_is_not_there_is_answered_with_those_that_are(
+    store: ImageStore, raw: Path
+) -> None:
+    store.import_(str(raw), "mine")
+    with pytest.raises(NotFoundError) as unknown:
+        store.get("debian12")
+    assert "did you mean debian:12" in unknown.value.hint
+    with pytest.raises(NotFoundError) as unknown:
+        store.ensure("ubuntu")
+    assert "debian:12, debian:13, mine, tiny" in unknown.value.hint
+    assert "did you mean" not in unknown.value.hint
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    store: ImageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = store._cache / "debian" / "lock"
+
+    def build(work: Path, cache: Path, progress: Progress) -> Parts:
+        raise PermissionError(errno.EACCES, "Permission denied", str(where))
+
+    _add_recipe(monkeypatch, build)
+    with pytest.raises(StorageError) as refused:
+        store.ensure("toy")
+    assert f"{store._cache} cannot be written" in refused.value.message
+    assert f"ls -ld {store._cache}\n" in refused.value.hint
+    assert "CERNE_CACHE" in refused.value.hint
+
+
 def test_a_name_that_points_nowhere_is_damage(store: ImageStore, raw: Path) -> None:
     image = store.import_(str(raw), "blank")
     assert image.disk is not None

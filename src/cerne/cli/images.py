@@ -23,6 +23,7 @@ from cerne.units import format_size
 
 if TYPE_CHECKING:
     from cerne.images import Image
+    from cerne.images.recipe import Recipe
 
 app = typer.Typer(help="Images: build, import, list, export.", no_args_is_help=True)
 kernel_app = typer.Typer(help="The kernel of Cerne's own images.", no_args_is_help=True)
@@ -34,12 +35,13 @@ ImageName = Annotated[
 
 @app.command("ls")
 def list_images(json: JsonOption = False) -> None:
-    """List the images that are here."""
+    """List the images that are here, and after them those that can be built."""
     from cerne.manager import Manager
 
-    images = list(Manager().images.list())
+    store = Manager().images
+    images, unbuilt = list(store.list()), list(store.unbuilt())
     if json:
-        print_json([_summary(image) for image in images])
+        print_json([*map(_summary, images), *map(_unbuilt, unbuilt)])
         return
     rows = [
         (
@@ -51,6 +53,10 @@ def list_images(json: JsonOption = False) -> None:
             image.source,
         )
         for image in images
+    ]
+    rows += [
+        (recipe.name, "", "", "yes", "not built", f"recipe: {recipe.description}")
+        for recipe in unbuilt
     ]
     print_table(("NAME", "DIGEST", "SIZE", "AGENT", "CREATED", "SOURCE"), rows)
 
@@ -201,12 +207,26 @@ def list_kernels(json: JsonOption = False) -> None:
 def _summary(image: Image) -> dict[str, object]:
     return {
         "name": image.name,
+        "built": True,
         "digest": image.digest,
         "source": image.source,
         "created": datetime.fromtimestamp(image.created, UTC).isoformat(timespec="milliseconds"),
         "size_bytes": image.size,
         "agent": image.agent,
         "least_memory_bytes": image.least_memory or None,
+    }
+
+
+def _unbuilt(recipe: Recipe) -> dict[str, object]:
+    return {
+        "name": recipe.name,
+        "built": False,
+        "digest": None,
+        "source": f"recipe {recipe.name}",
+        "created": None,
+        "size_bytes": 0,
+        "agent": True,
+        "least_memory_bytes": None,
     }
 
 

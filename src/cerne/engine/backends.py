@@ -7,9 +7,7 @@ runtime directory, and writes to a log beside the machine's.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import pwd
 import socket
 import subprocess
 import sys
@@ -21,7 +19,8 @@ from cerne.engine.base import DiskPlan, LaunchPlan, SharePlan
 from cerne.engine.detached import last_line, listening_socket, spawn
 from cerne.engine.opened import Opened
 from cerne.errors import EngineError, StorageError
-from cerne.host.programs import find_program, require_program
+from cerne.host.own_ids import has_own_ids
+from cerne.host.programs import require_program
 from cerne.vmm.config import BackendConfig
 
 _READ_FORMATS = frozenset({"raw", "qcow2"})
@@ -174,28 +173,13 @@ def _namespaces(share: SharePlan) -> list[str]:
     command = ["unshare", "--mount", "--propagation=private"]
     if os.geteuid() != 0:
         # Without ids of its own to give to others, it has the one of this user alone.
-        command += ["--user", "--map-root-user", *(["--map-auto"] if _has_own_ids() else [])]
+        command += ["--user", "--map-root-user", *(["--map-auto"] if has_own_ids() else [])]
     # After that, for it takes a setuid program, and clears the signal.
     command += ["--", "setpriv", "--pdeathsig=KILL", "--no-new-privs", "--"]
     if share.read_only:
         script = 'mount --bind -o ro -- "$0" "$0" && exec "$@"'
         command += ["sh", "-c", script, str(share.source)]
     return command
-
-
-def _has_own_ids() -> bool:
-    """Whether this user may give ids to whom it makes (subuid(5))."""
-    user = os.geteuid()
-    names = {str(user)}
-    with contextlib.suppress(KeyError):
-        names.add(pwd.getpwuid(user).pw_name)
-    try:
-        lines = Path("/etc/subuid").read_text().splitlines()
-    except OSError:
-        return False
-    return find_program("newuidmap") is not None and any(
-        line.split(":")[0] in names for line in lines
-    )
 
 
 def _virtiofsd(program: Path, share: SharePlan, listener: socket.socket) -> list[str]:

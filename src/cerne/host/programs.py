@@ -48,6 +48,9 @@ _PACKAGES: dict[str, tuple[str, str, str, str, str]] = {
     "setpriv": ("util-linux", "util-linux", "util-linux", "util-linux", "setpriv"),
     "passt": ("passt", "passt", "passt", "passt", "passt"),
     "ip": ("iproute2", "iproute", "iproute2", "iproute2", "iproute2"),
+    "newuidmap": ("uidmap", "shadow-utils", "shadow", "shadow", "shadow-uidmap"),
+    "newgidmap": ("uidmap", "shadow-utils", "shadow", "shadow", "shadow-uidmap"),
+    "unshare": ("util-linux", "util-linux", "util-linux", "util-linux", "util-linux-misc"),
     "depmod": ("kmod", "kmod", "kmod", "kmod", "kmod"),
     "iasl": ("acpica-tools", "acpica-tools", "acpica", "acpica", "acpica"),
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cerne.errors import HostError
 from cerne.host.finding import Finding
 from cerne.host.hypervisor import kvm_findings, virtualization_finding
 from cerne.host.kernel import kernel_findings
+from cerne.host.own_ids import require_own_ids
 from cerne.host.probe import GuestSpeed, cached_guest_speed
 from cerne.host.programs import find_program, install_command
 
@@ -68,6 +71,7 @@ def make_report(cache: Path, auto: str) -> Report:
         virtualization_finding(),
         *qemu_findings(),
         *program_findings(),
+        *own_ids_findings(),
         *kernel_findings(),
         engine_finding(verdict),
     )
@@ -122,6 +126,18 @@ def program_findings() -> Iterator[Finding]:
             yield Finding(name, "not installed", False, f"{without}: {install_command(name)}")
         else:
             yield Finding(name, str(path), True)
+
+
+def own_ids_findings() -> Iterator[Finding]:
+    """Whether a user without root can build Debian images."""
+    if os.geteuid() == 0:
+        return
+    try:
+        require_own_ids("a Debian image")
+    except HostError as error:
+        yield Finding("user ids", error.message, False, error.hint)
+    else:
+        yield Finding("user ids", "this user has ids of its own", True)
 
 
 def _output(program: Path, *arguments: str) -> str:

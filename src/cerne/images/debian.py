@@ -8,7 +8,6 @@ the directory, so that nothing is mounted and no root is needed.
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 import subprocess
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from cerne.errors import ImageError
 from cerne.guest.build import agent_binary
+from cerne.host.own_ids import as_root, require_own_ids
 from cerne.host.programs import require_program
 from cerne.images import distribution_kernel as stock_kernel
 from cerne.images import kernel as own_kernel
@@ -42,6 +42,7 @@ _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/
 
 def build(suite: str, work: Path, cache: Path, progress: Progress) -> Parts:
     """Make the parts of a suite's image in a work directory."""
+    require_own_ids("a Debian image")
     agent = agent_binary(cache)
     disk = work / "disk.raw"
     _make_disk(minimal_system(suite, cache, progress), agent, disk, work, progress)
@@ -148,16 +149,16 @@ def _make_disk(system: Path, agent: Path, disk: Path, work: Path, progress: Prog
     progress("Writing the disk", 0, None)
     root = work / "root"
     root.mkdir()
-    _run([*_as_root(), "tar", "-xpf", system, "-C", root, "--numeric-owner", "--exclude=./dev/*"])
+    _run_as_root(["tar", "-xpf", system, "-C", root, "--numeric-owner", "--exclude=./dev/*"])
     additions = Path(tempfile.mkdtemp(dir=work))
     _add(additions, agent)
     # Files of the system belong to root, and may be made so only as root or as one in a name space.
-    _run([*_as_root(), "cp", "-a", "--no-preserve=ownership", f"{additions}/.", root])
+    _run_as_root(["cp", "-a", "--no-preserve=ownership", f"{additions}/.", root])
     with disk.open("wb") as file:
         file.truncate(DISK_SIZE)
     options = ["-L", "root", "-E", "lazy_itable_init=1"]
-    _run([*_as_root(), "mke2fs", "-q", "-t", "ext4", *options, "-d", root, disk])
-    _run([*_as_root(), "rm", "-rf", root])
+    _run_as_root(["mke2fs", "-q", "-t", "ext4", *options, "-d", root, disk])
+    _run_as_root(["rm", "-rf", root])
     if disk.stat().st_blocks * 512 < MIB:
         raise ImageError("mke2fs wrote an empty disk")
 
@@ -176,15 +177,15 @@ def _add(additions: Path, agent: Path) -> None:
     (additions / "etc" / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n")
 
 
-def _as_root() -> list[str]:
-    """What makes a command root: nothing for root, a user name space for others."""
-    return [] if os.geteuid() == 0 else ["unshare", "--map-auto", "--map-root-user"]
-
-
-def _run(command: list[str | Path]) -> None:
+def _run_as_root(command: list[str | Path]) -> None:
+    # By its path: that of an ordinary user seldom leads to mke2fs.
     program = require_program(str(command[0]))
     done = subprocess.run(
-        [program, *command[1:]], capture_output=True, text=True, check=False, timeout=_TIMEOUT
+        [*as_root(), program, *command[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_TIMEOUT,
     )
     if done.returncode != 0:
         raise ImageError(f"{command[0]} failed: {done.stderr.strip()[-300:]}")

@@ -14,11 +14,15 @@ import fcntl
 import hashlib
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from cerne.errors import CerneError, ChecksumError, StorageError
+from cerne.host.own_ids import as_root, has_own_ids
+
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def sha256_of(path: Path) -> str:
@@ -90,7 +94,7 @@ def work_directory(root: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        _remove(directory)
         os.close(descriptor)
 
 
@@ -106,11 +110,23 @@ def storage_errors(what: str, place: Path) -> Iterator[None]:
     except CerneError:
         raise
     except OSError as error:
+        if error.errno in _FORBIDDEN:
+            where = _nearest(Path(error.filename or place))
+            raise StorageError(
+                f"{what} failed: {where} cannot be written: {error.strerror}",
+                hint=f"see who may write there: ls -ld {where}\n"
+                "CERNE_HOME and CERNE_CACHE name other directories for data and for the cache",
+            ) from error
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if full else error.strerror or str(error)
         raise StorageError(
             f"{what} failed: {why}", hint=f"see that there is space: df -h {place}"
         ) from error
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or the directory above it that is there."""
+    return next((each for each in (path, *path.parents) if each.exists()), path)
 
 
 def require_checksum(path: Path, checksum: str, source: str) -> None:
@@ -129,12 +145,27 @@ def require_checksum(path: Path, checksum: str, source: str) -> None:
         )
 
 
+def sweep_work(root: Path) -> None:
+    """Remove the work directories that killed commands left, where this user may."""
+    if any(root.glob("work-*")):
+        with contextlib.suppress(OSError), locked(root / "lock"):
+            _sweep(root)
+
+
 def _sweep(root: Path) -> None:
     for leftover in root.glob("work-*"):
         with contextlib.suppress(OSError):
             descriptor = os.open(leftover, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(leftover, ignore_errors=True)
+                _remove(leftover)
             finally:
                 os.close(descriptor)
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists() and has_own_ids():
+        # Files of a system that is being made belong to ids that this user gave away.
+        command = [*as_root(), "rm", "-rf", str(directory)]
+        subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)

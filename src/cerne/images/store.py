@@ -16,6 +16,7 @@ from cerne.images.files import (
     keep,
     locked,
     storage_errors,
+    sweep_work,
     sync_directory,
     work_directory,
     write_whole,
@@ -35,6 +36,7 @@ _FILES = "files"
 _MANIFESTS = "manifests"
 _NAMES = "names"
 _WORK = "work"
+_NAMES_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,21 @@ class ImageStore:
         with storage_errors(f"making {root}", root.parent):
             for directory in (_FILES, _MANIFESTS, _NAMES, _WORK):
                 (root / directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+        with storage_errors(f"making {cache}", cache):
             self._cache.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what commands left that were killed while they made images."""
+        for place in (self._root / _WORK, self._cache / "debian", self._cache / "kernel"):
+            sweep_work(place)
+
+    def unbuilt(self) -> Iterator[Recipe]:
+        """The recipes of which there is no image here, which are built when they are asked for."""
+        from cerne.images.recipe import RECIPES
+
+        there = {path.name for path in self._name_files()}
+        yield from (recipe for recipe in RECIPES.values() if recipe.name not in there)
 
     def list(self) -> Iterator[Image]:
         """All images that have a name and can be read, in the order of their names."""
@@ -111,7 +127,7 @@ class ImageStore:
             except DamagedError as error:
                 if path.exists():
                     raise
-                raise _unknown(reference) from error
+                raise self._unknown(reference) from error
         manifest = self._unnamed(reference)
         name = f"sha256:{manifest.stem[:12]}"
         return self._image(name, manifest.stem, manifest.stat().st_mtime, "")
@@ -143,7 +159,7 @@ class ImageStore:
 
         recipe = RECIPES.get(reference)
         if recipe is None:
-            raise _unknown(reference)
+            raise self._unknown(reference)
         asked = time.time()
         with locked(self._root / _WORK / f"{reference}.lock"):
             current = self._current(recipe)
@@ -295,6 +311,21 @@ class ImageStore:
             return None
         return self._named(path)
 
+    def _unknown(self, reference: str) -> NotFoundError:
+        import difflib
+
+        names = sorted(self.names_available())
+        near = difflib.get_close_matches(reference, names, _NAMES_SHOWN)
+        shown = reference if len(reference) <= 80 else f"{reference[:80]}…"
+        said = f"did you mean {' or '.join(near)}?\n" if near else ""
+        more = ", …" if len(names) > _NAMES_SHOWN else ""
+        return NotFoundError(
+            f"there is no image named {shown!r}",
+            hint=f"{said}images here, and those that can be built:"
+            f" {', '.join(names[:_NAMES_SHOWN])}{more}\n"
+            "another one is taken by: cerne image import PATH|ADDRESS",
+        )
+
     def _named(self, path: Path) -> Image:
         digest, created, source, _ = self._note(path)
         return self._image(path.name, digest, created, source)
@@ -343,7 +374,7 @@ class ImageStore:
         digest = _DIGEST.fullmatch(reference)
         found = sorted((self._root / _MANIFESTS).glob(f"{digest[1]}*.json")) if digest else []
         if len(found) != 1:
-            raise _unknown(reference)
+            raise self._unknown(reference)
         return found[0]
 
     def _file(self, digest: str) -> Path:
@@ -375,13 +406,3 @@ def _checked_name(name: str) -> str:
             hint="use lower-case letters, digits, dots and dashes, and a version after a colon",
         )
     return name
-
-
-def _unknown(reference: str) -> NotFoundError:
-    from cerne.images.recipe import RECIPES
-
-    shown = reference if len(reference) <= 80 else f"{reference[:80]}…"
-    return NotFoundError(
-        f"there is no image named {shown!r}",
-        hint=f"built in are {', '.join(RECIPES)}; see: cerne image ls, cerne image import",
-    )
