@@ -22,9 +22,10 @@ from cerne.errors import (
     NotFoundError,
     StorageError,
 )
-from cerne.guest import GuestAgent, files
+from cerne.guest import GuestAgent, files, wire
 from cerne.guest.session import Session
 from cerne.guest.wire import Entry, EntryKind, FrameType, encode
+from cerne.units import MIB
 
 Pair = tuple[Session, socket.socket]
 Listing = dict[str, tuple[int, int, bytes]]
@@ -217,6 +218,84 @@ def test_a_file_that_is_shortened_on_the_way(
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_sparse_file_that_is_shortened_on_the_way(
+    agent: GuestAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    os.truncate(tmp_path / "file", MIB)
+    seek = os.lseek
+
+    def shorten(descriptor: int, offset: int, whence: int) -> int:
+        os.truncate(tmp_path / "file", 10)
+        return seek(descriptor, offset, whence)
+
+    monkeypatch.setattr(os, "lseek", shorten)
+    with pytest.raises(InputError, match="shortened"):
+        agent.push(tmp_path / "file", str(tmp_path / "copy"))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.fixture
+def of_version_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides speak as before version 2."""
+    monkeypatch.setattr(wire, "VERSION", 1)
+
+
+def _sparse(path: Path) -> Path:
+    with path.open("wb") as file:
+        for place in (0, 3 * MIB, 9 * MIB):
+            file.seek(place)
+            file.write(os.urandom(100_000))
+        file.truncate(16 * MIB)
+    return path
+
+
+def test_holes_stay_holes(agent: GuestAgent, tmp_path: Path) -> None:
+    sparse = _sparse(tmp_path / "sparse")
+    (tmp_path / "nothing").touch()
+    os.truncate(tmp_path / "nothing", 512 * MIB)
+    for name in ("sparse", "nothing"):
+        agent.push(tmp_path / name, str(tmp_path / "there"))
+        agent.pull(str(tmp_path / "there"), tmp_path / "back")
+        for copied in (tmp_path / "there", tmp_path / "back"):
+            assert copied.stat().st_size == (tmp_path / name).stat().st_size
+            assert copied.stat().st_blocks * 512 < MIB
+        if name == "sparse":
+            assert (tmp_path / "back").read_bytes() == sparse.read_bytes()
+
+
+@pytest.mark.usefixtures("of_version_1")
+def test_a_side_that_knows_no_holes_gets_the_zeros(agent: GuestAgent, tmp_path: Path) -> None:
+    sparse = _sparse(tmp_path / "sparse")
+    agent.push(sparse, str(tmp_path / "there"))
+    agent.pull(str(tmp_path / "there"), tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == sparse.read_bytes()
+
+
+_TOLD_AS_EMPTY = Path("/proc/version")
+_TOLD_AS_A_PAGE = Path("/sys/kernel/notes"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def test_files_whose_size_is_not_told_are_read_to_their_end(
+    agent: GuestAgent, tmp_path: Path
+) -> None:
+    for path in (_TOLD_AS_EMPTY, *_TOLD_AS_A_PAGE):
+        if not path.exists():
+            continue
+        agent.push(path, str(tmp_path / "pushed"))
+        agent.pull(str(path), tmp_path / "pulled")
+        for copied in (tmp_path / "pushed", tmp_path / "pulled"):
+            assert copied.read_bytes() == path.read_bytes() != b""
+
+
+@pytest.mark.usefixtures("of_version_1")
+def test_an_agent_that_must_know_sizes_is_given_what_was_read(
+    agent: GuestAgent, tmp_path: Path
+) -> None:
+    agent.push(_TOLD_AS_EMPTY, str(tmp_path / "pushed"))
+    assert (tmp_path / "pushed").read_bytes() == _TOLD_AS_EMPTY.read_bytes()
+
+
 def _entry(kind: EntryKind, name: bytes = b"", size: int = 0, target: bytes = b"") -> bytes:
     return encode(FrameType.ENTRY, Entry(kind, 0o644, 0, 0, size, name=name, target=target).pack())
 
@@ -302,18 +381,20 @@ _NAMES = st.sampled_from([b"a", b"b", b"..", b".", b"", b"a/b", b"/", b"a\0", b"
 _STEPS = st.one_of(
     st.builds(_entry, st.sampled_from(EntryKind), _NAMES, st.integers(0, 20), _NAMES),
     st.builds(lambda data: encode(FrameType.DATA, data), st.binary(max_size=20)),
-    st.just(_DONE),
+    st.builds(lambda length: encode(FrameType.HOLE, wire.HOLE.pack(length)), st.integers(0, 20)),
+    st.sampled_from([_DONE, encode(FrameType.FILE_END)]),
 )
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(_STEPS))
-def test_nothing_leads_outside(steps: list[bytes]) -> None:
+@given(st.lists(_STEPS), st.sampled_from([1, wire.HOLES_VERSION]))
+def test_nothing_leads_outside(steps: list[bytes], version: int) -> None:
     directory = Path(tempfile.mkdtemp(prefix="cerne-"))
     (directory / "in").mkdir()
     near, far = socket.socketpair()
     try:
         with far, Session(near) as session, contextlib.suppress(CerneError):
+            session.version = version
             far.sendall(b"".join(steps))
             far.shutdown(socket.SHUT_WR)
             files.pull(session, "/thing", directory / "in" / "copy")
@@ -321,6 +402,53 @@ def test_nothing_leads_outside(steps: list[bytes]) -> None:
         assert list((directory / "in").iterdir()) in ([], [directory / "in" / "copy"])
     finally:
         shutil.rmtree(directory)
+
+
+@pytest.fixture
+def holes_pair(session_pair: Pair) -> Pair:
+    """A session with an agent that knows holes, which the test plays."""
+    session_pair[0].version = wire.HOLES_VERSION
+    return session_pair
+
+
+def _hole(length: int) -> bytes:
+    return encode(FrameType.HOLE, wire.HOLE.pack(length))
+
+
+_FILE_END = encode(FrameType.FILE_END)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        _entry(EntryKind.FILE, b"f", 2**63) + _hole(2**63) + _FILE_END,
+        _entry(EntryKind.FILE, b"f", 2**60) + _hole(2**60) + _FILE_END,
+        _entry(EntryKind.FILE, b"f") + _hole(2**40) + _FILE_END,
+        _entry(EntryKind.FILE, b"f", 5) + _hole(6) + _FILE_END,
+        _entry(EntryKind.FILE, b"f", 5) + _hole(5) + _hole(2**64 - 1),
+        _entry(EntryKind.FILE, b"f", 5) + _hole(5) + encode(FrameType.DATA, b"x"),
+        _entry(EntryKind.FILE, b"f", 5) + encode(FrameType.HOLE, b"short"),
+        _entry(EntryKind.FILE, b"f", 5) + _DONE,
+        _entry(EntryKind.FILE, b"f", 5) + _entry(EntryKind.FILE, b"g"),
+        _DIRECTORY + _hole(1),
+        _DIRECTORY + _FILE_END,
+        _FILE_END,
+    ],
+)
+def test_hostile_holes(holes_pair: Pair, tmp_path: Path, frames: bytes) -> None:
+    session, far = holes_pair
+    far.sendall(frames)
+    with pytest.raises(GuestError):
+        files.pull(session, "/thing", tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_may_end_before_its_size(holes_pair: Pair, tmp_path: Path) -> None:
+    session, far = holes_pair
+    far.sendall(_entry(EntryKind.FILE, b"f", 4096) + encode(FrameType.DATA, b"x") + _hole(2))
+    far.sendall(_FILE_END + _DONE)
+    files.pull(session, "/thing", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"x\0\0"
 
 
 def test_sizes_that_are_lies(session_pair: Pair, tmp_path: Path) -> None:

@@ -8,17 +8,20 @@ nothing leads outside of the destination.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath
 
 from cerne.errors import ConflictError, GuestError, InputError, NotFoundError, StorageError
 from cerne.guest import wire
 from cerne.guest.session import Session, error_of
 from cerne.guest.wire import MAX_DEPTH, MAX_PAYLOAD, Entry, EntryKind, FrameType
+from cerne.units import MIB, TIB
 
 _NAME_MAX = 255
 _OPEN_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -26,6 +29,11 @@ _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 # What a file's time can be on every file system that we meet: ext4 ends in 2446.
 _EARLIEST, _LATEST = -(2**31), 15_000_000_000
+_BLOCK = 512
+"""Bytes of a block of `st_blocks` (stat(2))."""
+_MOST_UNTOLD = 16 * MIB
+_LARGEST_FILE = 16 * TIB
+"""With its holes, which a guest need not send: as large as a file of ext4 may be."""
 
 
 def push(session: Session, local: Path, remote: str) -> None:
@@ -104,10 +112,16 @@ def _send_one(session: Session, path: Path, status: os.stat_result) -> Iterator[
 
 
 def _send_entry(
-    session: Session, kind: EntryKind, name: bytes, status: os.stat_result, target: bytes = b""
+    session: Session,
+    kind: EntryKind,
+    name: bytes,
+    status: os.stat_result,
+    target: bytes = b"",
+    size: int | None = None,
 ) -> None:
     seconds, nanoseconds = divmod(status.st_mtime_ns, 10**9)
-    size = status.st_size if kind is EntryKind.FILE else 0
+    if size is None:
+        size = status.st_size if kind is EntryKind.FILE else 0
     mode = stat.S_IMODE(status.st_mode)
     entry = Entry(kind, mode, seconds, nanoseconds, size, name, target)
     _send(session, FrameType.ENTRY, entry.pack())
@@ -116,17 +130,129 @@ def _send_entry(
 def _send_file(session: Session, path: Path, name: bytes) -> None:
     descriptor = os.open(path, _OPEN_TO_READ)
     try:
-        status = os.fstat(descriptor)
-        _send_entry(session, EntryKind.FILE, name, status)
-        left = status.st_size
-        while left:
-            data = os.read(descriptor, min(left, MAX_PAYLOAD))
-            if not data:
-                raise OSError(0, "it was shortened while it was read", str(path))
-            _send(session, FrameType.DATA, data)
-            left -= len(data)
+        send = _send_holes if session.version >= wire.HOLES_VERSION else _send_whole
+        send(session, _Source(descriptor, path), name)
     finally:
         os.close(descriptor)
+
+
+def _send_holes(session: Session, source: _Source, name: bytes) -> None:
+    _send_entry(session, EntryKind.FILE, name, source.status)
+    for piece in source.pieces():
+        if isinstance(piece, int):
+            _send(session, FrameType.HOLE, wire.HOLE.pack(piece))
+        else:
+            _send(session, FrameType.DATA, piece)
+    _send(session, FrameType.FILE_END, b"")
+
+
+def _send_whole(session: Session, source: _Source, name: bytes) -> None:
+    """Send to an agent of before version 2, which must know a file's size, and has no holes."""
+    ready = None if source.status.st_size else source.read_whole()
+    size = source.status.st_size if ready is None else len(ready)
+    _send_entry(session, EntryKind.FILE, name, source.status, size=size)
+    left = size
+    for piece in source.pieces() if ready is None else _cut(ready):
+        left -= piece if isinstance(piece, int) else len(piece)
+        for data in _zeros(piece) if isinstance(piece, int) else (piece,):
+            _send(session, FrameType.DATA, data)
+    if left:
+        raise source.shortened()
+
+
+def _cut(data: bytes) -> Iterator[bytes]:
+    return (data[at : at + MAX_PAYLOAD] for at in range(0, len(data), MAX_PAYLOAD))
+
+
+def _zeros(length: int) -> Iterator[bytes]:
+    return (bytes(min(MAX_PAYLOAD, length - at)) for at in range(0, length, MAX_PAYLOAD))
+
+
+class _Source:
+    """A file of this host that is read for a copy."""
+
+    def __init__(self, descriptor: int, path: Path) -> None:
+        self._descriptor = descriptor
+        self._path = path
+        self.status = os.fstat(descriptor)
+
+    def pieces(self) -> Iterator[bytes | int]:
+        """Its data, and in between the lengths of its holes.
+
+        As much as there was when it was opened, where it grows. One whose size is told as 0 is read
+        until its end, as those are that are made while they are read (``/proc``).
+
+        Raises:
+            OSError: it cannot be read, or was shortened.
+        """
+        size = self.status.st_size
+        if self.status.st_blocks * _BLOCK >= size:
+            got = yield from self._data(size or sys.maxsize)
+            if got < size:
+                raise self.shortened()
+            return
+        offset = 0
+        while offset < size:
+            start = self._seek(offset, os.SEEK_DATA, offset)
+            end = self._seek(start, os.SEEK_HOLE, size) if start < size else size
+            if start > offset:
+                yield start - offset
+            self._go_to(start)
+            got = yield from self._data(end - start)
+            if got < end - start:
+                self._require_more_than(start + got)
+                return
+            offset = end
+        # One that was shortened looks like one whose end is a hole.
+        self._require_more_than(size - 1)
+
+    def read_whole(self) -> bytes:
+        """What is in one whose size is not told.
+
+        Raises:
+            OSError: it cannot be read, or is too long to be kept in memory.
+        """
+        data = bytearray()
+        for piece in self._data(_MOST_UNTOLD + 1):
+            data += piece
+        if len(data) > _MOST_UNTOLD:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), str(self._path))
+        return bytes(data)
+
+    def shortened(self) -> OSError:
+        """The error that it was shortened while it was read."""
+        return OSError(0, "it was shortened while it was read", str(self._path))
+
+    def _data(self, most: int) -> Generator[bytes, None, int]:
+        """What can be read, at most so many bytes; how many there were."""
+        got = 0
+        while got < most:
+            data = os.read(self._descriptor, min(most - got, MAX_PAYLOAD))
+            if not data:
+                break
+            yield data
+            got += len(data)
+        return got
+
+    def _seek(self, offset: int, whence: int, otherwise: int) -> int:
+        """Where the next data are, or the next hole; `otherwise` where the file does not tell."""
+        try:
+            return min(os.lseek(self._descriptor, offset, whence), self.status.st_size)
+        except OSError as error:
+            return self.status.st_size if error.errno == errno.ENXIO else otherwise
+
+    def _go_to(self, offset: int) -> None:
+        try:
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
+        except OSError as error:
+            # It tells of no holes, and is where it was.
+            if error.errno != errno.ESPIPE:
+                raise
+
+    def _require_more_than(self, size: int) -> None:
+        """Refuse one that was shortened; what is made as it is read tells of more than it has."""
+        if os.fstat(self._descriptor).st_size <= size:
+            raise self.shortened()
 
 
 def _send(session: Session, kind: FrameType, payload: bytes) -> None:
@@ -146,7 +272,7 @@ def pull(session: Session, remote: str, local: Path) -> None:
         parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise NotFoundError(f"there is no directory {target.parent}") from error
-    receiver = _Receiver(parent, target.name)
+    receiver = _Receiver(parent, target.name, session.version >= wire.HOLES_VERSION)
     try:
         session.send_strings([remote])
         session.send(FrameType.PULL)
@@ -176,6 +302,10 @@ def _receive_tree(session: Session, receiver: _Receiver) -> None:
                 receiver.entry(Entry.unpack(frame.payload))
             case FrameType.DATA:
                 receiver.data(frame.payload)
+            case FrameType.HOLE:
+                receiver.hole(frame.payload)
+            case FrameType.FILE_END:
+                receiver.file_end()
             case FrameType.DONE:
                 return
             case FrameType.ERROR:
@@ -187,10 +317,12 @@ def _receive_tree(session: Session, receiver: _Receiver) -> None:
 class _Receiver:
     """Writes one tree from its entries, as `name` in the directory of descriptor `parent`.
 
-    A new directory is made under another name, and gets its own when it is whole.
+    A new directory is made under another name, and gets its own when it is whole. With `holes` a
+    file ends by a frame of its own, and without it where it has the size that was announced.
     """
 
-    def __init__(self, parent: int, name: str) -> None:
+    def __init__(self, parent: int, name: str, holes: bool) -> None:
+        self._holes = holes
         self._parent = parent
         self._name = name
         self._directories: list[int] = []
@@ -220,14 +352,27 @@ class _Receiver:
 
     def data(self, data: bytes) -> None:
         """Take the next bytes of the file that is being written."""
-        if self._file is None or len(data) > self._left:
-            raise wire.nonsense("more of a file than it announced")
+        file = self._take(len(data))
         view = memoryview(data)
         while view:
-            view = view[os.write(self._file, view) :]
-        self._left -= len(data)
-        if not self._left:
-            self._finish_file(self._file)
+            view = view[os.write(file, view) :]
+        if not self._left and not self._holes:
+            self._finish_file(file)
+
+    def hole(self, payload: bytes) -> None:
+        """Leave a hole in the file that is being written."""
+        if not self._file_entry.size or len(payload) != wire.HOLE.size or not self._holes:
+            raise wire.nonsense("a hole that makes no sense")
+        (length,) = wire.HOLE.unpack(payload)
+        os.lseek(self._take(length), length, os.SEEK_CUR)
+
+    def file_end(self) -> None:
+        """The file that is being written is whole."""
+        if self._file is None or not self._holes:
+            raise wire.nonsense("the end of a file that never began")
+        # It may end in a hole.
+        os.ftruncate(self._file, os.lseek(self._file, 0, os.SEEK_CUR))
+        self._finish_file(self._file)
 
     def finish(self) -> None:
         """All has come: put a new directory in its place.
@@ -252,6 +397,13 @@ class _Receiver:
             os.close(self._directories.pop())
         if self._root_temporary is not None:
             shutil.rmtree(self._root_temporary, ignore_errors=True, dir_fd=self._parent)
+
+    def _take(self, length: int) -> int:
+        """The file that is being written, where so many bytes more belong to it."""
+        if self._file is None or length > self._left:
+            raise wire.nonsense("more of a file than it announced")
+        self._left -= length
+        return self._file
 
     @property
     def _place(self) -> int:
@@ -291,10 +443,15 @@ class _Receiver:
             os.close(descriptor)
 
     def _begin_file(self, name: str, entry: Entry) -> None:
+        if self._holes and entry.size > _LARGEST_FILE:
+            raise wire.nonsense(f"a file of {entry.size} bytes, of which {_LARGEST_FILE} are taken")
         self._file_name, self._file_entry, self._left = name, entry, entry.size
         self._temporary = _temporary_name()
         self._file = os.open(self._temporary, _OPEN_NEW, 0o600, dir_fd=self._place)
-        if not self._left:
+        if self._holes:
+            # A size of 0 may be that of a file which is made as it is read.
+            self._left = entry.size or _LARGEST_FILE
+        elif not self._left:
             self._finish_file(self._file)
 
     def _finish_file(self, descriptor: int) -> None:

@@ -99,6 +99,8 @@ class Session:
         self._connection = connection
         self._port = port
         self._decoder = Decoder()
+        self.version = wire.OLDEST_VERSION
+        """Of the protocol, as both sides speak it; the agent says so when it is greeted."""
         self._sending = threading.Lock()
         self._urgent: deque[bytes] = deque()
         self._whole = True
@@ -168,12 +170,13 @@ class Session:
         magic, version, _ = wire.HELLO.unpack_from(heard, start)
         if magic != wire.MAGIC:
             raise wire.nonsense("a welcome that makes no sense")
-        if version != wire.VERSION:
+        if not wire.OLDEST_VERSION <= version <= wire.VERSION:
             raise GuestError(
                 f"the guest's agent speaks version {version} of the protocol, and this Cerne "
-                f"version {wire.VERSION}",
+                f"versions {wire.OLDEST_VERSION} to {wire.VERSION}",
                 hint="build the image anew with this Cerne",
             )
+        self.version = version
         self._decoder.feed(bytes(heard[found + wire.NONCE_SIZE :]))
         return True
 

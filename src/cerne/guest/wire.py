@@ -1,4 +1,4 @@
-"""Frames of the guest agent's protocol, version 1 (``docs/agent.md``).
+"""Frames of the guest agent's protocol, versions 1 and 2 (``docs/agent.md``).
 
 A frame is a type, a length and a payload, little-endian. What comes from the guest is hostile:
 every length is checked before it is believed.
@@ -13,7 +13,11 @@ from enum import IntEnum
 
 from cerne.errors import GuestError
 
-VERSION = 1
+VERSION = 2
+"""The newest; an agent answers with it or an older one, and both sides then speak that."""
+OLDEST_VERSION = 1
+HOLES_VERSION = 2
+"""Since when a file has holes, and says where it ends."""
 MAGIC = b"cerne\0ag"
 NONCE_SIZE = 16
 HEADER = struct.Struct("<B3xI")
@@ -23,6 +27,7 @@ ENTRY = struct.Struct("<B3xIqIIQ")
 EXITED = struct.Struct("<II")
 ERROR = struct.Struct("<i")
 COUNT = struct.Struct("<I")
+HOLE = struct.Struct("<Q")
 SIZE = struct.Struct("<HH")
 TIME = struct.Struct("<qI")
 RENEWED_ENTROPY = 64
@@ -64,6 +69,10 @@ class FrameType(IntEnum):
     FREEZE = 18
     THAW = 19
     RENEW = 20
+    HOLE = 21
+    """Both ways."""
+    FILE_END = 22
+    """Both ways."""
     WELCOME = 65
     STARTED = 66
     STDOUT = 67

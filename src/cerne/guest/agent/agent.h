@@ -11,9 +11,10 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the protocol is little-endian");
 
-#define AGENT_VERSION "2"
+#define AGENT_VERSION "3"
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#define PROTOCOL_VERSION 1u
+#define PROTOCOL_VERSION 2u
+#define HOLES_VERSION 2u /* since when a file has holes, and says where it ends */
 #define PROTOCOL_MAGIC "cerne\0ag"
 
 enum {
@@ -51,6 +52,8 @@ enum frame_type {
 	FRAME_FREEZE = 18,
 	FRAME_THAW = 19,
 	FRAME_RENEW = 20,
+	FRAME_HOLE = 21,     /* both ways */
+	FRAME_FILE_END = 22, /* both ways */
 	/* from the guest */
 	FRAME_WELCOME = 65,
 	FRAME_STARTED = 66,
@@ -131,6 +134,7 @@ struct wire {
 	bool writable;
 	bool closed;	/* a socket's other end is gone for good */
 	bool host_left; /* no host has been there for a while */
+	uint32_t protocol; /* the version that both sides speak */
 	bool lost;	/* out of step: only a HELLO counts */
 	int64_t left_at; /* when the host closed its side of the port; 0: it did not */
 	size_t in_start, in_end;
@@ -212,8 +216,8 @@ struct push {
 	int depth;	/* of open directories */
 	bool root_seen; /* the first entry has come */
 	char path[PATH_MAX];
-	int file;
-	uint64_t left; /* bytes of the file that are to come */
+	int file;      /* -1: none is on its way */
+	uint64_t left; /* bytes of the file that may still come */
 	struct entry entry;
 	char temporary[PATH_MAX];
 };

@@ -223,12 +223,21 @@ static void take_last_off(struct push *push)
 		*strrchr(push->path, '/') = 0;
 }
 
-static int take_file(struct push *push)
+/* Whether a file ends by a frame of its own, and not with the last byte that was announced. */
+static bool says_where_it_ends(const struct wire *wire)
+{
+	return wire->protocol >= HOLES_VERSION;
+}
+
+static int take_file(struct push *push, const struct wire *wire)
 {
 	int error = make_temporary(push, push->path, NULL);
 
 	push->left = push->entry.size;
-	if (!error && push->left == 0)
+	/* A size of 0 may be that of a file which is made as it is read, as in /proc. */
+	if (says_where_it_ends(wire) && push->left == 0)
+		push->left = INT64_MAX;
+	else if (!error && push->left == 0)
 		error = finish_file(push, push->path);
 	return error;
 }
@@ -240,11 +249,11 @@ static void take_entry(struct push *push, struct wire *wire, const struct frame 
 	size_t rest = frame->length - sizeof *entry;
 	int error;
 
-	if (frame->length < sizeof *entry || push->left)
+	if (frame->length < sizeof *entry || push->file >= 0)
 		rest = 0;
 	else
 		memcpy(entry, frame->payload, sizeof *entry);
-	if (frame->length < sizeof *entry || push->left || entry->name_length > rest ||
+	if (frame->length < sizeof *entry || push->file >= 0 || entry->name_length > rest ||
 	    entry->name_length > NAME_MAX || rest - entry->name_length >= sizeof target) {
 		fail(push, wire, EINVAL, "an entry makes no sense in", push->path);
 		return;
@@ -265,14 +274,14 @@ static void take_entry(struct push *push, struct wire *wire, const struct frame 
 	if (!error && entry->kind == ENTRY_DIRECTORY)
 		error = enter_directory(push);
 	else if (!error && entry->kind == ENTRY_FILE)
-		error = take_file(push);
+		error = take_file(push, wire);
 	else if (!error && entry->kind == ENTRY_SYMLINK)
 		error = make_symlink(push, push->path, target);
 	else if (!error)
 		error = EINVAL;
 	if (error)
 		fail(push, wire, error, "cannot write", push->path);
-	else if (entry->kind != ENTRY_DIRECTORY && push->left == 0)
+	else if (entry->kind != ENTRY_DIRECTORY && push->file < 0)
 		take_last_off(push);
 }
 
@@ -295,26 +304,53 @@ static void take_data(struct push *push, struct wire *wire, const struct frame *
 {
 	int error;
 
-	if (frame->length > push->left) {
+	if (push->file < 0 || frame->length > push->left) {
 		fail(push, wire, EINVAL, "more came than was announced for", push->path);
 		return;
 	}
-	if (frame->length == 0)
-		return;
 	error = write_all(push->file, frame->payload, frame->length);
 	push->left -= frame->length;
-	if (!error && push->left == 0)
+	if (!error && push->left == 0 && !says_where_it_ends(wire))
 		error = finish_file(push, push->path);
 	if (error)
 		fail(push, wire, error, "cannot write", push->path);
-	else if (push->left == 0)
+	else if (push->file < 0)
+		take_last_off(push);
+}
+
+static void take_hole(struct push *push, struct wire *wire, const struct frame *frame)
+{
+	uint64_t length;
+
+	if (frame->length == sizeof length)
+		memcpy(&length, frame->payload, sizeof length);
+	if (frame->length != sizeof length || push->file < 0 || length > push->left) {
+		fail(push, wire, EINVAL, "a hole makes no sense in", push->path);
+		return;
+	}
+	push->left -= length;
+	if (lseek(push->file, (off_t)length, SEEK_CUR) < 0)
+		fail(push, wire, errno, "cannot write", push->path);
+}
+
+static void take_file_end(struct push *push, struct wire *wire)
+{
+	off_t size = push->file < 0 ? -1 : lseek(push->file, 0, SEEK_CUR);
+	int error = EINVAL;
+
+	/* It may end in a hole. */
+	if (size >= 0)
+		error = ftruncate(push->file, size) < 0 ? errno : finish_file(push, push->path);
+	if (error)
+		fail(push, wire, error, "cannot write", push->path);
+	else
 		take_last_off(push);
 }
 
 void push_frame(struct push *push, struct wire *wire, const struct frame *frame)
 {
 	if (frame->type == FRAME_END) {
-		if (!push->failed && (push->left || push->depth || !push->root_seen))
+		if (!push->failed && (push->file >= 0 || push->depth || !push->root_seen))
 			fail(push, wire, 0, "the host gave up copying", push->path);
 		if (!push->failed)
 			wire_send(wire, FRAME_DONE, NULL, 0);
@@ -323,6 +359,10 @@ void push_frame(struct push *push, struct wire *wire, const struct frame *frame)
 		return;
 	} else if (frame->type == FRAME_ENTRY) {
 		take_entry(push, wire, frame);
+	} else if (frame->type == FRAME_HOLE) {
+		take_hole(push, wire, frame);
+	} else if (frame->type == FRAME_FILE_END) {
+		take_file_end(push, wire);
 	} else {
 		take_data(push, wire, frame);
 	}
@@ -366,25 +406,101 @@ static bool send_entry(struct walk *walk, enum entry_kind kind, const struct sta
 	return true;
 }
 
-static bool send_content(struct walk *walk, int fd, uint64_t left)
+/* Send what can be read, at most so many bytes; how many, or -1 where it is told what is wrong. */
+static int64_t send_data(struct walk *walk, int fd, uint64_t most)
 {
-	while (left) {
-		size_t most = left < MAX_PAYLOAD ? (size_t)left : MAX_PAYLOAD;
+	uint64_t sent = 0;
+
+	while (sent < most) {
+		size_t piece = most - sent < MAX_PAYLOAD ? (size_t)(most - sent) : MAX_PAYLOAD;
 		ssize_t got;
 
 		if (!wire_wait_room(walk->wire, HEADER_SIZE + MAX_PAYLOAD + CONTROL_ROOM))
-			return false;
-		got = read(fd, wire_reserve(walk->wire, most), most);
+			return -1;
+		got = read(fd, wire_reserve(walk->wire, piece), piece);
 		if (got < 0 && errno == EINTR)
 			continue;
-		if (got < 0)
-			return stop(walk, errno, "cannot read");
+		if (got < 0) {
+			stop(walk, errno, "cannot read");
+			return -1;
+		}
 		if (got == 0)
-			return stop(walk, 0, "the guest shortened, while it was read,");
+			break;
 		wire_commit(walk->wire, FRAME_DATA, (size_t)got);
-		left -= (uint64_t)got;
+		sent += (uint64_t)got;
 	}
+	return (int64_t)sent;
+}
+
+static bool send_small(struct walk *walk, enum frame_type type, const void *payload, size_t length)
+{
+	if (!wire_wait_room(walk->wire, HEADER_SIZE + length + CONTROL_ROOM))
+		return false;
+	wire_send(walk->wire, type, payload, length);
 	return true;
+}
+
+/* A file has ended before its size: it was shortened, unless it still tells of more than can be
+ * read, as files do that are made as they are read. */
+static bool ended(struct walk *walk, int fd, uint64_t at)
+{
+	struct stat status;
+
+	if (fstat(fd, &status) == 0 && (uint64_t)status.st_size > at)
+		return true;
+	return stop(walk, 0, "the guest shortened, while it was read,");
+}
+
+/* Where the next data are, or the next hole; `otherwise` where the file does not tell. */
+static uint64_t seek(int fd, uint64_t offset, int whence, uint64_t size, uint64_t otherwise)
+{
+	off_t found = lseek(fd, (off_t)offset, whence);
+
+	if (found < 0 && errno == ENXIO)
+		return size;
+	if (found < 0)
+		return otherwise;
+	return (uint64_t)found < size ? (uint64_t)found : size;
+}
+
+/* Send a sparse file: its data, and how long its holes are. */
+static bool send_pieces(struct walk *walk, int fd, uint64_t size)
+{
+	uint64_t data, end;
+
+	for (uint64_t offset = 0; offset < size; offset = end) {
+		int64_t sent;
+
+		data = seek(fd, offset, SEEK_DATA, size, offset);
+		end = data < size ? seek(fd, data, SEEK_HOLE, size, size) : size;
+		uint64_t hole = data - offset;
+		if (hole && !send_small(walk, FRAME_HOLE, &hole, sizeof hole))
+			return false;
+		/* What cannot be sought in tells of no holes, and is where it was. */
+		if (lseek(fd, (off_t)data, SEEK_SET) < 0 && errno != ESPIPE)
+			return stop(walk, errno, "cannot read");
+		sent = send_data(walk, fd, end - data);
+		if (sent < 0)
+			return false;
+		if ((uint64_t)sent < end - data)
+			return ended(walk, fd, data + (uint64_t)sent);
+	}
+	/* A file that was shortened looks like one whose end is a hole. */
+	return ended(walk, fd, size - 1);
+}
+
+static bool send_content(struct walk *walk, int fd, const struct stat *status)
+{
+	uint64_t size = (uint64_t)status->st_size;
+	int64_t sent;
+
+	if (says_where_it_ends(walk->wire) && (uint64_t)status->st_blocks * 512 < size)
+		return send_pieces(walk, fd, size);
+	/* A size of 0 may be no size: such a file is read to its end. */
+	sent = send_data(walk, fd, size || !says_where_it_ends(walk->wire) ? size : INT64_MAX);
+	if (sent >= 0 && (uint64_t)sent < size)
+		return stop(walk, 0, "the guest shortened, while it was read,");
+	return sent >= 0;
 }
 
 static bool send_file(struct walk *walk, int fd, const char *name)
@@ -394,7 +510,8 @@ static bool send_file(struct walk *walk, int fd, const char *name)
 	if (fstat(fd, &status) < 0)
 		return stop(walk, errno, "cannot read");
 	return send_entry(walk, ENTRY_FILE, &status, name, "") &&
-	       send_content(walk, fd, (uint64_t)status.st_size);
+	       send_content(walk, fd, &status) &&
+	       (!says_where_it_ends(walk->wire) || send_small(walk, FRAME_FILE_END, NULL, 0));
 }
 
 static bool send_symlink(struct walk *walk, int parent, const char *name,

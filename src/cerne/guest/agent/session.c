@@ -50,7 +50,10 @@ static void greet(struct session *session, const struct frame *frame)
 	}
 	session->greeted = true;
 	memcpy(session->nonce, hello.nonce, NONCE_SIZE);
-	hello.version = PROTOCOL_VERSION;
+	/* The newest that both know; a host of before version 2 takes its own alone. */
+	if (hello.version > PROTOCOL_VERSION)
+		hello.version = PROTOCOL_VERSION;
+	session->wire.protocol = hello.version;
 	wire_send(&session->wire, FRAME_WELCOME, &hello, sizeof hello);
 }
 
@@ -91,6 +94,7 @@ static void begin(struct session *session, const struct frame *frame)
 static void take(struct session *session, const struct frame *frame)
 {
 	bool of_a_copy = frame->type == FRAME_ENTRY || frame->type == FRAME_DATA ||
+			 frame->type == FRAME_HOLE || frame->type == FRAME_FILE_END ||
 			 frame->type == FRAME_END;
 
 	if (frame->type == FRAME_HELLO) {
