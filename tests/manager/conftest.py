@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -176,3 +177,17 @@ def manager(home: Path, engine: FakeEngine, tmp_path: Path) -> Iterator[Manager]
 def machine(manager: Manager) -> Machine:
     """A machine named ``web``, of 64 MiB, that has not been started."""
     return manager.create(machine_spec(name="web", image="blank", memory="64M"))
+
+
+@pytest.fixture
+def small_home(root: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
+    """A home on a file system of 16 MiB."""
+    place = Path(tempfile.mkdtemp(prefix="cerne-", dir="/tmp"))
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "cerne-test", str(place)]
+    if subprocess.run(mount, check=False).returncode != 0:
+        place.rmdir()
+        pytest.skip("a tmpfs cannot be mounted here")
+    monkeypatch.setenv("CERNE_HOME", str(place))
+    yield Home.of_this_user()
+    subprocess.run(["umount", "-l", place], check=True)
+    place.rmdir()

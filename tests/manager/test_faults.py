@@ -47,6 +47,12 @@ def _restore_as(manager: Manager) -> None:
     manager.snapshot("old").restore_as("copy")
 
 
+def _export(manager: Manager) -> None:
+    target = manager.home.data / "carried"
+    target.mkdir(exist_ok=True)
+    manager.snapshot("old").export(target / "old.cerne")
+
+
 def _remove_snapshot(manager: Manager) -> None:
     manager.snapshot("old").remove()
 
@@ -110,6 +116,8 @@ def _check_whole(manager: Manager, expected: Callable[[str], bool]) -> None:
         assert snapshot.layer is not None
         used |= {path for path, _ in chain(snapshot.layer, "qcow2")}
     assert set(home.layers.iterdir()) <= used
+    known = {record.id for record in records} | {each.id for each in manager.snapshots()}
+    assert {path.stem for path in home.locks.glob("[0-9a-f]*.lock")} <= known
 
 
 @pytest.mark.parametrize(
@@ -123,6 +131,7 @@ def _check_whole(manager: Manager, expected: Callable[[str], bool]) -> None:
         (_restore, {State.RUNNING, State.STOPPED, State.FAILED}, True),
         (_restore_as, {State.RUNNING}, True),
         (_remove_snapshot, {State.RUNNING}, True),
+        (_export, {State.RUNNING}, True),
     ],
 )
 def test_killed_at_every_step(
@@ -160,6 +169,7 @@ def test_killed_at_every_step(
                 snapshot.remove()
         if not manager.snapshots():
             machine.snapshot("old")
+        assert not any((manager.home.data / "carried").glob("*"))
         if machine.state in (State.STOPPED, State.FAILED):
             machine.start()
     assert 0 < steps < _MOST_STEPS

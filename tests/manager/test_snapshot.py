@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -382,20 +379,6 @@ def test_only_what_runs_is_forked_or_suspended(machine: Machine) -> None:
     for operation in (machine.fork, machine.suspend):
         with pytest.raises(StateError, match="web is defined"):
             operation()
-
-
-@pytest.fixture
-def small_home(root: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
-    """A home on a file system of 16 MiB."""
-    place = Path(tempfile.mkdtemp(prefix="cerne-", dir="/tmp"))
-    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "cerne-test", str(place)]
-    if subprocess.run(mount, check=False).returncode != 0:
-        place.rmdir()
-        pytest.skip("a tmpfs cannot be mounted here")
-    monkeypatch.setenv("CERNE_HOME", str(place))
-    yield Home.of_this_user()
-    subprocess.run(["umount", "-l", place], check=True)
-    place.rmdir()
 
 
 def test_a_full_disk_is_told_in_words_and_changes_nothing(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -45,7 +46,7 @@ from cerne.engine.saved import (
 )
 from cerne.engine.unplugging import ask_back, slots_among
 from cerne.engine.vsock import GUEST_SOCKET, UnixVsock
-from cerne.errors import EngineError, GuestTimeoutError, HostError, InputError
+from cerne.errors import EngineError, GuestTimeoutError, HostError, InputError, StorageError
 from cerne.host.members import MACHINE
 from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
@@ -189,7 +190,11 @@ class NativeEngine:
             # It ends when the child that writes has closed it, or was killed.
             outcome = json.loads(report.read() or b'{"error": "it was killed"}')
         if "error" in outcome:
-            raise EngineError(f"{plan.name} could not be saved: {outcome['error']}")
+            why = f"{plan.name} could not be saved: {outcome['error']}"
+            # The child that writes tells in words alone what the kernel answered.
+            if any(os.strerror(number) in why for number in (errno.ENOSPC, errno.EDQUOT)):
+                raise StorageError(why, hint=f"see that there is space: df -h {directory.parent}")
+            raise EngineError(why)
         SavedMachine(
             fingerprint=self.fingerprint(),
             memory=plan.memory,

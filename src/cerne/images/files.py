@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from cerne.errors import CerneError, ChecksumError, StorageError
 from cerne.host.own_ids import as_root, has_own_ids
@@ -44,6 +45,48 @@ def write_whole(path: Path, content: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def new_file(target: Path) -> Iterator[BinaryIO]:
+    """A file that is at `target` once it is whole; whoever is killed before leaves nothing.
+
+    Raises:
+        FileExistsError: there is a file at `target` by then.
+    """
+    directory = target.absolute().parent
+    try:
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR):
+            raise
+        with _named_new_file(target) as file:
+            yield file
+        return
+    with os.fdopen(descriptor, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        # By linkat(2) a file without a name gets one; os.link takes link(2) where no descriptor of
+        # a directory is given.
+        os.link(f"/proc/self/fd/{file.fileno()}", target, src_dir_fd=file.fileno())
+    sync_directory(directory)
+
+
+@contextlib.contextmanager
+def _named_new_file(target: Path) -> Iterator[BinaryIO]:
+    """As `new_file`, where the file system makes no file without a name."""
+    directory = target.absolute().parent
+    descriptor, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=directory)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(name, target)
+    finally:
+        Path(name).unlink()
+    sync_directory(directory)
 
 
 def keep(path: Path, files: Path) -> str:

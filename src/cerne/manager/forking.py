@@ -6,9 +6,8 @@ once and each child goes on from that. All children come to be, or none.
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from itertools import count as numbers
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,22 +18,22 @@ from cerne.images.files import storage_errors
 from cerne.manager.attachments import require_own_disks
 from cerne.manager.births import births, new_record, spec_of_child
 from cerne.manager.life import Life
-from cerne.manager.lock import held
-from cerne.manager.recovery import discard
+from cerne.manager.recovery import unmade_directory
 from cerne.manager.store import Record, State
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
     from cerne.host.process import ProcessIdentity
-    from cerne.manager.home import Home
     from cerne.network.ports import PublishedPort
 
 MOST_CHILDREN = 256
 """How many machines one fork makes at most."""
 
 
-def child_names(life: Life, count: int | None, names: Sequence[str]) -> list[str]:
+def _child_names(life: Life, count: int | None, names: Sequence[str]) -> list[str]:
     """What the children are called: as given, and after their parent where names are missing.
+
+    The parent's lock is held, so that no other fork of it makes the same names up.
 
     Raises:
         InputError: there are more names than children, or too many or no children.
@@ -52,10 +51,14 @@ def child_names(life: Life, count: int | None, names: Sequence[str]) -> list[str
 
 
 def fork(
-    life: Life, names: Sequence[str], ports: Sequence[PublishedPort | str], network: str | None
+    life: Life,
+    count: int | None,
+    names: Sequence[str],
+    ports: Sequence[PublishedPort | str],
+    network: str | None,
 ) -> list[Record]:
-    """Fork a machine into children of these names (see `Machine.fork`)."""
-    if (ports or network) and len(names) > 1:
+    """Fork a machine into so many children (see `Machine.fork`)."""
+    if (ports or network) and max(count or 1, len(names)) > 1:
         raise InputError(
             "several machines cannot have the same published ports or the same tap",
             hint="fork them one by one, each with --publish or --network of its own",
@@ -68,6 +71,7 @@ def fork(
         require_own_disks(life.spec)
         life.plug_missing()
         engine = life.engine()
+        chosen = _child_names(life, count, names)
         records = [
             new_record(
                 spec_of_child(life.spec, name, ports, network),
@@ -77,7 +81,7 @@ def fork(
                 parent=record.id,
                 unborn=True,
             )
-            for name in names
+            for name in chosen
         ]
         for newborn in records:
             engine.require(Life(life.surroundings, newborn).plan())
@@ -91,7 +95,7 @@ def fork(
 
 
 def _make(parent: Life, record: Record, children: Sequence[Life], engine: Engine) -> None:
-    with _work_directory(parent.home) as directory, ExitStack() as chosen:
+    with unmade_directory(parent.home, "fork") as directory, ExitStack() as chosen:
         for child in children:
             chosen.enter_context(child.choosing_ports())
         with (
@@ -122,16 +126,3 @@ def _forked(
     except InputError:
         engine.save(plan, directory, plan.disks, resume=True)
         return None
-
-
-@contextmanager
-def _work_directory(home: Home) -> Iterator[Path]:
-    """Where a directory may be that is swept as a snapshot's is, should this process be killed."""
-    work_id = uuid.uuid4().hex[:12]
-    directory, lock = home.snapshot_directory(work_id), home.machine_lock(work_id)
-    with held(lock, "fork", "a fork"):
-        try:
-            yield directory
-        finally:
-            discard(directory)
-            lock.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,10 +118,11 @@ class Layers:
             _old(disk).rename(disk)
             sync_directory(disk.parent)
 
-    def collect(self, kept: Iterable[Path]) -> None:
+    def collect(self, kept: Callable[[], Iterable[Path]]) -> None:
         """Remove the layers that no machine's disk and none of `kept` needs.
 
-        Where a disk cannot be read, all layers are kept.
+        `kept` is asked under the lock: whoever adds a layer holds it until the layer is kept.
+        Where a disk cannot be read, or `kept` raises `DamagedError`, all layers are kept.
         """
         if not any(self._home.layers.iterdir()):
             return
@@ -129,7 +130,7 @@ class Layers:
             for half_made in self._home.machines.glob("*/*.qcow2.new"):
                 half_made.unlink()
             try:
-                needed = self._needed(kept)
+                needed = self._needed(kept())
             except DamagedError as error:
                 _log.warning("no layers are removed: %s", error.message)
                 return

@@ -79,18 +79,21 @@ class Surroundings:
 
     def collect(self) -> None:
         """Remove the layers that no machine, no snapshot and no template needs any more."""
+        Layers(self.home).collect(self._kept_layers)
+
+    def _kept_layers(self) -> list[Path]:
+        """The layers of snapshots and templates.
+
+        Raises:
+            DamagedError: what is kept of a snapshot cannot be read.
+        """
         from cerne.manager.manifest import read_manifest
         from cerne.manager.template import templates_of
 
-        kept = []
+        kept = [template.layer for template in templates_of(self.home)]
         for row in self.store.snapshots():
-            try:
-                kept += [row.layer, *read_manifest(row.manifest, row.name).data_layers.values()]
-            except DamagedError as error:
-                _log.warning("no layers are removed: %s", error.message)
-                return
-        kept += [template.layer for template in templates_of(self.home)]
-        Layers(self.home).collect(self.home.layer(layer) for layer in kept if layer)
+            kept += [row.layer, *read_manifest(row.manifest, row.name).data_layers.values()]
+        return [self.home.layer(layer) for layer in kept if layer]
 
     def sweep_abandoned(self) -> None:
         """Remove the machines whose client has ended without removing them."""

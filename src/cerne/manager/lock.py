@@ -28,10 +28,15 @@ def held(path: Path, operation: str, machine: str, patience: float | None = None
     Raises:
         BusyError: another operation still holds it after `patience` seconds (`PATIENCE`).
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + (PATIENCE if patience is None else patience)
+    descriptor = _open(path)
     try:
-        deadline = time.monotonic() + (PATIENCE if patience is None else patience)
-        while not _taken(descriptor):
+        while not _taken(descriptor) or not _is_at(descriptor, path):
+            if not _is_at(descriptor, path):
+                # Whoever held it has removed it: what we have locked is nobody's lock any more.
+                os.close(descriptor)
+                descriptor = _open(path)
+                continue
             if time.monotonic() >= deadline:
                 raise BusyError(
                     f"{machine} is busy: {_holder(descriptor)}",
@@ -39,8 +44,10 @@ def held(path: Path, operation: str, machine: str, patience: float | None = None
                     machine=machine,
                 )
             time.sleep(_POLL)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{operation} by process {os.getpid()}".encode(), 0)
+        # On a full file system nobody is told who holds it; but it is held.
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{operation} by process {os.getpid()}".encode(), 0)
         yield
     finally:
         os.close(descriptor)
@@ -56,6 +63,17 @@ def is_held(path: Path) -> bool:
         return not _taken(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _taken(descriptor: int) -> bool:

@@ -265,9 +265,9 @@ class Machine:
             CapacityError: the host cannot guarantee their memory.
             EngineError, GuestError: a child did not start; there is none, and the parent runs on.
         """
-        from cerne.manager.forking import child_names, fork
+        from cerne.manager.forking import fork
 
-        children = fork(self._life, child_names(self._life, count, names), ports, network)
+        children = fork(self._life, count, names, ports, network)
         return [Machine(self._life.surroundings, child) for child in children]
 
     def attach_disk(

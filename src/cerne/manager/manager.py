@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from cerne.errors import (
     ConflictError,
@@ -33,6 +33,7 @@ from cerne.units import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
 
     from cerne.engine.base import Engine
     from cerne.host.process import ProcessIdentity
@@ -65,6 +66,21 @@ class Manager:
         self._surroundings = Surroundings(
             self.home, self._store, lambda: self.images, choose_engine
         )
+
+    def close(self) -> None:
+        """Close its store; neither it nor its machines can be used any more."""
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     @cached_property
     def images(self) -> ImageStore:
@@ -278,6 +294,10 @@ class Manager:
             raise NotFoundError(f"there is no machine named {name}", hint="see: cerne ls")
         return Machine(self._surroundings, record)
 
+    def machine_of(self, record: Record) -> Machine:
+        """The machine that has this row, whatever it is named by now."""
+        return Machine(self._surroundings, record)
+
     def machines(self) -> list[Machine]:
         """All machines, the oldest first; those that are unborn are none yet."""
         self._sweep_unborn()
@@ -397,13 +417,28 @@ class Manager:
                 discard_runtime(self.home, directory.name)
                 discard(directory)
                 lock.unlink(missing_ok=True)
+        self._sweep_locks()
         snapshot.sweep(self.home, self._store)
         self.templates.sweep()
         self._surroundings.collect()
 
+    def _sweep_locks(self) -> None:
+        """Remove the locks of what a command was killed over before there was anything of it."""
+        for lock in self.home.locks.glob("[0-9a-f]*.lock"):
+            nothing = not any(
+                directory.exists()
+                for directory in (
+                    self.home.machine_directory(lock.stem),
+                    self.home.snapshot_directory(lock.stem),
+                )
+            )
+            named = self._store.find_id(lock.stem) or self._store.find_snapshot(lock.stem)
+            if nothing and not named and not is_held(lock):
+                lock.unlink(missing_ok=True)
+
     def _unknown(self, machine_id: str) -> bool:
         """Look again: it may have been added, and its lock freed, since the list was read."""
-        return self._store.find(machine_id) is None
+        return self._store.find_id(machine_id) is None
 
 
 def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:

@@ -17,6 +17,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+_ID = re.compile(r"[0-9a-f]{12}")
 _QUALITIES = _words(
     "amber bold calm deep early fair firm green hardy keen late light mild quiet rough "
     "slim stout tall upright young"
@@ -33,6 +34,11 @@ def check_name(name: str, whose: str = "a machine's") -> str:
     Raises:
         InputError: it is empty, too long, or has characters that no name may have.
     """
+    if _ID.fullmatch(name):
+        raise InputError(
+            f"{name} is not a good name: it looks like an ID",
+            hint="use other than twelve digits and letters from a to f",
+        )
     if not _NAME.fullmatch(name) or ".." in name:
         shown = name if len(name) <= 40 else f"{name[:40]}…"
         raise InputError(

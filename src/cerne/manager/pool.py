@@ -107,11 +107,11 @@ class Pool:
         members = self._store.members(self.name)
         self._store.remove_pool(self.name)
         for record in members:
-            self._manager.get(record.id).remove(force=True)
+            self._manager.machine_of(record).remove(force=True)
 
     def _claimed(self) -> Machine | None:
         while (machine_id := self._store.claim(self.name)) is not None:
-            machine = self._manager.get(machine_id)
+            machine = self._manager.machine_of(self._store.get(machine_id))
             if machine.state is State.RUNNING:
                 return machine
             machine.remove(force=True)
@@ -125,7 +125,7 @@ class Pool:
         """Remove machines of it that have ended, or whose maker was killed."""
         for record in self._store.members(self.name):
             try:
-                machine = self._manager.get(record.id)
+                machine = self._manager.machine_of(record)
                 if not _is_ready(machine.record) and not is_held(
                     self._manager.home.machine_lock(record.id)
                 ):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne.host.cgroup import MachineGroup
 from cerne.host.members import Members
+from cerne.manager.lock import held
 
 if TYPE_CHECKING:
     from cerne.manager.home import Home
@@ -19,6 +22,19 @@ def discard_runtime(home: Home, machine_id: str) -> None:
     Members(home.machine_runtime(machine_id)).end()
     MachineGroup(machine_id, home.machine_group(machine_id)).remove()
     discard(home.machine_runtime(machine_id))
+
+
+@contextlib.contextmanager
+def unmade_directory(home: Home, operation: str) -> Iterator[Path]:
+    """Where a directory may be made, which is swept where this process was killed."""
+    work_id = uuid.uuid4().hex[:12]
+    directory, lock = home.snapshot_directory(work_id), home.machine_lock(work_id)
+    with held(lock, operation, "this home"):
+        try:
+            yield directory
+        finally:
+            discard(directory)
+            lock.unlink(missing_ok=True)
 
 
 def discard(directory: Path) -> None:

@@ -11,7 +11,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -243,8 +242,8 @@ class Snapshot:
 def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
     """Make a snapshot of a machine (see `Machine.snapshot`)."""
     store, home = life.store, life.home
-    chosen = _free_name(store, life.last.name) if name is None else check_name(name, "a snapshot's")
-    if store.find_snapshot(chosen) is not None:
+    chosen = "" if name is None else check_name(name, "a snapshot's")
+    if chosen and store.find_snapshot(chosen) is not None:
         raise snapshot_name_in_use(chosen)
     with life.operation("snapshot") as record:
         life.require(record, *_KEPT)
@@ -261,7 +260,7 @@ def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
         snapshot_id = uuid.uuid4().hex[:12]
         directory = home.snapshot_directory(snapshot_id)
         with (
-            held(home.machine_lock(snapshot_id), "snapshot", chosen),
+            held(home.machine_lock(snapshot_id), "snapshot", chosen or record.name),
             _undone(life, snapshot_id),
             storage_errors(f"keeping {record.name}", home.data),
         ):
@@ -277,7 +276,7 @@ def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
                 created=time.time(),
             )
             faults.step("snapshot whole")
-            store.add_snapshot(row, record)
+            row = store.add_snapshot(row, record)
             faults.step("snapshot added")
     return Snapshot(life.surroundings, row)
 
@@ -343,11 +342,6 @@ def _manifest(life: Life, record: Record, data_layers: dict[str, str], *, memory
         fingerprint=engine.fingerprint() if engine else "",
         data_layers=data_layers,
     )
-
-
-def _free_name(store: Store, machine: str) -> str:
-    taken = {row.name for row in store.snapshots()}
-    return next(name for number in count(1) if (name := f"{machine}-{number}") not in taken)
 
 
 def _without_what_it_has(plan: LaunchPlan) -> LaunchPlan:

@@ -12,12 +12,21 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from enum import StrEnum
+from itertools import count
 from pathlib import Path
 
-from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundError, StorageError
+from cerne.errors import (
+    CapacityError,
+    ConflictError,
+    DamagedError,
+    NotFoundError,
+    StateError,
+    StorageError,
+)
 from cerne.host.process import ProcessIdentity
+from cerne.manager.reserve import Reserve
 from cerne.units import format_size
 
 _VERSION = 5
@@ -222,6 +231,8 @@ class Store:
         self._path = path
         self._require_image = require_image
         self._lock = threading.Lock()
+        self._reserve = Reserve(path.with_name("store.reserve"))
+        self._reserve.make_room()
         with self._errors():
             self._database = sqlite3.connect(
                 path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -244,8 +255,8 @@ class Store:
             _insert(database, record)
 
     def find(self, name: str) -> Record | None:
-        """The machine of this name or ID, or None."""
-        rows = self._rows("WHERE name = ? OR id = ?", (name, name))
+        """The machine of this name, or else of this ID, or None."""
+        rows = self._rows("WHERE name = ?1 OR id = ?1 ORDER BY name = ?1 DESC", (name,))
         return rows[0] if rows else None
 
     def find_id(self, machine_id: str) -> Record | None:
@@ -303,14 +314,18 @@ class Store:
                 _require_memory(database, record, memory_limit)
                 _insert(database, record)
 
-    def add_snapshot(self, row: SnapshotRow, machine: Record | None = None) -> None:
+    def add_snapshot(self, row: SnapshotRow, machine: Record | None = None) -> SnapshotRow:
         """Add a snapshot of a machine, or one that is of no machine of this store.
+
+        One without a name is given the machine's and a number; the row as it was added.
 
         Raises:
             ConflictError: its name is in use, or its image was removed meanwhile.
         """
         with self._transaction() as database:
             self._require_image(_digest_of(row))
+            if machine is not None and not row.name:
+                row = replace(row, name=_free_snapshot_name(database, machine.name))
             try:
                 database.execute(
                     "INSERT INTO snapshots (id, name, layer, manifest, created)"
@@ -321,6 +336,7 @@ class Store:
                 raise snapshot_name_in_use(row.name) from error
             if machine is not None:
                 _note(database, machine.id, machine.name, "snapshot", row.name)
+        return row
 
     @contextlib.contextmanager
     def image_users(self, digest: str) -> Iterator[ImageUsers]:
@@ -347,8 +363,8 @@ class Store:
         return self._snapshot_rows("ORDER BY created, name", ())
 
     def find_snapshot(self, name: str) -> SnapshotRow | None:
-        """The snapshot of this name or ID, or None."""
-        rows = self._snapshot_rows("WHERE name = ? OR id = ?", (name, name))
+        """The snapshot of this name, or else of this ID, or None."""
+        rows = self._snapshot_rows("WHERE name = ?1 OR id = ?1 ORDER BY name = ?1 DESC", (name,))
         return rows[0] if rows else None
 
     def remove_snapshot(self, row: SnapshotRow) -> None:
@@ -531,7 +547,12 @@ class Store:
             self._database.execute("PRAGMA journal_mode = WAL")
         if version < _VERSION:
             self._upgrade()
-        elif version > _VERSION:
+        self._require_known_version()
+
+    def _require_known_version(self) -> None:
+        """Refuse a store that a newer Cerne has upgraded, even after it was opened here."""
+        version = self._version()
+        if version > _VERSION:
             raise DamagedError(
                 f"{self._path} was written by another version of Cerne (store version {version})",
                 hint="use that version, or set CERNE_HOME to another directory",
@@ -577,9 +598,11 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._reserve.make_room()
         with self._errors(), self._lock:
             self._database.execute("BEGIN IMMEDIATE")
             try:
+                self._require_known_version()
                 yield self._database
                 self._database.execute("COMMIT")
             except BaseException:
@@ -595,6 +618,10 @@ class Store:
             raise StorageError(
                 f"{self._path} cannot be used: {error}",
                 hint=f"see that {self._path.parent} is writable and has space: df -h",
+            ) from error
+        except sqlite3.ProgrammingError as error:
+            raise StateError(
+                "the manager was closed", hint="use it, and its machines, within its with block"
             ) from error
         except sqlite3.DatabaseError as error:
             raise DamagedError(
@@ -622,6 +649,11 @@ def snapshot_name_in_use(name: str) -> ConflictError:
         f"a snapshot named {name} is there already",
         hint=f"take another name, or remove that one: cerne snapshot rm {name}",
     )
+
+
+def _free_snapshot_name(database: sqlite3.Connection, machine: str) -> str:
+    taken = {name for (name,) in database.execute("SELECT name FROM snapshots")}
+    return next(name for number in count(1) if (name := f"{machine}-{number}") not in taken)
 
 
 def _insert(database: sqlite3.Connection, record: Record) -> None:

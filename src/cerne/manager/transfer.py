@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -21,7 +19,7 @@ from cerne.errors import (
     NotFoundError,
     StorageError,
 )
-from cerne.images.files import storage_errors, sync_directory
+from cerne.images.files import new_file, storage_errors, sync_directory
 from cerne.images.store import Parts
 from cerne.manager import archive
 from cerne.manager.layers import Layers
@@ -33,7 +31,7 @@ from cerne.manager.outside import (
     require_strange_disk,
     strange_manifest,
 )
-from cerne.manager.recovery import discard
+from cerne.manager.recovery import discard, unmade_directory
 from cerne.manager.store import SnapshotRow, snapshot_name_in_use
 from cerne.storage.flatten import flatten, put_on
 from cerne.units import format_size
@@ -56,7 +54,11 @@ def export_snapshot(
     require_nothing_of_a_host(snapshot.manifest.spec, snapshot.name)
     image = surroundings.images().get(snapshot.manifest.digest)
     home = target.absolute().parent
-    with storage_errors(f"exporting {snapshot.name}", home), _beside(target) as work:
+    with (
+        storage_errors(f"exporting {snapshot.name}", home),
+        unmade_directory(surroundings.home, "export") as work,
+    ):
+        work.mkdir(mode=0o700)
         files = _files(snapshot, image, work)
         members: list[archive.Member] = []
         for name, path in files.items():
@@ -68,14 +70,10 @@ def export_snapshot(
             image=_parts(image),
             members=tuple(members),
         )
-        fresh = work / "archive"
-        with fresh.open("xb") as file:
-            report = f"writing {target.name}"
+        report = f"writing {target.name}"
+        with new_file(target) as file:
             archive.write(file, index, files, lambda done, all_: progress(report, done, all_))
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.rename(target)
-        sync_directory(home)
+            faults.step("archive written")
 
 
 def import_snapshot(
@@ -140,16 +138,6 @@ def _parts(image: Image) -> archive.ImageParts:
         agent=image.agent,
         least_memory=image.least_memory,
     )
-
-
-@contextmanager
-def _beside(target: Path) -> Iterator[Path]:
-    """A directory on the file system of what is written, gone at the end."""
-    work = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.absolute().parent))
-    try:
-        yield work
-    finally:
-        discard(work)
 
 
 @contextmanager
