@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from cerne.errors import EngineError
 from cerne.host.members import Members
 from cerne.host.process import ProcessIdentity
 from cerne.units import MIB
+from cerne.vmm.descriptors import LARGEST_LIMIT
 
 _LOOP = bytes.fromhex("ebfe")
 
@@ -100,6 +102,25 @@ def test_it_has_open_what_a_first_machine_has(
     forked = files(start("a"))
     monkeypatch.setattr(native, "another_nursery", lambda: None)
     assert forked == files(start("b"))
+
+
+def test_one_that_has_no_room_for_descriptors_says_so(home: Path, start: Start) -> None:
+    first = start("a")
+    pid = int(_status(first, "PPid"))
+    assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] >= 1024
+    _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (8, hard))
+    with pytest.raises(EngineError, match="raise its hard limit"):
+        start("b")
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
+    assert _status(start("c"), "PPid") == str(pid)
+
+
+def test_machines_may_have_as_many_files_open_as_they_ever_may(start: Start) -> None:
+    limits = Path(f"/proc/{start('a').pid}/limits").read_text()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    (line,) = (line for line in limits.splitlines() if line.startswith("Max open files"))
+    assert int(line.split()[3]) == min(hard, LARGEST_LIMIT)
 
 
 # One whose machines come no further than to be born.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from cerne.engine.qmp import QmpClient
 from cerne.errors import EngineError
 from cerne.vmm.loop import Loop
-from cerne.vmm.qmp import Command, QmpServer, Request
+from cerne.vmm.qmp import Command, Later, QmpServer, Request
 
 
 class _Served:
@@ -31,11 +32,17 @@ class _Served:
         commands: dict[str, Command] = {
             "query-status": lambda _: {"status": "running"},
             "stop": self._stop,
+            "take-long": lambda _: Later(self._take_long),
             "first-words": lambda request: {"words": os.read(request.descriptor(0), 100).decode()},
         }
+        self.may_end = threading.Event()
         self.server = QmpServer(self.loop, listener, commands)
         self.thread = threading.Thread(target=self.loop.run)
         self.thread.start()
+
+    def _take_long(self) -> object:
+        assert self.may_end.wait(10)
+        return {"took": "long"}
 
     def _stop(self, _: Request) -> object:
         self.server.emit("STOP")
@@ -118,3 +125,43 @@ def test_what_is_no_utf8_does_not_swallow_what_follows(served: _Served) -> None:
         connection.sendall(b'{"execute":"\xff"}{"execute":"qmp_capabilities","id":7}\n')
         assert "error" in _line(connection)
         assert _line(connection) == {"return": {}, "id": 7}
+
+
+def test_the_loop_serves_others_while_a_command_takes_long(served: _Served) -> None:
+    with _connect(served) as slow, QmpClient(served.path) as other:
+        slow.send(b'{"execute": "qmp_capabilities"}{"execute": "take-long", "id": 1}')
+        slow.send(b'{"execute": "query-status", "id": 2}')
+        assert _line(slow) == {"return": {}}
+        # It is not answered, and the loop is free.
+        assert other.status() == "running"
+        served.may_end.set()
+        assert _line(slow) == {"return": {"took": "long"}, "id": 1}
+        assert _line(slow) == {"return": {"status": "running"}, "id": 2}
+
+
+def test_a_client_may_go_while_its_command_takes_long(served: _Served) -> None:
+    with _connect(served) as slow:
+        slow.send(b'{"execute": "qmp_capabilities"}{"execute": "take-long"}')
+        assert _line(slow) == {"return": {}}
+    served.may_end.set()
+    with QmpClient(served.path) as other:
+        assert other.status() == "running"
+
+
+def test_descriptors_that_found_no_room_are_told_of(served: _Served, tmp_path: Path) -> None:
+    (tmp_path / "words").write_text("hello")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (tmp_path / "words").open() as file, _connect(served) as client:
+        client.send(b'{"execute": "qmp_capabilities"}')
+        assert _line(client) == {"return": {}}
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+        try:
+            socket.send_fds(client, [b'{"execute": "first-words"}'], [file.fileno()])
+            refused = str(_line(client)["error"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert "raise its hard limit" in refused
+        socket.send_fds(client, [b'{"execute": "first-words"}'], [file.fileno()])
+        assert _line(client) == {"return": {"words": "hello"}}

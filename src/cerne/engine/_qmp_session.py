@@ -24,9 +24,7 @@ from qemu.qmp import (
 )
 
 from cerne.errors import EngineError
-
-# As many as the kernel passes with one message (SCM_MAX_FD).
-_DESCRIPTORS_AT_ONCE = 253
+from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
 
 _T = TypeVar("_T")
 
@@ -86,9 +84,9 @@ class Session:
         descriptors: Sequence[int] = (),
     ) -> object:
         """Run a command, with descriptors sent before it, and return its value."""
-        for first in range(0, len(descriptors), _DESCRIPTORS_AT_ONCE):
+        for first in range(0, len(descriptors), DESCRIPTORS_AT_ONCE):
             # qemu.qmp sends one a message; many of them fill a socket's buffer.
-            several = descriptors[first : first + _DESCRIPTORS_AT_ONCE]
+            several = descriptors[first : first + DESCRIPTORS_AT_ONCE]
             socket.send_fds(self._connection, [b" "], several)
         try:
             return self._run(self._client.execute(command, arguments), timeout)

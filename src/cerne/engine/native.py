@@ -44,6 +44,7 @@ from cerne.engine.saved import (
     file_digest,
     stamp,
 )
+from cerne.engine.turns import turns
 from cerne.engine.unplugging import ask_back, slots_among
 from cerne.engine.vsock import GUEST_SOCKET, UnixVsock
 from cerne.errors import EngineError, GuestTimeoutError, HostError, InputError, StorageError
@@ -88,8 +89,6 @@ PASST_LOG = "passt.log"
 _log = logging.getLogger(__name__)
 
 _TIMEOUT = 60.0
-# Each child needs a dozen descriptors, of which a process has not many.
-_FORKS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,9 +209,10 @@ class NativeEngine:
         _require_own_memory(plan)
         pids: list[int] = []
         try:
-            with _held(plan, len(children) > _FORKS_AT_ONCE):
-                for first in range(0, len(children), _FORKS_AT_ONCE):
-                    pids += self._fork(plan, disks, children[first : first + _FORKS_AT_ONCE])
+            several = turns(disks, children)
+            with _held(plan, len(several) > 1):
+                for turn in several:
+                    pids += self._fork(plan, disks, turn)
             return [
                 answering(pid, child, "the VMM") for pid, child in zip(pids, children, strict=True)
             ]

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from cerne.errors import EngineError
 from cerne.vmm import start
 from cerne.vmm.config import VmmConfig
-from cerne.vmm.nursery import DESCRIPTORS_AT_ONCE, LARGEST_REQUEST
+from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
+from cerne.vmm.nursery import LARGEST_REQUEST
 
 START = (sys.executable, "-I", "-S", start.__file__)
 """The program that starts a machine's process, or a nursery."""

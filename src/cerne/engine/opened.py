@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from cerne.engine.detached import listening_socket
-from cerne.errors import StorageError
+from cerne.errors import EngineError, StorageError
 from cerne.host.members import Members
 from cerne.network.tap import open_tap, open_vhost
 from cerne.storage.locking import lock
@@ -120,8 +120,15 @@ class Opened:
 
     @contextlib.contextmanager
     def pair(self) -> Iterator[tuple[int, int]]:
-        """Two connected sockets: one for the process, and the other, which is closed at exit."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        """Two connected sockets: one for the process, and the other, which is closed at exit.
+
+        Raises:
+            EngineError: they cannot be made.
+        """
+        try:
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        except OSError as error:
+            raise EngineError(f"a card cannot be connected: {error.strerror}") from error
         with theirs:
             yield self.take(ours.detach()), theirs.fileno()
 

@@ -67,8 +67,10 @@ class ProcessIdentity:
         with self._pidfd() as descriptor:
             if descriptor is None:
                 return True
-            readable, _, _ = select.select([descriptor], [], [], timeout)
-            return bool(readable)
+            # select(2) knows the first 1024 descriptors alone.
+            ended = select.poll()
+            ended.register(descriptor, select.POLLIN)
+            return bool(ended.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
     @contextlib.contextmanager
     def _pidfd(self) -> Iterator[int | None]:

@@ -20,6 +20,7 @@ from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import handle_kicks
 from cerne.vmm import jail
 from cerne.vmm.config import VmmConfig
+from cerne.vmm.descriptors import raise_limit
 from cerne.vmm.fork import Forked
 from cerne.vmm.machine import Machine
 from cerne.vmm.snapshot import read_state
@@ -41,6 +42,7 @@ def end_of(configure: Callable[[], VmmConfig], title: jail.Title) -> int:
 
 def _live(config: VmmConfig, title: jail.Title) -> int:
     handle_kicks()
+    raise_limit()
     # Children that were forked are nobody's to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     kvm = Kvm()

@@ -6,10 +6,10 @@ is taken as fast as the device takes it, so that a slow guest slows its client a
 
 from __future__ import annotations
 
-import contextlib
 import socket
 from collections.abc import Callable
 
+from cerne.vmm.listener import Listener
 from cerne.vmm.loop import Loop
 
 _CHUNK = 64 * 1024
@@ -34,9 +34,7 @@ class Channel:
         self._client: socket.socket | None = None
         self._incoming = b""
         self._outgoing = bytearray()
-        self._listener = listener
-        listener.setblocking(False)
-        loop.watch(self._listener.fileno(), self._accept)
+        self._listener = Listener(loop, listener, self._accept)
 
     def send(self, data: bytes) -> int:
         """Give bytes to the client; how many were taken (all, where nobody is there)."""
@@ -64,14 +62,12 @@ class Channel:
             self._pass_on()
         self._watch()
 
-    def _accept(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            self._client, _ = self._listener.accept()
-            self._client.setblocking(False)
-            # The next client waits in the kernel's queue until this one has gone.
-            self._loop.watch(self._listener.fileno(), None)
-            self._on_presence(True)
-            self._watch()
+    def _accept(self, client: socket.socket) -> None:
+        self._client = client
+        # The next client waits in the kernel's queue until this one has gone.
+        self._listener.want(False)
+        self._on_presence(True)
+        self._watch()
 
     def _receive(self) -> None:
         assert self._client is not None
@@ -119,4 +115,4 @@ class Channel:
         self._incoming = b""
         self._outgoing.clear()
         self._on_presence(False)
-        self._loop.watch(self._listener.fileno(), self._accept)
+        self._listener.want(True)

@@ -2,12 +2,14 @@
 
 The machine is paused for as long as it takes to read its state and to fork; the host's kernel
 makes the memory copy-on-write on both sides, and the machine runs on. What is long is done by the
-child: a forked machine builds a KVM VM of its own over the memory (a VM belongs to the process that
+child or in a thread beside the loop, which serves the guest's devices meanwhile: a forked machine
+builds a KVM VM of its own over the memory (a VM belongs to the process that
 made it), and a saved one is written to its files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -20,17 +22,19 @@ from cerne import faults
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import CerneError, DamagedError, EngineError
 from cerne.vmm.config import VmmConfig, disks_from_json
+from cerne.vmm.descriptors import LARGEST_LIMIT
+from cerne.vmm.qmp import Later
 from cerne.vmm.registration import register
 from cerne.vmm.snapshot import write_memory, write_state
 
 if TYPE_CHECKING:
+    from cerne.devices.block.disk import Disk
     from cerne.vmm.machine import Machine
     from cerne.vmm.qmp import Request
 
 _MOST_CHILDREN = 256
 _CHILD_TIMEOUT = 30.0
 _FIRST_FREE_DESCRIPTOR = 3
-_LARGEST_DESCRIPTOR = 1 << 20
 
 
 class Forked(BaseException):
@@ -68,9 +72,12 @@ def save(machine: Machine, request: Request) -> object:
         faults.step("saver forked")
         former = machine.peripherals.switch_disks(disks) if disks else []
     pause = time.monotonic_ns() - began
-    for disk in former:
-        disk.close()
-    return {"pause": pause}
+
+    def finish() -> object:
+        _close(former)
+        return {"pause": pause}
+
+    return Later(finish)
 
 
 def _require_own_memory(machine: Machine) -> None:
@@ -96,7 +103,8 @@ def fork(machine: Machine, request: Request) -> object:
     disks = request.take_over(disks_from_json)
     reading, writing = os.pipe()
     began = time.monotonic_ns()
-    with os.fdopen(reading, "rb") as report:
+    with contextlib.ExitStack() as leaving:
+        report = leaving.enter_context(os.fdopen(reading, "rb"))
         with os.fdopen(writing, "wb") as said, machine.paused():
             state = machine.state()
             faults.step("state read")
@@ -105,11 +113,21 @@ def fork(machine: Machine, request: Request) -> object:
             faults.step("child forked")
             former = machine.peripherals.switch_disks(disks)
         faults.step("parent runs")
-        pause = time.monotonic_ns() - began
-        for disk in former:
-            disk.close()
-        pids = _pids(report, len(configs))
-    return {"pids": pids, "pause": pause}
+        leaving.pop_all()
+    pause = time.monotonic_ns() - began
+
+    def finish() -> object:
+        with report:
+            _close(former)
+            return {"pids": _pids(report, len(configs)), "pause": pause}
+
+    return Later(finish)
+
+
+def _close(disks: list[Disk]) -> None:
+    """Close the disks that a machine had; what it wrote is counted in them first."""
+    for disk in disks:
+        disk.close()
 
 
 def _fork() -> int:
@@ -192,7 +210,7 @@ def _keep_only(machine: Machine, kept: set[int]) -> None:
     for descriptor in sorted(kept | {machine.kvm.fileno()}):
         os.closerange(first, descriptor)
         first = descriptor + 1
-    os.closerange(first, _LARGEST_DESCRIPTOR)
+    os.closerange(first, LARGEST_LIMIT)
 
 
 def _say(report: int, outcome: PlainState) -> None:
@@ -218,7 +236,9 @@ def _pids(report: IO[bytes], count: int) -> list[int]:
 def _all_of(report: IO[bytes]) -> bytes:
     """What the children say until each has closed its end."""
     data = b""
-    while select.select([report], [], [], _CHILD_TIMEOUT)[0]:
+    coming = select.poll()
+    coming.register(report, select.POLLIN)
+    while coming.poll(_CHILD_TIMEOUT * 1000):
         piece = os.read(report.fileno(), 65536)
         if not piece:
             break

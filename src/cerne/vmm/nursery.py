@@ -21,12 +21,11 @@ from cerne.errors import CerneError
 from cerne.vmm import jail
 from cerne.vmm.__main__ import end_of
 from cerne.vmm.config import VmmConfig
+from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE, NO_DESCRIPTORS_LEFT, raise_limit
 from cerne.vmm.fork import registered, with_log_of_its_own
 
 LARGEST_REQUEST = 128 * 1024
 """Bytes of a configuration."""
-DESCRIPTORS_AT_ONCE = 253
-"""As many as the kernel passes with one message (SCM_MAX_FD)."""
 
 
 def main() -> int:
@@ -34,21 +33,28 @@ def main() -> int:
     requests = socket.socket(fileno=int(sys.argv[1]))
     # Children are nobody's to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    raise_limit()
     title = jail.Title()
     descriptors: list[int] = []
+    some_lost = False
     while True:
-        data, sent, _, _ = socket.recv_fds(
+        data, sent, flags, _ = socket.recv_fds(
             requests, LARGEST_REQUEST, DESCRIPTORS_AT_ONCE, socket.MSG_CMSG_CLOEXEC
         )
         descriptors += sent
+        some_lost = some_lost or bool(flags & socket.MSG_CTRUNC)
         if not data and not sent:
             return 0
         if data != b" ":
-            answer = _fork(requests, title, data, tuple(descriptors))
+            if some_lost:
+                answer: PlainState = {"error": NO_DESCRIPTORS_LEFT}
+            else:
+                answer = _fork(requests, title, data, tuple(descriptors))
             # Before it is answered: what the machine has locked is locked by it alone.
             for descriptor in descriptors:
                 os.close(descriptor)
             descriptors.clear()
+            some_lost = False
             requests.send(json.dumps(answer).encode())
 
 

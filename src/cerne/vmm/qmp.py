@@ -10,13 +10,17 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from cerne.devices.state import SavedState
 from cerne.errors import CerneError, DamagedError, NotFoundError
 from cerne.vmm.config import Descriptors
+from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE, NO_DESCRIPTORS_LEFT
+from cerne.vmm.listener import Listener
 from cerne.vmm.loop import Loop
 
 _CHUNK = 64 * 1024
@@ -31,8 +35,6 @@ _DECODER = json.JSONDecoder()
 
 _MOST_CLIENTS = 32
 _MOST_DESCRIPTORS = 4096
-# As many as the kernel passes with one message (SCM_MAX_FD).
-_DESCRIPTORS_AT_ONCE = 253
 
 _Taken = TypeVar("_Taken")
 
@@ -62,6 +64,15 @@ class Request(NamedTuple):
         return parse(self.arguments, lambda number: os.dup(self.descriptor(number)))
 
 
+class Later(NamedTuple):
+    """The answer of a command that takes long: what this gives, or raises, in a thread of its own.
+
+    The loop goes on meanwhile. The client's next command waits until it is answered.
+    """
+
+    finish: Callable[[], object]
+
+
 Command = Callable[[Request], object]
 
 _NEGOTIATE = "qmp_capabilities"
@@ -85,13 +96,11 @@ class QmpServer:
         self, loop: Loop, listener: socket.socket, commands: Mapping[str, Command]
     ) -> None:
         self._loop = loop
-        self._listener = listener
         self._commands = dict(commands)
         self._commands["query-commands"] = self._query_commands
         self._commands["query-version"] = lambda _: _VERSION
         self._clients: list[_Client] = []
-        listener.setblocking(False)
-        loop.watch(listener.fileno(), self._accept)
+        self._listener = Listener(loop, listener, self._accept)
 
     def emit(self, event: str, data: Mapping[str, object] | None = None) -> None:
         """Tell all clients of an event."""
@@ -123,9 +132,24 @@ class QmpServer:
             command = self._capabilities if name == _NEGOTIATE else self._commands.get(name)
             answer = self._execute(client, name, command, arguments)
         except _RefusedError as refused:
-            client.fail(_identity(request), refused.words, refused.kind)
+            answer = refused
+        if isinstance(answer, Later):
+            client.busy = True
+            finishing = partial(self._finish_later, client, name, answer, _identity(request))
+            threading.Thread(target=finishing, name=name).start()
         else:
-            client.answer(_identity(request), answer)
+            _say(client, _identity(request), answer)
+
+    def _finish_later(self, client: _Client, name: str, later: Later, identity: object) -> None:
+        """In a thread: do what takes long, and have the loop's thread answer."""
+        answer = _outcome(name, later.finish)
+
+        def tell() -> None:
+            client.busy = False
+            _say(client, identity, answer)
+            client.go_on()
+
+        self._loop.ask(tell)
 
     def _execute(
         self, client: _Client, name: str, command: Command | None, arguments: Mapping[str, object]
@@ -136,15 +160,7 @@ class QmpServer:
         if command is None:
             raise _RefusedError(f"the command {name} has not been found", _COMMAND_NOT_FOUND)
         request = Request(SavedState("the command", arguments), client.take_descriptors())
-        try:
-            answer: object = command(request)
-        except NotFoundError as error:
-            answer = _RefusedError(error.message, _DEVICE_NOT_FOUND)
-        except CerneError as error:
-            answer = _RefusedError(error.message)
-        except OSError as error:
-            # A descriptor that is of another kind, or no more of them.
-            answer = _RefusedError(f"{name} failed: {error.strerror or error}")
+        answer = _outcome(name, partial(command, request))
         # Not where a forked child leaves this function: they are its own.
         for descriptor in request.descriptors:
             os.close(descriptor)
@@ -163,16 +179,10 @@ class QmpServer:
         """A client has gone."""
         self._clients.remove(client)
 
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except OSError:
-            # It has gone again, or there are no descriptors left for it.
-            return
+    def _accept(self, connection: socket.socket) -> None:
         if len(self._clients) >= _MOST_CLIENTS:
             connection.close()
             return
-        connection.setblocking(False)
         client = _Client(self._loop, connection, self)
         self._clients.append(client)
         client.send({"QMP": {"version": _VERSION, "capabilities": []}})
@@ -191,8 +201,11 @@ class _Client:
         self._incoming = b""
         self._outgoing = bytearray()
         self._descriptors: list[int] = []
+        self._some_lost = False
         self._gone = False
         self.negotiated = False
+        self.busy = False
+        """Whether a request of it is being answered."""
         loop.watch(connection.fileno(), self._receive)
 
     def answer(self, identity: object, value: object) -> None:
@@ -203,6 +216,8 @@ class _Client:
         self.send(error | ({} if identity is None else {"id": identity}))
 
     def send(self, message: Mapping[str, object]) -> None:
+        if self._gone:
+            return
         self._outgoing += json.dumps(message).encode() + b"\r\n"
         if len(self._outgoing) > _LONGEST_BACKLOG:
             self._drop()
@@ -224,22 +239,36 @@ class _Client:
         self._loop.watch(self._connection.fileno(), self._receive, writable)
 
     def take_descriptors(self) -> tuple[int, ...]:
-        """What the client has sent since its last command."""
+        """What the client has sent since its last command.
+
+        Raises:
+            _RefusedError: this process could not take all of it.
+        """
+        if self._some_lost:
+            self._forget_descriptors()
+            raise _RefusedError(NO_DESCRIPTORS_LEFT)
         taken, self._descriptors = tuple(self._descriptors), []
         return taken
+
+    def _forget_descriptors(self) -> None:
+        self._some_lost = False
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        self._descriptors = []
 
     def close(self) -> None:
         """Close the connection, and nothing of it stays."""
         self._gone = True
         self._connection.close()
-        for descriptor in self.take_descriptors():
-            os.close(descriptor)
+        self._forget_descriptors()
 
     def _receive(self) -> None:
         try:
-            data, sent, _, _ = socket.recv_fds(
-                self._connection, _CHUNK, _DESCRIPTORS_AT_ONCE, socket.MSG_CMSG_CLOEXEC
+            data, sent, flags, _ = socket.recv_fds(
+                self._connection, _CHUNK, DESCRIPTORS_AT_ONCE, socket.MSG_CMSG_CLOEXEC
             )
+            # What did not fit is gone, and a command must not take others for it.
+            self._some_lost = self._some_lost or bool(flags & socket.MSG_CTRUNC)
         except BlockingIOError:
             return
         except OSError:
@@ -250,7 +279,11 @@ class _Client:
         if not data or too_much:
             self._drop()
             return
-        while not self._gone and self._take():
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Answer what has come, up to a request that takes long."""
+        while not self._gone and not self.busy and self._take():
             pass
 
     def _take(self) -> bool:
@@ -282,6 +315,26 @@ class _Client:
         self._loop.watch(self._connection.fileno(), None)
         self.close()
         self._server.forget(self)
+
+
+def _outcome(name: str, action: Callable[[], object]) -> object:
+    """What a command answers: its value, or that it is refused."""
+    try:
+        return action()
+    except NotFoundError as error:
+        return _RefusedError(error.message, _DEVICE_NOT_FOUND)
+    except CerneError as error:
+        return _RefusedError(error.message)
+    except OSError as error:
+        # A descriptor that is of another kind, or no more of them.
+        return _RefusedError(f"{name} failed: {error.strerror or error}")
+
+
+def _say(client: _Client, identity: object, answer: object) -> None:
+    if isinstance(answer, _RefusedError):
+        client.fail(identity, answer.words, answer.kind)
+    else:
+        client.answer(identity, answer)
 
 
 def _command_of(request: object) -> tuple[str, Mapping[str, object]]:

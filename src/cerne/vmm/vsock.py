@@ -17,6 +17,7 @@ from functools import partial
 from cerne.devices.virtio.vsock.connection import Connection
 from cerne.devices.virtio.vsock.device import VsockDevice
 from cerne.vmm.config import VsockConfig
+from cerne.vmm.listener import Listener
 from cerne.vmm.loop import Loop
 
 GUEST_CID = 3
@@ -33,13 +34,11 @@ class HostSockets:
 
     def __init__(self, loop: Loop, config: VsockConfig) -> None:
         self._loop = loop
-        self._listener = socket.socket(fileno=config.listener)
-        self._listener.setblocking(False)
         self._directory = config.directory
         self._callers: dict[socket.socket, bytes] = {}
         self._changed: set[Connection] = set()
         self.device = VsockDevice(GUEST_CID, self)
-        self._watch_listener()
+        self._listener = Listener(loop, socket.socket(fileno=config.listener), self._accept)
 
     def connect(self, port: int) -> socket.socket:
         """A socket to whoever serves this port (see `HostSide.connect`)."""
@@ -94,17 +93,12 @@ class HostSockets:
             connection.link.close()
 
     def _watch_listener(self) -> None:
-        accept = self._accept if len(self._callers) < _MOST_CALLERS else None
-        self._loop.watch(self._listener.fileno(), accept)
+        self._listener.want(len(self._callers) < _MOST_CALLERS)
 
-    def _accept(self) -> None:
-        # The caller may have gone again, and a process may have too many files open.
-        with contextlib.suppress(OSError):
-            caller, _ = self._listener.accept()
-            caller.setblocking(False)
-            self._callers[caller] = b""
-            self._loop.watch(caller.fileno(), partial(self._listen_to, caller))
-            self._watch_listener()
+    def _accept(self, caller: socket.socket) -> None:
+        self._callers[caller] = b""
+        self._loop.watch(caller.fileno(), partial(self._listen_to, caller))
+        self._watch_listener()
 
     def _listen_to(self, caller: socket.socket) -> None:
         """Take what a caller says, up to the end of its first line: the rest is the guest's."""

@@ -215,10 +215,12 @@ class FrontEnd:
         data = b""
         while len(data) < size:
             with self._limited(request):
-                piece, sent, _, _ = socket.recv_fds(
+                piece, sent, flags, _ = socket.recv_fds(
                     self._connection, size - len(data), _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC
                 )
             descriptors += sent
+            if flags & socket.MSG_CTRUNC:
+                raise BackendError(f"not all descriptors of the answer to {request.name} fit here")
             if not piece:
                 raise BackendError(f"the backend hung up on {request.name}")
             data += piece
