@@ -89,19 +89,17 @@ def _named_new_file(target: Path) -> Iterator[BinaryIO]:
     sync_directory(directory)
 
 
-def keep(path: Path, files: Path) -> str:
-    """Move a file to where its content is kept, on the same file system; its digest."""
-    digest = sha256_of(path)
+def keep(path: Path, digest: str, files: Path) -> None:
+    """Move a file of this digest to where its content is kept, on the same file system."""
     target = files / digest
     if target.exists():
         path.unlink()
-        return digest
+        return
     with path.open("rb") as file:
         os.fsync(file.fileno())
     path.chmod(0o444)
     path.replace(target)
     sync_directory(files)
-    return digest
 
 
 def sync_directory(directory: Path) -> None:

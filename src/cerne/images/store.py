@@ -11,10 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.errors import ConflictError, DamagedError, ImageError, InputError, NotFoundError
+from cerne.errors import (
+    ChecksumError,
+    ConflictError,
+    DamagedError,
+    ImageError,
+    InputError,
+    NotFoundError,
+)
 from cerne.images.files import (
     keep,
     locked,
+    sha256_of,
     storage_errors,
     sweep_work,
     sync_directory,
@@ -52,6 +60,29 @@ class Parts:
     agent: bool = False
     least_memory: int = 0
     """Bytes in which it boots at all; 0 where nobody knows."""
+
+    def manifest(self) -> Manifest:
+        """The manifest of an image that is made of them; all of them are read."""
+        return Manifest(
+            kernel=sha256_of(self.kernel) if self.kernel else None,
+            initrd=sha256_of(self.initrd) if self.initrd else None,
+            command_line=self.command_line,
+            disk=sha256_of(self.disk) if self.disk else None,
+            disk_format=self.disk_format,
+            disk_size=self.disk_size,
+            agent=self.agent,
+            least_memory=self.least_memory,
+        )
+
+    def keep(self, manifest: Manifest, files: Path) -> None:
+        """Move them to where the contents of images are kept; the manifest is theirs."""
+        for path, digest in (
+            (self.kernel, manifest.kernel),
+            (self.initrd, manifest.initrd),
+            (self.disk, manifest.disk),
+        ):
+            if path is not None and digest is not None:
+                keep(path, digest, files)
 
 
 class ImageStore:
@@ -172,8 +203,9 @@ class ImageStore:
             ):
                 _log.debug("building %s", reference)
                 parts = recipe.build(work, self._cache, progress or silent)
+                manifest = parts.manifest()
                 with locked(self._files_lock):
-                    return self._keep(reference, parts, f"recipe {reference}", key)
+                    return self._keep(reference, parts, manifest, f"recipe {reference}", key)
 
     def import_(
         self,
@@ -211,16 +243,37 @@ class ImageStore:
             parts = import_disk(source, checksum, format_, work, self._cache, progress or silent)
             return self.add(chosen, parts, source=source, replace=replace)
 
-    def add(self, name: str, parts: Parts, *, source: str, replace: bool = False) -> Image:
+    def add(
+        self,
+        name: str,
+        parts: Parts,
+        *,
+        source: str,
+        replace: bool = False,
+        digest: str | None = None,
+    ) -> Image:
         """Keep an image under a name. Its files are moved, and must be on this file system.
+
+        Args:
+            digest: what it must have, as ``sha256:HEX``.
 
         Raises:
             InputError: the name cannot be an image's, or is a recipe's.
             ConflictError: the name is another image's, and `replace` was not given.
+            ChecksumError: it has another digest; nothing of it is kept.
         """
+        with storage_errors(f"keeping {name}", self._root):
+            # Before the lock is taken: it reads all of them.
+            manifest = parts.manifest()
+        found = f"sha256:{manifest.digest()}"
+        if digest not in (None, found):
+            raise ChecksumError(
+                f"the image of {source} is {found}, and {digest} was promised",
+                hint="fetch it again, or have it made anew",
+            )
         with locked(self._files_lock):
             self._require_free(name, replace=replace)
-            return self._keep(name, parts, source, "")
+            return self._keep(name, parts, manifest, source, "")
 
     def _require_free(self, name: str, *, replace: bool) -> None:
         from cerne.images.recipe import RECIPES
@@ -241,20 +294,10 @@ class ImageStore:
     def _files_lock(self) -> Path:
         return self._root / _WORK / "files.lock"
 
-    def _keep(self, name: str, parts: Parts, source: str, key: str) -> Image:
+    def _keep(self, name: str, parts: Parts, manifest: Manifest, source: str, key: str) -> Image:
         """Keep an image under a name, with the lock of the files held."""
-        files = self._root / _FILES
         with storage_errors(f"keeping {name}", self._root):
-            manifest = Manifest(
-                kernel=keep(parts.kernel, files) if parts.kernel else None,
-                initrd=keep(parts.initrd, files) if parts.initrd else None,
-                command_line=parts.command_line,
-                disk=keep(parts.disk, files) if parts.disk else None,
-                disk_format=parts.disk_format,
-                disk_size=parts.disk_size,
-                agent=parts.agent,
-                least_memory=parts.least_memory,
-            )
+            parts.keep(manifest, self._root / _FILES)
             digest = manifest.digest()
             write_whole(self._root / _MANIFESTS / f"{digest}.json", manifest.encoded())
             note = {"digest": digest, "created": time.time(), "source": source, "key": key}

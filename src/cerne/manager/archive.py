@@ -41,6 +41,8 @@ _MOST_EXTENTS = 1 << 14
 
 With three marks an extent, four members that have so many have room in the index."""
 _LARGEST_FILE = 1 << 50
+_LARGEST_PARTS = {"image/kernel": 256 << 20, "image/initrd": 2 << 30}
+"""Bytes of what is read whole, holes and all. Linux is given no initrd beyond 2 GiB."""
 _MOST_MEMBERS = 64
 _LONGEST_COMMAND_LINE = 2047
 """Linux on x86 takes no more (COMMAND_LINE_SIZE)."""
@@ -76,6 +78,13 @@ class Member(_Part):
             if offset < end or length <= 0 or offset + length > self.size:
                 raise ValueError("its extents overlap, or lie outside of it")
             end = offset + length
+        return self
+
+    @model_validator(mode="after")
+    def _size_is_plausible(self) -> Self:
+        largest = _LARGEST_PARTS.get(self.name, _LARGEST_FILE)
+        if self.size > largest:
+            raise ValueError(f"it has {self.size} bytes, and at most {largest} are taken")
         return self
 
 

@@ -7,6 +7,9 @@ goes through here before a file of it comes to where the store's files are.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from cerne.errors import ImageError, InputError
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
     from cerne.manager.manifest import Manifest
     from cerne.manager.spec import MachineSpec
 
+_IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}")
+"""A name or a digest of an image: it is shown, and looked for."""
+
 _ROOM_BESIDE_MEMORY = 1 << 30
 """Bytes that an engine's own state may take beside the guest's memory."""
 
@@ -33,6 +39,12 @@ def strange_manifest(manifest: Manifest, what: str) -> Manifest:
         InputError: it is of a machine that has what an archive does not hold, or no other host has.
     """
     check_name(manifest.spec.name)
+    for image in (manifest.image, manifest.spec.image):
+        if not _IMAGE.fullmatch(image):
+            raise InputError(
+                f"{what} is of an image named {image[:40]!r}, as none can be",
+                hint="export the snapshot anew, where you trust it",
+            )
     require_nothing_of_a_host(manifest.spec, what)
     if manifest.data_layers:
         raise InputError(
@@ -79,20 +91,37 @@ def require_strange_disk(path: Path, disk_format: str, size: int, what: str) -> 
     Raises:
         ImageError: it is such a disk, or its tables are damaged.
     """
-    try:
+    with _told_of(path, f"{what} cannot be used", "its image's disk"):
+        if not 0 < size <= LARGEST_DISK:
+            raise ImageError(
+                f"{path} has {format_size(size)}, and at most {format_size(LARGEST_DISK)} are taken"
+            )
         _require_disk(path, disk_format, size)
+
+
+def require_strange_layer(path: Path, size: int, what: str) -> None:
+    """Refuse what a machine's disk differs in from its image's, as `require_strange_disk` does.
+
+    Raises:
+        ImageError: it is none, or not of this many bytes.
+    """
+    with _told_of(path, f"{what} cannot be used", "it"):
+        _require_disk(path, "qcow2", size)
+
+
+@contextmanager
+def _told_of(path: Path, what: str, name: str) -> Iterator[None]:
+    """An error names a file that has just been made here by what it is."""
+    try:
+        yield
     except ImageError as error:
-        why = error.message.replace(str(path), "its image's disk")
         raise ImageError(
-            f"{what} cannot be used: {why}", hint="export the snapshot anew, where you trust it"
+            f"{what}: {error.message.replace(str(path), name)}",
+            hint="export the snapshot anew, where you trust it",
         ) from error
 
 
 def _require_disk(path: Path, disk_format: str, size: int) -> None:
-    if not 0 < size <= LARGEST_DISK:
-        raise ImageError(
-            f"{path} has {format_size(size)}, and at most {format_size(LARGEST_DISK)} are taken"
-        )
     if disk_format == "raw":
         found, virtual_size = "raw", path.stat().st_size
     else:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from cerne import faults
 from cerne.errors import (
-    ChecksumError,
     DamagedError,
     HostError,
     InputError,
@@ -29,6 +28,7 @@ from cerne.manager.outside import (
     require_nothing_of_a_host,
     require_plausible_memory,
     require_strange_disk,
+    require_strange_layer,
     strange_manifest,
 )
 from cerne.manager.recovery import discard, unmade_directory
@@ -108,7 +108,7 @@ def import_snapshot(
                 created=time.time(),
             )
             with Layers(surroundings.home).locked():
-                _keep_disk(image, work, surroundings.home.layer(row.layer))
+                _keep_disk(image, work, manifest, surroundings.home.layer(row.layer))
                 _keep_memory(work, manifest)
                 faults.step("import whole")
                 surroundings.store.add_snapshot(row)
@@ -205,14 +205,7 @@ def _image(surroundings: Surroundings, index: archive.Index, work: Path) -> Imag
         least_memory=said.least_memory,
     )
     name = f"imported-{digest.removeprefix('sha256:')[:12]}"
-    image = images.add(name, parts, source=f"snapshot {index.name}")
-    if image.digest != digest:
-        images.remove(name)
-        raise ChecksumError(
-            f"the image of {index.name} is {image.digest}, and {digest} was promised",
-            hint="export the snapshot anew",
-        )
-    return image
+    return images.add(name, parts, source=f"snapshot {index.name}", digest=digest)
 
 
 def _memory(index: archive.Index) -> int:
@@ -224,11 +217,13 @@ def _if_there(path: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def _keep_disk(image: Image, work: Path, layer: Path) -> None:
+def _keep_disk(image: Image, work: Path, manifest: Manifest, layer: Path) -> None:
     if image.disk is not None:
         disk = work / f".{_DISK}"
         if not disk.exists():
             raise DamagedError("the snapshot's disk is missing", hint="export it anew")
+        size = manifest.spec.disk or image.disk.virtual_size
+        require_strange_layer(disk, size, "the snapshot's disk")
         put_on(disk, image.disk.path, image.disk.format, image.disk.virtual_size)
         disk.rename(layer)
         sync_directory(layer.parent)
