@@ -158,3 +158,28 @@ def test_a_socket_that_nobody_serves_is_named(serve: Serve) -> None:
 def test_a_client_that_is_not_open_says_so(directory: Path) -> None:
     with pytest.raises(EngineError, match="not connected"):
         QmpClient(directory / "none.sock").status()
+
+
+def test_an_answer_without_end_is_refused_in_words(serve: Serve) -> None:
+    server = serve(
+        lambda command: [{"return": {} if "cap" in command["execute"] else "a" * 11_000_000}]
+    )
+    with (
+        pytest.raises(EngineError, match="closed its QMP connection"),
+        QmpClient(server.path) as qmp,
+    ):
+        qmp.execute("anything")
+
+
+@pytest.mark.parametrize(
+    "stamp", [{}, {"seconds": "a", "microseconds": 0}, {"seconds": 0, "microseconds": []}, 1]
+)
+def test_an_event_at_no_time_is_refused_in_words(serve: Serve, stamp: object) -> None:
+    event: Message = {"event": "SHUTDOWN", "timestamp": stamp}
+    server = serve(
+        lambda command: [{"return": {}}, *([event] if command["execute"] == "x" else [])]
+    )
+    with QmpClient(server.path) as qmp:
+        qmp.execute("x")
+        with pytest.raises(EngineError, match="malformed event"):
+            qmp.wait_event("SHUTDOWN", timeout=10)

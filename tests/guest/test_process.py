@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import socket
+import threading
+import tracemalloc
 
 import pytest
 
 from cerne.errors import GuestError
 from cerne.guest import ExitStatus, GuestProcess, wire
+from cerne.guest.client import _gather
 from cerne.guest.session import Session
 from cerne.guest.wire import FrameType, encode
 
@@ -70,3 +73,33 @@ def test_an_error_in_the_middle(session_pair: Pair) -> None:
     with pytest.raises(GuestError) as caught:
         GuestProcess(session, 1).wait(20)
     assert caught.value.message == "the disk ?[31mburns"
+
+
+def test_many_small_pieces_of_output_take_little_memory(session_pair: Pair) -> None:
+    session, far = session_pair
+    process, piece, pieces = GuestProcess(session, 1), b"ab", 300_000
+    end = encode(FrameType.EXITED, wire.EXITED.pack(0, 0))
+    said = encode(FrameType.STDOUT, piece) * pieces + end
+    sending = threading.Thread(target=far.sendall, args=(said,))
+    tracemalloc.start()
+    try:
+        sending.start()
+        gathered = _gather(process, None)
+        _now, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        far.close()
+        sending.join()
+    assert gathered.stdout == piece * pieces
+    # As objects of their own they take 17 MB.
+    assert peak < 10_000_000
+
+
+def test_output_of_nothing_is_not_kept(session_pair: Pair) -> None:
+    session, far = session_pair
+    far.sendall(encode(FrameType.STDOUT) * 1000 + encode(FrameType.CREDIT, wire.COUNT.pack(1)))
+    process = GuestProcess(session, 1)
+    process._credit = 0
+    # Who writes receives what there is, whether or not anybody reads it.
+    process.write(b"x")
+    assert not process._output

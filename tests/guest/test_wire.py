@@ -79,6 +79,14 @@ def test_anything_is_information_or_refused(payload: bytes) -> None:
         _parse_info(payload)
 
 
+@pytest.mark.parametrize("uptime", ["inf", "nan", "-1", "1e999"])
+def test_seconds_that_make_no_sense(uptime: str) -> None:
+    names = ("hostname", "kernel", "architecture", "system", "boot_id", "agent_version")
+    said = "\n".join([f"uptime={uptime}", *(f"{name}=x" for name in names)])
+    with pytest.raises(GuestError, match="make no sense"):
+        _parse_info(said.encode())
+
+
 @given(st.binary())
 def test_a_guests_words_are_safe_to_show(data: bytes) -> None:
     assert wire.readable(data).isprintable()

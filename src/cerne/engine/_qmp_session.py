@@ -26,6 +26,8 @@ from qemu.qmp import (
 from cerne.errors import EngineError
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
 
+_SHOWN = 200
+
 _T = TypeVar("_T")
 
 
@@ -133,9 +135,13 @@ class Session:
 
 def _event(message: Message) -> QmpEvent:
     name, data, stamp = (message.get(key) for key in ("event", "data", "timestamp"))
+    malformed = f"the machine sent a malformed event: {str(dict(message))[:_SHOWN]}"
     if not isinstance(name, str) or not isinstance(stamp, dict):
-        raise EngineError(f"the machine sent a malformed event: {dict(message)!r}")
-    seconds = float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
+        raise EngineError(malformed)
+    try:
+        seconds = float(stamp["seconds"]) + float(stamp["microseconds"]) / 1e6
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
+        raise EngineError(malformed) from error
     return QmpEvent(name, data if isinstance(data, dict) else {}, seconds)
 
 
@@ -156,3 +162,6 @@ def _translated(timeout: float | None) -> Iterator[None]:
         raise QmpClosedError("the machine's process closed its QMP connection") from error
     except QMPError as error:
         raise EngineError(f"QMP failed: {error}") from error
+    except (ValueError, RecursionError) as error:
+        # A line beyond the 10 MiB that qemu.qmp reads, or JSON within JSON without end.
+        raise EngineError(f"the machine's process does not speak QMP: {error}") from error

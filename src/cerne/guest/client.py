@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import threading
 import time
@@ -287,23 +288,22 @@ def _chunks(stdin: bytes | BinaryIO | Iterable[bytes]) -> Iterable[bytes]:
 
 
 def _gather(process: GuestProcess, deadline: float | None) -> ExecResult:
-    streams: dict[Stream, list[bytes]] = {Stream.STDOUT: [], Stream.STDERR: []}
-    size = 0
+    # One buffer each: a guest may send a byte at a time, and each object takes dozens.
+    streams = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         output = process.read(left)
         if output is None:
             break
-        size += len(output.data)
-        if size > _MOST_GATHERED:
+        if sum(map(len, streams.values())) + len(output.data) > _MOST_GATHERED:
             raise GuestError(
                 f"the command wrote more than {_MOST_GATHERED // MIB} MiB",
                 hint="stream it with popen(), or write it to a file and pull that",
             )
-        streams[output.stream].append(output.data)
+        streams[output.stream] += output.data
     end = process.wait()
     return ExecResult(
-        end.status, end.signal, b"".join(streams[Stream.STDOUT]), b"".join(streams[Stream.STDERR])
+        end.status, end.signal, bytes(streams[Stream.STDOUT]), bytes(streams[Stream.STDERR])
     )
 
 
@@ -331,12 +331,19 @@ def _count(payload: bytes) -> int:
     return number
 
 
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{text!r} are no seconds")
+    return seconds
+
+
 def _parse_info(payload: bytes) -> GuestInfo:
     lines = payload.decode(errors="replace").splitlines()
     said = dict(line.split("=", 1) for line in lines if "=" in line)
     try:
         return GuestInfo(
-            uptime=float(said.pop("uptime")),
+            uptime=_seconds(said.pop("uptime")),
             **{name: wire.readable(said[name].encode(), _LONGEST_NAME) for name in _INFO_NAMES},
         )
     except (KeyError, ValueError) as error:

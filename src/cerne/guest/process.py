@@ -216,6 +216,9 @@ class GuestProcess:
                 raise wire.nonsense(f"{frame.type.name} from a process that runs")
 
     def _take_output(self, frame: Frame) -> None:
+        if not frame.payload:
+            # It takes no credit, so that there could be any number of them.
+            return
         self._unread += len(frame.payload)
         if self._unread + self._owed > WINDOW:
             raise wire.nonsense("more output than it had leave to")
