@@ -11,7 +11,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +19,19 @@ import pytest
 from tests.devices.test_vhost_user import Served
 
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs
-from cerne.engine.backends import disk_backend, share_backend
-from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, SharePlan
+from cerne.engine.backends import disk_backend, network_backend, require_served, share_backend
+from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, PortForward, SharePlan, UserNic
 from cerne.engine.opened import Opened
+from cerne.errors import EngineError
+from cerne.host.members import Members, supervisor_of
+from cerne.host.notes import Notes
+from cerne.host.process import ProcessIdentity
 from cerne.host.programs import find_program
 from cerne.kvm.memory import GuestAddress, GuestMemory
+from cerne.network.passt import has_way_out
+from cerne.network.ports import PublishedPort, chosen
 from cerne.units import MIB
-from cerne.vmm.config import BackendConfig
+from cerne.vmm.config import BackendConfig, NicConfig
 
 Eventually = Callable[[Callable[[], bool]], None]
 
@@ -149,6 +155,107 @@ def test_a_disk_that_cannot_be_says_so_and_ends(
     kept = Kept(config)
     eventually(lambda: kept.processes() == {})
     assert "invalid VMDK" in (home / "disk0.log").read_text()
+
+
+@dataclass
+class Network:
+    """A network card's passt, with the other end of its cable in the test's hands."""
+
+    home: Path
+    opened: Opened
+    config: NicConfig
+
+    @property
+    def members(self) -> Members:
+        return Members(self.home)
+
+    def connect(self) -> socket.socket:
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(f"/proc/self/fd/{self.config.address}")
+        return link
+
+    def passt(self) -> list[ProcessIdentity]:
+        return self.members.alive("net0")
+
+    def notes(self) -> list[str]:
+        with Notes(self.home).taken() as words:
+            return words
+
+
+@pytest.fixture
+def network(home: Path, opened: Opened) -> Callable[[int], Network]:
+    _require("passt")
+    if not has_way_out():
+        pytest.skip("passt wants a default route")
+
+    def make(port: int) -> Network:
+        nic = UserNic("02:00:00:00:00:01", (PortForward("127.0.0.1", port, 80),))
+        plan = replace(_plan(home, (), ()), nics=(nic,))
+        return Network(home, opened, network_backend(plan, nic, opened))
+
+    return make
+
+
+def _refuses(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_passt_is_started_again_with_its_ports(
+    network: Callable[[int], Network], opened: Opened, eventually: Eventually
+) -> None:
+    with chosen([PublishedPort("127.0.0.1", 0, 80)]) as (port,):
+        net = network(port.host_port)
+        require_served(opened.reports)
+    # From its report on it serves.
+    assert not _refuses(port.host_port)
+    (first,) = net.passt()
+    first.send(signal.SIGKILL)
+    first.wait()
+    with net.connect():
+        eventually(lambda: not _refuses(port.host_port))
+        (second,) = net.passt()
+        assert second != first
+        assert net.notes() == [
+            "passt, which serves net0 of m, was killed by SIGKILL; it was started again"
+        ]
+        assert net.members.lost() == []
+        opened.__exit__()
+        opened._descriptors.clear()
+        eventually(lambda: net.members.alive() == [])
+    # It ended with the machine, which is nothing to note.
+    assert net.notes() == []
+
+
+def test_passt_that_cannot_serve_is_said_at_the_start(
+    network: Callable[[int], Network], opened: Opened, eventually: Eventually
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        net = network(taken.getsockname()[1])
+        with pytest.raises(EngineError, match=r"passt, .* ended with status 1: Failed to bind"):
+            require_served(opened.reports)
+        eventually(lambda: net.members.alive() == [])
+
+
+def test_passt_without_its_supervisor_serves_on_and_is_missed_once_it_ends(
+    network: Callable[[int], Network], opened: Opened, eventually: Eventually
+) -> None:
+    with chosen([PublishedPort("127.0.0.1", 0, 80)]) as (port,):
+        net = network(port.host_port)
+        require_served(opened.reports)
+    (supervisor,) = net.members.alive(supervisor_of("net0"))
+    supervisor.send(signal.SIGKILL)
+    eventually(lambda: not supervisor.alive())
+    assert not _refuses(port.host_port)
+    assert net.members.lost() == []
+    net.passt()[0].send(signal.SIGKILL)
+    eventually(lambda: net.passt() == [])
+    (lost,) = net.members.lost()
+    assert (lost.role, lost.noted) == ("net0", False)
+    lost.note()
+    assert [member.noted for member in net.members.lost()] == [True]
 
 
 @pytest.mark.parametrize("read_only", [False, True])

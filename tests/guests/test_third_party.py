@@ -107,8 +107,8 @@ def _user_network(link: socket.socket) -> Iterator[None]:
     passt = find_program("passt")
     if passt is None:
         pytest.skip("passt is not installed")
-    command = passt_command(passt, link.fileno(), [])
-    process = subprocess.Popen(command, pass_fds=[link.fileno()])
+    command = passt_command(passt, str(link.fileno()), "0", [])
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[link.fileno()])
     try:
         yield
     finally:

@@ -11,6 +11,7 @@ import threading
 import pytest
 from tests.manager.conftest import FakeEngine
 
+from cerne.cli.listing import ls
 from cerne.engine.base import Ending
 from cerne.errors import (
     BusyError,
@@ -22,6 +23,8 @@ from cerne.errors import (
     NotFoundError,
     StateError,
 )
+from cerne.host.members import Members, start_member, supervisor_of
+from cerne.host.notes import Notes
 from cerne.manager import Manager, State
 from cerne.manager.lock import held
 from cerne.manager.machine import Machine
@@ -188,6 +191,40 @@ def test_a_program_that_names_a_machines_sockets_is_left_alone(
         assert engine.running() == 0
         assert other.poll() is None
         other.kill()
+
+
+def _helper_events(machine: Machine) -> list[str]:
+    return [event.detail for event in machine.events() if event.kind == "helper ended"]
+
+
+def test_the_end_of_a_process_that_serves_a_machine_is_told(
+    manager: Manager, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.start()
+    runtime = manager.home.machine_runtime(machine.id)
+    Notes(runtime).add("passt was killed; it was started again")
+    assert machine.unserved == []
+    assert machine.state is State.RUNNING
+    assert machine.state is State.RUNNING
+    assert _helper_events(machine) == ["passt was killed; it was started again"]
+    # One whose supervisor was killed too is noticed by its registration.
+    members = Members(runtime)
+    for role in (supervisor_of("net0"), "net0"):
+        start_member(members, role, ["/bin/true"], []).wait()
+    assert manager.get("web").unserved == ["net0"]
+    assert [each.state for each in (machine, machine)] == [State.RUNNING] * 2
+    assert _helper_events(machine)[1:] == ["what serves net0 has ended, and is not started again"]
+    ls()
+    assert "running (degraded)" in capsys.readouterr().out
+    # It is not started again while its supervisor does that.
+    supervisor = start_member(members, supervisor_of("net0"), ["/bin/sleep", "99"], [])
+    while not members.alive(supervisor_of("net0")):
+        assert supervisor.poll() is None
+    assert machine.unserved == []
+    machine.kill()
+    # What serves a machine ends with it.
+    assert supervisor.wait() != 0
+    assert len(_helper_events(machine)) == 2
 
 
 def test_what_an_interrupted_create_left_is_swept(manager: Manager, machine: Machine) -> None:

@@ -27,6 +27,7 @@ _COLOURS = {
     "starting": "yellow",
     "suspended": "yellow",
 }
+_DEGRADED = " (degraded)"
 _POLL = 0.2
 
 
@@ -69,6 +70,10 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "engine": record.engine or spec.engine,
         "process": str(record.process.pid) if record.process else "",
         "network": spec.network,
+        "unserved": ", ".join(
+            f"{role}: see {machine.engine_log.with_name(f'{role}.log')}"
+            for role in machine.unserved
+        ),
         "ports": ", ".join(
             f"{p.host_address}:{p.host_port} → {p.guest_port}/{p.protocol}" for p in machine.ports
         ),
@@ -199,7 +204,7 @@ def _row(machine: Machine, record: Record) -> tuple[str, ...]:
     created = age(datetime.fromtimestamp(record.created, UTC))
     return (
         record.name,
-        record.state,
+        record.state + (_DEGRADED if machine.unserved else ""),
         record.image,
         str(record.cpus),
         format_size(record.memory),
@@ -220,6 +225,7 @@ def _summary(machine: Machine, record: Record) -> dict[str, object]:
         "cpus": record.cpus,
         "memory_bytes": record.memory,
         "engine": record.engine,
+        "unserved": machine.unserved,
         "ports": [asdict(port) for port in machine.ports],
         "parent": record.parent or None,
         "pid": record.process.pid if record.process else None,

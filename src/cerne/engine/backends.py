@@ -1,13 +1,16 @@
-"""The processes that serve devices of a native machine by vhost-user, and end with it.
+"""The processes that serve devices of a native machine, and end with it.
 
-Disks of formats that the VMM does not read are served by QEMU's storage daemon, directories of the
-host by virtiofsd. Each has a keeper (`cerne.engine.keeper`), listens at a socket in the machine's
-runtime directory, and writes to a log beside the machine's.
+Disks of formats that the VMM does not read are served by QEMU's storage daemon and directories of
+the host by virtiofsd, both by vhost-user, and network cards by passt. Each has a supervisor
+(`cerne.engine.keeper`) and a socket in the machine's runtime directory, and writes to a log beside
+the machine's.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -15,18 +18,23 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from cerne.engine.base import DiskPlan, LaunchPlan, SharePlan
-from cerne.engine.detached import last_line, listening_socket, spawn
-from cerne.engine.opened import Opened
+from cerne.engine.base import DiskPlan, LaunchPlan, SharePlan, UserNic
+from cerne.engine.detached import listening_socket, spawn
+from cerne.engine.keeper import GOOD, LINK, READY, Task
+from cerne.engine.opened import Opened, Report
 from cerne.errors import EngineError, StorageError
+from cerne.host.logs import last_line
+from cerne.host.members import supervisor_of
 from cerne.host.own_ids import has_own_ids
 from cerne.host.programs import require_program
-from cerne.vmm.config import BackendConfig
+from cerne.network.passt import passt_command
+from cerne.vmm.config import BackendConfig, NicConfig
 
 _READ_FORMATS = frozenset({"raw", "qcow2"})
 """Formats of disks that the VMM reads itself."""
 
 _KEEPER = Path(__file__).with_name("keeper.py")
+_START_TIMEOUT = 30.0
 
 
 def require_backends(plan: LaunchPlan) -> None:
@@ -70,7 +78,8 @@ def disk_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
         with listening_socket(_socket(plan, f"disk{index}")) as listener:
             program = require_program("qemu-storage-daemon")
             command = [*_apart(file), str(program), *_export(disk, file, listener, plan.cpus)]
-            return _kept(plan, f"disk{index}", listener, opened, command, [file])
+            what = f"the storage daemon, which serves disk{index} of {plan.name},"
+            return _kept(plan, f"disk{index}", what, listener, opened, command, [file])
     finally:
         os.close(file)
 
@@ -85,7 +94,41 @@ def share_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig
     with listening_socket(_socket(plan, share.tag)) as listener:
         program = require_program("virtiofsd")
         command = [*_namespaces(share), str(program), *_virtiofsd(program, share, listener)]
-        return _kept(plan, share.tag, listener, opened, command)
+        what = f"virtiofsd, which serves {share.source} to {plan.name},"
+        again = f"umount -l TARGET && mount -t virtiofs {share.tag} TARGET"
+        mending = f"in the guest, mount the directory again: {again}"
+        return _kept(plan, share.tag, what, listener, opened, command, mending=mending)
+
+
+def network_backend(plan: LaunchPlan, nic: UserNic, opened: Opened) -> NicConfig:
+    """A network card on a socket that has passt at its other end; `opened` has its report.
+
+    Raises:
+        EngineError: it cannot be started.
+    """
+    name = _network_name(nic)
+    command = passt_command(require_program("passt"), LINK, READY, nic.forwards)
+    what = f"passt, which serves {name} of {plan.name},"
+    with listening_socket(_socket(plan, name)) as listener, opened.report(what) as report:
+        backend = _kept(plan, name, what, listener, opened, command, report=report)
+    return NicConfig(
+        nic.mac, backend.link, slot=nic.slot, address=backend.address, leash=backend.leash
+    )
+
+
+def require_served(reports: Sequence[Report]) -> None:
+    """Wait until what was started serves.
+
+    Raises:
+        EngineError: one does not; the message says what it said.
+    """
+    for what, report in reports:
+        with report:
+            if not select.select([report], [], [], _START_TIMEOUT)[0]:
+                raise EngineError(f"{what} did not start within {_START_TIMEOUT:g} s")
+            said = report.read()
+        if said != GOOD:
+            raise EngineError(said.decode(errors="replace") or f"{what} was killed")
 
 
 def last_words(plan: LaunchPlan) -> str:
@@ -99,21 +142,39 @@ def last_words(plan: LaunchPlan) -> str:
 def _kept(
     plan: LaunchPlan,
     name: str,
+    what: str,
     listener: socket.socket,
     opened: Opened,
     command: Sequence[str],
     descriptors: Sequence[int] = (),
+    report: int | None = None,
+    mending: str = "",
 ) -> BackendConfig:
-    """Start a backend that listens, with its keeper, and connect to it."""
+    """Start a backend with its supervisor, and connect to it.
+
+    It listens itself; or, where it is to `report`, its supervisor does.
+    """
     path = _socket(plan, name)
     # The machine's process is nobody by the time that it connects again; the directory is private.
     path.chmod(0o666)
-    with opened.pair() as (leash, keepers_end):
-        inherited = [listener.fileno(), *descriptors]
-        arguments = (str(keepers_end), ",".join(map(str, inherited)))
-        keeper = [sys.executable, "-I", "-S", str(_KEEPER), *arguments, *command]
-        descriptors = [keepers_end, *inherited]
-        spawn(keeper, _log(plan, name), descriptors, plan.runtime, f"{name}-keeper")
+    with opened.pair() as (leash, supervisors_end):
+        own = [] if report is None else [listener.fileno(), report]
+        inherited = [*descriptors, *([listener.fileno()] if report is None else [])]
+        task = Task(
+            runtime=str(plan.runtime),
+            role=name,
+            what=what,
+            log=str(_log(plan, name)),
+            leash=supervisors_end,
+            inherited=inherited,
+            command=[*command],
+            listener=None if report is None else listener.fileno(),
+            report=report,
+            mending=mending,
+        )
+        argv = [sys.executable, "-I", "-S", str(_KEEPER), json.dumps(task._asdict())]
+        files = [supervisors_end, *inherited, *own]
+        spawn(argv, _log(plan, name), files, plan.runtime, supervisor_of(name))
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.connect(str(path))
@@ -125,6 +186,10 @@ def _kept(
         address=opened.take(os.open(path, os.O_PATH | os.O_CLOEXEC)),
         leash=leash,
     )
+
+
+def _network_name(nic: UserNic) -> str:
+    return f"net{0 if nic.slot is None else nic.slot + 1}"
 
 
 def _socket(plan: LaunchPlan, name: str) -> Path:

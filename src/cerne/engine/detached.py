@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cerne.engine.base import LaunchPlan
 from cerne.errors import EngineError, StorageError
+from cerne.host.logs import last_line
 from cerne.host.members import Members, start_member
 from cerne.host.process import ProcessIdentity
 
@@ -128,12 +129,3 @@ def listening_socket(path: Path) -> socket.socket:
         listener.close()
         raise EngineError(f"{path} cannot be made: {error.strerror}") from error
     return listener
-
-
-def last_line(log: Path) -> str:
-    """The last line of a log that says something, or an empty string."""
-    try:
-        lines = log.read_bytes()[-65536:].decode(errors="replace").splitlines()
-    except FileNotFoundError:
-        return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -18,7 +18,9 @@ from cerne.engine.backends import (
     is_served_outside,
     last_words,
     needs_backends,
+    network_backend,
     require_backends,
+    require_served,
     share_backend,
 )
 from cerne.engine.base import (
@@ -32,7 +34,7 @@ from cerne.engine.base import (
     TapNic,
     UserNic,
 )
-from cerne.engine.detached import answering, kill, last_line, reap, spawn
+from cerne.engine.detached import answering, kill, reap, spawn
 from cerne.engine.nursery import START, Nursery, another_nursery
 from cerne.engine.opened import Opened
 from cerne.engine.panic import panicked, tail
@@ -48,13 +50,14 @@ from cerne.engine.turns import turns
 from cerne.engine.unplugging import ask_back, slots_among
 from cerne.engine.vsock import GUEST_SOCKET, UnixVsock
 from cerne.errors import EngineError, GuestTimeoutError, HostError, InputError, StorageError
-from cerne.host.members import MACHINE
+from cerne.host.logs import last_line
+from cerne.host.members import MACHINE, SAVER
 from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
 from cerne.kvm.hints import missing_hint, permission_hint
-from cerne.network.passt import has_way_out, passt_command
+from cerne.network.passt import has_way_out
 from cerne.network.ports import require_free
 from cerne.network.tap import mtu_of, require_tap
 from cerne.storage.locking import require_unlocked
@@ -82,8 +85,6 @@ VMM = (*START, "machine")
 CONFIG_FILE = "vmm.json"
 """In `LaunchPlan.runtime`."""
 ENDING_FILE = "ending.json"
-"""In `LaunchPlan.logs`."""
-PASST_LOG = "passt.log"
 """In `LaunchPlan.logs`."""
 
 _log = logging.getLogger(__name__)
@@ -141,29 +142,33 @@ class NativeEngine:
     def start(self, plan: LaunchPlan) -> ProcessIdentity:
         """Start the machine's process; return when it answers and its vCPUs run."""
         nursery = another_nursery()
-        pid = self._spawn(plan) if nursery is None else self._fork_off(nursery, plan)
         try:
-            return answering(pid, plan, "the VMM")
+            with Opened(sent=nursery is not None) as opened:
+                if nursery is None:
+                    pid = self._spawn(plan, opened)
+                else:
+                    pid = self._fork_off(nursery, plan, opened)
+            return _serving(pid, plan, opened)
         except EngineError as error:
+            # Another process may have taken a port since it was looked at: better words for that.
+            require_free(plan.forwards)
             said = last_words(plan)
-            if not said:
+            if not said or said in error.message:
                 raise
             words = f"{error.message} ({said})"
             raise EngineError(words, hint=error.hint, machine=plan.name) from error
 
-    def _spawn(self, plan: LaunchPlan) -> int:
-        with Opened() as opened:
-            config = self._config(plan, opened)._replace(saved=_saved(plan, opened))
-            path = plan.runtime / CONFIG_FILE
-            config.write(path)
-            argv = [*VMM, str(path)]
-            return spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
+    def _spawn(self, plan: LaunchPlan, opened: Opened) -> int:
+        config = self._config(plan, opened)._replace(saved=_saved(plan, opened))
+        path = plan.runtime / CONFIG_FILE
+        config.write(path)
+        argv = [*VMM, str(path)]
+        return spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
 
-    def _fork_off(self, nursery: Nursery, plan: LaunchPlan) -> int:
+    def _fork_off(self, nursery: Nursery, plan: LaunchPlan, opened: Opened) -> int:
         plan.engine_log.unlink(missing_ok=True)
-        with Opened(sent=True) as opened:
-            config = self._child(plan, opened)._replace(saved=_saved(plan, opened))
-            return nursery.start(config, opened.descriptors)
+        config = self._child(plan, opened)._replace(saved=_saved(plan, opened))
+        return nursery.start(config, opened.descriptors)
 
     def fingerprint(self) -> str:
         """The format in which machines are saved, and the processor as guests see it."""
@@ -181,7 +186,7 @@ class NativeEngine:
                     "state": opened.new(directory / STATE_FILE),
                     "memory": opened.new(directory / MEMORY_FILE),
                     "report": opened.take(writing),
-                    "registration": opened.registration(plan.runtime, "saver"),
+                    "registration": opened.registration(plan.runtime, SAVER),
                     "disks": [plain(_disk(disk, opened)) for disk in disks if resume],
                     "resume": resume,
                 }
@@ -212,7 +217,7 @@ class NativeEngine:
             several = turns(disks, children)
             with _held(plan, len(several) > 1):
                 for turn in several:
-                    pids += self._fork(plan, disks, turn)
+                    self._fork(plan, disks, turn, pids)
             return [
                 answering(pid, child, "the VMM") for pid, child in zip(pids, children, strict=True)
             ]
@@ -233,6 +238,7 @@ class NativeEngine:
                 command, config = "cerne-plug-disk", _disk(device, opened)
             else:
                 command, config = "cerne-plug-nic", _nic(plan, device, opened)
+                require_served(opened.reports)
             with _client(plan) as qmp:
                 qmp.execute(command, plain(config), descriptors=opened.descriptors)
 
@@ -270,8 +276,13 @@ class NativeEngine:
             return Ending(orderly=False, reason=f"{what}; it last said: {line}" if line else what)
 
     def _fork(
-        self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
-    ) -> list[int]:
+        self,
+        plan: LaunchPlan,
+        disks: tuple[DiskPlan, ...],
+        children: Sequence[LaunchPlan],
+        pids: list[int],
+    ) -> None:
+        """Fork children at once, and add their pids to `pids`."""
         with Opened(sent=True) as opened:
             configs = [self._child(child, opened) for child in children]
             arguments: dict[str, object] = {
@@ -279,7 +290,8 @@ class NativeEngine:
                 "disks": [plain(_disk(disk, opened)) for disk in disks],
             }
             answer = _execute(plan, "cerne-fork", arguments, opened)
-        return answer.integers("pids", 1 << 22)
+        pids += answer.integers("pids", 1 << 22)
+        require_served(opened.reports)
 
     def _config(self, plan: LaunchPlan, opened: Opened) -> VmmConfig:
         return VmmConfig(
@@ -310,6 +322,17 @@ class NativeEngine:
             engine_log=opened.log(plan.engine_log),
             registration=opened.registration(plan.runtime, MACHINE),
         )
+
+
+def _serving(pid: int, plan: LaunchPlan, opened: Opened) -> ProcessIdentity:
+    """The machine's process, once it answers and what serves it serves; or else it is killed."""
+    process = answering(pid, plan, "the VMM")
+    try:
+        require_served(opened.reports)
+    except BaseException:
+        kill(process)
+        raise
+    return process
 
 
 def _saved(plan: LaunchPlan, opened: Opened) -> SavedConfig | None:
@@ -368,10 +391,7 @@ def _nic(plan: LaunchPlan, nic: Nic, opened: Opened) -> NicConfig:
         tap, vhost = opened.tap(nic.interface), opened.vhost_net()
         mtu = mtu_of(nic.interface)
         return NicConfig(nic.mac, tap, LinkKind.TAP, mtu, vhost, nic.slot)
-    with opened.pair() as (ours, theirs):
-        command = passt_command(require_program("passt"), theirs, nic.forwards)
-        spawn(command, plan.logs / PASST_LOG, [theirs], plan.runtime, "passt")
-    return NicConfig(nic.mac, ours, slot=nic.slot)
+    return network_backend(plan, nic, opened)
 
 
 def _vsock(plan: LaunchPlan, opened: Opened) -> VsockConfig:

@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import IO, NamedTuple, Self
 
 from cerne.engine.detached import listening_socket
 from cerne.errors import EngineError, StorageError
@@ -16,6 +16,14 @@ from cerne.network.tap import open_tap, open_vhost
 from cerne.storage.locking import lock
 
 _SEARCHED_BY_ALL = 0o711
+
+
+class Report(NamedTuple):
+    """Where to read how the start of something went."""
+
+    what: str
+    stream: IO[bytes]
+    """To be closed by who reads it."""
 
 
 class Opened:
@@ -28,6 +36,7 @@ class Opened:
     def __init__(self, *, sent: bool = False) -> None:
         self._sent = sent
         self._descriptors: list[int] = []
+        self.reports: list[Report] = []
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -131,6 +140,14 @@ class Opened:
             raise EngineError(f"a card cannot be connected: {error.strerror}") from error
         with theirs:
             yield self.take(ours.detach()), theirs.fileno()
+
+    @contextlib.contextmanager
+    def report(self, what: str) -> Iterator[int]:
+        """A pipe, closed at exit, to which what is started says how that went (see `reports`)."""
+        reading, writing = os.pipe()
+        self.reports.append(Report(what, os.fdopen(reading, "rb")))
+        with os.fdopen(writing, "wb"):
+            yield writing
 
     def __enter__(self) -> Self:
         return self

@@ -19,8 +19,8 @@ MOST_AT_ONCE = 16
 # Kernel, initrd, control socket, console and its log, the ending, the log, the registration, saved
 # state and memory, and the directory and the socket of vsock.
 _OF_EVERY_CHILD = 12
-# A link and vhost-net, and passt's end of the link while that is started.
-_OF_A_NIC = 3
+# A link and vhost-net; or a link, its address, its leash, and the report of passt's start.
+_OF_A_NIC = 4
 # What else this process opens meanwhile: the connection, other threads of a library's user.
 _RESERVE = 32
 

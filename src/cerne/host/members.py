@@ -26,6 +26,10 @@ from cerne.host.process import ProcessIdentity, boot_id
 
 MACHINE = "machine"
 """The role of the process that is the machine."""
+SAVER = "saver"
+"""The role of one that writes the machine to files, and ends."""
+_SUPERVISOR = "-supervisor"
+_NOTED = ".noted"
 
 _LARGEST = 4096
 # The shell adds variables of its own to the environment.
@@ -35,6 +39,11 @@ _REGISTER = (
 )
 
 
+def supervisor_of(role: str) -> str:
+    """The role of what starts a process of this role again."""
+    return f"{role}{_SUPERVISOR}"
+
+
 class Member(NamedTuple):
     """One process, as it has registered itself."""
 
@@ -42,6 +51,16 @@ class Member(NamedTuple):
     process: ProcessIdentity | None
     """None where it has not come to register itself."""
     file: Path
+
+    @property
+    def noted(self) -> bool:
+        """Whether `note` was called."""
+        return self.file.name.endswith(_NOTED)
+
+    def note(self) -> None:
+        """Remember that its end was told."""
+        with contextlib.suppress(FileNotFoundError):
+            self.file.rename(f"{self.file}{_NOTED}")
 
     @property
     def alive(self) -> bool:
@@ -98,6 +117,19 @@ class Members:
             member.process
             for member in self.all()
             if member.process is not None and member.alive and role in ("", member.role)
+        ]
+
+    def lost(self) -> list[Member]:
+        """Those that have ended and are not started again, though the machine needs them."""
+        members = self.all()
+        running = {member.role for member in members if member.alive}
+        return [
+            member
+            for member in members
+            if member.process is not None
+            and member.role not in (MACHINE, SAVER)
+            and not member.role.endswith(_SUPERVISOR)
+            and not running & {member.role, supervisor_of(member.role)}
         ]
 
     def end(self) -> None:

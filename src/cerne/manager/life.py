@@ -30,6 +30,7 @@ from cerne.errors import (
 )
 from cerne.host.cgroup import MachineGroup
 from cerne.host.members import MACHINE, Members
+from cerne.host.notes import Notes
 from cerne.host.process import ProcessIdentity, boot_id
 from cerne.images.files import sync_directory
 from cerne.manager.admission import memory_limit
@@ -55,6 +56,9 @@ _log = logging.getLogger(__name__)
 
 READY_TIMEOUT = 120.0
 """Seconds that a guest may take to become ready, unless a command says otherwise."""
+
+HELPER_ENDED = "helper ended"
+"""The kind of the event that a process which serves a machine has ended."""
 
 KILL_TIMEOUT = 10.0
 _ENDING_TIMEOUT = 2.0
@@ -163,6 +167,7 @@ class Life:
             NotFoundError: it has been removed.
         """
         self.last = self.store.get(self.id)
+        self._tell_notes()
         if _needs_settling(self.last) and not is_held(self.lock_path):
             # Who only looks waits for nobody: what cannot be put right now is shown as it is.
             with (
@@ -391,6 +396,29 @@ class Life:
         self.last = self.store.set_process(self.last, process)
         if self.image().agent:
             self.last = self.store.set_ready(self.last)
+
+    def unserved(self) -> list[str]:
+        """The devices whose process has ended and is not started again, while it runs."""
+        if not self._runs():
+            return []
+        return sorted({member.role for member in Members(self.runtime).lost()})
+
+    def _runs(self) -> bool:
+        process = self.last.process
+        return self.last.state.live and process is not None and process.alive()
+
+    def _tell_notes(self) -> None:
+        """Make events of what was noted of the processes that serve it."""
+        if not self._runs():
+            return
+        with Notes(self.runtime).taken() as notes:
+            for words in notes:
+                self.store.tell(self.last, HELPER_ENDED, words)
+        for member in Members(self.runtime).lost():
+            if not member.noted:
+                words = f"what serves {member.role} has ended, and is not started again"
+                self.store.tell(self.last, HELPER_ENDED, words)
+                member.note()
 
     def agent(self) -> GuestAgent:
         """The agent in its guest, which is taken to run."""

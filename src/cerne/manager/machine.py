@@ -105,6 +105,11 @@ class Machine:
         return self._life.ports
 
     @property
+    def unserved(self) -> list[str]:
+        """Its devices whose process has ended and is not started again, such as ``net0``."""
+        return self._life.unserved()
+
+    @property
     def console_log(self) -> Path:
         """Everything that its serial console said in its last run."""
         return self._life.console_log

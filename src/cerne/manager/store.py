@@ -506,6 +506,11 @@ class Store:
             if changed and record.ready is None:
                 _note(database, record.id, record.name, "ready", "")
 
+    def tell(self, record: Record, kind: str, detail: str) -> None:
+        """Add an event of a machine, which changes nothing else."""
+        with self._transaction() as database:
+            _note(database, record.id, record.name, kind, detail)
+
     def rename(self, record: Record, name: str, spec: str, untold: str = "") -> None:
         """Give a machine another name, and the specification that says so.
 

@@ -26,9 +26,14 @@ def has_way_out(routes: Path = _ROUTES) -> bool:
     return any(line.split()[1:2] == [_DEFAULT_ROUTE] for line in lines)
 
 
-def passt_command(binary: Path, link: int, ports: Iterable[PublishedPort]) -> list[str]:
-    """The arguments that start passt on a connected stream socket, with these ports published."""
-    command = [str(binary), "--foreground", "--quiet", "--stderr", "--fd", str(link)]
+def passt_command(binary: Path, link: str, ready: str, ports: Iterable[PublishedPort]) -> list[str]:
+    """The arguments that start passt on a connected stream socket, with these ports published.
+
+    `link` is the number of the socket's descriptor, and `ready` that of a pipe to which passt
+    writes its pid once it serves.
+    """
+    command = [str(binary), "--foreground", "--quiet", "--stderr", "--fd", link]
+    command += ["--pid", f"/proc/self/fd/{ready}"]
     command += [
         "--ipv4-only",
         "--address",

@@ -88,7 +88,7 @@ class Backend:
         while not self._ending.wait(delay):
             delay = min(2 * delay, _LONGEST_DELAY)
             try:
-                self.device.reconnect(_connected(self._address))
+                self.device.reconnect(connected(self._address))
             except BackendError as error:
                 self._say(f"does not come back: {error.message}")
                 continue
@@ -105,7 +105,7 @@ class Backend:
             print(f"{self._what} {words}", file=sys.stderr, flush=True)
 
 
-def _connected(address: int) -> socket.socket:
+def connected(address: int) -> socket.socket:
     """A connection to the socket that a descriptor names (O_PATH): nothing is looked up."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

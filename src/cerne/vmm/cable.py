@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from cerne.devices.virtio.net.stream import StreamLink
 from cerne.devices.virtio.net.tap import TapLink
 from cerne.errors import HostError
 from cerne.kvm.vhost import VhostNet
+from cerne.vmm.backend import connected
 from cerne.vmm.config import LinkKind, NicConfig
 from cerne.vmm.loop import Loop
 
@@ -21,6 +23,7 @@ class Cable:
 
     def __init__(self, loop: Loop, nic: NicConfig) -> None:
         self._loop = loop
+        self._nic = nic
         self._gone = False
         self.card = _card(nic, lambda: loop.ask(self.update))
         self._link = self.card.link
@@ -40,6 +43,10 @@ class Cable:
         """Watch the link for what the card wants now; on the loop's thread."""
         if self._gone:
             return
+        if not self.card.link_up:
+            self._loop.watch(self._link.fileno(), None)
+            self._connect_again()
+            return
         readable = self.card.receive if self.card.wants_read else None
         writable = self.card.flush if self.card.wants_write else None
         self._loop.watch(self._link.fileno(), readable, writable)
@@ -53,8 +60,27 @@ class Cable:
     def close(self) -> None:
         """Pull the cable out; the loop must not run any more."""
         self._link.close()
+        for descriptor in (self._nic.address, self._nic.leash):
+            if descriptor is not None:
+                os.close(descriptor)
         if isinstance(self.card, KernelNetDevice):
             self.card.close()
+
+    def _connect_again(self) -> None:
+        """Put the cable into what took the place of its other end, which has gone."""
+        if self._nic.address is None:
+            return
+        try:
+            link = StreamLink(connected(self._nic.address))
+        except OSError as error:
+            print(
+                f"{self._nic.mac} has lost its link: {error.strerror}", file=sys.stderr, flush=True
+            )
+            return
+        self._link.close()
+        self._link = link
+        self.card.go_on(link)
+        self.card.announce()
 
 
 def _card(nic: NicConfig, on_change: Callable[[], None]) -> NetDevice:

@@ -103,6 +103,16 @@ class NicConfig(NamedTuple):
     """An open /dev/vhost-net, by which the kernel moves a tap's frames; Python does without."""
     slot: int | None = None
     """As a disk's."""
+    address: int | None = None
+    """As a backend's, of a link that is a stream."""
+    leash: int | None = None
+    """As a backend's."""
+
+    @property
+    def descriptors(self) -> set[int]:
+        """All descriptors in it."""
+        optional = (self.vhost, self.address, self.leash)
+        return {self.link, *(each for each in optional if each is not None)}
 
 
 class VsockConfig(NamedTuple):
@@ -171,7 +181,7 @@ class VmmConfig(NamedTuple):
         if self.engine_log is not None:
             numbers.add(self.engine_log)
         for nic in self.nics:
-            numbers.update(each for each in (nic.link, nic.vhost) if each is not None)
+            numbers |= nic.descriptors
         if self.vsock is not None:
             numbers.update((self.vsock.listener, self.vsock.directory))
         numbers.add(self.boot.kernel)
@@ -295,17 +305,22 @@ def nic_from_json(saved: SavedState, descriptors: Descriptors) -> NicConfig:
     kind = saved.text("kind", 16)
     if kind not in list(LinkKind):
         raise DamagedError(f"a network card on {kind!r} cannot be")
+    vhost, address, leash = (
+        None if number is None else descriptors(number)
+        for number in (
+            saved.optional_integer(name, _LARGEST_DESCRIPTOR)
+            for name in ("vhost", "address", "leash")
+        )
+    )
     return NicConfig(
         mac=_mac(saved),
         link=descriptors(saved.integer("link", _LARGEST_DESCRIPTOR)),
         kind=LinkKind(kind),
         mtu=saved.optional_integer("mtu", 0xFFFF),
-        vhost=(
-            None
-            if saved.is_none("vhost")
-            else descriptors(saved.integer("vhost", _LARGEST_DESCRIPTOR))
-        ),
+        vhost=vhost,
         slot=saved.optional_integer("slot", layout.HOTPLUG_SLOTS - 1),
+        address=address,
+        leash=leash,
     )
 
 

@@ -93,10 +93,9 @@ class Peripherals:
             slot = self._free_slot(nic.slot)
             self._add_nic(nic)
         except BaseException:
-            for descriptor in (nic.link, nic.vhost):
-                if descriptor is not None:
-                    with contextlib.suppress(OSError):
-                        os.close(descriptor)
+            for descriptor in nic.descriptors:
+                with contextlib.suppress(OSError):
+                    os.close(descriptor)
             raise
         self.slots.announce(slot)
 

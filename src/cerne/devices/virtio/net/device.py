@@ -100,6 +100,21 @@ class NetDevice(VirtioDevice):
         self._guess = HEADER_SIZE + SMALLEST_FRAME
 
     @property
+    def link_up(self) -> bool:
+        """Whether its link's other end is there."""
+        return self._link_up
+
+    def go_on(self, link: Link) -> None:
+        """Have another link of the same kind in place of the one that is down."""
+        with self.working():
+            self.link = link
+            self._link_up = True
+            self._set_offloads(self._offloads)
+            if self._host is not None:
+                self._host.config_changed()
+            self._tell_changes()
+
+    @property
     def wants_write(self) -> bool:
         """Whether a frame waits for the link to take more; then call `flush`."""
         return self._link_up and self.link.wants_write

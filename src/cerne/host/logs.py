@@ -1,0 +1,16 @@
+"""What a program said last in its log."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_LOOKED_AT = 65536
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something, or an empty string."""
+    try:
+        lines = log.read_bytes()[-_LOOKED_AT:].decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

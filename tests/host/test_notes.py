@@ -1,0 +1,37 @@
+"""What is noted for the next command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cerne.host.notes import Notes
+
+
+def test_notes_are_taken_once(tmp_path: Path) -> None:
+    notes = Notes(tmp_path)
+    with notes.taken() as none:
+        assert none == []
+    notes.add("one\nthing")
+    notes.add("another")
+    with notes.taken() as words:
+        assert words == ["one\nthing", "another"]
+    notes.add("a third")
+    with Notes(tmp_path).taken() as words:
+        assert words == ["a third"]
+
+
+def test_notes_that_could_not_be_told_are_kept(tmp_path: Path) -> None:
+    notes = Notes(tmp_path)
+    notes.add("one")
+    with pytest.raises(OSError, match="full"), notes.taken():
+        raise OSError("the disk is full")
+    with notes.taken() as words:
+        assert words == ["one"]
+
+
+def test_what_is_no_note_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_bytes(b'"one"\n"two\n\xff\n[1]\n"three"\n')
+    with Notes(tmp_path).taken() as words:
+        assert words == ["one", "three"]
