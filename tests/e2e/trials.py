@@ -15,11 +15,14 @@ import subprocess
 import tempfile
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
 from tests.e2e.conftest import Cerne, Engine
+
+from cerne.errors import CerneError
+from cerne.manager import Home, Manager
 
 IMAGE = "debian:12"
 MEMORY = ("--memory", "256M")
@@ -84,6 +87,8 @@ class World:
         self.durations: dict[str, float] = {}
         self.trials: list[Trial] = []
         self._count = 0
+        here = replace(Home.of_this_user(), data=cerne.home, runtime=cerne.home / "run")
+        self._manager = Manager(here)
 
     def trial(self) -> Trial:
         """Run one command, killed or not, and check all that must hold after it."""
@@ -102,6 +107,7 @@ class World:
 
     def finish(self) -> None:
         """Remove everything, and see that nothing is left of it."""
+        assert set(self.cerne.names()) == set(self.states())
         for name in self.states():
             self.cerne.ok("rm", "--force", name)
         for snapshot in self.snapshots():
@@ -234,24 +240,26 @@ class World:
                 known.boot = ""
             elif state == "running":
                 self._look(name, known, trial, rebooted=operation in _REBOOTS)
-        machines = [self.cerne.machine(name) for name in states]
+        records = [machine.record for machine in self._manager.machines()]
         directories = {path.name for path in (self.cerne.home / "machines").iterdir()}
-        assert directories >= {str(machine["id"]) for machine in machines}, trial
-        pids = [machine["pid"] for machine in machines if machine["state"] in ("running", "paused")]
-        assert len(set(pids)) == len(pids), trial
+        assert directories >= {record.id for record in records}, trial
+        processes = [record.process for record in records if record.process is not None]
+        assert len(set(processes)) == len(processes), trial
 
     def _look(self, name: str, known: Known, trial: Trial, *, rebooted: bool) -> None:
         """Compare what a guest says with what is known of it."""
+        machine = self._manager.get(name)
         before = time.time()
-        done = self.cerne("exec", name, "--", "sh", "-c", _LOOK)
+        try:
+            done = machine.exec(["sh", "-c", _LOOK], timeout=_PATIENCE)
+        except CerneError as error:
+            raise AssertionError(f"{trial}\nexec in {name}: {error}") from error
         after = time.time()
-        assert done.returncode == 0, f"{trial}\nexec {name}: {done.stderr.decode()}"
+        assert done.status == 0, f"{trial}\nexec in {name}: {done.stderr.decode()}"
         said, in_file, address, boot, word, now = done.stdout.decode().split()
-        nics = json.loads(self.cerne.ok("nic", "ls", "--json", name))
-        assert (said, in_file, address) == (name, name, nics[0]["mac"]), trial
-        assert before - _LATENESS <= int(now) <= after + _LATENESS, (
-            f"{trial}\n{before - int(now)} s"
-        )
+        assert (said, in_file, address) == (name, name, machine.nics()[0]), trial
+        late = before - int(now)
+        assert -_LATENESS - (after - before) <= late <= _LATENESS, f"{trial}\n{late:.1f} s late"
         assert word in known.words, f"{trial}\n{name}: {word}, not {known.words}"
         if known.boot and not rebooted:
             assert boot == known.boot, f"{trial}\n{name} lost what was in its memory"
@@ -259,22 +267,22 @@ class World:
 
     def _write(self, name: str) -> None:
         word = self._new("w")
-        self.cerne.ok("exec", name, "--", "sh", "-c", _WRITE, "sh", word)
+        self._manager.get(name).exec(["sh", "-c", _WRITE, "sh", word])
         self.known[name].words = {word}
 
     def states(self) -> dict[str, str]:
         """The machines' states, once none is on its way from one to another."""
         deadline = time.monotonic() + _PATIENCE
         while True:
-            listed = json.loads(self.cerne.ok("ls", "--json"))
-            states = {machine["name"]: machine["state"] for machine in listed}
+            records = [machine.record for machine in self._manager.machines()]
+            states = {record.name: str(record.state) for record in records}
             if set(states.values()) <= _SETTLED:
                 return states
             assert time.monotonic() < deadline, states
             time.sleep(0.2)
 
     def snapshots(self) -> list[str]:
-        return [each["name"] for each in json.loads(self.cerne.ok("snapshot", "ls", "--json"))]
+        return [snapshot.name for snapshot in self._manager.snapshots()]
 
     def _strays(self) -> list[str]:
         """Processes that were started in this home."""

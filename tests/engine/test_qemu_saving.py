@@ -15,13 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from cerne.engine.balloon import leave_memory
 from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan
 from cerne.engine.qemu import saving
 from cerne.engine.qemu.command_line import Accelerator
 from cerne.engine.qemu.engine import QemuEngine
 from cerne.engine.qmp import QmpClient
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE
-from cerne.errors import DamagedError, InputError, StorageError
+from cerne.errors import DamagedError, InputError, StateError, StorageError
 from cerne.host.process import ProcessIdentity
 from cerne.storage.overlay import create_overlay
 from cerne.units import MIB
@@ -237,3 +238,29 @@ def test_a_paused_machine_is_saved_twice_and_stays_paused(machines: Machines) ->
     with QmpClient(plan.qmp_socket) as qmp:
         qmp.cont()
     assert machines.say(plan, b"i") == 2
+
+
+def test_a_machine_without_a_balloon_goes_on_without_one(machines: Machines, home: Path) -> None:
+    template = replace(machines.plan("a"), memory_file=machines.saved / MEMORY_FILE)
+    machines.start(template)
+    machines.engine.save(template, machines.saved, (), resume=False)
+    first = replace(machines.plan("b"), saved=machines.saved)
+    machines.start(first)
+    # Its memory is in no file of its own any more, and it may be saved with it.
+    again = home / "again"
+    again.mkdir()
+    machines.engine.save(first, again, (), resume=False)
+    second = replace(machines.plan("c"), saved=again)
+    machines.start(second)
+    with QmpClient(second.qmp_socket) as qmp, pytest.raises(StateError, match="no balloon"):
+        leave_memory(qmp, 32 * MIB, "c")
+
+
+def test_a_machine_with_a_balloon_keeps_it(machines: Machines) -> None:
+    plan = machines.plan("a")
+    machines.start(plan)
+    machines.engine.save(plan, machines.saved, (), resume=False)
+    other = replace(machines.plan("b"), saved=machines.saved)
+    machines.start(other)
+    with QmpClient(other.qmp_socket) as qmp:
+        leave_memory(qmp, 32 * MIB, "b")

@@ -58,6 +58,21 @@ def leave_memory(qmp: QmpClient, size: int, machine: str) -> None:
         ) from error
 
 
+def has_balloon(qmp: QmpClient) -> bool:
+    """Whether a machine has a balloon.
+
+    Raises:
+        EngineError: it does not answer.
+    """
+    from cerne.engine._qmp_session import QmpCommandError
+
+    try:
+        qmp.execute("qom-get", {"path": _PATH, "property": _INTERVAL})
+    except QmpCommandError:
+        return False
+    return True
+
+
 def guest_memory_use(socket: Path, memory: int, *, runs: bool = True) -> GuestMemoryUse | None:
     """What a guest of so much memory says of it now; None where there is no balloon.
 

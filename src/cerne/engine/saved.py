@@ -36,6 +36,8 @@ class SavedMachine:
     """Empty where the memory is in the state's file."""
     memory_stamp: str = ""
     format: int = _FORMAT
+    balloon: bool = True
+    """Whether the machine had a balloon; one that goes on from it has none then either."""
 
     def write(self, directory: Path) -> None:
         """Complete the directory: from now on it is a saved machine, even after a power cut.

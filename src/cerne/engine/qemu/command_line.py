@@ -82,13 +82,15 @@ def command_line(
     disk_descriptors: Sequence[Sequence[int]] = (),
     vsock_cid: int | None = None,
     tap_descriptors: Mapping[str, int] = MappingProxyType({}),
+    *,
+    balloon: bool = True,
 ) -> list[str]:
     """The arguments that start this machine; `qmp_descriptor` is a listening socket.
 
     `disk_descriptors` are those of each disk's file, one for each way in which it is used (written,
     only read): while the machine runs the file may be given another name. Without them QEMU opens
     the disks by their names. `tap_descriptors` are those of cards on taps, by their addresses. With
-    `vsock_cid` the guest has sockets, by the host's vhost-vsock.
+    `vsock_cid` the guest has sockets, by the host's vhost-vsock. Without `balloon` it has none.
     """
     return [
         str(binary),
@@ -122,7 +124,7 @@ def command_line(
         *("-device", "pvpanic-pci"),
         *("-device", "vmgenid,guid=auto"),
         *_vsock(vsock_cid),
-        *_balloon(plan),
+        *(_balloon(plan) if balloon else ()),
     ]
 
 

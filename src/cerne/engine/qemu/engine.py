@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.engine.balloon import leave_memory
+from cerne.engine.balloon import has_balloon, leave_memory
 from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan, Nic, ShareType
 from cerne.engine.detached import answering, reap, spawn
 from cerne.engine.opened import Opened
@@ -89,6 +89,8 @@ class QemuEngine:
                 qmp_descriptor=opened.listening(plan.qmp_socket),
                 vsock_cid=guest_cid(plan.machine_id) if _has_vsock() else None,
                 disk_descriptors=[opened_disk(disk, opened) for disk in plan.disks],
+                # A guest that had none when it was saved would never see it.
+                balloon=plan.saved is None or SavedMachine.read(plan.saved).balloon,
                 tap_descriptors={nic.mac: opened.tap(nic.interface) for nic in plan.taps},
             )
             pid = spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
@@ -131,15 +133,17 @@ class QemuEngine:
                     if resume and not disk.shared
                 ]
                 apart = plan.memory_file is not None
+                balloon = has_balloon(qmp)
                 save(qmp, state, fresh, memory_apart=apart, resume=resume)
                 os.fsync(state)
-            self._describe(plan, directory).write(directory)
+            self._describe(plan, directory, balloon=balloon).write(directory)
 
-    def _describe(self, plan: LaunchPlan, directory: Path) -> SavedMachine:
+    def _describe(self, plan: LaunchPlan, directory: Path, *, balloon: bool) -> SavedMachine:
         saved = SavedMachine(
             fingerprint=self.fingerprint(),
             memory=plan.memory,
             state_digest=file_digest(directory / STATE_FILE),
+            balloon=balloon,
         )
         memory = plan.memory_file
         if memory is None:
