@@ -1,74 +1,100 @@
-"""The cable of a network card, whose other end may go and come back."""
+"""Cards on taps as a machine's process has them, with vhost-net and without it."""
 
 from __future__ import annotations
 
 import os
-import socket
-import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from tests.devices.test_vhost_net import Kernel
+from tests.taps import Namespace
 
+from cerne.arch.x86 import layout
+from cerne.devices.virtio.net.kernel import KernelNetDevice
+from cerne.kvm.kvm import Kvm
+from cerne.kvm.memory import GuestMemory
+from cerne.units import MIB
+from cerne.vmm.board import Board, Wishes
 from cerne.vmm.cable import Cable
-from cerne.vmm.config import NicConfig
+from cerne.vmm.config import BootConfig, LinkKind, NicConfig, VmmConfig
 from cerne.vmm.loop import Loop
+from cerne.vmm.peripherals import Peripherals
 
-_MAC = "02:00:00:00:00:01"
-
-Eventually = Callable[[Callable[[], bool]], None]
-Plug = Callable[[NicConfig], Cable]
+MakeNic = Callable[[], NicConfig]
 
 
 @pytest.fixture
-def plug() -> Iterator[Plug]:
-    """Makes a cable whose loop runs."""
-    loop = Loop()
-    thread = threading.Thread(target=loop.run)
-    made: list[Cable] = []
+def make_nic(namespace: Namespace) -> MakeNic:
+    """A card on the namespace's tap, with what stands for /dev/vhost-net."""
 
-    def make(nic: NicConfig) -> Cable:
-        made.append(Cable(loop, nic))
-        thread.start()
-        return made[-1]
+    def make() -> NicConfig:
+        vhost = os.open("/dev/null", os.O_RDWR)
+        return NicConfig("52:54:00:12:34:56", namespace.open_tap(), LinkKind.TAP, 1500, vhost)
 
-    yield make
-    loop.ask(loop.stop)
-    thread.join(20)
-    for cable in made:
-        cable.close()
+    return make
 
 
-@pytest.fixture
-def listener(tmp_path: Path) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.settimeout(20)
-        listener.bind(str(tmp_path / "s"))
-        listener.listen()
-        yield listener
-
-
-def test_it_is_put_into_what_took_the_place_of_its_other_end(
-    tmp_path: Path, listener: socket.socket, plug: Plug, eventually: Eventually
+def test_python_does_what_this_hosts_kernel_does_not(
+    make_nic: MakeNic, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    link = socket.socket(socket.AF_UNIX)
-    link.connect(str(tmp_path / "s"))
-    address = os.open(tmp_path / "s", os.O_PATH)
-    cable = plug(NicConfig(_MAC, link.detach(), address=address))
-    for _ in range(3):
-        listener.accept()[0].close()
-    last, _ = listener.accept()
-    eventually(lambda: cable.card.link_up and cable.card.wants_read)
-    assert cable.card.config()[6] == 1
-    # From now on nobody takes its place.
-    listener.close()
-    last.close()
-    eventually(lambda: not cable.card.link_up)
-    assert cable.card.config()[6] == 0
+    nic = make_nic()
+    cable = Cable(Loop(), nic)
+    assert not isinstance(cable.card, KernelNetDevice)
+    assert cable.card.wants_read
+    assert "vhost-net is not used: VHOST_SET_OWNER failed" in capfd.readouterr().err
+    assert nic.vhost is not None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(nic.vhost)
+    cable.close()
 
 
-def test_without_an_address_it_stays_down(plug: Plug, eventually: Eventually) -> None:
-    ours, theirs = socket.socketpair()
-    cable = plug(NicConfig(_MAC, ours.detach()))
-    theirs.close()
-    eventually(lambda: not cable.card.link_up)
+@pytest.fixture
+def devices(
+    make_nic: MakeNic, kvm_device: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Peripherals, Kernel, MakeNic]]:
+    """A machine's devices, one of them a card that the kernel serves, and that kernel."""
+    with ExitStack() as stack:
+        kvm = stack.enter_context(Kvm())
+        memory = stack.enter_context(GuestMemory.anonymous(layout.memory_ranges(32 * MIB)))
+        kernel = Kernel(memory)
+        monkeypatch.setattr("cerne.kvm.vhost.ioctl", kernel.ioctl)
+        wishes = Wishes(*[lambda *_: None] * 5)
+        board = stack.enter_context(Board(kvm, memory, 1, wishes))
+        config = VmmConfig(
+            "m", "", 1, memory.size, BootConfig(0, None, ""), 0, 0, 0, (), 0, nics=(make_nic(),)
+        )
+        found = Peripherals(board, Loop(), config, lambda event, data: None)
+        yield found, kernel, make_nic
+        found.abandon()
+
+
+def test_the_kernel_serves_a_card_while_its_machine_runs(
+    devices: tuple[Peripherals, Kernel, MakeNic],
+) -> None:
+    peripherals, kernel, _ = devices
+    (cable,) = peripherals._cables
+    assert isinstance(cable.card, KernelNetDevice)
+    transport = next(
+        function
+        for function in peripherals._pci._root.functions.values()
+        if getattr(function, "device", None) is cable.card
+    )
+    for offset, size, value in _DRIVER:
+        transport.write_bar(0, offset, size, value)
+    assert [vring.tap for vring in kernel.vrings] == [None, None]
+    peripherals.resume()
+    assert [vring.tap for vring in kernel.vrings] == [cable.card.link.fileno()] * 2
+    peripherals.pause()
+    assert [vring.tap for vring in kernel.vrings] == [None, None]
+    peripherals.state()
+
+
+# A driver that takes virtio 1 alone, and two queues.
+_DRIVER = (
+    *((20, 1, 3), (8, 4, 1), (12, 4, 1), (20, 1, 11)),
+    *((22, 2, 0), (24, 2, 16), (32, 8, 0x1000), (40, 8, 0x2000), (48, 8, 0x3000), (28, 2, 1)),
+    *((22, 2, 1), (24, 2, 16), (32, 8, 0x4000), (40, 8, 0x5000), (48, 8, 0x6000), (28, 2, 1)),
+    (20, 1, 15),
+)
