@@ -31,8 +31,8 @@ def test_codes_are_unique() -> None:
 
 @pytest.mark.parametrize("kind", FAMILY)
 def test_every_error_has_statuses(kind: type[CerneError]) -> None:
-    assert 1 <= errors.exit_status(kind("x")) <= 130
-    assert 400 <= errors.http_status(kind("x")) <= 599
+    assert 1 <= errors.exit_status(kind.__new__(kind)) <= 130
+    assert 400 <= errors.http_status(kind.__new__(kind)) <= 599
 
 
 def test_a_subclass_without_a_row_takes_its_parents_statuses() -> None:

@@ -14,38 +14,143 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cerne.errors import CerneError
-    from cerne.manager import Machine, Manager, State
-    from cerne.manager.run import run, run_async
-    from cerne.manager.snapshot import Snapshot
-    from cerne.manager.spec import DataDisk, MachineSpec, Mount, machine_spec
-    from cerne.network.ports import PublishedPort
+    from cerne.errors import (
+        BusyError,
+        CapacityError,
+        CerneError,
+        ChecksumError,
+        CommandError,
+        ConflictError,
+        DamagedError,
+        EngineError,
+        GuestError,
+        GuestPanicError,
+        GuestTimeoutError,
+        HostError,
+        ImageError,
+        InputError,
+        InterruptedByUserError,
+        KvmError,
+        MissingProgramError,
+        NotFoundError,
+        StateError,
+        StorageError,
+        StreamError,
+    )
+    from cerne.guest import (
+        ExecResult,
+        ExecTextResult,
+        GuestProcess,
+    )
+    from cerne.images import (
+        Image,
+    )
+    from cerne.manager import (
+        Event,
+        Machine,
+        Manager,
+        State,
+        Stats,
+    )
+    from cerne.manager.pool import (
+        Pool,
+    )
+    from cerne.manager.run import (
+        run,
+        run_async,
+    )
+    from cerne.manager.snapshot import (
+        Snapshot,
+    )
+    from cerne.manager.spec import (
+        DataDisk,
+        MachineSpec,
+        Mount,
+        machine_spec,
+    )
+    from cerne.network.ports import (
+        PublishedPort,
+    )
 
 _HOMES = {
+    "BusyError": "cerne.errors",
+    "CapacityError": "cerne.errors",
     "CerneError": "cerne.errors",
+    "ChecksumError": "cerne.errors",
+    "CommandError": "cerne.errors",
+    "ConflictError": "cerne.errors",
+    "DamagedError": "cerne.errors",
     "DataDisk": "cerne.manager.spec",
+    "EngineError": "cerne.errors",
+    "Event": "cerne.manager",
+    "ExecResult": "cerne.guest",
+    "ExecTextResult": "cerne.guest",
+    "GuestError": "cerne.errors",
+    "GuestPanicError": "cerne.errors",
+    "GuestProcess": "cerne.guest",
+    "GuestTimeoutError": "cerne.errors",
+    "HostError": "cerne.errors",
+    "Image": "cerne.images",
+    "ImageError": "cerne.errors",
+    "InputError": "cerne.errors",
+    "InterruptedByUserError": "cerne.errors",
+    "KvmError": "cerne.errors",
     "Machine": "cerne.manager",
     "MachineSpec": "cerne.manager.spec",
     "Manager": "cerne.manager",
+    "MissingProgramError": "cerne.errors",
     "Mount": "cerne.manager.spec",
+    "NotFoundError": "cerne.errors",
+    "Pool": "cerne.manager.pool",
     "PublishedPort": "cerne.network.ports",
     "Snapshot": "cerne.manager.snapshot",
     "State": "cerne.manager",
+    "StateError": "cerne.errors",
+    "Stats": "cerne.manager",
+    "StorageError": "cerne.errors",
+    "StreamError": "cerne.errors",
     "machine_spec": "cerne.manager.spec",
     "run": "cerne.manager.run",
     "run_async": "cerne.manager.run",
 }
 
 __all__ = [
+    "BusyError",
+    "CapacityError",
     "CerneError",
+    "ChecksumError",
+    "CommandError",
+    "ConflictError",
+    "DamagedError",
     "DataDisk",
+    "EngineError",
+    "Event",
+    "ExecResult",
+    "ExecTextResult",
+    "GuestError",
+    "GuestPanicError",
+    "GuestProcess",
+    "GuestTimeoutError",
+    "HostError",
+    "Image",
+    "ImageError",
+    "InputError",
+    "InterruptedByUserError",
+    "KvmError",
     "Machine",
     "MachineSpec",
     "Manager",
+    "MissingProgramError",
     "Mount",
+    "NotFoundError",
+    "Pool",
     "PublishedPort",
     "Snapshot",
     "State",
+    "StateError",
+    "Stats",
+    "StorageError",
+    "StreamError",
     "machine_spec",
     "run",
     "run_async",
@@ -56,3 +161,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -16,6 +16,7 @@
     │   └── StreamError      standard input or output fails
     ├── EngineError          the virtual machine's process failed
     ├── GuestError           the guest failed or does not answer
+    │   ├── CommandError     a command in the guest failed, and success was asked for
     │   ├── GuestPanicError  the guest's kernel panicked
     │   └── GuestTimeoutError  the guest did not become ready, or did not answer, in time
     ├── DamagedError         saved state (store, snapshot) is damaged or of an unknown version
@@ -28,6 +29,9 @@ setting that mends it (``hint``). Raise with ``from`` whatever was caught.
 from __future__ import annotations
 
 import os
+from typing import Protocol, TypeVar
+
+_Error = TypeVar("_Error", bound="CerneError")
 
 
 class CerneError(Exception):
@@ -51,6 +55,10 @@ class CerneError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message}\n{self.hint}" if self.hint else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # An exception is otherwise made anew of its `args`, which not all of these take.
+        return _restored, (type(self), self.args, self.__dict__)
 
 
 class InputError(CerneError):
@@ -153,6 +161,39 @@ class GuestError(CerneError):
     code = "guest"
 
 
+class CommandResult(Protocol):
+    """How a command ended, and what it wrote."""
+
+    @property
+    def status(self) -> int:
+        """Its exit status, or 128 and the signal's number."""
+
+    @property
+    def signal(self) -> int | None:
+        """The signal that ended it, if one did."""
+
+    @property
+    def stdout(self) -> bytes | str:
+        """What it wrote on standard output."""
+
+    @property
+    def stderr(self) -> bytes | str:
+        """What it wrote on standard error."""
+
+
+class CommandError(GuestError):
+    """A command in the guest failed, and ``check=True`` asked for its success.
+
+    ``result`` is how it ended, and what it wrote.
+    """
+
+    code = "command"
+
+    def __init__(self, message: str, *, result: CommandResult) -> None:
+        super().__init__(message)
+        self.result = result
+
+
 class GuestPanicError(GuestError):
     """The guest's kernel panicked."""
 
@@ -175,6 +216,16 @@ class InterruptedByUserError(CerneError):
     """The user pressed Ctrl-C; what was begun has been undone."""
 
     code = "interrupted"
+
+
+def _restored(
+    kind: type[_Error], args: tuple[object, ...], attributes: dict[str, object]
+) -> _Error:
+    """An error of another process, or of another time (pickle)."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
 
 
 # The first class of an error's MRO that is listed here decides: (exit status, HTTP status).

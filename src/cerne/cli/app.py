@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Annotated, Protocol
 
 import typer
+from typer.core import TyperGroup
 
 from cerne.cli import (
     attachments,
@@ -19,9 +22,56 @@ from cerne.cli import (
     snapshots,
 )
 
+_GROUPS = {
+    "Use a machine": ("run", "exec", "shell", "cp", "console", "logs", "vsock"),
+    "Change its state": (
+        *("create", "start", "stop", "kill", "pause", "resume", "suspend", "wake", "restart"),
+        *("rename", "set", "rm"),
+    ),
+    "Look": ("ls", "inspect", "stats", "events", "wait"),
+    "Copy": ("fork", "snapshot", "pool"),
+    "Attach": ("disk", "nic"),
+    "Prepare": ("image", "kernel", "doctor", "version"),
+}
+"""What ``cerne --help`` lists under which heading."""
+
+
+class _HelpWriter(Protocol):
+    """What writes help texts (click's HelpFormatter)."""
+
+    def section(self, name: str) -> AbstractContextManager[None]:
+        """Put a heading over what is written in its block."""
+
+    def write_dl(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Write names and what they are, side by side."""
+
+
+class _WholeSummaries(TyperGroup):
+    """A group of commands whose help has the first sentence of each whole, under headings."""
+
+    def format_commands(self, ctx: object, formatter: _HelpWriter) -> None:
+        shown = {name: command for name, command in self.commands.items() if not command.hidden}
+        groups = {
+            heading: [name for name in names if name in shown]
+            for heading, names in _GROUPS.items()
+            if self.name == "cerne"
+        }
+        for heading, names in (groups or {"Commands": [*shown]}).items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, _summary(shown[name].help)) for name in names])
+
+
+def _summary(text: str | None) -> str:
+    """The first sentence or paragraph of a help text."""
+    paragraph = " ".join((text or "").partition("\n\n")[0].split())
+    return paragraph.partition(". ")[0].removesuffix(".")
+
+
 app = typer.Typer(
     name="cerne",
+    cls=_WholeSummaries,
     help="Virtual machines: an operating system with one command.",
+    epilog="`cerne COMMAND --help` tells of a command, `cerne doctor` of this host.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -29,8 +79,20 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        host.version()
+        raise typer.Exit
+
+
 @app.callback()
 def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the log.")] = False,
 ) -> None:
     """Virtual machines: an operating system with one command."""
@@ -43,7 +105,15 @@ def options(
 # A command whose options belong to what it runs: everything after the first word is the guest's.
 _GUEST_COMMAND = {"allow_interspersed_args": False}
 
-app.command(context_settings=_GUEST_COMMAND)(guests.run)
+_RUN_EXAMPLES = """\b
+Examples:
+  cerne run --rm tiny -- uname -a         a command; the machine is removed
+  cerne run debian:12                     a shell in a new Debian
+  cerne run -d --name web -p 8080:80 tiny  a machine that stays, with a port
+  cerne run --rm --mount "$PWD:/work" tiny -- ls /work
+"""
+
+app.command(context_settings=_GUEST_COMMAND, epilog=_RUN_EXAMPLES)(guests.run)
 app.command(name="exec", context_settings=_GUEST_COMMAND)(guests.exec_)
 app.command()(guests.shell)
 app.command()(guests.cp)
@@ -63,11 +133,23 @@ app.command()(lifecycle.rename)
 app.command(name="set")(lifecycle.set_)
 app.command()(snapshots.fork)
 app.command()(listing.ls)
+app.command("ps", hidden=True)(listing.ls)
+app.command("list", hidden=True)(listing.ls)
 app.command()(listing.inspect)
 app.command()(listing.logs)
 app.command()(listing.events)
 app.command()(listing.wait)
 app.command()(listing.stats)
+for _group, _list in (
+    (attachments.disk_app, attachments.list_disks),
+    (attachments.nic_app, attachments.list_nics),
+    (snapshots.app, snapshots.list_snapshots),
+    (pools.app, pools.list_pools),
+    (images.app, images.list_images),
+    (images.kernel_app, images.list_kernels),
+):
+    _group.info.cls = _WholeSummaries
+    _group.command("list", hidden=True)(_list)
 app.add_typer(attachments.disk_app, name="disk")
 app.add_typer(attachments.nic_app, name="nic")
 app.add_typer(snapshots.app, name="snapshot")

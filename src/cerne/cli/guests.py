@@ -40,9 +40,14 @@ if TYPE_CHECKING:
     from cerne.manager import Machine
 
 WorkdirOption = Annotated[
-    str | None, typer.Option("--workdir", "-w", help="The directory to run it in.")
+    str | None,
+    typer.Option(
+        "--workdir", "-w", help="The directory to run it in.", show_default="the user's home"
+    ),
 ]
-UserOption = Annotated[str | None, typer.Option("--user", "-u", help="The user to run it as.")]
+UserOption = Annotated[
+    str | None, typer.Option("--user", "-u", help="The user to run it as.", show_default="root")
+]
 
 
 def run(

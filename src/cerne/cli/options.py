@@ -27,10 +27,14 @@ CommandArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-NameOption = Annotated[str | None, typer.Option(help="Its name; one is made up if not given.")]
-CpusOption = Annotated[int | None, typer.Option(help="Virtual CPUs.")]
-MemoryOption = Annotated[str | None, typer.Option(help="Memory, such as 512M or 2G.")]
-DiskOption = Annotated[str | None, typer.Option(help="Size of the root disk, such as 20G.")]
+NameOption = Annotated[str | None, typer.Option(help="Its name.", show_default="made up")]
+CpusOption = Annotated[int | None, typer.Option(help="Virtual CPUs.", show_default="1")]
+MemoryOption = Annotated[
+    str | None, typer.Option(help="Memory, such as 256M or 2G.", show_default="512M")
+]
+DiskOption = Annotated[
+    str | None, typer.Option(help="Size of the root disk, such as 20G.", show_default="the image's")
+]
 DataDiskOption = Annotated[
     list[str] | None,
     typer.Option(
@@ -45,7 +49,15 @@ PublishOption = Annotated[
 ]
 NetworkOption = Annotated[
     str | None,
-    typer.Option(help="user, none, or tap:INTERFACE for a tap of this host."),
+    typer.Option(help="user, none, or tap:INTERFACE for a tap of this host.", show_default="user"),
+]
+OtherTapOption = Annotated[
+    str | None,
+    typer.Option(
+        "--network",
+        help="tap:INTERFACE, another tap, where the machine has one.",
+        show_default="its network",
+    ),
 ]
 MountOption = Annotated[
     list[str] | None,
@@ -55,7 +67,9 @@ CpuWeightOption = Annotated[
     int | None,
     typer.Option(help="Its share of CPU time beside others: 1 to 10000, 100 is everybody's."),
 ]
-EngineOption = Annotated[str | None, typer.Option(help="auto, qemu or native.")]
+EngineOption = Annotated[
+    str | None, typer.Option(help="auto, qemu or native.", show_default="auto")
+]
 ColdOption = Annotated[bool, typer.Option("--cold", help="Boot it, even where its image is warm.")]
 LabelOption = Annotated[
     list[str] | None, typer.Option("--label", help="KEY=VALUE; may be repeated.")
@@ -71,7 +85,8 @@ TerminalOption = Annotated[
     bool, typer.Option("--tty", "-t", help="Give the command a terminal, this one.")
 ]
 TimeoutOption = Annotated[
-    str | None, typer.Option(help="How long to wait until it is ready, such as 90s or 5m.")
+    str | None,
+    typer.Option(help="How long to wait until it is ready, such as 90s.", show_default="2m"),
 ]
 
 

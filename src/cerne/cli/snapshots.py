@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerne.cli.complete import snapshot_names
-from cerne.cli.options import JsonOption, NameArgument, NetworkOption, PublishOption
+from cerne.cli.options import JsonOption, NameArgument, OtherTapOption, PublishOption
 from cerne.cli.output import age, print_json, print_table, progress, tell_chosen_ports
 from cerne.units import format_size
 
@@ -59,7 +59,7 @@ def restore(
     name: Annotated[
         str | None, typer.Option("--as", metavar="NAME", help="Make another machine of it.")
     ] = None,
-    network: NetworkOption = None,
+    network: OtherTapOption = None,
     publish: PublishOption = None,
 ) -> None:
     """Take a machine back to a snapshot, or make another of it; print the machine's name."""
@@ -130,7 +130,7 @@ def fork(
         list[str] | None,
         typer.Option("--name", help="A child's name; may be repeated. Made up if not given."),
     ] = None,
-    network: NetworkOption = None,
+    network: OtherTapOption = None,
     publish: PublishOption = None,
 ) -> None:
     """Make machines that go on from where one is, which runs on; print their names."""

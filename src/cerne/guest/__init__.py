@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cerne.guest.client import GuestAgent, GuestInfo
     from cerne.guest.process import (
         ExecResult,
+        ExecTextResult,
         ExitStatus,
         GuestProcess,
         Output,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "ExecResult": "cerne.guest.process",
+    "ExecTextResult": "cerne.guest.process",
     "ExitStatus": "cerne.guest.process",
     "GuestAgent": "cerne.guest.client",
     "GuestInfo": "cerne.guest.client",
@@ -32,6 +34,7 @@ _HOMES = {
 
 __all__ = [
     "ExecResult",
+    "ExecTextResult",
     "ExitStatus",
     "GuestAgent",
     "GuestInfo",
@@ -46,3 +49,7 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

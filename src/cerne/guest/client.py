@@ -95,7 +95,7 @@ class GuestAgent:
         Args:
             argv: the program, looked for in PATH, and its arguments.
             env: set over the guest's own (PATH, HOME, USER, LOGNAME, SHELL).
-            cwd: where it runs; the user's home where none is given.
+            cwd: where it runs, an absolute path; the user's home where none is given.
             user: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root where none is given.
             stdin: what it reads; nothing where none is given.
             timeout: seconds, after which the command is killed.
@@ -130,8 +130,8 @@ class GuestAgent:
     ) -> GuestProcess:
         """Start a command, with streams or on a terminal of its own; as `run` otherwise."""
         variables = _variables(env or {})
-        if not argv or not argv[0]:
-            raise InputError("there is no command to run in the guest")
+        _check_words(argv)
+        _check_directory(cwd)
         size = terminal or TerminalSize(0, 0)
         request = wire.EXEC.pack(
             terminal is not None,
@@ -147,7 +147,7 @@ class GuestAgent:
         try:
             session.send_strings(strings)
             session.send(FrameType.EXEC, request)
-            started = session.expect(FrameType.STARTED, _ANSWER_TIMEOUT)
+            started = _started(session, cwd)
             return GuestProcess(session, _count(started))
         except BaseException:
             session.close()
@@ -305,6 +305,43 @@ def _gather(process: GuestProcess, deadline: float | None) -> ExecResult:
     return ExecResult(
         end.status, end.signal, bytes(streams[Stream.STDOUT]), bytes(streams[Stream.STDERR])
     )
+
+
+def _check_words(argv: Sequence[str]) -> None:
+    if isinstance(argv, str):
+        raise InputError(
+            f"the command {argv!r} is one string; a command is a list of words",
+            hint=f"write it as {argv.split()!r}, or have a shell read it: {['sh', '-c', argv]!r}",
+        )
+    if not argv or not argv[0]:
+        raise InputError("there is no command to run in the guest")
+    for word in argv:
+        if not isinstance(word, str):
+            raise InputError(
+                f"{word!r} in the command is no string", hint=f"write it as {str(word)!r}"
+            )
+
+
+def _check_directory(cwd: str | None) -> None:
+    if cwd is not None and not cwd.startswith("/"):
+        raise InputError(
+            f"the working directory {cwd!r} is not an absolute path of the guest",
+            hint="begin it with a slash, as in /srv; without one the command runs in its user's"
+            " home",
+        )
+
+
+def _started(session: Session, cwd: str | None) -> bytes:
+    """What the agent says of a command that it has started."""
+    try:
+        return session.expect(FrameType.STARTED, _ANSWER_TIMEOUT)
+    except GuestError as error:
+        if cwd is None or error.message != f"cannot start in {cwd}: Not a directory":
+            raise
+        raise GuestError(
+            f"the working directory {cwd} does not exist in the guest, or is no directory",
+            hint=f"make it first: mkdir -p {cwd}",
+        ) from error
 
 
 def _variables(env: Mapping[str, str]) -> list[str]:

@@ -69,6 +69,23 @@ class ExecResult(ExitStatus):
     stdout: bytes = b""
     stderr: bytes = b""
 
+    def as_text(self) -> ExecTextResult:
+        """The same with what it wrote decoded as UTF-8; what is no UTF-8 becomes U+FFFD."""
+        return ExecTextResult(
+            self.status,
+            self.signal,
+            self.stdout.decode(errors="replace"),
+            self.stderr.decode(errors="replace"),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ExecTextResult(ExitStatus):
+    """How a process ended, and what it wrote, as text."""
+
+    stdout: str = ""
+    stderr: str = ""
+
 
 class GuestProcess:
     """A process that runs in a guest; iterate over it for what it writes, until it ends.

@@ -13,20 +13,22 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Literal, overload
 
 from cerne import faults
 from cerne.errors import (
     BusyError,
     CerneError,
+    CommandError,
     ConflictError,
     EngineError,
     GuestError,
     GuestTimeoutError,
     HostError,
+    InputError,
     NotFoundError,
     StateError,
 )
@@ -44,7 +46,7 @@ from cerne.units import parse_size
 if TYPE_CHECKING:
     from cerne.engine.balloon import GuestMemoryUse
     from cerne.engine.base import Vsock
-    from cerne.guest import ExecResult, GuestAgent, GuestProcess, TerminalSize
+    from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.manager.snapshot import Snapshot
     from cerne.manager.spec import DataDisk, ExtraNic, MachineSpec
     from cerne.network.ports import PublishedPort
@@ -69,6 +71,10 @@ class Machine:
         self._life = Life(surroundings, record)
         self._home = surroundings.home
         self._store = surroundings.store
+
+    def __repr__(self) -> str:
+        record = self._life.last
+        return f"<Machine {record.name} {record.state} of {record.image}>"
 
     @property
     def id(self) -> str:
@@ -515,6 +521,7 @@ class Machine:
             )
         return self._life.agent()
 
+    @overload
     def exec(
         self,
         argv: Sequence[str],
@@ -522,16 +529,78 @@ class Machine:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
         user: str | None = None,
-        stdin: bytes = b"",
+        stdin: bytes | BinaryIO | Iterable[bytes] | None = None,
+        input: bytes | str | None = None,
+        text: Literal[False] = False,
+        check: bool = False,
         timeout: float | None = None,
-    ) -> ExecResult:
-        """Run a command in its guest and wait for it, at most `timeout` seconds.
+    ) -> ExecResult: ...
+
+    @overload
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: bytes | BinaryIO | Iterable[bytes] | None = None,
+        input: bytes | str | None = None,
+        text: Literal[True],
+        check: bool = False,
+        timeout: float | None = None,
+    ) -> ExecTextResult: ...
+
+    def exec(
+        self,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | None = None,
+        user: str | None = None,
+        stdin: bytes | BinaryIO | Iterable[bytes] | None = None,
+        input: bytes | str | None = None,  # noqa: A002 - as `subprocess.run` names it
+        text: bool = False,
+        check: bool = False,
+        timeout: float | None = None,
+    ) -> ExecResult | ExecTextResult:
+        """Run a command in its guest and wait for it, as `subprocess.run` does here.
+
+        Args:
+            argv: the program, looked for in PATH, and its arguments; never one string, as no
+                shell is there to take it apart (``["sh", "-c", "a | b"]`` is a shell).
+            env: set over the guest's own variables.
+            cwd: where it runs, an absolute path; the user's home where none is given.
+            user: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root where none is given.
+            stdin: what it reads: bytes, a binary file, or pieces as they come.
+            input: what it reads, as bytes or as text; instead of `stdin`.
+            text: whether ``stdout`` and ``stderr`` of the result are text (UTF-8) and not bytes.
+            check: whether a status other than 0 raises.
+            timeout: seconds after which it is killed.
 
         Raises:
+            InputError: the command is one string, or has what no process could be given.
+            CommandError: it failed, and `check` was given; ``result`` is what came of it.
             GuestTimeoutError: it took longer; it has been killed.
-            GuestError: it could not be run.
+            GuestError: it did not start, or the guest went away.
         """
-        return self.agent().run(argv, env=env, cwd=cwd, user=user, stdin=stdin, timeout=timeout)
+        if input is not None and stdin is not None:
+            raise InputError("stdin and input were both given", hint="leave one of them out")
+        fed = input.encode() if isinstance(input, str) else input
+        agent = self.agent()
+        ended = agent.run(
+            argv,
+            env=env,
+            cwd=cwd,
+            user=user,
+            stdin=stdin if fed is None else fed,
+            timeout=timeout,
+        )
+        result = ended.as_text() if text else ended
+        if check and result.status != 0:
+            how = f"by signal {result.signal}" if result.signal else f"with status {result.status}"
+            raise CommandError(f"{argv[0]} ended {how} in {self.name}", result=result)
+        return result
 
     def popen(
         self,

@@ -82,6 +82,9 @@ class Manager:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<Manager of {self.home.data}>"
+
     @cached_property
     def images(self) -> ImageStore:
         """The images of this home."""

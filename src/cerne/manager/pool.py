@@ -38,6 +38,9 @@ class Pool:
         self._store = store
         self._row = row
 
+    def __repr__(self) -> str:
+        return f"<Pool {self.name} of {self.spec.image}>"
+
     @property
     def name(self) -> str:
         """Its name."""

@@ -47,6 +47,9 @@ class Snapshot:
         self._row = row
         self.manifest: Manifest = read_manifest(row.manifest, f"the snapshot {row.name}")
 
+    def __repr__(self) -> str:
+        return f"<Snapshot {self.name} of {self.manifest.spec.name}>"
+
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits."""

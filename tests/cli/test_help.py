@@ -1,0 +1,92 @@
+"""What ``--help`` says: whole sentences, of a terminal's width, and the defaults that are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from cerne.cli.app import app
+from cerne.manager import READY_TIMEOUT
+from cerne.manager.spec import machine_spec
+from cerne.units import format_size
+
+_WIDTH = 80
+
+
+def _commands() -> Iterator[tuple[str, ...]]:
+    yield ()
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        yield (name,)
+        yield from ((name, more) for more in getattr(command, "commands", {}))
+
+
+def _help(*words: str) -> str:
+    ran = CliRunner().invoke(
+        app, [*words, "--help"], env={"COLUMNS": str(_WIDTH)}, terminal_width=_WIDTH
+    )
+    assert ran.exit_code == 0, ran.output
+    return ran.output
+
+
+@pytest.mark.parametrize("words", list(_commands()), ids=" ".join)
+def test_help_is_whole(words: tuple[str, ...]) -> None:
+    text = _help(*words)
+    assert re.findall(r"[a-z]\.\.\.$", text, re.MULTILINE) == []
+    assert [line for line in text.splitlines() if len(line) > _WIDTH] == []
+    for banned in ("Traceback", "whoever", "cannot be", "None"):
+        assert banned not in text
+
+
+def test_each_option_and_argument_says_what_it_is() -> None:
+    found = typer.main.get_command(app)
+    for words in _commands():
+        command = found
+        for word in words:
+            command = command.commands[word]  # type: ignore[attr-defined]
+        assert (command.help or "").endswith("."), words
+        for parameter in command.params:
+            told = getattr(parameter, "help", None) or ""
+            assert told.rstrip().endswith((".", "be repeated.")), (words, parameter.name, told)
+
+
+def test_defaults_are_those_of_a_specification() -> None:
+    spec = machine_spec(name="x", image="tiny")
+    text = " ".join(_help("run").split())
+    for option, default in (
+        ("--cpus", str(spec.cpus)),
+        ("--memory", format_size(spec.memory)),
+        ("--network", spec.network),
+        ("--engine", spec.engine),
+        ("--timeout", f"{READY_TIMEOUT / 60:g}m"),
+    ):
+        rest = text[text.index(f" {option} ") :]
+        assert f"[default: ({default})]" in rest[: rest.index("]") + 1], option
+
+
+def test_commands_are_grouped_and_none_is_left_out() -> None:
+    text = _help()
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        assert (f"\n  {name} " in text) is not command.hidden, name
+    assert text.index("Use a machine:") < text.index("Change its state:") < text.index("Look:")
+    assert "Examples:" in _help("run")
+
+
+def test_the_version() -> None:
+    ran = CliRunner().invoke(app, ["--version"])
+    assert ran.exit_code == 0
+    assert ran.output == CliRunner().invoke(app, ["version"]).output
+
+
+@pytest.mark.parametrize("words", [["ps"], ["list"], ["image", "list"], ["pool", "list"]])
+def test_other_names_of_ls(
+    words: list[str], tmp_path: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CERNE_HOME", str(tmp_path))
+    runner = CliRunner()
+    known = runner.invoke(app, [*words[:-1], "ls"])
+    assert runner.invoke(app, words).output == known.output
+    assert known.exit_code == 0

@@ -1,0 +1,53 @@
+"""What ``import cerne`` offers."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import cerne
+from cerne import errors
+from cerne.errors import CerneError, CommandError, KvmError
+from cerne.guest import ExecResult
+
+
+def test_all_that_there_is_can_be_seen() -> None:
+    assert set(cerne.__all__) <= set(dir(cerne))
+    for name in cerne.__all__:
+        assert getattr(cerne, name) is not None
+
+
+def test_every_error_is_offered() -> None:
+    found = {name for name, value in vars(errors).items() if _is_error(value)}
+    assert found <= set(cerne.__all__)
+
+
+def _is_error(value: object) -> bool:
+    return isinstance(value, type) and issubclass(value, CerneError)
+
+
+def _made(kind: type[CerneError]) -> CerneError:
+    if issubclass(kind, KvmError):
+        return kind("KVM_RUN", 22, hint="h")
+    if issubclass(kind, CommandError):
+        return kind("m", result=ExecResult(3, None, b"out", b"err"))
+    return kind("m", hint="h", machine="web")
+
+
+@pytest.mark.parametrize(
+    "kind", [value for value in vars(errors).values() if _is_error(value)], ids=lambda k: k.__name__
+)
+def test_errors_go_to_other_processes(kind: type[CerneError]) -> None:
+    error = _made(kind)
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+    assert type(copy) is kind
+    assert (str(copy), vars(copy)) == (str(error), vars(error))
+    assert errors.exit_status(copy) == errors.exit_status(error)
+
+
+def test_it_can_be_run_as_a_module() -> None:
+    words = [sys.executable, "-m", "cerne", "--version"]
+    assert subprocess.run(words, capture_output=True, check=True).stdout.startswith(b"cerne ")
