@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import subprocess
 import threading
+import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from cerne.errors import ChecksumError, ImageError, InputError, NotFoundError
 from cerne.images import ImageStore
+from cerne.images.download import _why
 from cerne.images.importing import name_of
 
 
@@ -289,3 +291,8 @@ def test_an_address_that_has_nothing(store: ImageStore, server: _Server) -> None
         store.import_(f"http://127.0.0.1:{server.server_port}/other.raw")
     with pytest.raises(ImageError, match="cannot be fetched"):
         store.import_("http://127.0.0.1:1/disk.raw")
+
+
+def test_a_host_that_has_no_address_is_told_without_the_systems_number() -> None:
+    error = urllib.error.URLError(OSError(-2, "Name or service not known"))
+    assert _why(error) == "Name or service not known"

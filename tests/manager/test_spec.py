@@ -115,3 +115,20 @@ def test_a_file_that_is_to_be_mounted_is_not_to_be_made_a_directory(tmp_path: Pa
         machine_spec(name="a", mounts=[f"{tmp_path}/a file:/x"])
     assert "mkdir" not in refused.value.hint
     assert f"cerne cp '{tmp_path}/a file' NAME:/x" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"nosuch": 1}, "a machine has no nosuch"),
+        ({"cpus": "x"}, "cpus is to be an integer, not 'x'"),
+        ({"engine": "bochs"}, "engine is to be 'auto', 'native' or 'qemu', not 'bochs'"),
+        ({"ports": 8080}, "ports is to be a tuple, not 8080"),
+    ],
+)
+def test_fields_that_make_no_sense_are_told_in_our_words(
+    fields: dict[str, object], said: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        machine_spec(**({"name": "a", "image": "tiny"} | fields))
+    assert caught.value.message == said

@@ -47,13 +47,19 @@ def fetch(url: str, checksum: str | None, cache: Path, progress: Progress) -> Pa
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise
             raise ImageError(
-                f"{url} cannot be fetched: {getattr(error, 'reason', None) or error}",
+                f"{url} cannot be fetched: {_why(error)}",
                 hint=_AGAIN,
             ) from error
         if checksum is not None:
             _require(part, checksum, url)
         part.replace(whole)
     return whole
+
+
+def _why(error: OSError | http.client.HTTPException) -> str:
+    """What went wrong, without the system's number for it."""
+    reason = getattr(error, "reason", None) or error
+    return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
 
 
 def _receive(url: str, part: Path, progress: Progress) -> None:

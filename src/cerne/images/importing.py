@@ -134,7 +134,9 @@ def _raise_for(status: int, said: str, source: Path, source_format: str, target:
 
 def _require_file(path: Path) -> None:
     if not path.exists():
-        raise NotFoundError(f"{path} does not exist", hint="see the path")
+        raise NotFoundError(
+            f"{path} does not exist", hint="name a file of this host, or an address: https://…"
+        )
     if not path.is_file():
         raise ImageError(f"{path} is no file", hint="give the path of a disk image")
 

@@ -266,14 +266,29 @@ def machine_spec(**fields: object) -> MachineSpec:
     try:
         spec = MachineSpec.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise InputError(
-            f"{where}: {first['msg'].lower()}", hint="see: cerne create --help"
-        ) from error
+        raise InputError(_plainly(error), hint="see: cerne create --help") from error
     for mount in spec.mounts:
         _check_mounted_here(mount)
     return spec
+
+
+def _plainly(error: ValidationError) -> str:
+    """What is wrong with the first field that is, in our words and not in pydantic's."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return f"a machine has no {where}"
+    if not first["msg"].startswith("Input should be "):
+        return f"{where} {first['input']!r} was refused: {first['msg']}"
+    wanted = (
+        first["msg"]
+        .removeprefix("Input should be ")
+        .replace("a valid integer", "an integer")
+        .replace("a valid", "a")
+    )
+    if first["type"] != "literal_error":
+        wanted = wanted.partition(",")[0]
+    return f"{where} is to be {wanted}, not {first['input']!r}"
 
 
 def adjusted_spec(spec: MachineSpec, changes: Mapping[str, int]) -> MachineSpec:
