@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,11 @@ NOT_RUN = {
 SLOW = {"debian:12": "builds Debian from a mirror"}
 """What makes a command one of `make test-all`, and why."""
 
+PORTS = ("8088", "8090")
+"""Ports of this host that pages publish; free ones take their places."""
+
 SLOW_PAGES = {
+    "snapshots": "starts six machines",
     "templates": "boots five machines",
     "network": "boots what test_run.py boots too",
 }
@@ -74,6 +79,13 @@ def _shell(words: str, home: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        found: int = probe.getsockname()[1]
+    return found
+
+
 def _differs(command: Command, printed: str) -> bool:
     if any(command.words.startswith(beginning) for beginning in VARYING):
         return False
@@ -81,10 +93,14 @@ def _differs(command: Command, printed: str) -> bool:
 
 
 def _follow(page: Path, home: Path, *, slow: bool) -> None:
+    free = {port: str(_free_port()) for port in PORTS}
     for command in commands(page):
         if command.words in NOT_RUN or (not slow and _is_slow(command)):
             continue
-        done = _shell(command.words, home)
+        words = command.words
+        for port, other in free.items():
+            words = words.replace(port, other)
+        done = _shell(words, home)
         printed = done.stdout + done.stderr
         said = f"{page.name}: {command.words}\nprinted: {printed}\nshown: {command.shown}"
         assert (done.returncode != 0) == command.refused, said
