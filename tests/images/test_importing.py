@@ -10,10 +10,18 @@ import threading
 import urllib.error
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from cerne.errors import ChecksumError, ImageError, InputError, NotFoundError
+from cerne.errors import (
+    CerneError,
+    ChecksumError,
+    ImageError,
+    InputError,
+    NotFoundError,
+    StorageError,
+)
 from cerne.images import ImageStore
 from cerne.images.download import _why
 from cerne.images.importing import name_of
@@ -221,6 +229,8 @@ class _Server(http.server.ThreadingHTTPServer):
 
     content = b""
     breaks_off_after: int | None = None
+    length: str | None = None
+    """What it says that it is long, where that is not true."""
     ranges: list[str | None]
 
 
@@ -239,7 +249,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         body = self.server.content[start:]
         self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", self.server.length or str(len(body)))
         self.end_headers()
         self.wfile.write(body[: self.server.breaks_off_after])
 
@@ -284,6 +294,38 @@ def test_a_wrong_checksum_is_refused_and_not_kept(store: ImageStore, server: _Se
         store.import_(url, checksum="sha256:" + "0" * 64)
     assert list((store._cache / "downloads").glob("*.part")) == []
     assert list(store.list()) == []
+
+
+@pytest.mark.parametrize(
+    ("length", "error"),
+    [
+        (str(1 << 60), ImageError),
+        (str((1 << 41) - 1), StorageError),
+        ("9" * 5000, ImageError),
+        ("without", ImageError),
+    ],
+)
+def test_more_than_fits_is_refused_and_not_kept(
+    store: ImageStore,
+    server: _Server,
+    monkeypatch: pytest.MonkeyPatch,
+    length: str,
+    error: type[CerneError],
+) -> None:
+    server.length = length
+    monkeypatch.setattr("shutil.disk_usage", lambda _place: SimpleNamespace(free=100_000))
+    if not length.isdecimal() or len(length) > 20:
+        monkeypatch.setattr("cerne.images.download._LARGEST", 100_000)
+    with pytest.raises(error):
+        store.import_(f"http://127.0.0.1:{server.server_port}/disk.raw")
+    assert list((store._cache / "downloads").glob("*.part")) == []
+
+
+def test_what_broke_off_and_has_no_checksum_is_not_kept(store: ImageStore, server: _Server) -> None:
+    server.breaks_off_after = 300_000
+    with pytest.raises(ImageError, match="broke off"):
+        store.import_(f"http://127.0.0.1:{server.server_port}/disk.raw")
+    assert list((store._cache / "downloads").glob("*.part")) == []
 
 
 def test_an_address_that_has_nothing(store: ImageStore, server: _Server) -> None:

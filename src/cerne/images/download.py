@@ -5,16 +5,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
+import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
 
-from cerne.errors import ChecksumError, ImageError, NotFoundError
+from cerne.errors import ChecksumError, ImageError, NotFoundError, StorageError
 from cerne.images.files import locked, require_checksum
 from cerne.images.progress import Progress
+from cerne.units import GIB, format_size
 
 _CHUNK = 1 << 20
 _SILENCE = 60.0
+_LARGEST = 2048 * GIB
+_DIGITS = 20
+"""Of a length that is believed; Python reads numbers of some thousands at most."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _AGAIN = "try again: with --checksum it goes on from where it broke off"
 
@@ -27,7 +32,9 @@ def fetch(url: str, checksum: str | None, cache: Path, progress: Progress) -> Pa
 
     Raises:
         NotFoundError: the server has no such thing.
-        ImageError: it cannot be reached, or broke off; trying again goes on from there.
+        ImageError: it cannot be reached, or broke off; trying again goes on from there. Or it is
+            larger than any image.
+        StorageError: it is larger than what is free.
         ChecksumError: it is not what was asked for; it is not kept.
     """
     directory = cache / "downloads"
@@ -38,9 +45,7 @@ def fetch(url: str, checksum: str | None, cache: Path, progress: Progress) -> Pa
         if whole.exists() and checksum is not None:
             return whole
         try:
-            if checksum is None:
-                part.unlink(missing_ok=True)
-            _receive(url, part, progress)
+            _receive(url, part, progress, resume=checksum is not None)
         except urllib.error.HTTPError as error:
             raise _refusal(url, error) from error
         except (OSError, http.client.HTTPException) as error:
@@ -62,7 +67,19 @@ def _why(error: OSError | http.client.HTTPException) -> str:
     return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
 
 
-def _receive(url: str, part: Path, progress: Progress) -> None:
+def _receive(url: str, part: Path, progress: Progress, *, resume: bool) -> None:
+    """Receive into a file, which is kept on a failure where another call may go on with it."""
+    if not resume:
+        part.unlink(missing_ok=True)
+    try:
+        _receive_rest(url, part, progress)
+    except BaseException:
+        if not resume:
+            part.unlink(missing_ok=True)
+        raise
+
+
+def _receive_rest(url: str, part: Path, progress: Progress) -> None:
     begun = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url)
     if begun:
@@ -78,17 +95,41 @@ def _receive(url: str, part: Path, progress: Progress) -> None:
         resumed = answer.status == http.client.PARTIAL_CONTENT
         done = begun if resumed else 0
         length = answer.headers.get("Content-Length", "")
-        total = done + int(length) if length.isdecimal() else None
+        total = done + int(length) if length.isdecimal() and len(length) < _DIGITS else None
+        _require_room(url, part, total, done)
         with part.open("ab" if resumed else "wb") as file:
             while chunk := answer.read(_CHUNK):
                 file.write(chunk)
                 done += len(chunk)
+                if done > _LARGEST:
+                    part.unlink()
+                    raise _too_large(url)
                 progress("Fetching the image", done, total)
     if total is not None and done != total:
         raise ImageError(
             f"{url} broke off after {done} of {total} bytes",
             hint=_AGAIN,
         )
+
+
+def _require_room(url: str, part: Path, total: int | None, done: int) -> None:
+    if total is None:
+        return
+    if total > _LARGEST:
+        raise _too_large(url)
+    free = shutil.disk_usage(part.parent).free
+    if total - done > free:
+        raise StorageError(
+            f"{url} takes {format_size(total - done)}, and {part.parent} has {format_size(free)}"
+            " left",
+            hint=f"free some space: df -h {part.parent}",
+        )
+
+
+def _too_large(url: str) -> ImageError:
+    return ImageError(
+        f"{url} is larger than {format_size(_LARGEST)}, which no image is", hint="see the address"
+    )
 
 
 def _require(part: Path, checksum: str, url: str) -> None:
