@@ -52,15 +52,20 @@ def rate_and_cost(count: int, runs: Sequence[Measured]) -> str:
     return f"{rate.text(digits=2)}; {cost.median:.0f}"
 
 
+def built(path: Path) -> Path:
+    """The guest, compiled to this path."""
+    sources = [str(_SOURCES / name) for name in ("start.S", "bench.c")]
+    subprocess.run(["gcc", *_FLAGS, "-o", str(path), *sources], check=True)
+    return path
+
+
 class Guests:
     """Runs the guest; none is left at the end."""
 
     def __init__(self, made: Machines) -> None:
         self._made = made
-        self.kernel = made.home / "bench"
-        sources = [str(_SOURCES / name) for name in ("start.S", "bench.c")]
-        subprocess.run(["gcc", *_FLAGS, "-o", str(self.kernel), *sources], check=True)
-        self._ticks_per_second = _ticks_per_second()
+        self.kernel = built(made.home / "bench")
+        self._ticks_per_second = ticks_per_second()
 
     def native(
         self, command: str, disks: Sequence[DiskPlan] = (), nics: Sequence[Nic] = ()
@@ -139,7 +144,8 @@ def _storage_daemons() -> list[int]:
     ]
 
 
-def _ticks_per_second() -> int:
+def ticks_per_second() -> int:
+    """How quickly a guest's time stamps count."""
     with Kvm() as kvm, kvm.create_vm() as vm, vm.create_vcpu(0) as vcpu:
         return vcpu.get_tsc_khz() * 1000
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from _measure import Sample
-from cerne.engine.base import KernelBoot, LaunchPlan, Nic, UserNic
+from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, Nic, UserNic
 from cerne.engine.native import NativeEngine
 from cerne.engine.select import choose_engine
 from cerne.host.process import ProcessIdentity
@@ -68,9 +68,14 @@ class Machines:
         self._processes.append(self.engine.start(plan))
         return self._processes[-1]
 
-    def fork(self, plan: LaunchPlan, children: Sequence[LaunchPlan]) -> list[ProcessIdentity]:
-        """Fork one."""
-        forked = self.engine.fork(plan, (), children)
+    def fork(
+        self,
+        plan: LaunchPlan,
+        children: Sequence[LaunchPlan],
+        disks: tuple[DiskPlan, ...] = (),
+    ) -> list[ProcessIdentity]:
+        """Fork one, which goes on with these disks."""
+        forked = self.engine.fork(plan, disks, children)
         self._processes += forked
         return forked
 
@@ -79,12 +84,12 @@ class Machines:
         assert isinstance(plan.boot, KernelBoot)
         return self.plan(plan.boot, plan.memory, plan.nics)
 
-    def save(self, plan: LaunchPlan) -> LaunchPlan:
-        """Save one, and let it run on; the plan of another that goes on from there."""
+    def save(self, plan: LaunchPlan, disks: tuple[DiskPlan, ...] = ()) -> LaunchPlan:
+        """Save one, which runs on with these disks; the plan of another that goes on from there."""
         other = self.another(plan)
         directory = other.runtime / "saved"
         directory.mkdir()
-        self.engine.save(plan, directory, (), resume=True)
+        self.engine.save(plan, directory, disks, resume=True)
         return replace(other, saved=directory)
 
     def end(self, processes: Sequence[ProcessIdentity]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from _measure import Sample, print_table, private_memory, seconds
@@ -22,6 +23,7 @@ from _native import (
     machines,
     touch_memory,
 )
+from _stall import Busy, print_stalls
 from cerne.arch.x86 import layout
 from cerne.engine.base import LaunchPlan
 from cerne.guest import GuestAgent
@@ -44,6 +46,7 @@ def main() -> None:
     rows = [_small(size, pauses) for size in _SIZES]
     header = ("touched memory", "source's pause", "first instruction", "first answer")
     print_table(f"Forking a guest of a few bytes: ms, median of {_RUNS}", header, rows)
+    print_stalls("A fork", _fork_busy, pauses)
     with tempfile.TemporaryDirectory(prefix="cerne-", dir="/tmp") as home, machines() as made:
         image = ImageStore(Path(home), Home.of_this_user().cache).ensure("tiny", None)
         _linux(made, image, pauses)
@@ -59,6 +62,13 @@ def _small(size: int, pauses: Pauses) -> tuple[str, ...]:
         answered = Sample(tuple(_until_it_answers(made, echo) for _ in range(_RUNS)))
     samples = (pauses.sample(), spoken, answered)
     return (f"{size // MIB} MiB", *(sample.text(1000) for sample in samples))
+
+
+def _fork_busy(made: Machines, busy: Busy) -> None:
+    own, childs = busy.overlay(), busy.overlay()
+    child = replace(made.another(busy.plan), disks=(childs,))
+    made.end(made.fork(busy.plan, [child], (own,)))
+    busy.goes_on_with(own)
 
 
 def _until_it_speaks(made: Machines, source: LaunchPlan) -> float:

@@ -7,6 +7,7 @@ import time
 
 from _measure import Sample, print_table
 from _native import ECHO, Machines, Pauses, answer, machines, touch_memory
+from _stall import Busy, print_stalls
 from cerne.engine.base import LaunchPlan
 from cerne.units import GIB, MIB
 
@@ -20,6 +21,7 @@ def main() -> None:
     rows = [_row(size, pauses) for size in _SIZES]
     header = ("touched memory", "pause, ms", "complete on disk, s", "check and start to answer, ms")
     print_table(f"A guest of a few bytes: median of {_RUNS}", header, rows)
+    print_stalls("A snapshot", _save_busy, pauses)
 
 
 def _row(size: int, pauses: Pauses) -> tuple[str, ...]:
@@ -35,6 +37,12 @@ def _row(size: int, pauses: Pauses) -> tuple[str, ...]:
             shutil.rmtree(other.runtime)
     samples = (pauses.sample().text(1000), Sample(tuple(saves)).text(digits=2))
     return (f"{size // MIB} MiB", *samples, Sample(tuple(starts)).text(1000))
+
+
+def _save_busy(made: Machines, busy: Busy) -> None:
+    own = busy.overlay()
+    shutil.rmtree(made.save(busy.plan, (own,)).runtime)
+    busy.goes_on_with(own)
 
 
 def _started(made: Machines, plan: LaunchPlan) -> float:

@@ -221,6 +221,41 @@ static void use_disk(u64 write, u64 size, u64 depth, u64 random, u64 count, u64 
     end();
 }
 
+/* Write and read blocks for ever, and tell, when asked by a byte, the longest time from one that
+ * was done to the next since the last telling. */
+static void never_rest(u64 sectors)
+{
+    struct queue queue;
+    u64 header = ARENA + 0x100000, data = ARENA + 0x200000, longest = 0, write = 0;
+    find(2);
+    negotiate(0);
+    set_up(&queue, 0);
+    AT(u8, common + 20) = 15;
+    say("S\n");
+    for (u64 last = ticks();;) {
+        write ^= 1;
+        AT(u32, header) = write;
+        AT(u32, header + 4) = 0;
+        AT(u64, header + 8) = any() % (sectors / 8) * 8;
+        AT(u8, header + 16) = 0xff;
+        queue.descriptors[0] = (struct descriptor){header, 16, 1, 1};
+        queue.descriptors[1] = (struct descriptor){data, 4096, write ? 1 : 3, 2};
+        queue.descriptors[2] = (struct descriptor){header + 16, 1, 2, 0};
+        offer(&queue, 0);
+        ring(&queue);
+        take(&queue);
+        if (AT(u8, header + 16)) give_up("a request failed");
+        u64 now = ticks();
+        if (now - last > longest) longest = now - last;
+        last = now;
+        if (!(inb(SERIAL + 5) & 1)) continue;
+        inb(SERIAL);
+        say("E"); say_number(longest); say("\n");
+        longest = 0;
+        last = ticks();
+    }
+}
+
 static void send(u64 size, u64 count, u64 gso)
 {
     struct queue receive, transmit;
@@ -304,7 +339,8 @@ void bench_main(const char *line)
     } else if (is(&line, "send")) {
         u64 size = number(&line), count = number(&line);
         send(size, count, number(&line));
-    } else if (is(&line, "receive")) receive(number(&line));
+    } else if (is(&line, "stall")) never_rest(number(&line));
+    else if (is(&line, "receive")) receive(number(&line));
     else give_up("nothing to measure");
     say("\n");
 }
