@@ -19,10 +19,16 @@ import pytest
 from tests.devices.test_vhost_user import Served
 
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs
-from cerne.engine.backends import disk_backend, network_backend, require_served, share_backend
+from cerne.engine.backends import (
+    disk_backend,
+    network_backend,
+    require_readable,
+    require_served,
+    share_backend,
+)
 from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, PortForward, SharePlan, UserNic
 from cerne.engine.opened import Opened
-from cerne.errors import EngineError
+from cerne.errors import EngineError, ImageError
 from cerne.host.members import Members, supervisor_of
 from cerne.host.notes import Notes
 from cerne.host.process import ProcessIdentity
@@ -276,3 +282,34 @@ def test_a_directory_is_served_and_goes_with_its_machine(
     opened.__exit__()
     opened._descriptors.clear()
     eventually(lambda: kept.processes() == {})
+
+
+@pytest.mark.parametrize(
+    ("options", "read_only", "said"),
+    [
+        (("-o", "compat=0.10"), False, "version 2"),
+        (("-o", "extended_l2=on"), True, "not known"),
+        (("-o", "compression_type=zstd"), True, "not known"),
+        (("-o", "compat=0.10"), True, ""),
+        ((), False, ""),
+    ],
+)
+def test_what_the_vmm_does_not_read_is_refused_before_it_starts(
+    tmp_path: Path, options: tuple[str, ...], read_only: bool, said: str
+) -> None:
+    if find_program("qemu-img") is None:
+        pytest.skip("qemu-img is not installed")
+    path = tmp_path / "disk.qcow2"
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", *options, str(path), "8M"], check=True
+    )
+    before = path.read_bytes()
+    disk = DiskPlan(path, "qcow2", read_only, shared=True)
+    if said:
+        with pytest.raises(ImageError, match=said) as refused:
+            require_readable(disk)
+        assert str(path) in refused.value.message
+        assert "--engine qemu" in refused.value.hint
+    else:
+        require_readable(disk)
+    assert path.read_bytes() == before

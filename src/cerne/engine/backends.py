@@ -22,7 +22,7 @@ from cerne.engine.base import DiskPlan, LaunchPlan, SharePlan, UserNic
 from cerne.engine.detached import listening_socket, spawn
 from cerne.engine.keeper import GOOD, LINK, READY, Task
 from cerne.engine.opened import Opened, Report
-from cerne.errors import EngineError, StorageError
+from cerne.errors import EngineError, ImageError, StorageError
 from cerne.host.logs import last_line
 from cerne.host.members import supervisor_of
 from cerne.host.own_ids import has_own_ids
@@ -49,6 +49,34 @@ def require_backends(plan: LaunchPlan) -> None:
         require_program("virtiofsd")
     if needs_backends(plan):
         require_program("setpriv")
+
+
+def require_readable(disk: DiskPlan) -> None:
+    """Refuse a file of this host in a kind of qcow2 that the VMM does not read, or not write.
+
+    Raises:
+        StorageError: it cannot be opened.
+        ImageError: it is of such a kind, or damaged.
+    """
+    from cerne.devices.block.qcow2 import Qcow2Disk
+
+    if not disk.shared or disk.format != "qcow2":
+        return
+    try:
+        descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StorageError(f"{disk.path} cannot be opened: {error.strerror}") from error
+    try:
+        # Nothing is written: it is never closed as a disk.
+        Qcow2Disk(descriptor, None, read_only=disk.read_only)
+    except ImageError as error:
+        raise ImageError(
+            f"the native engine cannot have {disk.path}: {error.message}",
+            hint="use --engine qemu, or make it anew:"
+            f" qemu-img convert -f qcow2 -O qcow2 {disk.path} new.qcow2",
+        ) from error
+    finally:
+        os.close(descriptor)
 
 
 def needs_backends(plan: LaunchPlan) -> bool:

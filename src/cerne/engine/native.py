@@ -20,6 +20,7 @@ from cerne.engine.backends import (
     needs_backends,
     network_backend,
     require_backends,
+    require_readable,
     require_served,
     share_backend,
 )
@@ -121,6 +122,8 @@ class NativeEngine:
                 hint="use --engine qemu",
             )
         require_backends(plan)
+        for disk in plan.disks:
+            require_readable(disk)
         if plan.saved is not None:
             _require_own_memory(plan)
         if any(isinstance(nic, UserNic) for nic in plan.nics):
@@ -235,6 +238,7 @@ class NativeEngine:
         with Opened(sent=True) as opened:
             config: DiskConfig | NicConfig
             if isinstance(device, DiskPlan):
+                require_readable(device)
                 command, config = "cerne-plug-disk", _disk(device, opened)
             else:
                 command, config = "cerne-plug-nic", _nic(plan, device, opened)

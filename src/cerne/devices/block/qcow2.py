@@ -506,7 +506,9 @@ def overlay_head(size: int, backing: bytes, backing_format: str) -> dict[int, by
 def _check(version: int, encryption: int, incompatible: int, cluster_bits: int, size: int) -> None:
     hint = "make it anew: qemu-img convert -O qcow2 OLD NEW"
     if version not in (2, 3) or encryption or incompatible & ~(_DIRTY | _CORRUPT):
-        raise ImageError("the disk has what is not known here: encryption, say", hint=hint)
+        raise ImageError(
+            "the disk has what is not known here: encryption, zstd or subclusters, say", hint=hint
+        )
     if not 9 <= cluster_bits <= 21 or not 0 < size <= _LARGEST_SIZE:
         raise ImageError("the disk's header is damaged", hint=hint)
 
