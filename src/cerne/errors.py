@@ -15,12 +15,12 @@
     ├── StorageError         the disk is full or refuses to be written
     │   └── StreamError      standard input or output fails
     ├── EngineError          the virtual machine's process failed
+    │   └── NotAnsweringError  it does not answer in time
     ├── GuestError           the guest failed or does not answer
     │   ├── CommandError     a command in the guest failed, and success was asked for
     │   ├── GuestPanicError  the guest's kernel panicked
     │   └── GuestTimeoutError  the guest did not become ready, or did not answer, in time
-    ├── DamagedError         saved state (store, snapshot) is damaged or of an unknown version
-    └── InterruptedByUserError  Ctrl-C
+    └── DamagedError         saved state (store, snapshot) is damaged or of an unknown version
 
 Each error says what was asked and what stands in the way (``message``), and the command or
 setting that mends it (``hint``). Raise with ``from`` whatever was caught.
@@ -155,6 +155,12 @@ class EngineError(CerneError):
     code = "engine"
 
 
+class NotAnsweringError(EngineError):
+    """The virtual machine's process does not answer in time: it may hang."""
+
+    code = "not-answering"
+
+
 class GuestError(CerneError):
     """The guest failed, or does not answer."""
 
@@ -212,12 +218,6 @@ class DamagedError(CerneError):
     code = "damaged"
 
 
-class InterruptedByUserError(CerneError):
-    """The user pressed Ctrl-C; what was begun has been undone."""
-
-    code = "interrupted"
-
-
 def _restored(
     kind: type[_Error], args: tuple[object, ...], attributes: dict[str, object]
 ) -> _Error:
@@ -242,7 +242,6 @@ _STATUSES: dict[type[CerneError], tuple[int, int]] = {
     DamagedError: (10, 500),
     StorageError: (11, 507),
     GuestTimeoutError: (12, 504),
-    InterruptedByUserError: (130, 499),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cerne.cli.failure import own_failures_are_125, reported
-from cerne.errors import GuestError, InputError, InterruptedByUserError, NotFoundError
+from cerne.errors import GuestError, InputError, NotFoundError
 
 
 def _status(error: BaseException) -> object:
@@ -29,7 +29,6 @@ def test_text_from_a_guest_cannot_steer_the_terminal(capsys: pytest.CaptureFixtu
     [
         (InputError("x"), 2),
         (KeyboardInterrupt(), 130),
-        (InterruptedByUserError("x"), 130),
         (OSError(28, "No space left on device"), 11),
     ],
 )

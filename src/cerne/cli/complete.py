@@ -32,7 +32,7 @@ def snapshot_names(incomplete: str) -> list[str]:
     from cerne.manager import Manager
 
     try:
-        names = [snapshot.name for snapshot in Manager().snapshots()]
+        names = Manager().snapshot_names()
     except CerneError:
         return []
     return [name for name in names if name.startswith(incomplete)]

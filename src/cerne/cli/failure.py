@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 
 from cerne.cli.output import paint, printable
-from cerne.errors import CerneError, InterruptedByUserError, StorageError, exit_status
+from cerne.errors import CerneError, StorageError, exit_status
 
 OWN_FAILURE = 125
 """The exit status of ``run``, ``exec`` and ``shell`` where Cerne failed and not the guest."""
@@ -32,7 +32,7 @@ def reported(own_failure: int | None = None) -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except (KeyboardInterrupt, InterruptedByUserError) as interrupt:
+    except KeyboardInterrupt as interrupt:
         raise SystemExit(INTERRUPTED) from interrupt
     except CerneError as error:
         report(error)
@@ -56,6 +56,35 @@ def refused_by_system(error: OSError) -> CerneError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(message, hint="free some space: df -h")
     return CerneError(message)
+
+
+class Failures:
+    """What failed of several things: each is told as it happens, and the rest is done."""
+
+    def __init__(self) -> None:
+        self._status = 0
+
+    def add(self, error: CerneError) -> None:
+        """Tell one."""
+        report(error)
+        self._status = self._status or exit_status(error)
+
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell what fails in this block, and go on after it."""
+        try:
+            yield
+        except CerneError as error:
+            self.add(error)
+
+    def end(self) -> None:
+        """End the command.
+
+        Raises:
+            SystemExit: something failed; the status is the first failure's.
+        """
+        if self._status:
+            raise SystemExit(self._status)
 
 
 def report(error: CerneError) -> None:

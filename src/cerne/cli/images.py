@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerne.cli.complete import image_names
+from cerne.cli.failure import Failures
 from cerne.cli.options import (
     CpusOption,
     DiskOption,
@@ -156,9 +157,12 @@ def rm(
     from cerne.manager import Manager
 
     manager = Manager()
+    failures = Failures()
     for name in names:
-        manager.remove_image(name)
-        print(name)
+        with failures.told():
+            manager.remove_image(name)
+            print(name)
+    failures.end()
 
 
 @app.command()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerne.cli.failure import report
+from cerne.cli.failure import Failures, tell
 from cerne.cli.options import (
     CpusOption,
     CpuWeightOption,
@@ -27,7 +27,6 @@ from cerne.cli.options import (
     make_spec,
 )
 from cerne.cli.output import tell_chosen_ports
-from cerne.errors import CerneError, exit_status
 
 if TYPE_CHECKING:
     from cerne.manager import Machine
@@ -87,7 +86,7 @@ def stop(names: NamesArgument, timeout: StopTimeoutOption = "10s") -> None:
     from cerne.units import parse_duration
 
     limit = parse_duration(timeout)
-    _each(names, lambda machine: machine.stop(timeout=limit))
+    _each(names, lambda machine: machine.stop(timeout=limit), then=_tell_if_killed)
 
 
 def kill(names: NamesArgument) -> None:
@@ -120,7 +119,13 @@ def restart(names: NamesArgument, timeout: StopTimeoutOption = "10s") -> None:
     from cerne.units import parse_duration
 
     limit = parse_duration(timeout)
-    _each(names, lambda machine: machine.restart(timeout=limit), then=tell_chosen_ports)
+
+    def start_again(machine: Machine) -> None:
+        machine.stop(limit)
+        _tell_if_killed(machine)
+        machine.start()
+
+    _each(names, start_again, then=tell_chosen_ports)
 
 
 def rm(
@@ -170,16 +175,20 @@ def _each(
     from cerne.manager import Manager
 
     manager = Manager()
-    status = 0
+    failures = Failures()
     for name in names:
-        try:
+        with failures.told():
             machine = manager.get(name)
             act(machine)
-        except CerneError as error:
-            report(error)
-            status = status or exit_status(error)
-        else:
             print(name)
             then(machine)
-    if status:
-        raise SystemExit(status)
+    failures.end()
+
+
+def _tell_if_killed(machine: Machine) -> None:
+    """Say that a machine was killed which was only to be stopped."""
+    from cerne.manager.machine import KILLED
+
+    _, killed, why = machine.record.reason.partition(KILLED)
+    if killed:
+        tell(f"{machine.name} was killed: {why}")

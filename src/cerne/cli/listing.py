@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,12 +13,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cerne.cli.failure import Failures
 from cerne.cli.options import JsonOption, NameArgument, NamesArgument
 from cerne.cli.output import age, print_fields, print_json, print_table, printable
+from cerne.errors import CerneError, NotFoundError, StateError
 from cerne.units import format_size
 
 if TYPE_CHECKING:
-    from cerne.manager import Event, Machine, Record, Stats
+    from cerne.manager import Event, Machine, Manager, Record, Stats
+    from cerne.network.ports import PublishedPort
 
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")]
 
@@ -29,6 +34,7 @@ _COLOURS = {
 }
 _DEGRADED = " (degraded)"
 _POLL = 0.2
+_MOST_ASKED_AT_ONCE = 64
 
 
 def ls(
@@ -38,14 +44,19 @@ def ls(
     """List the machines."""
     from cerne.manager import Manager
 
-    machines = [(machine, machine.record) for machine in Manager().machines()]
-    if json:
-        print_json([_summary(*each) for each in machines])
-    elif quiet:
+    failures = Failures()
+    machines = _present(Manager().machines(), failures)
+    if quiet and not json:
         print("".join(f"{record.name}\n" for _, record in machines), end="")
+        failures.end()
+        return
+    rows = [(machine, record, _ports(machine, failures)) for machine, record in machines]
+    if json:
+        print_json([_summary(*each) for each in rows])
     else:
         headings = ("NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ENGINE", "CREATED", "PORTS")
-        print_table(headings, [_row(*each) for each in machines], _COLOURS)
+        print_table(headings, [_row(*each) for each in rows], _COLOURS)
+    failures.end()
 
 
 def inspect(name: NameArgument, json: JsonOption = False) -> None:
@@ -141,8 +152,11 @@ def wait(
 
     manager = Manager()
     limit = None if timeout is None else parse_duration(timeout)
-    for machine in [manager.get(name) for name in names]:
-        print(machine.wait(limit))
+    failures = Failures()
+    for name in names:
+        with failures.told():
+            print(manager.get(name).wait(limit))
+    failures.end()
 
 
 def stats(
@@ -152,15 +166,14 @@ def stats(
     json: JsonOption = False,
 ) -> None:
     """Say what running machines use of this host."""
-    from cerne.manager import Manager, State
+    from cerne.manager import Manager
 
     manager = Manager()
+    failures = Failures()
     if names:
-        machines = [manager.get(name) for name in names]
+        measured = _measured(_named(manager, names, failures), failures)
     else:
-        running = (State.RUNNING, State.PAUSED)
-        machines = [machine for machine in manager.machines() if machine.state in running]
-    measured = [(machine.name, machine.stats()) for machine in machines]
+        measured = _measured(_running(manager, failures), failures, may_end=True)
     if json:
         print_json(
             [
@@ -178,20 +191,73 @@ def stats(
                 for name, found in measured
             ]
         )
-        return
-    rows = [
-        (
-            name,
-            f"{found.uptime:.0f}s",
-            f"{found.cpu_seconds:.1f}s",
-            format_size(found.resident),
-            _of_guest(found),
-            format_size(found.memory),
-            format_size(found.disk),
-        )
-        for name, found in measured
-    ]
-    print_table(("NAME", "UPTIME", "CPU", "RESIDENT", "USED", "MEMORY", "DISK"), rows)
+    else:
+        rows = [
+            (
+                name,
+                f"{found.uptime:.0f}s",
+                f"{found.cpu_seconds:.1f}s",
+                format_size(found.resident),
+                _of_guest(found),
+                format_size(found.memory),
+                format_size(found.disk),
+            )
+            for name, found in measured
+        ]
+        print_table(("NAME", "UPTIME", "CPU", "RESIDENT", "USED", "MEMORY", "DISK"), rows)
+    failures.end()
+
+
+def _present(machines: Iterable[Machine], failures: Failures) -> list[tuple[Machine, Record]]:
+    """The machines with what is known of them now; not those that are removed meanwhile."""
+    found = []
+    for machine in machines:
+        with failures.told(), contextlib.suppress(NotFoundError):
+            found.append((machine, machine.record))
+    return found
+
+
+def _named(manager: Manager, names: Iterable[str], failures: Failures) -> list[Machine]:
+    found = []
+    for name in names:
+        with failures.told():
+            found.append(manager.get(name))
+    return found
+
+
+def _running(manager: Manager, failures: Failures) -> list[Machine]:
+    present = _present(manager.machines(), failures)
+    return [machine for machine, record in present if record.state in ("running", "paused")]
+
+
+def _measured(
+    machines: Sequence[Machine], failures: Failures, *, may_end: bool = False
+) -> list[tuple[str, Stats]]:
+    """What each uses, asked at once: one that hangs holds up no other."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    if not machines:
+        return []
+    measured = []
+    with ThreadPoolExecutor(min(len(machines), _MOST_ASKED_AT_ONCE)) as threads:
+        asked = [(machine.name, threads.submit(machine.stats)) for machine in machines]
+        for name, answer in asked:
+            ended = (NotFoundError, StateError) if may_end else ()
+            with failures.told(), contextlib.suppress(*ended):
+                found = answer.result()
+                measured.append((name, found))
+                if found.hangs is not None:
+                    failures.add(found.hangs)
+    return measured
+
+
+def _ports(machine: Machine, failures: Failures) -> tuple[PublishedPort, ...]:
+    """Its ports; none where its specification cannot be read."""
+    try:
+        return machine.ports
+    except CerneError as error:
+        failures.add(error)
+        return ()
 
 
 def _of_guest(stats: Stats) -> str:
@@ -200,7 +266,7 @@ def _of_guest(stats: Stats) -> str:
     return "-" if used is None else format_size(used)
 
 
-def _row(machine: Machine, record: Record) -> tuple[str, ...]:
+def _row(machine: Machine, record: Record, ports: Iterable[PublishedPort]) -> tuple[str, ...]:
     created = age(datetime.fromtimestamp(record.created, UTC))
     return (
         record.name,
@@ -210,11 +276,11 @@ def _row(machine: Machine, record: Record) -> tuple[str, ...]:
         format_size(record.memory),
         record.engine,
         f"{created} ago",
-        ",".join(port.short for port in machine.ports),
+        ",".join(port.short for port in ports),
     )
 
 
-def _summary(machine: Machine, record: Record) -> dict[str, object]:
+def _summary(machine: Machine, record: Record, ports: Iterable[PublishedPort]) -> dict[str, object]:
     return {
         "id": record.id,
         "name": record.name,
@@ -226,7 +292,7 @@ def _summary(machine: Machine, record: Record) -> dict[str, object]:
         "memory_bytes": record.memory,
         "engine": record.engine,
         "unserved": machine.unserved,
-        "ports": [asdict(port) for port in machine.ports],
+        "ports": [asdict(port) for port in ports],
         "parent": record.parent or None,
         "pid": record.process.pid if record.process else None,
         "created": _moment(record.created),
@@ -236,7 +302,7 @@ def _summary(machine: Machine, record: Record) -> dict[str, object]:
 
 
 def _details(machine: Machine, record: Record) -> dict[str, object]:
-    return _summary(machine, record) | {
+    return _summary(machine, record, machine.ports) | {
         "spec": machine.spec.model_dump(mode="json"),
         "vsock": machine.vsock or None,
         "console_log": str(machine.console_log),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from cerne.cli.complete import pool_names
+from cerne.cli.failure import Failures
 from cerne.cli.options import (
     CpusOption,
     DiskOption,
@@ -55,26 +56,31 @@ def list_pools(json: JsonOption = False) -> None:
     """List the pools."""
     from cerne.manager import Manager
 
-    pools = Manager().pools()
+    failures = Failures()
+    pools = []
+    for pool in Manager().pools():
+        with failures.told():
+            pools.append((pool, pool.spec))
     if json:
         print_json(
             [
                 {
                     "name": pool.name,
-                    "image": pool.spec.image,
-                    "memory": pool.spec.memory,
+                    "image": spec.image,
+                    "memory": spec.memory,
                     "ready": pool.ready,
                     "wanted": pool.wanted,
                 }
-                for pool in pools
+                for pool, spec in pools
             ]
         )
-        return
-    rows = [
-        (pool.name, pool.spec.image, format_size(pool.spec.memory), f"{pool.ready}/{pool.wanted}")
-        for pool in pools
-    ]
-    print_table(("NAME", "IMAGE", "MEMORY", "READY"), rows)
+    else:
+        rows = [
+            (pool.name, spec.image, format_size(spec.memory), f"{pool.ready}/{pool.wanted}")
+            for pool, spec in pools
+        ]
+        print_table(("NAME", "IMAGE", "MEMORY", "READY"), rows)
+    failures.end()
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerne.cli.complete import snapshot_names
+from cerne.cli.failure import Failures
 from cerne.cli.options import JsonOption, NameArgument, OtherTapOption, PublishOption
 from cerne.cli.output import age, print_json, print_table, progress, tell_chosen_ports
 from cerne.units import format_size
@@ -45,12 +46,18 @@ def list_snapshots(json: JsonOption = False) -> None:
     """List the snapshots."""
     from cerne.manager import Manager
 
-    snapshots = Manager().snapshots()
+    manager = Manager()
+    failures = Failures()
+    snapshots = []
+    for name in manager.snapshot_names():
+        with failures.told():
+            snapshots.append(manager.snapshot(name))
     if json:
         print_json([_summary(snapshot) for snapshot in snapshots])
-        return
-    headings = ("NAME", "MACHINE", "IMAGE", "MEMORY", "SIZE", "ENGINE", "CREATED")
-    print_table(headings, [_row(snapshot) for snapshot in snapshots])
+    else:
+        headings = ("NAME", "MACHINE", "IMAGE", "MEMORY", "SIZE", "ENGINE", "CREATED")
+        print_table(headings, [_row(snapshot) for snapshot in snapshots])
+    failures.end()
 
 
 @app.command()
@@ -93,9 +100,12 @@ def rm(
     from cerne.manager import Manager
 
     manager = Manager()
+    failures = Failures()
     for name in names:
-        manager.snapshot(name).remove()
-        print(name)
+        with failures.told():
+            manager.snapshot(name).remove()
+            print(name)
+    failures.end()
 
 
 @app.command()

@@ -23,7 +23,7 @@ from qemu.qmp import (
     Runstate,
 )
 
-from cerne.errors import EngineError
+from cerne.errors import EngineError, NotAnsweringError
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
 
 _SHOWN = 200
@@ -40,7 +40,7 @@ class QmpCommandError(EngineError):
         self.error_class = error_class
 
 
-class QmpTimeoutError(EngineError):
+class QmpTimeoutError(NotAnsweringError):
     """The machine's process did not answer in time."""
 
 

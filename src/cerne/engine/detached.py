@@ -25,7 +25,7 @@ from cerne.host.process import ProcessIdentity
 if TYPE_CHECKING:
     from cerne.engine.qmp import QmpClient
 
-_ANSWER_TIMEOUT = 60.0
+_START_TIMEOUT = 60.0
 _log = logging.getLogger(__name__)
 
 # Children of this process, kept until they have ended, so that none stays behind as a zombie in a
@@ -74,7 +74,7 @@ def answering(
 
     process = ProcessIdentity.of(pid)
     try:
-        with QmpClient(plan.qmp_socket, timeout=_ANSWER_TIMEOUT) as qmp:
+        with QmpClient(plan.qmp_socket, _START_TIMEOUT, _START_TIMEOUT) as qmp:
             if prepare is not None:
                 prepare(qmp)
             process = _running(pid, qmp.status())

@@ -15,31 +15,38 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from cerne.errors import EngineError
+from cerne.errors import EngineError, NotAnsweringError
 
 if TYPE_CHECKING:
     from cerne.engine._qmp_session import QmpEvent, Session
 
 
+ANSWER_TIMEOUT = 5.0
+"""Seconds in which a machine's process must begin to answer; else it is taken to hang."""
+
+
 class QmpClient:
     """One connection to a machine's QMP socket; a context manager.
 
-    `timeout`, in seconds, bounds the wait for the connection (other clients' turns included) and
-    for each answer.
+    `timeout`, in seconds, bounds the wait for each answer, and `connect_timeout` that for the
+    connection, other clients' turns included; it is `ANSWER_TIMEOUT`, or `timeout` if that is less.
 
     Raises, on entry:
         EngineError: there is no such socket, nobody serves it, what answers is not QMP, or no
             greeting came in time.
     """
 
-    def __init__(self, path: Path, timeout: float = 10.0) -> None:
+    def __init__(
+        self, path: Path, timeout: float = 10.0, connect_timeout: float | None = None
+    ) -> None:
         self._path = path
         self._timeout = timeout
+        self._connect_timeout = connect_timeout or min(timeout, ANSWER_TIMEOUT)
         self._open: Session | None = None
 
     def __enter__(self) -> Self:
-        deadline = time.monotonic() + self._timeout
-        connection = _connect(self._path, self._timeout)
+        deadline = time.monotonic() + self._connect_timeout
+        connection = _connect(self._path, self._connect_timeout)
         from cerne.engine._qmp_session import Session
 
         self._open = Session(connection, max(0.0, deadline - time.monotonic()))
@@ -133,8 +140,9 @@ def _connect(path: Path, timeout: float) -> socket.socket:
         connection.connect(str(path))
     except OSError as error:
         connection.close()
-        busy = isinstance(error, BlockingIOError)
-        why = f"others have held it for {timeout:g} s" if busy else error.strerror or str(error)
+        if isinstance(error, BlockingIOError):
+            raise NotAnsweringError(f"no answer at {path} within {timeout:g} s") from error
+        why = error.strerror or str(error)
         raise EngineError(f"the machine's QMP socket {path} cannot be reached: {why}") from error
     connection.setblocking(False)
     return connection

@@ -51,6 +51,12 @@ class ProcessIdentity:
         """Whether this very process runs."""
         return self.boot_id == boot_id() and _start_time(self.pid) == self.start_time
 
+    def state(self) -> str:
+        """The letter of its state in proc(5), such as ``T`` where it is stopped; empty if gone."""
+        fields = _stat(self.pid)
+        known = self.boot_id == boot_id() and fields and int(fields[19]) == self.start_time
+        return fields[0].decode() if known else ""
+
     def send(self, signal_number: signal.Signals) -> bool:
         """Send a signal; False where the process is gone."""
         with self._pidfd() as descriptor:
@@ -87,10 +93,17 @@ class ProcessIdentity:
 
 
 def _start_time(pid: int) -> int | None:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
+    fields = _stat(pid)
+    if not fields:
         return None
     # The first thread may be gone while others still hold what the process has open.
     ended = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
     return None if ended else int(fields[19])
+
+
+def _stat(pid: int) -> list[bytes]:
+    """The fields of its stat file after its name, so that field 3 is the first; none if gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return []

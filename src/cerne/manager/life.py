@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
+from cerne.engine.qmp import ANSWER_TIMEOUT
 from cerne.errors import (
     BusyError,
     CerneError,
@@ -25,6 +26,7 @@ from cerne.errors import (
     GuestError,
     GuestTimeoutError,
     HostError,
+    NotAnsweringError,
     NotFoundError,
     StateError,
 )
@@ -105,7 +107,7 @@ class Surroundings:
             if record.client is None or record.client.alive():
                 continue
             # What another command works on is left to it, or to the next one.
-            with contextlib.suppress(BusyError, NotFoundError):
+            with contextlib.suppress(BusyError, NotFoundError, EngineError):
                 Life(self, record).remove_abandoned()
 
 
@@ -171,7 +173,7 @@ class Life:
         if _needs_settling(self.last) and not is_held(self.lock_path):
             # Who only looks waits for nobody: what cannot be put right now is shown as it is.
             with (
-                contextlib.suppress(BusyError, EngineError),
+                _not_found_alone(),
                 held(self.lock_path, "recovery", self.last.name, patience=0),
             ):
                 record = self.store.get(self.id)
@@ -186,22 +188,21 @@ class Life:
             if (settle or record.unborn) and _needs_settling(record):
                 record = self._settled(record)
             self.last = record
-            yield record
+            try:
+                yield record
+            except NotAnsweringError as error:
+                raise hung(self.last) from error
 
     def require(self, record: Record, *states: State) -> None:
         """Refuse what the machine's state does not allow.
 
         Raises:
             StateError: it is in none of these states.
+            NotAnsweringError: its process is stopped, and will do nothing.
         """
         if record.state not in states:
-            reason = f" ({record.reason})" if record.reason else ""
-            remedy = _REMEDIES.get(record.state)
-            raise StateError(
-                f"{record.name} is {record.state}{reason}",
-                hint=f"{remedy} it with: cerne {remedy} {record.name}" if remedy else "",
-                machine=record.name,
-            )
+            raise state_error(record)
+        refuse_stopped(record)
 
     def image(self) -> Image:
         return self.surroundings.images().get(self.last.digest)
@@ -659,13 +660,27 @@ class Life:
         self._not_started(record, why)
         return self.store.get(record.id)
 
+    def settled_if_it_answers(self, record: Record) -> Record:
+        """Put right what an interrupted command left; its record as it is where it hangs."""
+        if not _needs_settling(record):
+            return record
+        try:
+            return self._settled(record)
+        except NotAnsweringError:
+            return record
+
     def _settled_alive(self, record: Record) -> Record:
+        refuse_stopped(record)
         if record.doing or record.state is State.STOPPING:
             return self.observed(record, f"{record.doing or 'stop'} interrupted")
         self._discard_saved(whole=True)
         # A migration that goes on would stop the machine when it is complete. Our own VMM has none.
-        with contextlib.suppress(EngineError):
+        try:
             self.qmp("migrate_cancel")
+        except NotAnsweringError:
+            raise
+        except EngineError as error:
+            _log.debug("%s: %s", record.name, error.message)
         if record.reason == WAS_PAUSED:
             return self.store.change(record, State.PAUSED, kind="saving interrupted")
         self.qmp("cont")
@@ -746,6 +761,63 @@ _REMEDIES = {
     State.FAILED: "start",
     State.PAUSED: "resume",
     State.SUSPENDED: "wake",
+}
+
+
+def state_error(record: Record) -> StateError:
+    """The error that a machine's state does not allow what was asked."""
+    reason = f" ({record.reason})" if record.reason else ""
+    remedy = _REMEDIES.get(record.state)
+    return StateError(
+        f"{record.name} is {record.state}{reason}",
+        hint=f"{remedy} it with: cerne {remedy} {record.name}" if remedy else "",
+        machine=record.name,
+    )
+
+
+def refuse_stopped(record: Record) -> None:
+    """Refuse what a machine's process would have to do, where that is stopped.
+
+    Raises:
+        NotAnsweringError: it is.
+    """
+    if record.process is not None and record.process.state() == _STOPPED:
+        raise hung(record)
+
+
+def hung(record: Record) -> NotAnsweringError:
+    """The error that a machine's process does not answer, in words that name it and say why."""
+    process = record.process
+    if process is None:
+        return NotAnsweringError(
+            f"the process of {record.name} does not answer", machine=record.name
+        )
+    state = process.state()
+    why = _PROCESS_STATES.get(state, f"it has not for {ANSWER_TIMEOUT:g} s ({state})")
+    resume = f"let it go on: kill -CONT {process.pid}; or " if state == _STOPPED else ""
+    return NotAnsweringError(
+        f"process {process.pid} of {record.name} does not answer: {why}",
+        hint=f"{resume}end it: cerne kill {record.name}",
+        machine=record.name,
+    )
+
+
+@contextlib.contextmanager
+def _not_found_alone() -> Iterator[None]:
+    """Let through that a machine is gone, and no other failure."""
+    try:
+        yield
+    except NotFoundError:
+        raise
+    except CerneError as error:
+        _log.debug("left as it is: %s", error.message)
+
+
+_STOPPED = "T"
+_PROCESS_STATES = {
+    _STOPPED: f"it is stopped ({_STOPPED})",
+    "t": "a debugger holds it (t)",
+    "D": "it waits in the kernel (D)",
 }
 
 

@@ -29,11 +29,22 @@ from cerne.errors import (
     GuestTimeoutError,
     HostError,
     InputError,
+    NotAnsweringError,
     NotFoundError,
     StateError,
 )
 from cerne.manager import suspension
-from cerne.manager.life import KILL_TIMEOUT, READY_TIMEOUT, WAS_PAUSED, Life, Surroundings
+from cerne.manager.life import (
+    KILL_TIMEOUT,
+    READY_TIMEOUT,
+    WAS_PAUSED,
+    Life,
+    Surroundings,
+    hung,
+    refuse_stopped,
+    state_error,
+)
+from cerne.manager.lock import is_held
 from cerne.manager.names import check_name
 from cerne.manager.plan import wanted_engine
 from cerne.manager.readiness import quote_logs
@@ -57,6 +68,9 @@ UNPLUG_TIMEOUT = 10.0
 STOP_TIMEOUT = 10.0
 """Seconds that a guest may take to shut down before it is killed, unless a command says
 otherwise."""
+
+KILLED = "killed: "
+"""What a stopped machine's reason begins with that did not shut down by itself."""
 
 VSOCK_TIMEOUT = 20.0
 """Seconds that a guest may take to answer to a connection."""
@@ -172,7 +186,8 @@ class Machine:
         Raises:
             StateError: it is suspended, and would lose what is in its memory.
         """
-        with self._life.operation("stop") as record:
+        with self._life.operation("stop", settle=False) as found:
+            record = self._life.settled_if_it_answers(found)
             if record.state is State.SUSPENDED:
                 raise StateError(
                     f"{record.name} is suspended: stopped, it would lose what is in its memory",
@@ -195,7 +210,7 @@ class Machine:
             if record.process.wait(max(0.0, deadline - time.monotonic())):
                 self._life.last = self._life.ended(stopping, State.STOPPED, "shut down")
             else:
-                late = f"killed: it did not shut down within {timeout:g} s"
+                late = f"{KILLED}it did not shut down within {timeout:g} s"
                 self._life.last = self._life.kill(stopping, late)
             asking.join(KILL_TIMEOUT)
 
@@ -682,16 +697,26 @@ class Machine:
             StateError: it does not run.
         """
         record = self.record
-        self._life.require(record, State.RUNNING, State.PAUSED)
+        if record.state not in (State.RUNNING, State.PAUSED):
+            raise state_error(record)
         used = measure(record, self._home.machine_directory(self.id))
-        return replace(used, guest=self._guest_memory(record))
+        try:
+            return replace(used, guest=self._guest_memory(record))
+        except NotAnsweringError as error:
+            return replace(used, hangs=error)
 
     def _guest_memory(self, record: Record) -> GuestMemoryUse | None:
         from cerne.engine.balloon import guest_memory_use
 
+        refuse_stopped(record)
         runs = record.state is State.RUNNING
         try:
             return guest_memory_use(self._life.qmp_socket, record.memory, runs=runs)
+        except NotAnsweringError as error:
+            if is_held(self._life.lock_path):
+                # It answers to the command that works on it.
+                return None
+            raise hung(record) from error
         except EngineError:
             return None
 

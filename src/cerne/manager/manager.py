@@ -318,6 +318,10 @@ class Manager:
 
         return [Snapshot(self._surroundings, row) for row in self._store.snapshots()]
 
+    def snapshot_names(self) -> list[str]:
+        """The names of all snapshots, the oldest first, even of those that cannot be read."""
+        return [row.name for row in self._store.snapshots()]
+
     def snapshot(self, name: str) -> Snapshot:
         """The snapshot of this name or ID.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
 from cerne.errors import InputError, NotFoundError
@@ -106,10 +107,19 @@ class Pool:
         run_later(["pool", "fill", self.name], self._manager.home.pools_log)
 
     def remove(self) -> None:
-        """Remove it, with the machines in it."""
+        """Remove it, with the machines in it.
+
+        Raises:
+            CerneError: a machine cannot be removed, which is in no pool any more; the others are.
+        """
         members = self._store.members(self.name)
         self._store.remove_pool(self.name)
-        for record in members:
+        with ExitStack() as removals:
+            for record in members:
+                removals.callback(self._remove, record)
+
+    def _remove(self, record: Record) -> None:
+        with suppress(NotFoundError):
             self._manager.machine_of(record).remove(force=True)
 
     def _claimed(self) -> Machine | None:

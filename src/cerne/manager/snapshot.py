@@ -27,6 +27,7 @@ from cerne.manager.manifest import Manifest, read_manifest
 from cerne.manager.names import check_name
 from cerne.manager.recovery import discard
 from cerne.manager.spec import check_network
+from cerne.manager.stats import allocated
 from cerne.manager.store import Record, SnapshotRow, State, Store, snapshot_name_in_use
 from cerne.network.choice import NetworkKind
 
@@ -84,8 +85,7 @@ class Snapshot:
     @property
     def size(self) -> int:
         """Bytes of this host's disk that its memory takes."""
-        files = [] if self.memory is None else list(self.memory.iterdir())
-        return sum(file.stat().st_blocks * 512 for file in files)
+        return 0 if self.memory is None else allocated(self.memory)
 
     def restore(self) -> Machine:
         """Take the machine that it is of back to it; what it has done since is lost.

@@ -12,6 +12,7 @@ from cerne.errors import StateError
 
 if TYPE_CHECKING:
     from cerne.engine.balloon import GuestMemoryUse
+    from cerne.errors import NotAnsweringError
     from cerne.manager.store import Record
 
 
@@ -33,6 +34,8 @@ class Stats:
     """Threads of its process."""
     guest: GuestMemoryUse | None = None
     """What its guest says of its memory; None where it has no balloon or does not answer."""
+    hangs: NotAnsweringError | None = None
+    """Why its process does not answer; None where it does."""
 
 
 def measure(record: Record, directory: Path) -> Stats:
@@ -48,7 +51,7 @@ def measure(record: Record, directory: Path) -> Stats:
         cpu_seconds=(int(fields[11]) + int(fields[12])) / ticks,
         resident=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
         memory=record.memory,
-        disk=sum(_allocated(path) for path in directory.iterdir()),
+        disk=allocated(directory),
         threads=int(fields[17]),
     )
 
@@ -63,6 +66,14 @@ def _stat(record: Record) -> list[bytes]:
     except (FileNotFoundError, ProcessLookupError) as error:
         raise ended from error
     return stat.rpartition(b")")[2].split()
+
+
+def allocated(directory: Path) -> int:
+    """Bytes of the host's disk that the files of a directory take, which may be vanishing."""
+    try:
+        return sum(_allocated(path) for path in directory.iterdir())
+    except FileNotFoundError:
+        return 0
 
 
 def _allocated(path: Path) -> int:

@@ -717,6 +717,7 @@ def _identity(row: sqlite3.Row, prefix: str = "") -> ProcessIdentity | None:
 
 
 def _record(row: sqlite3.Row) -> Record:
+    state = State(row["state"]) if row["state"] in iter(State) else None
     return Record(
         id=row["id"],
         name=row["name"],
@@ -725,8 +726,8 @@ def _record(row: sqlite3.Row) -> Record:
         digest=row["digest"],
         cpus=row["cpus"],
         memory=row["memory"],
-        state=State(row["state"]),
-        reason=row["reason"],
+        state=state or State.FAILED,
+        reason=row["reason"] if state else f"its record is damaged: state {row['state']!r}",
         engine=row["engine"],
         process=_identity(row),
         created=row["created"],
