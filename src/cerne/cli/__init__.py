@@ -13,12 +13,14 @@ def main() -> None:
     """Run the command line of this process and exit with the command's status."""
     import sys
 
+    from cerne.cli.signals import end_at_once, end_in_order
+
+    end_at_once()
     from cerne.cli.streams import prepare
 
     prepare()
     from cerne.cli.app import app
     from cerne.cli.failure import reported
-    from cerne.cli.signals import end_in_order
 
     end_in_order()
     with reported():
