@@ -251,3 +251,24 @@ def test_a_directory_that_another_could_change_is_refused(
         os.chown(place, 65534, 65534)
     with pytest.raises(HostError, match="only you may change"):
         Home.of_this_user()
+
+
+def test_a_block_of_the_library_keeps_no_descriptor(
+    manager: Manager, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cerne.manager.run as run_module
+
+    monkeypatch.setattr(
+        run_module, "Manager", lambda: Manager(manager.home, lambda _requested: engine)
+    )
+    gc.disable()
+    try:
+        counts = []
+        for _ in range(3):
+            with run_module.run("blank", memory="64M") as machine:
+                assert machine.state is State.RUNNING
+            counts.append(len(os.listdir("/proc/self/fd")))  # noqa: PTH208
+    finally:
+        gc.enable()
+    # What the first one loads may stay open; nothing is added by another.
+    assert counts[1] == counts[2] == counts[0]

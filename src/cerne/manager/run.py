@@ -64,24 +64,24 @@ def run(
     Raises:
         CerneError: it cannot be made, or did not become ready; nothing of it is left.
     """
-    manager = Manager()
-    spec = machine_spec(
-        name=name or manager.free_name(),
-        image=image,
-        cpus=cpus,
-        memory=memory,
-        disk=disk,
-        data_disks=tuple(data_disks),
-        network=network,
-        ports=tuple(ports),
-        mounts=tuple(mounts),
-        labels=dict(labels or {}),
-        engine=engine,
-        cpu_weight=cpu_weight,
-    )
-    limit = None if timeout is None else parse_duration(timeout)
-    with manager.running(spec, timeout=limit, progress=progress) as machine:
-        yield machine
+    with Manager() as manager:
+        spec = machine_spec(
+            name=name or manager.free_name(),
+            image=image,
+            cpus=cpus,
+            memory=memory,
+            disk=disk,
+            data_disks=tuple(data_disks),
+            network=network,
+            ports=tuple(ports),
+            mounts=tuple(mounts),
+            labels=dict(labels or {}),
+            engine=engine,
+            cpu_weight=cpu_weight,
+        )
+        limit = None if timeout is None else parse_duration(timeout)
+        with manager.running(spec, timeout=limit, progress=progress) as machine:
+            yield machine
 
 
 def _asynchronous(
