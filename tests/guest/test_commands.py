@@ -77,7 +77,12 @@ def test_user_and_groups(agent: GuestAgent) -> None:
     [
         (["no-such-program"], None, None, "cannot run no-such-program: No such file"),
         (["/etc/passwd"], None, None, "cannot run /etc/passwd: Permission denied"),
-        (["true"], "/no/such/directory", None, "/no/such/directory: Not a directory"),
+        (
+            ["true"],
+            "/no/such/directory",
+            None,
+            "directory /no/such/directory does not exist",
+        ),
         (["true"], None, "no-such-user", "no user no-such-user"),
     ],
 )

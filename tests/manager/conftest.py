@@ -147,6 +147,12 @@ def engine() -> Iterator[FakeEngine]:
     fake.close()
 
 
+def _run_state(commands: list[str]) -> str:
+    """What a process would say that was given these commands."""
+    said = [command for command in commands if command in ("stop", "cont")]
+    return "paused" if said and said[-1] == "stop" else "running"
+
+
 @pytest.fixture
 def qmp(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The commands that machines' processes were given in QMP, which all succeed."""
@@ -156,7 +162,7 @@ def qmp(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     )
     monkeypatch.setattr(
         "cerne.manager.life.Life.run_state",
-        lambda _life: "paused" if commands and commands[-1] == "stop" else "running",
+        lambda _life: _run_state(commands),
     )
     return commands
 

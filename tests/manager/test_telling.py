@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -181,7 +182,8 @@ def test_whoever_was_killed_the_guest_is_told_before_it_is_used(
             if record.state is State.RUNNING:
                 assert record.untold or _told(manager, machine)
                 machine.agent()
-                assert f"name {machine.name}" in _told(manager, machine)[-2:]
+                names = [told for told in _told(manager, machine) if told.startswith("name")]
+                assert names[-1] == f"name {machine.name}"
                 assert not machine.record.untold
                 assert machine.record.ready is not None
             if machine.name not in ("web", "other"):
@@ -323,3 +325,48 @@ def test_a_wake_that_was_killed_before_the_memory_was_there_can_be_done_again(
             return
         assert web.state is State.SUSPENDED
         assert manager.home.saved(web.id).exists()
+
+
+def _suspend(manager: Manager) -> None:
+    manager.get("web").suspend()
+
+
+def test_a_guest_whose_saving_was_killed_is_told_the_time(manager: Manager, web: Machine) -> None:
+    web.start(cold=True)
+    settled = 0
+    for step in range(_MOST_STEPS):
+        if not run_killed_at(step, _suspend, manager.home):
+            break
+        if web.state is State.SUSPENDED:
+            web.wake()
+            continue
+        settled += 1
+        assert (web.state, web.record.untold) == (State.RUNNING, "time")
+        assert not manager.home.saved(web.id).exists()
+        web.agent()
+        assert _told(manager, web)[-1] == "time"
+    assert settled
+
+
+def test_what_was_saved_is_kept_while_the_process_does_not_answer(
+    manager: Manager, web: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.start(cold=True)
+    process = web.record.process
+    assert process is not None
+    saved = manager.home.saved(web.id)
+    for step in range(_MOST_STEPS):
+        assert run_killed_at(step, _suspend, manager.home)
+        if saved.exists():
+            break
+        assert web.state is State.RUNNING
+
+    def hangs(_life: Life) -> str:
+        raise EngineError("it does not answer")
+
+    monkeypatch.setattr("cerne.manager.life.Life.run_state", hangs)
+    assert web.state == "saving"
+    assert saved.exists()
+    process.send(signal.SIGKILL)
+    process.wait()
+    assert web.state == "suspended"

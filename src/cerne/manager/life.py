@@ -673,6 +673,8 @@ class Life:
         refuse_stopped(record)
         if record.doing or record.state is State.STOPPING:
             return self.observed(record, f"{record.doing or 'stop'} interrupted")
+        # What was saved is of no use once it runs on, and all that there is where it never does.
+        self.run_state()
         self._discard_saved(whole=True)
         # A migration that goes on would stop the machine when it is complete. Our own VMM has none.
         try:
@@ -681,10 +683,9 @@ class Life:
             raise
         except EngineError as error:
             _log.debug("%s: %s", record.name, error.message)
-        if record.reason == WAS_PAUSED:
-            return self.store.change(record, State.PAUSED, kind="saving interrupted")
-        self.qmp("cont")
-        return self.store.change(record, State.RUNNING, kind="saving interrupted")
+        if record.reason != WAS_PAUSED:
+            self.qmp("cont")
+        return self.observed(record, "saving interrupted")
 
     def observed(self, record: Record, kind: str) -> Record:
         """Record what its process says that it does: it runs, or is paused.
@@ -695,9 +696,11 @@ class Life:
         from cerne.manager.telling import Untold, joined
 
         if self.run_state() == State.RUNNING:
-            was_paused = State.PAUSED in (record.state, record.reason) and self.image().agent
+            # A guest that was paused, or held while it was saved, is late.
+            held_up = record.state in (State.PAUSED, State.SAVING) or record.reason == WAS_PAUSED
             told = record.untold.split(",") if record.untold else []
-            untold = joined([*told, Untold.TIME]) if was_paused else None
+            late = held_up and self.image().agent
+            untold = joined([*told, Untold.TIME]) if late else None
             return self.store.change(record, State.RUNNING, kind=kind, untold=untold)
         return self.store.change(record, State.PAUSED, kind=kind)
 
