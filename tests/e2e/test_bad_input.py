@@ -32,7 +32,7 @@ _RUN = ("run", "--rm")
         ((*_RUN, "--memory", "60T", "tiny", "true"), "this host can give"),
         ((*_RUN, "--memory", "12 bananas", "tiny", "true"), "'12 bananas' is not a size"),
         ((*_RUN, "--publish", "70000:80", "tiny", "true"), "70000 is not a port"),
-        ((*_RUN, "--publish", "0:80", "tiny", "true"), "0 is not a port"),
+        ((*_RUN, "--publish", "80:0", "tiny", "true"), "0 is not a port"),
         ((*_RUN, "--publish", "http", "tiny", "true"), "not a published port"),
         ((*_RUN, "--mount", "/no/such/path:/mnt", "tiny", "true"), "does not exist"),
         ((*_RUN, "--disk", "1G", "tiny", "true"), "no disk"),
