@@ -94,6 +94,20 @@ def test_many_layers_are_merged_when_it_boots(
     assert len(list(manager.home.layers.iterdir())) == 1
 
 
+def test_what_a_merge_frees_is_removed_at_once(
+    manager: Manager, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cerne.manager.layers._MANY_LAYERS", 2)
+    snapshots = [machine.snapshot() for _ in range(3)]
+    for snapshot in snapshots[:2]:
+        snapshot.remove()
+    assert len(list(manager.home.layers.iterdir())) == 3
+    snapshots[2].remove()
+    assert len(list(manager.home.layers.iterdir())) == 3
+    machine.start()
+    assert list(manager.home.layers.iterdir()) == []
+
+
 def test_going_back(manager: Manager, machine: Machine, engine: FakeEngine) -> None:
     machine.start()
     snapshot = machine.snapshot()

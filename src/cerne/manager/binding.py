@@ -20,7 +20,7 @@ from cerne.host.process import ProcessIdentity
 _PROGRAM = """
 import os, select, sys
 select.select([int(sys.argv[1])], [], [])
-os.execv(sys.executable, [sys.executable, "-m", "cerne", "rm", "--force", sys.argv[2]])
+os.execv(sys.executable, [sys.executable, "-P", "-m", "cerne", "rm", "--force", sys.argv[2]])
 """
 
 

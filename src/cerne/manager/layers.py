@@ -60,16 +60,20 @@ class Layers:
             faults.step("layer frozen")
         return layer
 
-    def merge(self, disk: Path, base: Path | None, base_format: str) -> None:
+    def merge(self, disk: Path, base: Path | None, base_format: str) -> bool:
         """Have the disk of a machine that does not run lie on its base, if on too many layers.
+
+        Whether it did; layers may be needless then.
 
         Raises:
             StorageError: there is no space for what is in them.
         """
         from cerne.storage.flatten import merge
 
-        if self._depth(disk) > _MANY_LAYERS:
-            merge(disk, base, base_format)
+        if self._depth(disk) <= _MANY_LAYERS:
+            return False
+        merge(disk, base, base_format)
+        return True
 
     def flatten(self, disk: Path) -> None:
         """Have a disk that no machine has lie on nothing, so that it can go anywhere.

@@ -706,11 +706,14 @@ class Life:
 
     def _merge_layers(self) -> None:
         base = self.image().disk
+        merged = False
         for serial, disk in self.own_disks().items():
             if serial != ROOT_SERIAL:
-                self.layers.merge(disk, None, "")
+                merged |= self.layers.merge(disk, None, "")
             elif base is not None:
-                self.layers.merge(disk, base.path, base.format)
+                merged |= self.layers.merge(disk, base.path, base.format)
+        if merged:
+            self.surroundings.collect()
 
     def _commit_disks(self) -> None:
         for disk in self.own_disks().values():
