@@ -7,12 +7,14 @@ write-ahead log and its index (https://sqlite.org/wal.html).
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
 _SIZE = 1 << 20
 _LITTLE = 256 << 10
 _PLENTY = 8 * _SIZE
+_SURELY_FREE = 64 * _SIZE
 
 
 class Reserve:
@@ -27,10 +29,9 @@ class Reserve:
         What goes wrong here is met again, and told, by whoever needs the room.
         """
         with contextlib.suppress(OSError):
-            room = _room(self._path.parent)
-            if room < _LITTLE:
+            if not _has_room(self._path.parent, _LITTLE):
                 self._path.unlink(missing_ok=True)
-            elif room > _PLENTY and not self._path.exists():
+            elif not self._path.exists() and _has_room(self._path.parent, _PLENTY):
                 self._make()
 
     def _make(self) -> None:
@@ -41,8 +42,20 @@ class Reserve:
             os.close(descriptor)
 
 
-def _room(directory: Path) -> int:
-    """Bytes that this user may still write there."""
+def _has_room(directory: Path, size: int) -> bool:
+    """Whether so many bytes can be written there."""
     status = os.statvfs(directory)
-    blocks = status.f_bfree if os.geteuid() == 0 else status.f_bavail
-    return blocks * status.f_frsize
+    if status.f_bavail * status.f_frsize > _SURELY_FREE:
+        return True
+    # What ext4 tells root is free includes clusters that nobody can write to: it has to be tried.
+    try:
+        descriptor = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return False
+        return status.f_bavail * status.f_frsize > size
+    return True
