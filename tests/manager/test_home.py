@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -51,3 +52,18 @@ def test_a_directory_that_cannot_be_made_is_named(
     with pytest.raises((HostError, StorageError)) as caught:
         Home.of_this_user()
     assert "CERNE_HOME" in caught.value.hint
+
+
+@pytest.mark.parametrize("inner", ["", "machines", "run"])
+def test_a_directory_that_everybody_may_write_to_is_refused(home: Path, inner: str) -> None:
+    Home.of_this_user()
+    (home / inner).chmod(0o777)
+    with pytest.raises(HostError, match="everybody may write") as caught:
+        Home.of_this_user()
+    assert "chmod o-w" in caught.value.hint
+
+
+def test_a_home_of_another_user_is_refused(home: Path, root: None) -> None:
+    os.chown(home, 65534, 65534)
+    with pytest.raises(HostError, match="belongs to another user"):
+        Home.of_this_user()

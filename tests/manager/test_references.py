@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from tests.manager.conftest import FakeEngine
 
-from cerne.errors import DamagedError, HostError, InputError, StateError
+from cerne.errors import DamagedError, HostError, InputError, StateError, StorageError
 from cerne.images.files import new_file
 from cerne.manager import Home, Machine, Manager, State
 from cerne.manager import home as home_module
@@ -96,12 +96,16 @@ def test_names_are_made_up_for_each(
 
 def test_a_name_is_found_before_an_id(home: Path, new_record: Callable[[str], Record]) -> None:
     store = Store(home / "store.sqlite")
-    first, second = new_record("first"), new_record("second")
-    store.add(first)
-    # Such names were allowed once.
-    store.add(replace(second, name=first.id))
-    assert store.find(first.id) == store.get(second.id)
-    assert store.find_id(first.id) == store.get(first.id)
+    # Such names were allowed once. Whichever row comes first, the one of this name is meant.
+    for one, other in (("000000000001", "000000000002"), ("00000000000b", "00000000000a")):
+        store.add(replace(new_record(f"first-{one}"), id=one))
+        store.add(replace(new_record(one), id=other))
+        found = store.find(one)
+        assert found is not None
+        assert found.id == other
+        of_id = store.find_id(one)
+        assert of_id is not None
+        assert of_id.name == f"first-{one}"
 
 
 def test_what_looks_like_an_id_is_no_name() -> None:
@@ -133,8 +137,12 @@ def test_on_a_full_disk_machines_are_seen_stopped_and_removed(
         machine.snapshot(f"of-{name}")
     manager.close()
     _fill(small_home.data)
-    with Manager(small_home, lambda _requested: engine) as other:
-        assert [each.state for each in other.machines()] == [State.RUNNING, State.RUNNING]
+    reserve = small_home.data / "store.reserve"
+    for _ in range(2):
+        with Manager(small_home, lambda _requested: engine) as other:
+            assert [each.state for each in other.machines()] == [State.RUNNING, State.RUNNING]
+            assert len(other.snapshots()) == 2
+    assert reserve.exists()
     with Manager(small_home, lambda _requested: engine) as other:
         other.get("a").kill()
         other.get("a").remove()
@@ -144,7 +152,32 @@ def test_on_a_full_disk_machines_are_seen_stopped_and_removed(
     (small_home.data / "filler").unlink()
     with Manager(small_home, lambda _requested: engine) as other:
         other.create(machine_spec(name="c", image="blank", memory="64M"))
-    assert (small_home.data / "store.reserve").stat().st_blocks * 512 >= 1 << 20
+    assert reserve.stat().st_blocks * 512 >= 1 << 20
+
+
+def test_a_machine_is_seen_and_ended_where_not_a_byte_can_be_written(
+    small_home: Home, engine: FakeEngine, tmp_path: Path
+) -> None:
+    manager = Manager(small_home, lambda _requested: engine)
+    raw = tmp_path / "blank.raw"
+    raw.write_bytes(bytes(1 << 20))
+    manager.images.import_(str(raw), "blank")
+    machine = manager.create(machine_spec(name="a", image="blank", memory="64M"))
+    machine.start()
+    manager.close()
+    # What a machine that fills the disk does with all that is given up.
+    (small_home.data / "store.reserve").unlink()
+    _fill(small_home.data)
+    with Manager(small_home, lambda _requested: engine) as other:
+        (seen,) = other.machines()
+        process = seen.record.process
+        assert process is not None
+        with pytest.raises(StorageError):
+            seen.kill()
+        assert not process.alive()
+    (small_home.data / "filler").unlink()
+    with Manager(small_home, lambda _requested: engine) as other:
+        other.get("a").remove()
 
 
 def test_a_closed_manager_keeps_no_descriptor_and_says_that_it_is_closed(
@@ -192,10 +225,19 @@ def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path: Path) -> None
     with ThreadPoolExecutor() as workers:
         with held(path, "first", "a"):
             waiting = workers.submit(_holds, path)
-            while not waiting.running():
+            while _opened(path) < 2:
                 pass
             path.unlink()
         assert waiting.result()
+
+
+def _opened(path: Path) -> int:
+    """How often this process has a file open."""
+    descriptors = Path("/proc/self/fd")
+    return sum(
+        os.path.lexists(each) and os.readlink(each) == str(path)  # noqa: PTH115
+        for each in [descriptors / name for name in os.listdir(descriptors)]  # noqa: PTH208
+    )
 
 
 def _holds(path: Path) -> bool:

@@ -51,6 +51,8 @@ class Home:
         if runtime.parent == Path(tempfile.gettempdir()):
             _require_private(runtime)
         for directory in (
+            home.data,
+            home.runtime,
             home.machines,
             home.layers,
             home.snapshots,
@@ -234,7 +236,7 @@ def _make_one(directory: Path) -> None:
 def _make(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        owner = directory.stat().st_uid
+        status = directory.stat()
     except PermissionError as error:
         raise HostError(
             f"{directory} cannot be made: {error.strerror}",
@@ -245,7 +247,11 @@ def _make(directory: Path) -> None:
             f"{directory} cannot be made: {error.strerror}",
             hint="free some space, or set CERNE_HOME to another directory",
         ) from error
-    if owner != os.geteuid():
+    if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
+        raise HostError(
+            f"everybody may write to {directory}", hint=f"see to it: chmod o-w {directory}"
+        )
+    if status.st_uid != os.geteuid():
         raise HostError(
             f"{directory} belongs to another user", hint="set CERNE_HOME to a directory of your own"
         )

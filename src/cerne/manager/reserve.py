@@ -1,7 +1,7 @@
 """A megabyte kept beside the store, given up where the file system is full.
 
 Stopping and removing machines is what frees space, and SQLite needs some for each of them: for its
-write-ahead log and its index (https://sqlite.org/wal.html).
+write-ahead log and its index (https://sqlite.org/wal.html). Commands that only look do without.
 """
 
 from __future__ import annotations
@@ -29,10 +29,16 @@ class Reserve:
         What goes wrong here is met again, and told, by whoever needs the room.
         """
         with contextlib.suppress(OSError):
-            if not _has_room(self._path.parent, _LITTLE):
+            if self.is_needed():
                 self._path.unlink(missing_ok=True)
             elif not self._path.exists() and _has_room(self._path.parent, _PLENTY):
                 self._make()
+
+    def is_needed(self) -> bool:
+        """Whether there is too little room for a transaction of the store."""
+        with contextlib.suppress(OSError):
+            return not _has_room(self._path.parent, _LITTLE)
+        return False
 
     def _make(self) -> None:
         descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

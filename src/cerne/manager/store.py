@@ -232,13 +232,35 @@ class Store:
         self._require_image = require_image
         self._lock = threading.Lock()
         self._reserve = Reserve(path.with_name("store.reserve"))
-        self._reserve.make_room()
+        self._only_read = False
         with self._errors():
-            self._database = sqlite3.connect(
-                path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
-            self._database.row_factory = sqlite3.Row
-            self._prepare()
+            try:
+                self._open()
+            except sqlite3.OperationalError:
+                if not self._reserve.is_needed():
+                    raise
+                # To look takes no room. What a full file system has left is for what frees it.
+                self._database.close()
+                self._connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+                self._only_read = True
+
+    def _open(self) -> None:
+        self._connect(self._path.absolute().as_uri())
+        self._prepare()
+
+    def _connect(self, address: str) -> None:
+        self._database = sqlite3.connect(
+            address, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True
+        )
+        self._database.row_factory = sqlite3.Row
+
+    def _make_writable(self) -> None:
+        """See that there is room for a transaction, and that the database is open for one."""
+        self._reserve.make_room()
+        if self._only_read:
+            self._database.close()
+            self._open()
+            self._only_read = False
 
     def close(self) -> None:
         """Close the database."""
@@ -603,8 +625,8 @@ class Store:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._reserve.make_room()
         with self._errors(), self._lock:
+            self._make_writable()
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 self._require_known_version()
