@@ -31,7 +31,7 @@ def test_what_people_write_is_kept_as_numbers(tmp_path: Path) -> None:
 
 def test_a_stored_specification_is_the_same_again(tmp_path: Path) -> None:
     spec = machine_spec(name="a", ports=["1:2/udp"], mounts=[f"{tmp_path}:/x"], labels={"k": "v"})
-    assert stored_spec(spec.model_dump_json()) == spec
+    assert stored_spec(spec.model_dump_json(), "web") == spec
 
 
 def test_a_specification_does_not_change() -> None:
@@ -86,7 +86,7 @@ def test_what_cannot_be_is_refused_in_words(fields: dict[str, object], said: str
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"version": 9, "name": "a"}', "{"])
 def test_a_stored_specification_of_another_version_is_refused(text: str) -> None:
     with pytest.raises(DamagedError):
-        stored_spec(text)
+        stored_spec(text, "web")
 
 
 def test_errors_of_the_specification_are_of_the_family() -> None:

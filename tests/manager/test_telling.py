@@ -370,3 +370,18 @@ def test_what_was_saved_is_kept_while_the_process_does_not_answer(
     process.send(signal.SIGKILL)
     process.wait()
     assert web.state == "suspended"
+
+
+def test_a_stopped_process_is_not_waited_for_to_be_told_a_name(web: Machine) -> None:
+    web.start(cold=True)
+    process = web.record.process
+    assert process is not None
+    process.send(signal.SIGSTOP)
+    while process.state() != "T":
+        pass
+    with pytest.raises(GuestError, match="it is stopped"):
+        web.rename("other")
+    assert web.name == "other"
+    process.send(signal.SIGCONT)
+    web.agent()
+    assert not web.record.untold

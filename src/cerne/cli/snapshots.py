@@ -103,7 +103,7 @@ def rm(
     failures = Failures()
     for name in names:
         with failures.told():
-            manager.snapshot(name).remove()
+            manager.remove_snapshot(name)
             print(name)
     failures.end()
 

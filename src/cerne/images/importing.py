@@ -29,6 +29,8 @@ from cerne.units import GIB, format_size
 LARGEST_DISK = 2048 * GIB
 EXPORT_FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx")
 _TIMEOUT = 3600.0
+_LARGEST_PROCESS = 2 * GIB
+"""Bytes of memory that qemu-img may have; the tables of a disk of `LARGEST_DISK` need a tenth."""
 _EXPANSION = 64
 """How many times its own size an image may unpack to, beyond what any may."""
 _ALWAYS_ALLOWED = GIB
@@ -180,6 +182,8 @@ def _qemu_img(words: list[str], limit: int | None = None) -> tuple[int, str, str
     )
     with running:
         try:
+            # A damaged disk's tables can be read as larger than any host's memory.
+            resource.prlimit(running.pid, resource.RLIMIT_AS, (_LARGEST_PROCESS, _LARGEST_PROCESS))
             if limit is not None:
                 resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (limit, limit))
                 resource.prlimit(running.pid, resource.RLIMIT_CORE, (0, 0))

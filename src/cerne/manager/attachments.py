@@ -7,16 +7,19 @@ whose next operation plugs in what is missing. A disk that is taken out is never
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.errors import InputError, NotFoundError, StateError
+from cerne.errors import ConflictError, InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors
 from cerne.manager.plan import disk_plan, nic_plan
 from cerne.manager.store import Record, State
 
 if TYPE_CHECKING:
+    from cerne.manager.home import Home
     from cerne.manager.life import Life
     from cerne.manager.spec import DataDisk, ExtraNic, MachineSpec
 
@@ -38,6 +41,35 @@ def require_own_disks(spec: MachineSpec) -> None:
             )
 
 
+def require_not_ours(home: Home, disks: Iterable[DataDisk]) -> None:
+    """Refuse files that are Cerne's own as disks, by whatever name: a guest would write to them.
+
+    Raises:
+        ConflictError: there is such a file.
+    """
+    for disk in disks:
+        if disk.path is None:
+            continue
+        real = disk.path.resolve()
+        ours = real.is_relative_to(home.data.resolve())
+        detached = real.is_relative_to(home.disks.resolve())
+        if (ours and not detached) or _is_linked(home, real):
+            raise ConflictError(
+                f"{disk.path} is a file of Cerne's own",
+                hint="take a copy of it, or a disk that was detached: cerne disk detach",
+            )
+
+
+def _is_linked(home: Home, path: Path) -> bool:
+    """Whether a file of Cerne's own is the same, under another name."""
+    status = path.stat()
+    if status.st_nlink < 2:
+        return False
+    own = [home.store, *home.layers.iterdir(), *home.machines.glob("*/*")]
+    own += home.images.glob("files/*")
+    return any(os.path.samestat(status, each.stat()) for each in own if each.is_file())
+
+
 def attach_disk(life: Life, what: str | Path, serial: str | None, *, read_only: bool) -> DataDisk:
     """Add a disk to a machine (see `Machine.attach_disk`)."""
     from cerne.manager.spec import DataDisk, check_devices, free_serial, free_slot
@@ -53,6 +85,7 @@ def attach_disk(life: Life, what: str | Path, serial: str | None, *, read_only: 
             disk = DataDisk.parse(what, chosen, slot, read_only=read_only)
         changed = spec.model_copy(update={"data_disks": (*spec.data_disks, disk)})
         check_devices(changed)
+        require_not_ours(life.home, [disk])
         _prepare(life, record)
         with storage_errors(f"making a disk of {record.name}", life.directory):
             make_disk(life, disk)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _MANY_LAYERS = 16
 _MOST_LAYERS = 200
+_COLLECTING_PATIENCE = 2.0
 
 _log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ class Layers:
         """
         if not any(self._home.layers.iterdir()):
             return
-        with self.locked():
+        with self.locked(_COLLECTING_PATIENCE):
             for half_made in self._home.machines.glob("*/*.qcow2.new"):
                 half_made.unlink()
             try:
@@ -146,7 +147,7 @@ class Layers:
         from cerne.storage.overlay import backing_of
 
         needed: set[Path] = set()
-        found = [*kept, *self._home.machines.glob("*/*.qcow2*"), *self._home.disks.glob("*")]
+        found = [*kept, *self._home.machines.glob("*/*.qcow2*"), *self._home.disks.glob("*.qcow2")]
         while found:
             path = found.pop()
             if path in needed or not path.exists():
@@ -174,9 +175,13 @@ class Layers:
         sync_directory(path.parent)
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """No layer is collected in this block."""
-        with held(self._home.layers_lock, "layers", "the machines' disks"):
+    def locked(self, patience: float | None = None) -> Iterator[None]:
+        """No layer is collected in this block.
+
+        Raises:
+            BusyError: another command still has the lock after `patience` seconds.
+        """
+        with held(self._home.layers_lock, "layers", "the machines' disks", patience):
             yield
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -85,7 +86,9 @@ class Surroundings:
 
     def collect(self) -> None:
         """Remove the layers that no machine, no snapshot and no template needs any more."""
-        Layers(self.home).collect(self._kept_layers)
+        # What another command is at now is not waited for: the next one collects.
+        with contextlib.suppress(BusyError):
+            Layers(self.home).collect(self._kept_layers)
 
     def _kept_layers(self) -> list[Path]:
         """The layers of snapshots and templates.
@@ -107,8 +110,10 @@ class Surroundings:
             if record.client is None or record.client.alive():
                 continue
             # What another command works on is left to it, or to the next one.
-            with contextlib.suppress(BusyError, NotFoundError, EngineError):
+            try:
                 Life(self, record).remove_abandoned()
+            except (CerneError, OSError) as error:
+                _log.debug("%s is not removed: %s", record.name, error)
 
 
 class Life:
@@ -129,7 +134,7 @@ class Life:
     def spec(self) -> MachineSpec:
         from cerne.manager.spec import stored_spec
 
-        return stored_spec(self.last.spec)
+        return stored_spec(self.last.spec, self.last.name)
 
     @property
     def directory(self) -> Path:
@@ -521,13 +526,23 @@ class Life:
                 kept[serial] = self._keep_disk(disk, serial)
         return kept
 
+    def release_disks(self) -> None:
+        """Keep what is not its own any more, before it is removed.
+
+        Where its specification cannot be read, that is all that is beside its root disk.
+        """
+        try:
+            self.settle_disks()
+        except DamagedError:
+            for disk in self.directory.glob("data-*.qcow2"):
+                self._keep_disk(disk, disk.stem.removeprefix("data-"))
+
     def _keep_disk(self, disk: Path, serial: str) -> Path:
         first = f"{self.last.name}-{serial}"
         names = chain([first], (f"{first}-{number}" for number in count(2)))
-        target = next(
-            path for name in names if not (path := self.home.disks / f"{name}.qcow2").exists()
-        )
-        disk.rename(target)
+        targets = (self.home.disks / f"{name}.qcow2" for name in names)
+        target = next(path for path in targets if _linked(disk, path))
+        disk.unlink()
         sync_directory(target.parent)
         faults.step("disk kept")
         return target
@@ -585,7 +600,7 @@ class Life:
             record = self.store.get(self.id)
             if record.state.live:
                 record = self.kill(record, "the process that it was bound to has ended")
-            self.settle_disks()
+            self.release_disks()
             self.forget(record)
 
     def abandon(self) -> None:
@@ -779,6 +794,15 @@ def state_error(record: Record) -> StateError:
         hint=f"{remedy} it with: cerne {remedy} {record.name}" if remedy else "",
         machine=record.name,
     )
+
+
+def _linked(file: Path, target: Path) -> bool:
+    """Give a file another name, unless that is taken."""
+    try:
+        os.link(file, target)
+    except FileExistsError:
+        return False
+    return True
 
 
 def refuse_stopped(record: Record) -> None:

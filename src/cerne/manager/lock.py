@@ -53,6 +53,19 @@ def held(path: Path, operation: str, machine: str, patience: float | None = None
         os.close(descriptor)
 
 
+def remove_unheld(path: Path) -> None:
+    """Remove a lock's file, unless an operation holds it: whoever waits for it takes a new one."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if _taken(descriptor) and _is_at(descriptor, path):
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
 def is_held(path: Path) -> bool:
     """Whether an operation holds this lock right now."""
     try:

@@ -76,6 +76,8 @@ VSOCK_TIMEOUT = 20.0
 """Seconds that a guest may take to answer to a connection."""
 
 _FAILURES_KEPT = 20
+_ASKING_ENDS = 1.0
+"""Seconds in which a guest's connection ends whose process has ended."""
 
 
 class Machine:
@@ -212,7 +214,7 @@ class Machine:
             else:
                 late = f"{KILLED}it did not shut down within {timeout:g} s"
                 self._life.last = self._life.kill(stopping, late)
-            asking.join(KILL_TIMEOUT)
+            asking.join(_ASKING_ENDS)
 
     def kill(self) -> None:
         """End it at once, as if its power were cut; a suspended one loses its memory.
@@ -438,7 +440,7 @@ class Machine:
             self._life.last = self._store.get(self.id)
         try:
             self._life.tell()
-        except GuestError as error:
+        except (GuestError, EngineError) as error:
             raise GuestError(
                 f"the machine is named {name} now, and its guest was not told: {error.message}",
                 hint="the next command that reaches its guest tells it, such as:"
@@ -485,7 +487,7 @@ class Machine:
             if record.state is State.FAILED:
                 self._keep_failure(record)
             # What was taken out by a command that was killed is not its any more.
-            self._life.settle_disks()
+            self._life.release_disks()
             self._life.forget(record)
 
     def undo(self, error: BaseException) -> None:

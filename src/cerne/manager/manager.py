@@ -21,7 +21,7 @@ from cerne.manager.binding import this_process, watched
 from cerne.manager.births import new_record
 from cerne.manager.home import Home
 from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
-from cerne.manager.lock import held, is_held
+from cerne.manager.lock import held, is_held, remove_unheld
 from cerne.manager.machine import Machine
 from cerne.manager.names import check_name, made_up_name
 from cerne.manager.plan import wanted_engine
@@ -188,6 +188,10 @@ class Manager:
         if self._store.find(spec.name) is not None:
             raise name_in_use(spec.name)
         check_host(spec)
+        if spec.data_disks:
+            from cerne.manager.attachments import require_not_ours
+
+            require_not_ours(self.home, spec.data_disks)
         self._sweep()
         image = self.images.ensure(spec.image, progress)
         _check_image(spec, image)
@@ -336,6 +340,19 @@ class Manager:
             raise unknown_snapshot(name)
         return Snapshot(self._surroundings, row)
 
+    def remove_snapshot(self, name: str) -> None:
+        """Remove the snapshot of this name or ID, even one that cannot be read.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        from cerne.manager.snapshot import remove, unknown_snapshot
+
+        row = self._store.find_snapshot(name)
+        if row is None:
+            raise unknown_snapshot(name)
+        remove(self._surroundings, row)
+
     def import_snapshot(
         self, source: Path, name: str | None = None, progress: Progress | None = None
     ) -> Snapshot:
@@ -423,7 +440,7 @@ class Manager:
             if directory.name not in known and not is_held(lock) and self._unknown(directory.name):
                 discard_runtime(self.home, directory.name)
                 discard(directory)
-                lock.unlink(missing_ok=True)
+                remove_unheld(lock)
         self._sweep_locks()
         snapshot.sweep(self.home, self._store)
         self.templates.sweep()
@@ -440,8 +457,8 @@ class Manager:
                 )
             )
             named = self._store.find_id(lock.stem) or self._store.find_snapshot(lock.stem)
-            if nothing and not named and not is_held(lock):
-                lock.unlink(missing_ok=True)
+            if nothing and not named:
+                remove_unheld(lock)
 
     def _unknown(self, machine_id: str) -> bool:
         """Look again: it may have been added, and its lock freed, since the list was read."""
@@ -449,9 +466,7 @@ class Manager:
 
 
 def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:
-    from cerne.manager.spec import stored_spec
-
-    pools = [name for name, spec in users.pools.items() if stored_spec(spec).image == reference]
+    pools = [name for name, spec in users.pools.items() if _is_of(spec, name, reference)]
     found = {"machine": users.machines, "snapshot": users.snapshots} if last else {}
     found |= {"pool": tuple(pools)}
     commands = {"machine": "cerne rm", "snapshot": "cerne snapshot rm", "pool": "cerne pool rm"}
@@ -462,6 +477,15 @@ def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:
             f"{reference} is the image of {', '.join(said)}",
             hint=f"remove what is made of it first: {'; '.join(remove)}",
         )
+
+
+def _is_of(spec: str, pool: str, reference: str) -> bool:
+    """Whether a pool's machines are of this image; those of one that is damaged are of none."""
+    from cerne.manager.spec import stored_spec
+
+    with contextlib.suppress(DamagedError):
+        return stored_spec(spec, pool).image == reference
+    return False
 
 
 def _how_to_look_at(name: str) -> str:

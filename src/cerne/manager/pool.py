@@ -55,7 +55,7 @@ class Pool:
     @property
     def spec(self) -> MachineSpec:
         """What its machines are."""
-        return stored_spec(self._row.spec)
+        return stored_spec(self._row.spec, self._row.name)
 
     @property
     def ready(self) -> int:

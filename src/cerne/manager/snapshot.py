@@ -22,7 +22,7 @@ from cerne.manager.attachments import require_own_disks
 from cerne.manager.births import births, new_record, spec_of_child
 from cerne.manager.home import ROOT_SERIAL
 from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
-from cerne.manager.lock import held, is_held
+from cerne.manager.lock import held, is_held, remove_unheld
 from cerne.manager.manifest import Manifest, read_manifest
 from cerne.manager.names import check_name
 from cerne.manager.recovery import discard
@@ -177,12 +177,7 @@ class Snapshot:
 
     def remove(self) -> None:
         """Remove it; machines that were made of it are not touched."""
-        with self._held("remove"):
-            self._surroundings.store.remove_snapshot(self._row)
-            faults.step("snapshot forgotten")
-            discard(self._home.snapshot_directory(self.id))
-            self._lock.unlink(missing_ok=True)
-        self._surroundings.collect()
+        remove(self._surroundings, self._row)
 
     def _continued(self, record: Record) -> Record:
         """Another machine, gone on from the memory."""
@@ -230,16 +225,29 @@ class Snapshot:
         wanted = self.manifest.engine or self.manifest.spec.engine
         return self._surroundings.choose_engine(wanted)
 
-    @property
-    def _lock(self) -> Path:
-        return self._home.machine_lock(self.id)
-
     @contextmanager
     def _held(self, operation: str) -> Iterator[None]:
-        with held(self._lock, operation, self.name):
-            if self._surroundings.store.find_snapshot(self.id) is None:
-                raise unknown_snapshot(self.name)
+        with _held(self._surroundings, self._row, operation):
             yield
+
+
+@contextmanager
+def _held(surroundings: Surroundings, row: SnapshotRow, operation: str) -> Iterator[None]:
+    with held(surroundings.home.machine_lock(row.id), operation, row.name):
+        if surroundings.store.find_snapshot(row.id) is None:
+            raise unknown_snapshot(row.name)
+        yield
+
+
+def remove(surroundings: Surroundings, row: SnapshotRow) -> None:
+    """Remove a snapshot, whatever it is of (see `Snapshot.remove`)."""
+    home = surroundings.home
+    with _held(surroundings, row, "remove"):
+        surroundings.store.remove_snapshot(row)
+        faults.step("snapshot forgotten")
+        discard(home.snapshot_directory(row.id))
+        home.machine_lock(row.id).unlink(missing_ok=True)
+    surroundings.collect()
 
 
 def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
@@ -290,7 +298,7 @@ def sweep(home: Home, store: Store) -> None:
         lock = home.machine_lock(directory.name)
         if not is_held(lock) and store.find_snapshot(directory.name) is None:
             discard(directory)
-            lock.unlink(missing_ok=True)
+            remove_unheld(lock)
 
 
 def unknown_snapshot(name: str) -> NotFoundError:

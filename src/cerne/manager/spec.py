@@ -303,8 +303,8 @@ def adjusted_spec(spec: MachineSpec, changes: Mapping[str, int]) -> MachineSpec:
     return adjusted
 
 
-def stored_spec(text: str) -> MachineSpec:
-    """The specification that the store holds as JSON.
+def stored_spec(text: str, whose: str) -> MachineSpec:
+    """The specification that the store holds as JSON, of a machine or a pool.
 
     Raises:
         DamagedError: it is none of this version.
@@ -313,8 +313,8 @@ def stored_spec(text: str) -> MachineSpec:
         return MachineSpec.model_validate_json(text)
     except (ValidationError, InputError) as error:
         raise DamagedError(
-            "the machine's stored specification cannot be read",
-            hint="it was written by another version of Cerne: use that one",
+            f"the stored specification of {whose} cannot be read",
+            hint="if another version of Cerne wrote it, use that one; else remove it",
         ) from error
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cerne import faults
 from cerne.errors import GuestError, StateError
+from cerne.manager.life import refuse_stopped
 from cerne.manager.lock import held
 from cerne.manager.plan import share_tag
 from cerne.manager.readiness import BootWatch
@@ -70,6 +71,7 @@ def tell(life: Life, timeout: float) -> None:
 
 
 def _say(life: Life, record: Record, timeout: float) -> None:
+    refuse_stopped(record)
     untold = record.untold.split(",")
     agent = life.agent()
     if Untold.BOOT in untold:

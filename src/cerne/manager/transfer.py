@@ -107,8 +107,9 @@ def import_snapshot(
                 manifest=manifest.model_dump_json(),
                 created=time.time(),
             )
+            _check_disk(image, work, manifest)
             with Layers(surroundings.home).locked():
-                _keep_disk(image, work, manifest, surroundings.home.layer(row.layer))
+                _keep_disk(image, work, surroundings.home.layer(row.layer))
                 _keep_memory(work, manifest)
                 faults.step("import whole")
                 surroundings.store.add_snapshot(row)
@@ -217,13 +218,18 @@ def _if_there(path: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def _keep_disk(image: Image, work: Path, manifest: Manifest, layer: Path) -> None:
+def _check_disk(image: Image, work: Path, manifest: Manifest) -> None:
     if image.disk is not None:
         disk = work / f".{_DISK}"
         if not disk.exists():
             raise DamagedError("the snapshot's disk is missing", hint="export it anew")
         size = manifest.spec.disk or image.disk.virtual_size
         require_strange_layer(disk, size, "the snapshot's disk")
+
+
+def _keep_disk(image: Image, work: Path, layer: Path) -> None:
+    if image.disk is not None:
+        disk = work / f".{_DISK}"
         put_on(disk, image.disk.path, image.disk.format, image.disk.virtual_size)
         disk.rename(layer)
         sync_directory(layer.parent)

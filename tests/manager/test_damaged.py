@@ -1,0 +1,130 @@
+"""Rows of the store that cannot be read hold up nothing else, and can be removed."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cerne.errors import ConflictError, DamagedError
+from cerne.manager import Machine, Manager
+from cerne.manager.lock import held
+from cerne.manager.spec import machine_spec
+
+
+def _damage(manager: Manager, table: str, column: str, **others: object) -> None:
+    values = {column: "not json", **others}
+    columns = ", ".join(f"{name} = ?" for name in values)
+    with sqlite3.connect(manager.home.store) as database:
+        database.execute(f"UPDATE {table} SET {columns}", tuple(values.values()))
+    database.close()
+
+
+def test_a_machine_that_cannot_be_read_is_removed_and_its_disks_are_kept(
+    manager: Manager, machine: Machine
+) -> None:
+    machine.attach_disk("1M")
+    machine.start()
+    _damage(manager, "machines", "spec")
+    with pytest.raises(DamagedError, match="of web"):
+        _ = manager.get("web").spec
+    manager.get("web").remove(force=True)
+    assert manager.machines() == []
+    assert [path.name for path in manager.home.disks.iterdir()] == ["web-data1.qcow2"]
+
+
+def test_a_damaged_machine_whose_client_has_ended_holds_up_no_other(
+    manager: Manager, machine: Machine
+) -> None:
+    _damage(manager, "machines", "spec", client_pid=999999, client_start_time=3, client_boot_id="x")
+    other = manager.create(machine_spec(name="other", image="blank", memory="64M"))
+    other.start()
+    assert [each.name for each in manager.machines()] == ["other"]
+
+
+def test_a_snapshot_that_cannot_be_read_is_removed(manager: Manager, machine: Machine) -> None:
+    machine.snapshot("one")
+    _damage(manager, "snapshots", "manifest")
+    with pytest.raises(DamagedError):
+        manager.snapshot("one")
+    manager.remove_snapshot("one")
+    assert manager.snapshot_names() == []
+
+
+def test_a_pool_that_cannot_be_read_keeps_no_image(manager: Manager) -> None:
+    manager.create_pool("p", machine_spec(name="p", image="blank", memory="64M"), 0)
+    with pytest.raises(ConflictError):
+        manager.remove_image("blank")
+    _damage(manager, "pools", "spec")
+    manager.remove_image("blank")
+
+
+@pytest.fixture
+def files_of_ours(manager: Manager, machine: Machine) -> Iterator[list[Path]]:
+    """Files that Cerne writes to, and another name of one."""
+    machine.attach_disk("1M")
+    machine.snapshot("one")
+    layers = list(manager.home.layers.iterdir())
+    linked = manager.home.data.parent / f"linked-{os.getpid()}"
+    os.link(manager.home.disk(machine.id, "data1"), linked)
+    yield [
+        manager.home.store,
+        manager.home.root_disk(machine.id),
+        manager.home.disk(machine.id, "data1"),
+        *layers,
+        linked,
+    ]
+    linked.unlink()
+
+
+def test_no_guest_is_given_a_file_of_ours(
+    manager: Manager, files_of_ours: list[Path], tmp_path: Path
+) -> None:
+    other = manager.create(machine_spec(name="other", image="blank", memory="64M"))
+    for file in files_of_ours:
+        (tmp_path / "link").unlink(missing_ok=True)
+        (tmp_path / "link").symlink_to(file)
+        for path in (file, tmp_path / "link"):
+            with pytest.raises(ConflictError, match="of Cerne's own"):
+                other.attach_disk(f"{path}:format=raw")
+            with pytest.raises(ConflictError, match="of Cerne's own"):
+                manager.create(
+                    machine_spec(
+                        name="new",
+                        image="blank",
+                        memory="64M",
+                        data_disks=(f"{path}:format=raw",),
+                    )
+                )
+    assert [each.name for each in manager.machines()] == ["web", "other"]
+
+
+def test_a_disk_that_was_detached_is_attached_again(manager: Manager, machine: Machine) -> None:
+    machine.attach_disk("1M")
+    kept = machine.detach_disk("data1")
+    assert machine.attach_disk(kept).path == kept
+
+
+def test_a_removal_waits_for_no_one_that_holds_the_layers(
+    manager: Manager, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cerne.manager.layers._COLLECTING_PATIENCE", 0.0)
+    machine.snapshot("one")
+    with held(manager.home.layers_lock, "layers", "another"):
+        machine.remove()
+        manager.remove_snapshot("one")
+    assert manager.machines() == []
+    manager.create(machine_spec(name="next", image="blank", memory="64M"))
+    assert list(manager.home.layers.iterdir()) == []
+
+
+def test_two_disks_of_one_name_are_both_kept(manager: Manager) -> None:
+    for name, serial in (("a-b", "c"), ("a", "b-c")):
+        machine = manager.create(machine_spec(name=name, image="blank", memory="64M"))
+        machine.attach_disk("1M", serial)
+        machine.detach_disk(serial)
+    kept = {path.name for path in manager.home.disks.iterdir()}
+    assert kept == {"a-b-c.qcow2", "a-b-c-2.qcow2"}
