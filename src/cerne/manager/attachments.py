@@ -51,13 +51,18 @@ def require_not_ours(home: Home, disks: Iterable[DataDisk]) -> None:
         if disk.path is None:
             continue
         real = disk.path.resolve()
-        ours = real.is_relative_to(home.data.resolve())
-        detached = real.is_relative_to(home.disks.resolve())
-        if (ours and not detached) or _is_linked(home, real):
+        if _is_ours(home, real) or _is_linked(home, real):
             raise ConflictError(
                 f"{disk.path} is a file of Cerne's own",
                 hint="take a copy of it, or a disk that was detached: cerne disk detach",
             )
+
+
+def _is_ours(home: Home, path: Path) -> bool:
+    """Whether a file is one that Cerne keeps; not those of disks that were detached."""
+    kept = (home.machines, home.layers, home.snapshots, home.templates, home.images, home.runtime)
+    data = home.data.resolve()
+    return path.parent == data or any(path.is_relative_to(each.resolve()) for each in kept)
 
 
 def _is_linked(home: Home, path: Path) -> bool:
