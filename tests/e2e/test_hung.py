@@ -66,7 +66,7 @@ def test_each_is_told_and_the_rest_is_done(cerne: Cerne) -> None:
     done = cerne("ls")
     lines = done.stdout.decode().splitlines()
     assert (done.returncode, [line.split()[0] for line in lines[1:]]) == (10, ["a", "b", "c"])
-    assert b"specification cannot be read" in done.stderr
+    assert b"specification of b cannot be read" in done.stderr
     assert cerne.ok("ls", "--quiet") == "a\nb\nc\n"
     done = cerne("wait", "a", "no-such", "c")
     assert (done.returncode, done.stdout) == (3, b"defined\ndefined\n")
