@@ -282,7 +282,7 @@ def test_a_machine_that_cannot_be_saved_runs_on(fleet: Fleet) -> None:
 
 
 def test_a_full_disk_is_said_in_words(fleet: Fleet, small_disk: Path) -> None:
-    with pytest.raises(EngineError, match="No space"):
+    with pytest.raises(StorageError, match="No space"):
         fleet.engine.save(fleet.plan("a"), small_disk, (), resume=True)
     assert not (small_disk / MANIFEST_FILE).exists()
     assert fleet.say("a", b"i") == 3
