@@ -128,3 +128,13 @@ def test_two_disks_of_one_name_are_both_kept(manager: Manager) -> None:
         machine.detach_disk(serial)
     kept = {path.name for path in manager.home.disks.iterdir()}
     assert kept == {"a-b-c.qcow2", "a-b-c-2.qcow2"}
+
+
+def test_a_disk_is_kept_once_where_a_command_was_killed_meanwhile(
+    manager: Manager, machine: Machine
+) -> None:
+    machine.attach_disk("1M")
+    # As after a kill between its new name and the end of its old one.
+    os.link(manager.home.disk(machine.id, "data1"), manager.home.disks / "web-data1.qcow2")
+    assert machine.detach_disk("data1").name == "web-data1.qcow2"
+    assert [path.name for path in manager.home.disks.iterdir()] == ["web-data1.qcow2"]

@@ -327,14 +327,13 @@ class Life:
 
     def _to_be_told(self, record: Record, saved: Path | None) -> str:
         """What its guest must be told once it runs, where it has an agent."""
-        from cerne.manager.telling import Untold, joined
+        from cerne.manager.telling import Untold, added
 
         if not self.image().agent:
             return ""
         if saved is None:
             return Untold.BOOT
-        before = record.untold.split(",") if record.untold and saved == self.saved else []
-        return joined([*before, Untold.IDENTITY])
+        return added(record.untold if saved == self.saved else "", Untold.IDENTITY)
 
     def start_new(self, engine: Engine, template: Template | None) -> bool:
         """Start a machine that never ran, from a template if there is one; whether it was.
@@ -708,14 +707,13 @@ class Life:
         Raises:
             EngineError: it does not answer.
         """
-        from cerne.manager.telling import Untold, joined
+        from cerne.manager.telling import Untold, added
 
         if self.run_state() == State.RUNNING:
             # A guest that was paused, or held while it was saved, is late.
             held_up = record.state in (State.PAUSED, State.SAVING) or record.reason == WAS_PAUSED
-            told = record.untold.split(",") if record.untold else []
             late = held_up and self.image().agent
-            untold = joined([*told, Untold.TIME]) if late else None
+            untold = added(record.untold, Untold.TIME) if late else None
             return self.store.change(record, State.RUNNING, kind=kind, untold=untold)
         return self.store.change(record, State.PAUSED, kind=kind)
 
@@ -797,11 +795,12 @@ def state_error(record: Record) -> StateError:
 
 
 def _linked(file: Path, target: Path) -> bool:
-    """Give a file another name, unless that is taken."""
+    """Give a file another name, unless another has it; whether it has that name now."""
     try:
         os.link(file, target)
     except FileExistsError:
-        return False
+        # A command that was killed may have come so far.
+        return target.samefile(file)
     return True
 
 

@@ -50,7 +50,7 @@ from cerne.manager.plan import wanted_engine
 from cerne.manager.readiness import quote_logs
 from cerne.manager.stats import Stats, measure
 from cerne.manager.store import Event, Record, State
-from cerne.manager.telling import Untold, joined
+from cerne.manager.telling import Untold, added
 from cerne.manager.template import Templates
 from cerne.units import parse_size
 
@@ -432,7 +432,7 @@ class Machine:
                     machine=record.name,
                 )
             spec = self.spec.model_copy(update={"name": name})
-            untold = joined([Untold.IDENTITY, *filter(None, record.untold.split(","))])
+            untold = added(record.untold, Untold.IDENTITY)
             self._store.rename(
                 record, name, spec.model_dump_json(), untold if told else record.untold
             )

@@ -20,8 +20,6 @@ from cerne.manager.readiness import BootWatch
 from cerne.manager.store import State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from cerne.guest import GuestAgent
     from cerne.manager.life import Life
     from cerne.manager.store import Record
@@ -46,9 +44,9 @@ class Untold(StrEnum):
     """It was paused: the time."""
 
 
-def joined(what: Iterable[str]) -> str:
-    """As `Record.untold` has it."""
-    return ",".join(sorted(set(what)))
+def added(untold: str, what: Untold) -> str:
+    """What `Record.untold` is with one thing more."""
+    return ",".join(sorted({what, *filter(None, untold.split(","))}))
 
 
 def tell(life: Life, timeout: float) -> None:
