@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+import logging
 
+import pytest
+from typer.testing import CliRunner
+
+from cerne.cli.app import app
 from cerne.cli.failure import own_failures_are_125, reported
 from cerne.errors import GuestError, InputError, NotFoundError
 
@@ -45,3 +49,32 @@ def test_cernes_own_failure_is_not_the_guests_status() -> None:
 def test_what_is_no_failure_passes() -> None:
     with reported(), own_failures_are_125():
         pass
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["run", "--nope", "tiny"], 125),
+        (["run"], 125),
+        (["exec", "--env"], 125),
+        (["shell"], 125),
+        (["ls", "--nope"], 2),
+    ],
+)
+def test_an_option_that_is_not_there_is_no_status_of_a_guest(words: list[str], status: int) -> None:
+    assert CliRunner().invoke(app, words).exit_code == status
+
+
+def test_a_mistake_in_the_code_is_no_traceback(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "cerne"):
+        assert _status(KeyError("no_such_key")) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("cerne: Cerne has a mistake in its code: KeyError: 'no_such_key'\n")
+    assert "cerne -v" in said
+    assert "Traceback" not in said
+    assert "Traceback" in caplog.text
+    with pytest.raises(SystemExit) as caught, own_failures_are_125():
+        raise KeyError("no_such_key")
+    assert caught.value.code == 125

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Protocol, cast
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from cerne.cli import (
     attachments,
@@ -21,6 +21,10 @@ from cerne.cli import (
     pools,
     snapshots,
 )
+from cerne.cli.failure import OWN_FAILURE
+
+if TYPE_CHECKING:
+    from typer._click.core import Context
 
 _GROUPS = {
     "Use a machine": ("run", "exec", "shell", "cp", "console", "logs", "vsock"),
@@ -36,6 +40,10 @@ _GROUPS = {
 """What ``cerne --help`` lists under which heading."""
 
 
+_USAGE_ERROR = cast("type[Exception]", typer.BadParameter.mro()[1])
+"""click's UsageError, which Typer does not name."""
+
+
 class _HelpWriter(Protocol):
     """What writes help texts (click's HelpFormatter)."""
 
@@ -44,6 +52,23 @@ class _HelpWriter(Protocol):
 
     def write_dl(self, rows: Sequence[tuple[str, str]]) -> None:
         """Write names and what they are, side by side."""
+
+
+class _PassesStatusThrough(TyperCommand):
+    """A command that exits as its guest's does, and so with 125 where it was asked wrongly."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: Context | None = None,
+        **extra: object,
+    ) -> Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except _USAGE_ERROR as error:
+            vars(error)["exit_code"] = OWN_FAILURE
+            raise
 
 
 class _WholeSummaries(TyperGroup):
@@ -113,9 +138,11 @@ Examples:
   cerne run --rm --mount "$PWD:/work" tiny -- ls /work
 """
 
-app.command(context_settings=_GUEST_COMMAND, epilog=_RUN_EXAMPLES)(guests.run)
-app.command(name="exec", context_settings=_GUEST_COMMAND)(guests.exec_)
-app.command()(guests.shell)
+app.command(cls=_PassesStatusThrough, context_settings=_GUEST_COMMAND, epilog=_RUN_EXAMPLES)(
+    guests.run
+)
+app.command(name="exec", cls=_PassesStatusThrough, context_settings=_GUEST_COMMAND)(guests.exec_)
+app.command(cls=_PassesStatusThrough)(guests.shell)
 app.command()(guests.cp)
 app.command()(guests.console)
 app.command()(guests.vsock)

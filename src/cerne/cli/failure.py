@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import sys
 from collections.abc import Iterator
 
 from cerne.cli.output import paint, printable
 from cerne.errors import CerneError, StorageError, exit_status
+
+_log = logging.getLogger(__name__)
 
 OWN_FAILURE = 125
 """The exit status of ``run``, ``exec`` and ``shell`` where Cerne failed and not the guest."""
@@ -41,6 +44,11 @@ def reported(own_failure: int | None = None) -> Iterator[None]:
         refused = refused_by_system(error)
         report(refused)
         raise SystemExit(own_failure or exit_status(refused)) from error
+    except Exception as error:
+        # The last place before the user, who is shown no traceback unless --verbose asks for it.
+        _log.debug("what failed", exc_info=error)
+        report(mistake_of_ours(error))
+        raise SystemExit(own_failure or 1) from error
 
 
 def own_failures_are_125() -> contextlib.AbstractContextManager[None]:
@@ -56,6 +64,15 @@ def refused_by_system(error: OSError) -> CerneError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(message, hint="free some space: df -h")
     return CerneError(message)
+
+
+def mistake_of_ours(error: Exception) -> CerneError:
+    """What only a mistake in Cerne's own code can have raised, in words."""
+    what = str(error) or "no message"
+    return CerneError(
+        f"Cerne has a mistake in its code: {type(error).__name__}: {what}",
+        hint="report it with the output of the same command with -v: cerne -v COMMAND",
+    )
 
 
 class Failures:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.engine.qmp import QmpClient
+from cerne.engine.qmp import LOOK_TIMEOUT, QmpClient
 from cerne.errors import StateError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def guest_memory_use(socket: Path, memory: int, *, runs: bool = True) -> GuestMe
     """
     from cerne.engine._qmp_session import QmpCommandError
 
-    with QmpClient(socket) as qmp:
+    with QmpClient(socket, connect_timeout=LOOK_TIMEOUT) as qmp:
         try:
             stats = _asked(qmp) if runs else None
             balloon = qmp.execute("query-balloon")

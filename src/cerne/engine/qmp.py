@@ -21,8 +21,13 @@ if TYPE_CHECKING:
     from cerne.engine._qmp_session import QmpEvent, Session
 
 
-ANSWER_TIMEOUT = 5.0
-"""Seconds in which a machine's process must begin to answer; else it is taken to hang."""
+ANSWER_TIMEOUT = 10.0
+"""Seconds in which a machine's process must begin to answer; else it is taken to hang.
+
+A busy host needs some of them: a guest that QEMU emulates can keep QEMU's own thread waiting."""
+
+LOOK_TIMEOUT = 5.0
+"""The same for commands that only look at machines."""
 
 
 class QmpClient:

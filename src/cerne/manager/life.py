@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.engine.qmp import ANSWER_TIMEOUT
 from cerne.errors import (
     BusyError,
     CerneError,
@@ -822,7 +821,7 @@ def hung(record: Record) -> NotAnsweringError:
             f"the process of {record.name} does not answer", machine=record.name
         )
     state = process.state()
-    why = _PROCESS_STATES.get(state, f"it has not for {ANSWER_TIMEOUT:g} s ({state})")
+    why = _PROCESS_STATES.get(state, f"it gave no answer in time (state {state})")
     resume = f"let it go on: kill -CONT {process.pid}; or " if state == _STOPPED else ""
     return NotAnsweringError(
         f"process {process.pid} of {record.name} does not answer: {why}",
