@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cerne.errors import HostError
 from cerne.host.members import MACHINE, Members, start_member
 from cerne.host.process import ProcessIdentity
 from cerne.vmm.registration import register
@@ -115,3 +116,18 @@ def test_those_that_have_ended_make_room_for_the_next_of_their_role(tmp_path: Pa
         start_member(members, "share0", ["/bin/true"], []).wait()
     assert [member.role for member in members.all()] == ["share0"]
     assert members.alive() == []
+
+
+def test_what_does_not_end_is_told_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
+) -> None:
+    members = Members(tmp_path)
+    sleeper = start_member(members, MACHINE, ["/bin/sleep", "99"], [])
+    eventually(lambda: members.alive() != [])
+    monkeypatch.setattr(ProcessIdentity, "wait", lambda self, timeout: timeout is None)
+    try:
+        with pytest.raises(HostError, match=f"process {sleeper.pid} does not end"):
+            members.end()
+    finally:
+        sleeper.kill()
+        sleeper.wait()

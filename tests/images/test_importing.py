@@ -172,6 +172,15 @@ def test_a_disk_that_unpacks_without_end_is_refused(
     assert list(store.list()) == []
 
 
+def test_what_reads_a_disk_takes_a_bounded_memory(
+    store: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = _made(tmp_path / "good.qcow2", "-f", "qcow2", size="8M")
+    monkeypatch.setattr("cerne.images.importing._LARGEST_PROCESS", 1 << 20)
+    with pytest.raises(ImageError, match="cannot be read as qcow2"):
+        store.import_(str(path))
+
+
 def test_a_disk_whose_tables_lead_beyond_its_end_is_refused(
     store: ImageStore, tmp_path: Path
 ) -> None:

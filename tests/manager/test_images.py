@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tests.manager.conftest import FakeEngine
 
-from cerne.errors import CerneError, ConflictError, NotFoundError
+from cerne.errors import CerneError, ConflictError, InputError, NotFoundError
 from cerne.images import Image, Progress
 from cerne.manager import Home, Machine, Manager, State
 from cerne.manager.spec import MachineSpec, machine_spec
@@ -52,6 +53,17 @@ def test_the_image_of_a_pool_is_kept_by_its_name(manager: Manager, tmp_path: Pat
     pool.remove()
     manager.remove_image("blank")
     assert list(manager.images.list()) == []
+
+
+def test_a_pool_whose_machines_could_not_boot_is_refused(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blank = manager.images.get("blank")
+    small = replace(blank, least_memory=_spec("of-a-pool").memory + 1)
+    monkeypatch.setattr(manager.images, "get", lambda reference: small)
+    with pytest.raises(InputError, match="does not boot in"):
+        manager.create_pool("ready", _spec("of-a-pool"), 0)
+    assert manager.pools() == []
 
 
 def test_a_name_goes_where_the_image_has_another(

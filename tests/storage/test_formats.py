@@ -259,6 +259,22 @@ def test_a_pipe_is_no_disk(tmp_path: Path) -> None:
         data_disk_format(path)
 
 
+def test_a_vmdk_that_ends_within_a_sector(tmp_path: Path) -> None:
+    raw, path = tmp_path / "raw", tmp_path / "stream.vmdk"
+    raw.write_bytes(bytes(1 << 20))
+    how = ["-O", "vmdk", "-o", "subformat=streamOptimized"]
+    subprocess.run(["qemu-img", "convert", "-f", "raw", *how, raw, path], check=True)
+    whole = bytearray(path.read_bytes())
+    # What QEMU writes has its header at the beginning: the footer is made of it.
+    footer = whole[:512]
+    whole[56:64] = b"\xff" * 8
+    path.write_bytes(bytes(whole) + bytes(512) + footer + bytes(100))
+    assert require_self_contained(path).format == "vmdk"
+    path.write_bytes(bytes(whole) + bytes(512) + bytes(512) + bytes(100))
+    with pytest.raises(ImageError, match="two headers differ"):
+        require_self_contained(path)
+
+
 def test_the_format_that_is_named(tmp_path: Path) -> None:
     path = tmp_path / "disk"
     path.write_bytes(_qcow2())

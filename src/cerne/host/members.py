@@ -22,6 +22,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from cerne.errors import HostError
 from cerne.host.process import ProcessIdentity, boot_id
 
 MACHINE = "machine"
@@ -32,6 +33,8 @@ _SUPERVISOR = "-supervisor"
 _NOTED = ".noted"
 
 _LARGEST = 4096
+_LONGEST_ENDING = 10.0
+"""Seconds that a process which was killed may take to be gone."""
 # The shell adds variables of its own to the environment.
 _REGISTER = (
     'read -r status </proc/$$/stat && echo "$status" >&0 && [ -e "$0" ]'
@@ -133,14 +136,22 @@ class Members:
         ]
 
     def end(self) -> None:
-        """Kill them all, and wait until they are gone; none can come any more."""
+        """Kill them all, and wait until they are gone; none can come any more.
+
+        Raises:
+            HostError: one does not end.
+        """
         # What is killed may have made another registration just before.
         while files := self._files():
             ending = [process for file in files if (process := _withdrawn(file)) is not None]
             for process in ending:
                 process.send(signal.SIGKILL)
             for process in ending:
-                process.wait()
+                if not process.wait(_LONGEST_ENDING):
+                    raise HostError(
+                        f"process {process.pid} does not end, though it was killed",
+                        hint="it is stuck in the kernel: see dmesg",
+                    )
 
     def _files(self) -> list[Path]:
         try:

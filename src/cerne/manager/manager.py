@@ -142,6 +142,9 @@ class Manager:
         """
         row = new_pool_row(name, spec, ready)
         check_host(spec)
+        # An image that is not here yet is made when the pool is filled.
+        with contextlib.suppress(NotFoundError):
+            _check_image(spec, self.images.get(spec.image))
         self._store.add_pool(row)
         return Pool(self, self._store, row)
 

@@ -194,7 +194,9 @@ def _vmdk(source: _Source) -> DiskFormat:
     if length * SECTOR > _VMDK_LARGEST_DESCRIPTOR or (offset + length) * SECTOR > source.size:
         raise _damaged(path, "its descriptor is cut off")
     if directory == _VMDK_HEADER_AT_END:
-        footer = source.at(max(0, source.size - _VMDK_FOOTER), SECTOR).ljust(SECTOR, b"\0")
+        # QEMU counts from the end of the last sector, though the file may end in the midst of it.
+        end = -(-source.size // SECTOR) * SECTOR
+        footer = source.at(max(0, end - _VMDK_FOOTER), SECTOR).ljust(SECTOR, b"\0")
         if _VMDK_HEADER.unpack_from(footer)[:7] != _VMDK_HEADER.unpack_from(head)[:7]:
             raise _damaged(path, "its two headers differ, or its end is cut off")
     descriptor = source.at(offset * SECTOR, max(length * SECTOR, _VMDK_SMALLEST_DESCRIPTOR))
