@@ -131,7 +131,7 @@ def _wait_for(log: Path, ending: bytes) -> bytes:
 
 
 def _storage_daemons() -> list[int]:
-    """Those that serve disks of the machines that were started here, each under its keeper."""
+    """Those that serve disks of the machines that were started here, each under its supervisor."""
     parents = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

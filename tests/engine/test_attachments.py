@@ -13,7 +13,7 @@ from tests.engine.test_qemu_saving import Machines
 
 from cerne.arch.x86 import layout
 from cerne.engine.base import SLOTS, DiskPlan, LaunchPlan, UserNic
-from cerne.engine.unplugging import slots_among
+from cerne.engine.qmp.unplugging import slots_among
 from cerne.errors import (
     ConflictError,
     EngineError,

@@ -19,14 +19,14 @@ import pytest
 from tests.devices.test_vhost_user import Served
 
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs
-from cerne.engine.backends import (
+from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, PortForward, SharePlan, UserNic
+from cerne.engine.native.backends import (
     disk_backend,
     network_backend,
     require_readable,
     require_served,
     share_backend,
 )
-from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, PortForward, SharePlan, UserNic
 from cerne.engine.opened import Opened
 from cerne.errors import EngineError, ImageError
 from cerne.host.members import Members, supervisor_of
@@ -59,7 +59,7 @@ class Kept:
         return link
 
     def processes(self) -> dict[int, str]:
-        """The keepers that this process has started, and all below them, by their commands."""
+        """The supervisors that this process has started, and all below them, by their commands."""
         parents, lines = {}, {}
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -69,14 +69,14 @@ class Kept:
         kept = {
             pid
             for pid, line in lines.items()
-            if "keeper.py" in line and parents[pid] == os.getpid()
+            if "supervisor.py" in line and parents[pid] == os.getpid()
         }
         while below := {pid for pid in lines if parents[pid] in kept} - kept:
             kept |= below
         return {pid: lines[pid] for pid in kept if lines[pid]}
 
     def backends(self) -> list[int]:
-        return [pid for pid, line in self.processes().items() if "keeper.py" not in line]
+        return [pid for pid, line in self.processes().items() if "supervisor.py" not in line]
 
     def die(self) -> None:
         for pid in self.backends():
@@ -131,7 +131,7 @@ def test_a_disk_of_another_format_is_served_and_kept_so(
             assert "NoNewPrivs:\t1" in status
         served.kill()
         served.offer(0, 3, room=512)
-        # Its keeper has started another one.
+        # Its supervisor has started another one.
         served.device.reconnect(disk.connect())
         assert served.answer(512) == (0, b"z" * 512)
     with socket.socket(fileno=os.dup(disk.config.leash or -1)) as leash:

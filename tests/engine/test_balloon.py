@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.engine.test_qmp import Message, Serve
 
-from cerne.engine.balloon import GuestMemoryUse, guest_memory_use, leave_memory
 from cerne.engine.qmp import QmpClient
+from cerne.engine.qmp.balloon import GuestMemoryUse, guest_memory_use, leave_memory
 from cerne.errors import StateError
 from cerne.units import MIB
 
@@ -61,7 +61,7 @@ def test_whatever_a_guest_says_is_looked_at(
 def test_what_a_guest_said_long_ago_does_not_count(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerne.engine.balloon._PATIENCE", 0.05)
+    monkeypatch.setattr("cerne.engine.qmp.balloon._PATIENCE", 0.05)
     socket = _serve(serve, 512 * MIB, _told(480, 150), 7)
     assert _use(socket) == GuestMemoryUse(512 * MIB, None)
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from tests.engine.fleet import Fleet
 
-from cerne.engine import native
 from cerne.engine.native import NativeEngine
+from cerne.engine.native import engine as native
 from cerne.engine.qmp import QmpClient
 from cerne.engine.saved import MANIFEST_FILE, MEMORY_FILE, STATE_FILE
 from cerne.errors import CerneError, DamagedError, EngineError, StorageError

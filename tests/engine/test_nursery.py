@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine import native, nursery
 from cerne.engine.base import KernelBoot, LaunchPlan
-from cerne.engine.native import NativeEngine
+from cerne.engine.native import NativeEngine, nursery
+from cerne.engine.native import engine as native_engine
 from cerne.engine.qmp import QmpClient
 from cerne.errors import EngineError
 from cerne.host.members import Members
@@ -100,7 +100,7 @@ def test_it_has_open_what_a_first_machine_has(
         return sorted(name for name in names if not name.startswith("socket:"))
 
     forked = files(start("a"))
-    monkeypatch.setattr(native, "another_nursery", lambda: None)
+    monkeypatch.setattr(native_engine, "another_nursery", lambda: None)
     assert forked == files(start("b"))
 
 
@@ -143,7 +143,7 @@ def test_machines_are_found_by_their_own_names_from_the_first(
     (home / "nursery.py").write_text(_HOLDING)
     monkeypatch.setattr(nursery, "PROGRAM", (sys.executable, "-I", str(home / "nursery.py")))
     holding = nursery.Nursery()
-    monkeypatch.setattr(native, "another_nursery", lambda: holding)
+    monkeypatch.setattr(native_engine, "another_nursery", lambda: holding)
     with ThreadPoolExecutor() as beside:
         starting = beside.submit(start, "held")
         eventually(lambda: len(Members(home / "held").alive()) == 1)

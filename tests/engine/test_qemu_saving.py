@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine.balloon import leave_memory
 from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan
 from cerne.engine.qemu import saving
 from cerne.engine.qemu.command_line import Accelerator
 from cerne.engine.qemu.engine import QemuEngine
 from cerne.engine.qmp import QmpClient
+from cerne.engine.qmp.balloon import leave_memory
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE
 from cerne.errors import DamagedError, InputError, StateError, StorageError
 from cerne.host.process import ProcessIdentity

@@ -9,8 +9,8 @@ from typing import Protocol, TypeAlias
 
 import pytest
 
-from cerne.engine._qmp_session import QmpClosedError, QmpCommandError, QmpTimeoutError
 from cerne.engine.qmp import QmpClient
+from cerne.engine.qmp.session import QmpClosedError, QmpCommandError, QmpTimeoutError
 from cerne.errors import EngineError
 
 Message: TypeAlias = dict[str, object]

@@ -9,8 +9,8 @@ import pytest
 
 from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan
 from cerne.engine.native import NativeEngine
+from cerne.engine.native.turns import MOST_AT_ONCE, turns
 from cerne.engine.opened import Opened
-from cerne.engine.turns import MOST_AT_ONCE, turns
 from cerne.errors import EngineError
 from cerne.storage.overlay import create_overlay
 from cerne.units import MIB

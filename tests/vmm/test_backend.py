@@ -102,7 +102,7 @@ def test_one_that_never_was_of_use_is_named(place: Place) -> None:
     server.die()
 
 
-def test_its_keeper_is_told_of_an_orderly_end(place: Place) -> None:
+def test_its_supervisor_is_told_of_an_orderly_end(place: Place) -> None:
     ours, theirs = socket.socketpair()
     backend, server = _disk(place, leash=ours.detach())
     told: list[bytes] = []
@@ -111,9 +111,9 @@ def test_its_keeper_is_told_of_an_orderly_end(place: Place) -> None:
         told.append(theirs.recv(16))
         theirs.close()
 
-    keeper = threading.Thread(target=keep)
-    keeper.start()
+    supervisor = threading.Thread(target=keep)
+    supervisor.start()
     backend.finish()
-    keeper.join(20)
+    supervisor.join(20)
     assert told == [b"end"]
     server.die()

@@ -482,8 +482,8 @@ class Life:
             StateError: it has no balloon.
             EngineError: its process does not answer.
         """
-        from cerne.engine.balloon import leave_memory
         from cerne.engine.qmp import QmpClient
+        from cerne.engine.qmp.balloon import leave_memory
 
         with QmpClient(self.qmp_socket) as client:
             leave_memory(client, size, self.last.name)

@@ -55,8 +55,8 @@ from cerne.manager.template import Templates
 from cerne.units import parse_size
 
 if TYPE_CHECKING:
-    from cerne.engine.balloon import GuestMemoryUse
     from cerne.engine.base import Vsock
+    from cerne.engine.qmp.balloon import GuestMemoryUse
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.manager.snapshot import Snapshot
     from cerne.manager.spec import DataDisk, ExtraNic, MachineSpec
@@ -170,7 +170,7 @@ class Machine:
             self._life.require(record, State.DEFINED, State.STOPPED, State.FAILED)
             image = self._life.image()
             engine = self._life.surroundings.choose_engine(wanted_engine(self.spec, image))
-            # What goes on from a template may have no balloon (see `cerne.engine.balloon`).
+            # What goes on from a template may have no balloon (see `cerne.engine.qmp.balloon`).
             new = record.state is State.DEFINED and not cold and self.spec.balloon is None
             templates = Templates(self._life.surroundings)
             template = templates.find(self.spec, image, engine) if new else None
@@ -708,7 +708,7 @@ class Machine:
             return replace(used, hangs=error)
 
     def _guest_memory(self, record: Record) -> GuestMemoryUse | None:
-        from cerne.engine.balloon import guest_memory_use
+        from cerne.engine.qmp.balloon import guest_memory_use
 
         refuse_stopped(record)
         runs = record.state is State.RUNNING

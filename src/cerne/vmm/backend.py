@@ -119,7 +119,7 @@ def connected(address: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _told_to_end(leash: int | None) -> Iterator[None]:
-    """Tell the backend's keeper that the machine ends in order, and wait for it at the end."""
+    """Tell the backend's supervisor that the machine ends in order, and wait for it at the end."""
     if leash is None:
         yield
         return

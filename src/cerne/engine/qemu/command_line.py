@@ -18,7 +18,6 @@ from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from cerne.engine.balloon import BALLOON
 from cerne.engine.base import (
     SLOTS,
     DiskPlan,
@@ -29,6 +28,7 @@ from cerne.engine.base import (
     SharePlan,
     TapNic,
 )
+from cerne.engine.qmp.balloon import BALLOON
 from cerne.engine.saved import MEMORY_FILE
 from cerne.units import MIB
 from cerne.vmm.slot_names import device_name

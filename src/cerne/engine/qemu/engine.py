@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.engine.balloon import has_balloon, leave_memory
 from cerne.engine.base import DiskPlan, Ending, FirmwareBoot, LaunchPlan, Nic, ShareType
 from cerne.engine.detached import answering, reap, spawn
 from cerne.engine.opened import Opened
@@ -22,6 +21,7 @@ from cerne.engine.qemu.command_line import (
 )
 from cerne.engine.qemu.disks import opened_disk
 from cerne.engine.qemu.ending import read_ending
+from cerne.engine.qmp.balloon import has_balloon, leave_memory
 from cerne.engine.saved import (
     MEMORY_FILE,
     STATE_FILE,

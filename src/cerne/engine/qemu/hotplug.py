@@ -19,7 +19,7 @@ from cerne.engine.qemu.command_line import (
 from cerne.engine.qemu.disks import opened_disk
 from cerne.engine.qemu.saving import set_of
 from cerne.engine.qmp import QmpClient
-from cerne.engine.unplugging import ask_back, slots_among
+from cerne.engine.qmp.unplugging import ask_back, slots_among
 from cerne.errors import ConflictError, EngineError
 from cerne.vmm.slot_names import device_name
 
@@ -114,7 +114,7 @@ def _clear(qmp: QmpClient, slot: int) -> None:
 
 
 def _done(qmp: QmpClient, command: str, argument: str, value: str | int) -> bool:
-    from cerne.engine._qmp_session import QmpCommandError
+    from cerne.engine.qmp.session import QmpCommandError
 
     try:
         qmp.execute(command, {argument: value})

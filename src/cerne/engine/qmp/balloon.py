@@ -43,7 +43,7 @@ def leave_memory(qmp: QmpClient, size: int, machine: str) -> None:
         StateError: the machine has no balloon.
         EngineError: it does not answer.
     """
-    from cerne.engine._qmp_session import QmpCommandError
+    from cerne.engine.qmp.session import QmpCommandError
 
     try:
         qmp.execute("balloon", {"value": size})
@@ -64,7 +64,7 @@ def has_balloon(qmp: QmpClient) -> bool:
     Raises:
         EngineError: it does not answer.
     """
-    from cerne.engine._qmp_session import QmpCommandError
+    from cerne.engine.qmp.session import QmpCommandError
 
     try:
         qmp.execute("qom-get", {"path": _PATH, "property": _INTERVAL})
@@ -81,7 +81,7 @@ def guest_memory_use(socket: Path, memory: int, *, runs: bool = True) -> GuestMe
     Raises:
         EngineError: the machine does not answer.
     """
-    from cerne.engine._qmp_session import QmpCommandError
+    from cerne.engine.qmp.session import QmpCommandError
 
     with QmpClient(socket, connect_timeout=LOOK_TIMEOUT) as qmp:
         try:

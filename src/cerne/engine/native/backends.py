@@ -2,8 +2,8 @@
 
 Disks of formats that the VMM does not read are served by QEMU's storage daemon and directories of
 the host by virtiofsd, both by vhost-user, and network cards by passt. Each has a supervisor
-(`cerne.engine.keeper`) and a socket in the machine's runtime directory, and writes to a log beside
-the machine's.
+(`cerne.engine.native.supervisor`) and a socket in the machine's runtime directory, and writes to a
+log beside the machine's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from cerne.engine.base import DiskPlan, LaunchPlan, SharePlan, UserNic
 from cerne.engine.detached import listening_socket, spawn
-from cerne.engine.keeper import GOOD, LINK, READY, Task
+from cerne.engine.native.supervisor import GOOD, LINK, READY, Task
 from cerne.engine.opened import Opened, Report
 from cerne.errors import EngineError, ImageError, StorageError
 from cerne.host.logs import last_line
@@ -33,7 +33,7 @@ from cerne.vmm.config import BackendConfig, NicConfig
 _READ_FORMATS = frozenset({"raw", "qcow2"})
 """Formats of disks that the VMM reads itself."""
 
-_KEEPER = Path(__file__).with_name("keeper.py")
+_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _START_TIMEOUT = 30.0
 
 
@@ -107,7 +107,7 @@ def disk_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
             program = require_program("qemu-storage-daemon")
             command = [*_apart(file), str(program), *_export(disk, file, listener, plan.cpus)]
             what = f"the storage daemon, which serves disk{index} of {plan.name},"
-            return _kept(plan, f"disk{index}", what, listener, opened, command, [file])
+            return _supervised(plan, f"disk{index}", what, listener, opened, command, [file])
     finally:
         os.close(file)
 
@@ -125,7 +125,7 @@ def share_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig
         what = f"virtiofsd, which serves {share.source} to {plan.name},"
         again = f"umount -l TARGET && mount -t virtiofs {share.tag} TARGET"
         mending = f"in the guest, mount the directory again: {again}"
-        return _kept(plan, share.tag, what, listener, opened, command, mending=mending)
+        return _supervised(plan, share.tag, what, listener, opened, command, mending=mending)
 
 
 def network_backend(plan: LaunchPlan, nic: UserNic, opened: Opened) -> NicConfig:
@@ -138,7 +138,7 @@ def network_backend(plan: LaunchPlan, nic: UserNic, opened: Opened) -> NicConfig
     command = passt_command(require_program("passt"), LINK, READY, nic.forwards)
     what = f"passt, which serves {name} of {plan.name},"
     with listening_socket(_socket(plan, name)) as listener, opened.report(what) as report:
-        backend = _kept(plan, name, what, listener, opened, command, report=report)
+        backend = _supervised(plan, name, what, listener, opened, command, report=report)
     return NicConfig(
         nic.mac, backend.link, slot=nic.slot, address=backend.address, leash=backend.leash
     )
@@ -167,7 +167,7 @@ def last_words(plan: LaunchPlan) -> str:
     return "; ".join(line for line in said if line)
 
 
-def _kept(
+def _supervised(
     plan: LaunchPlan,
     name: str,
     what: str,
@@ -200,7 +200,7 @@ def _kept(
             report=report,
             mending=mending,
         )
-        argv = [sys.executable, "-I", "-S", str(_KEEPER), json.dumps(task._asdict())]
+        argv = [sys.executable, "-I", "-S", str(_SUPERVISOR), json.dumps(task._asdict())]
         files = [supervisors_end, *inherited, *own]
         spawn(argv, _log(plan, name), files, plan.runtime, supervisor_of(name))
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -229,7 +229,7 @@ def _log(plan: LaunchPlan, name: str) -> Path:
 
 
 def _apart(file: int) -> list[str]:
-    """A command's beginning, for one that has one file to work on, and dies with its keeper.
+    """A command's beginning, for one that has one file to work on, and dies with its supervisor.
 
     Where we are root it is the file's owner, with no capability and no network: it opens the
     descriptor anew, for which nobody would lack the right.

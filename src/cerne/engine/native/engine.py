@@ -13,17 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne.devices.state import SavedState, plain
-from cerne.engine.backends import (
-    disk_backend,
-    is_served_outside,
-    last_words,
-    needs_backends,
-    network_backend,
-    require_backends,
-    require_readable,
-    require_served,
-    share_backend,
-)
 from cerne.engine.base import (
     DiskPlan,
     Ending,
@@ -36,9 +25,22 @@ from cerne.engine.base import (
     UserNic,
 )
 from cerne.engine.detached import answering, kill, reap, spawn
-from cerne.engine.nursery import START, Nursery, another_nursery
+from cerne.engine.native.backends import (
+    disk_backend,
+    is_served_outside,
+    last_words,
+    needs_backends,
+    network_backend,
+    require_backends,
+    require_readable,
+    require_served,
+    share_backend,
+)
+from cerne.engine.native.nursery import START, Nursery, another_nursery
+from cerne.engine.native.turns import turns
 from cerne.engine.opened import Opened
 from cerne.engine.panic import panicked, tail
+from cerne.engine.qmp.unplugging import ask_back, slots_among
 from cerne.engine.saved import (
     MEMORY_FILE,
     STATE_FILE,
@@ -47,8 +49,6 @@ from cerne.engine.saved import (
     file_digest,
     stamp,
 )
-from cerne.engine.turns import turns
-from cerne.engine.unplugging import ask_back, slots_among
 from cerne.engine.vsock import GUEST_SOCKET, UnixVsock
 from cerne.errors import EngineError, GuestTimeoutError, HostError, InputError, StorageError
 from cerne.host.logs import last_line
@@ -431,7 +431,7 @@ def _client(plan: LaunchPlan) -> QmpClient:
 
 def _unless_gone(qmp: QmpClient, command: str, slot: int) -> bool:
     """Say something of a device; False where it is gone."""
-    from cerne.engine._qmp_session import QmpCommandError
+    from cerne.engine.qmp.session import QmpCommandError
 
     try:
         qmp.execute(command, {"id": device_name(slot)})

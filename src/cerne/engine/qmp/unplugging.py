@@ -31,7 +31,7 @@ def ask_back(qmp: QmpClient, slot: int, timeout: float) -> bool:
     Raises:
         GuestError: the guest refused.
     """
-    from cerne.engine._qmp_session import QmpCommandError, QmpTimeoutError
+    from cerne.engine.qmp.session import QmpCommandError, QmpTimeoutError
 
     name = device_name(slot)
     deadline = time.monotonic() + timeout

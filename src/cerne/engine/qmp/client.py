@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Self
 from cerne.errors import EngineError, NotAnsweringError
 
 if TYPE_CHECKING:
-    from cerne.engine._qmp_session import QmpEvent, Session
+    from cerne.engine.qmp.session import QmpEvent, Session
 
 
 ANSWER_TIMEOUT = 10.0
@@ -52,7 +52,7 @@ class QmpClient:
     def __enter__(self) -> Self:
         deadline = time.monotonic() + self._connect_timeout
         connection = _connect(self._path, self._connect_timeout)
-        from cerne.engine._qmp_session import Session
+        from cerne.engine.qmp.session import Session
 
         self._open = Session(connection, max(0.0, deadline - time.monotonic()))
         return self
@@ -121,7 +121,7 @@ class QmpClient:
 
     def quit(self) -> None:
         """End the machine's process at once."""
-        from cerne.engine._qmp_session import QmpClosedError
+        from cerne.engine.qmp.session import QmpClosedError
 
         # The process may be gone before it has answered.
         with contextlib.suppress(QmpClosedError):
