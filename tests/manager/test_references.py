@@ -18,11 +18,11 @@ from cerne.errors import DamagedError, HostError, InputError, StateError, Storag
 from cerne.images.files import new_file
 from cerne.manager import Home, Machine, Manager, State
 from cerne.manager import home as home_module
-from cerne.manager import store as store_module
 from cerne.manager.lock import held, is_held
 from cerne.manager.names import check_name
 from cerne.manager.spec import machine_spec
 from cerne.manager.store import Record, SnapshotRow, Store
+from cerne.manager.store.migrations import MIGRATIONS
 
 
 def test_layers_are_collected_by_what_is_kept_under_their_lock(
@@ -207,8 +207,8 @@ def test_a_store_that_was_upgraded_meanwhile_is_not_written(
 def test_an_older_store_is_read(home: Path) -> None:
     # What Cerne wrote until 28 November.
     with sqlite3.connect(home / "store.sqlite") as database:
-        for version in (1, 2, 3):
-            database.executescript(store_module._UPGRADES[version])
+        for migration in MIGRATIONS[:3]:
+            migration(database)
         database.execute(
             "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state, pid,"
             " start_time, boot_id, created) VALUES"

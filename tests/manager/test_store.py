@@ -14,7 +14,8 @@ import pytest
 
 from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundError, StorageError
 from cerne.host.process import ProcessIdentity
-from cerne.manager.store import _UPGRADES, Record, SnapshotRow, State, Store
+from cerne.manager.store import Record, SnapshotRow, State, Store
+from cerne.manager.store.migrations import MIGRATIONS, VERSION
 from cerne.units import GIB, MIB
 
 NewRecord = Callable[[str], Record]
@@ -119,7 +120,7 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_a_store_of_the_first_version_is_upgraded(tmp_path: Path, new_record: NewRecord) -> None:
     path = tmp_path / "store.sqlite"
     with sqlite3.connect(path) as database:
-        database.executescript(_UPGRADES[1])
+        MIGRATIONS[0](database)
         database.execute(
             "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state, created)"
             " VALUES ('0', 'old', '{}', 'tiny', 'sha256:0', 1, 1, 'stopped', 1.5)"
@@ -200,3 +201,26 @@ database.execute("BEGIN IMMEDIATE")
 database.execute("UPDATE machines SET state = 'failed'")
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def test_an_older_process_writes_nothing_into_a_newer_store(
+    tmp_path: Path, new_record: NewRecord
+) -> None:
+    older, newer = (Store(tmp_path / "store.sqlite") for _ in range(2))
+    record = new_record("web")
+    older.add(record)
+    with newer._database.transaction() as connection:
+        connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    writes: list[Callable[[], object]] = [
+        lambda: older.add(new_record("other")),
+        lambda: older.change(record, State.FAILED),
+        lambda: older.reserve(record, "qemu", GIB),
+        lambda: older.rename(record, "other", "{}"),
+        lambda: older.add_snapshot(SnapshotRow("0123456789ab", "a", "", "{}", 1.5)),
+        lambda: older.remove(record),
+    ]
+    for write in writes:
+        with pytest.raises(DamagedError, match="another version"):
+            write()
+    assert older.machines() == newer.machines() == [record]
+    assert [event.kind for event in older.events()] == ["created"]

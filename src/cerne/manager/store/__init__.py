@@ -1,0 +1,22 @@
+"""What is known of machines across commands: SQLite in WAL mode, one transaction a change.
+
+The store says what was asked for and what was last seen. Whether a machine runs is told by its
+process alone (`ProcessIdentity`), never by a row.
+"""
+
+from cerne.manager.store.machines import name_in_use
+from cerne.manager.store.rows import Event, ImageUsers, PoolRow, Record, SnapshotRow, State
+from cerne.manager.store.snapshots import snapshot_name_in_use
+from cerne.manager.store.store import Store
+
+__all__ = [
+    "Event",
+    "ImageUsers",
+    "PoolRow",
+    "Record",
+    "SnapshotRow",
+    "State",
+    "Store",
+    "name_in_use",
+    "snapshot_name_in_use",
+]

@@ -1,0 +1,164 @@
+"""The SQLite database in WAL mode: its connection, its transactions, and what can go wrong.
+
+Every change is one transaction (https://sqlite.org/wal.html), which looks first whether the store
+is still of the version that this code writes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from cerne.errors import DamagedError, StateError, StorageError
+from cerne.manager.store.migrations import VERSION, migrate
+from cerne.manager.store.reserve import Reserve
+
+Value = str | float | None
+"""What a column holds."""
+
+_BUSY_SECONDS = 20.0
+
+
+class Database:
+    """The database of one home, open until it is closed. Threads may share it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the database, or make it, and bring it to this version.
+
+        Raises:
+            DamagedError: the file is no store, or one of a newer Cerne.
+            StorageError: it cannot be written.
+        """
+        self._path = path
+        self._lock = threading.Lock()
+        self._reserve = Reserve(path.with_name("store.reserve"))
+        self._only_read = False
+        with self._errors():
+            try:
+                self._open()
+            except sqlite3.OperationalError:
+                if not self._reserve.is_needed():
+                    raise
+                # To look takes no room. What a full file system has left is for what frees it.
+                self._connection.close()
+                self._connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1")
+                self._only_read = True
+
+    def close(self) -> None:
+        """Close the database."""
+        self._connection.close()
+
+    def rows(
+        self, query: str, values: Sequence[Value] | Mapping[str, Value] = ()
+    ) -> list[sqlite3.Row]:
+        """What a query finds.
+
+        Raises:
+            StorageError, DamagedError: the database cannot be read.
+        """
+        with self._errors(), self._lock:
+            return self._connection.execute(query, values).fetchall()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One change, made at the end of the block, or not at all where the block raises.
+
+        Raises:
+            DamagedError: a newer Cerne has upgraded the store since it was opened.
+            StorageError: it cannot be written.
+        """
+        with self._errors(), self._lock:
+            self._make_writable()
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._require_known_version()
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def _open(self) -> None:
+        self._connect(self._path.absolute().as_uri())
+        version = self._version()
+        if version == 0:
+            self._connection.execute("PRAGMA journal_mode = WAL")
+        if version < VERSION:
+            self._upgrade()
+        self._require_known_version()
+
+    def _connect(self, address: str) -> None:
+        self._connection = sqlite3.connect(
+            address, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True
+        )
+        self._connection.row_factory = sqlite3.Row
+
+    def _make_writable(self) -> None:
+        """See that there is room for a transaction, and that the database is open for one."""
+        self._reserve.make_room()
+        if self._only_read:
+            self._connection.close()
+            self._open()
+            self._only_read = False
+
+    def _upgrade(self) -> None:
+        self._reserve.make_room()
+        self._connection.execute("BEGIN IMMEDIATE")
+        try:
+            # Another process may have done so since the version was read.
+            version = self._version()
+            if version < VERSION:
+                migrate(self._connection, version)
+            self._connection.execute("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise
+
+    def _require_known_version(self) -> None:
+        """Refuse a store that a newer Cerne has upgraded, even after it was opened here."""
+        version = self._version()
+        if version > VERSION:
+            raise DamagedError(
+                f"{self._path} was written by another version of Cerne (store version {version})",
+                hint="use that version, or set CERNE_HOME to another directory",
+            )
+
+    def _version(self) -> int:
+        return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise StorageError(
+                f"{self._path} cannot be used: {error}",
+                hint=f"see that {self._path.parent} is writable and has space: df -h",
+            ) from error
+        except sqlite3.ProgrammingError as error:
+            raise StateError(
+                "the manager was closed", hint="use it, and its machines, within its with block"
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise DamagedError(
+                f"{self._path} is damaged: {error}",
+                hint=f"move {self._path} away; the machines' disks are beside it",
+            ) from error
+
+
+class Repository:
+    """The rows of one noun, over the database that all of them share."""
+
+    def __init__(self, database: Database, require_image: Callable[[str], object]) -> None:
+        """Look after rows.
+
+        `require_image` refuses, in the transaction that adds what is made of it, an image that is
+        gone.
+        """
+        self._database = database
+        self._require_image = require_image

@@ -1,0 +1,268 @@
+"""Machines: what was asked for, and what was last seen of them.
+
+Whether a machine runs is told by its process alone (`ProcessIdentity`), never by a row.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+
+from cerne.errors import CapacityError, ConflictError, NotFoundError
+from cerne.host.process import ProcessIdentity
+from cerne.manager.store.database import Repository, Value
+from cerne.manager.store.events import note
+from cerne.manager.store.rows import LIVE, Record, State, record_of
+from cerne.units import format_size
+
+
+class Machines(Repository):
+    """The machines of one home."""
+
+    def add(self, record: Record) -> None:
+        """Add a machine.
+
+        Raises:
+            ConflictError: its name is in use, or its image was removed meanwhile.
+        """
+        with self._database.transaction() as connection:
+            self._require_image(record.digest)
+            _insert(connection, record)
+
+    def find(self, name: str) -> Record | None:
+        """The machine of this name, or else of this ID, or None."""
+        rows = self._rows("WHERE name = ?1 OR id = ?1 ORDER BY name = ?1 DESC", (name,))
+        return rows[0] if rows else None
+
+    def find_id(self, machine_id: str) -> Record | None:
+        """The machine of this ID, whatever it is named, or None."""
+        rows = self._rows("WHERE id = ?", (machine_id,))
+        return rows[0] if rows else None
+
+    def get(self, machine_id: str) -> Record:
+        """The machine of this ID.
+
+        Raises:
+            NotFoundError: it has been removed.
+        """
+        record = self.find_id(machine_id)
+        if record is None:
+            raise NotFoundError("the machine has been removed", hint="see: cerne ls")
+        return record
+
+    def machines(self) -> list[Record]:
+        """All machines, the oldest first."""
+        return self._rows("ORDER BY created, name", ())
+
+    def bound(self) -> list[Record]:
+        """The machines that are bound to a client."""
+        return self._rows("WHERE client_pid IS NOT NULL", ())
+
+    def reserve(self, record: Record, engine: str, memory_limit: int) -> None:
+        """Move a machine to ``starting``, its memory counted against the host's.
+
+        Raises:
+            CapacityError: the running machines' memory and its own exceed `memory_limit` bytes.
+        """
+        with self._database.transaction() as connection:
+            _require_memory(connection, record, memory_limit)
+            _write(
+                connection,
+                record,
+                {"state": State.STARTING, "reason": "", "engine": engine, "ready": None},
+                "starting",
+                engine,
+            )
+
+    def add_unborn(self, records: Sequence[Record], memory_limit: int) -> None:
+        """Add machines that are forked or restored from another: all of them, or none.
+
+        They are ``starting`` and their memory is counted; they have no process yet.
+
+        Raises:
+            ConflictError: a name is in use.
+            CapacityError: the running machines' memory and theirs exceed `memory_limit` bytes.
+        """
+        with self._database.transaction() as connection:
+            for record in records:
+                self._require_image(record.digest)
+                _require_memory(connection, record, memory_limit)
+                _insert(connection, record)
+
+    def change(
+        self,
+        record: Record,
+        state: State,
+        *,
+        reason: str = "",
+        kind: str | None = None,
+        untold: str | None = None,
+    ) -> Record:
+        """Move a machine to a state, with an event of that name or of `kind`; its new record.
+
+        In a state without a process the process is forgotten. `untold` is what its guest must be
+        told from then on.
+        """
+        values: dict[str, Value] = {"state": state, "reason": reason, "doing": ""}
+        if untold is not None:
+            values["untold"] = untold
+        if not state.live:
+            values |= {"pid": None, "start_time": None, "boot_id": None, "ready": None}
+            # A guest that goes on from its memory may still have to be told what it was not.
+            values |= {} if state is State.SUSPENDED else {"untold": ""}
+        with self._database.transaction() as connection:
+            _write(connection, record, values, kind or state, reason)
+        return self.get(record.id)
+
+    def begin(self, record: Record, doing: str) -> Record:
+        """Note the command that changes whether a machine's vCPUs run; its new record."""
+        with self._database.transaction() as connection:
+            connection.execute("UPDATE machines SET doing = ? WHERE id = ?", (doing, record.id))
+        return self.get(record.id)
+
+    def set_process(self, record: Record, process: ProcessIdentity, untold: str = "") -> Record:
+        """Move a machine to ``running`` in this process, its guest to be told; its new record."""
+        values: dict[str, Value] = {
+            "state": State.RUNNING,
+            "untold": untold,
+            "doing": "",
+            "pid": process.pid,
+            "start_time": process.start_time,
+            "boot_id": process.boot_id,
+            "started": time.time(),
+        }
+        with self._database.transaction() as connection:
+            _write(connection, record, values, "started", f"process {process.pid}")
+        return self.get(record.id)
+
+    def note_process(self, record: Record, process: ProcessIdentity) -> Record:
+        """Note which process a machine that is unborn has; its new record."""
+        values: dict[str, Value] = {
+            "pid": process.pid,
+            "start_time": process.start_time,
+            "boot_id": process.boot_id,
+        }
+        with self._database.transaction() as connection:
+            _write(connection, record, values, "forked", f"process {process.pid}")
+        return self.get(record.id)
+
+    def set_ready(self, record: Record) -> Record:
+        """Note that a machine's guest is ready; its new record."""
+        with self._database.transaction() as connection:
+            _write(connection, record, {"ready": time.time()}, "ready", "")
+        return self.get(record.id)
+
+    def set_told(self, record: Record) -> None:
+        """Note that a machine's guest was told all and is ready, if nothing was added since."""
+        with self._database.transaction() as connection:
+            changed = connection.execute(
+                "UPDATE machines SET untold = '', ready = coalesce(ready, ?)"
+                " WHERE id = ? AND name = ? AND untold = ? AND pid = ?",
+                (
+                    time.time(),
+                    record.id,
+                    record.name,
+                    record.untold,
+                    record.process.pid if record.process else None,
+                ),
+            ).rowcount
+            if changed and record.ready is None:
+                note(connection, record.id, record.name, "ready", "")
+
+    def rename(self, record: Record, name: str, spec: str, untold: str = "") -> None:
+        """Give a machine another name, and the specification that says so.
+
+        Raises:
+            ConflictError: the name is in use.
+        """
+        with self._database.transaction() as connection:
+            try:
+                values = {"name": name, "spec": spec, "untold": untold}
+                _write(connection, record, values, "renamed", f"to {name}")
+            except sqlite3.IntegrityError as error:
+                raise name_in_use(name) from error
+
+    def change_spec(self, record: Record, spec: str, detail: str) -> None:
+        """Give a machine another specification of the same name; `detail` says what changed."""
+        with self._database.transaction() as connection:
+            _write(connection, record, {"spec": spec}, "changed", detail)
+
+    def remove(self, record: Record) -> None:
+        """Forget a machine; its events are kept."""
+        with self._database.transaction() as connection:
+            connection.execute("DELETE FROM pool_members WHERE machine = ?", (record.id,))
+            connection.execute("DELETE FROM machines WHERE id = ?", (record.id,))
+            note(connection, record.id, record.name, "removed", "")
+
+    def _rows(self, clause: str, values: tuple[str, ...]) -> list[Record]:
+        rows = self._database.rows(f"SELECT * FROM machines {clause}", values)
+        return [record_of(row) for row in rows]
+
+
+def name_in_use(name: str) -> ConflictError:
+    """The error that a name is another machine's."""
+    return ConflictError(
+        f"a machine named {name} is there already",
+        hint=f"take another name, or remove that one: cerne rm {name}",
+        machine=name,
+    )
+
+
+def _insert(connection: sqlite3.Connection, record: Record) -> None:
+    client = record.client
+    try:
+        connection.execute(
+            "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state, engine,"
+            " created, parent, client_pid, client_start_time, client_boot_id)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                record.id,
+                record.name,
+                record.spec,
+                record.image,
+                record.digest,
+                record.cpus,
+                record.memory,
+                record.state,
+                record.engine,
+                record.created,
+                record.parent,
+                *((None, None, None) if client is None else astuple(client)),
+            ),
+        )
+    except sqlite3.IntegrityError as error:
+        raise name_in_use(record.name) from error
+    note(connection, record.id, record.name, "created", record.image)
+
+
+def _require_memory(connection: sqlite3.Connection, record: Record, limit: int) -> None:
+    states = ",".join(f"'{state}'" for state in sorted(LIVE))
+    query = f"SELECT total(memory) FROM machines WHERE state IN ({states}) AND id != ?"
+    used = int(connection.execute(query, (record.id,)).fetchone()[0])
+    if used + record.memory > limit:
+        raise CapacityError(
+            f"{record.name} wants {format_size(record.memory)} of memory, and"
+            f" {format_size(max(0, limit - used))} of this host's"
+            f" {format_size(limit)} are not promised to others",
+            hint="stop a machine that is not needed, or ask for less with --memory",
+            machine=record.name,
+        )
+
+
+def _write(
+    connection: sqlite3.Connection,
+    record: Record,
+    values: Mapping[str, Value],
+    kind: str,
+    detail: str,
+) -> None:
+    columns = ", ".join(f"{column} = ?" for column in values)
+    changed = connection.execute(
+        f"UPDATE machines SET {columns} WHERE id = ?",
+        (*values.values(), record.id),
+    ).rowcount
+    if not changed:
+        raise NotFoundError(f"{record.name} has been removed", hint="see: cerne ls")
+    note(connection, record.id, record.name, kind, detail)

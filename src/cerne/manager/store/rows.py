@@ -1,0 +1,157 @@
+"""What the rows of the store are to those who use it: plain values, apart from the database."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cerne.host.process import ProcessIdentity
+
+
+class State(StrEnum):
+    """Where a machine is between its definition and its removal."""
+
+    DEFINED = "defined"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SAVING = "saving"
+    """Its memory is being saved, for a snapshot, a fork or its suspension."""
+    SUSPENDED = "suspended"
+    """Its memory is on the disk; it has no process, and goes on from there when it is woken."""
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+    @property
+    def live(self) -> bool:
+        """Whether a machine in this state has a process, or is about to."""
+        return self in LIVE
+
+
+LIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.SAVING, State.STOPPING})
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One machine's row. Times are seconds since the epoch."""
+
+    id: str
+    name: str
+    spec: str
+    """The machine's specification, as JSON."""
+    image: str
+    digest: str
+    """The image's digest, which holds whatever its name comes to mean later."""
+    cpus: int
+    memory: int
+    """Bytes."""
+    state: State
+    reason: str
+    """Why it failed or stopped; empty otherwise."""
+    engine: str
+    """The engine that it last ran on; empty before its first start."""
+    process: ProcessIdentity | None
+    created: float
+    started: float | None
+    ready: float | None
+    """When this run's guest was ready; None until then."""
+    parent: str = ""
+    """The ID of the machine that it was forked or restored from; empty otherwise."""
+    untold: str = ""
+    """What its guest must still be told (`cerne.manager.telling`), with commas between."""
+    doing: str = ""
+    """The command that changes whether its vCPUs run: should it be killed, its process is asked."""
+    client: ProcessIdentity | None = None
+    """The process that it is bound to, and without which it is removed; None where it stays."""
+
+    @property
+    def unborn(self) -> bool:
+        """Whether it goes on from another's memory and has not been told yet who it is.
+
+        Should the command that makes it be interrupted, it is removed, whether it runs or not.
+        """
+        return bool(self.parent) and self.state is State.STARTING and self.started is None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """One snapshot's row."""
+
+    id: str
+    name: str
+    layer: str
+    """The ID of the layer that its disk is; empty where it has none."""
+    manifest: str
+    """What is in it, as JSON (`cerne.manager.manifest`)."""
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class PoolRow:
+    """One pool's row."""
+
+    name: str
+    spec: str
+    """What its machines are, as JSON."""
+    ready: int
+    """How many of them are to be ready."""
+    created: float
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a machine."""
+
+    number: int
+    time: float
+    """Seconds since the epoch."""
+    machine: str
+    """The machine's ID."""
+    name: str
+    """The name that it had then."""
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUsers:
+    """What is made of an image, by name."""
+
+    machines: tuple[str, ...]
+    snapshots: tuple[str, ...]
+    pools: Mapping[str, str]
+    """All pools with their specifications, as JSON: they know their image by name."""
+
+
+def record_of(row: sqlite3.Row) -> Record:
+    """The record in a row of the machines; one with a state that none has is ``failed``."""
+    state = State(row["state"]) if row["state"] in iter(State) else None
+    return Record(
+        id=row["id"],
+        name=row["name"],
+        spec=row["spec"],
+        image=row["image"],
+        digest=row["digest"],
+        cpus=row["cpus"],
+        memory=row["memory"],
+        state=state or State.FAILED,
+        reason=row["reason"] if state else f"its record is damaged: state {row['state']!r}",
+        engine=row["engine"],
+        process=_identity(row),
+        created=row["created"],
+        started=row["started"],
+        ready=row["ready"],
+        parent=row["parent"],
+        untold=row["untold"],
+        doing=row["doing"],
+        client=_identity(row, "client_"),
+    )
+
+
+def _identity(row: sqlite3.Row, prefix: str = "") -> ProcessIdentity | None:
+    if row[f"{prefix}pid"] is None:
+        return None
+    return ProcessIdentity(*(row[prefix + column] for column in ("pid", "start_time", "boot_id")))
