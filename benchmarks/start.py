@@ -23,7 +23,7 @@ from cerne.host.programs import require_program
 from cerne.manager import Home, Machine, Manager
 from cerne.manager.plan import launch_plan
 from cerne.manager.recovery import discard
-from cerne.manager.spec import machine_spec
+from cerne.spec.machine import machine_spec
 from cerne.units import MIB
 
 _CERNE = str(Path(sys.executable).with_name("cerne"))

@@ -62,15 +62,13 @@ if TYPE_CHECKING:
     from cerne.manager.snapshot import (
         Snapshot,
     )
-    from cerne.manager.spec import (
+    from cerne.spec.machine import (
         DataDisk,
         MachineSpec,
         Mount,
         machine_spec,
     )
-    from cerne.network.ports import (
-        PublishedPort,
-    )
+    from cerne.spec.ports import PublishedPort
 
 _HOMES = {
     "BusyError": "cerne.errors",
@@ -80,7 +78,7 @@ _HOMES = {
     "CommandError": "cerne.errors",
     "ConflictError": "cerne.errors",
     "DamagedError": "cerne.errors",
-    "DataDisk": "cerne.manager.spec",
+    "DataDisk": "cerne.spec.machine",
     "EngineError": "cerne.errors",
     "Event": "cerne.manager",
     "ExecResult": "cerne.guest",
@@ -95,21 +93,21 @@ _HOMES = {
     "InputError": "cerne.errors",
     "KvmError": "cerne.errors",
     "Machine": "cerne.manager",
-    "MachineSpec": "cerne.manager.spec",
+    "MachineSpec": "cerne.spec.machine",
     "Manager": "cerne.manager",
     "MissingProgramError": "cerne.errors",
-    "Mount": "cerne.manager.spec",
+    "Mount": "cerne.spec.machine",
     "NotAnsweringError": "cerne.errors",
     "NotFoundError": "cerne.errors",
     "Pool": "cerne.manager.pool",
-    "PublishedPort": "cerne.network.ports",
+    "PublishedPort": "cerne.spec.ports",
     "Snapshot": "cerne.manager.snapshot",
     "State": "cerne.manager",
     "StateError": "cerne.errors",
     "Stats": "cerne.manager",
     "StorageError": "cerne.errors",
     "StreamError": "cerne.errors",
-    "machine_spec": "cerne.manager.spec",
+    "machine_spec": "cerne.spec.machine",
     "run": "cerne.manager.run",
     "run_async": "cerne.manager.run",
 }

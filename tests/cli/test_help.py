@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from cerne.cli.app import app
 from cerne.manager import READY_TIMEOUT
-from cerne.manager.spec import machine_spec
+from cerne.spec.machine import machine_spec
 from cerne.units import format_size
 
 _WIDTH = 80

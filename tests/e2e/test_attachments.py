@@ -13,7 +13,7 @@ from tests.e2e.conftest import Cerne, Engine, only_native
 
 from cerne.errors import GuestTimeoutError
 from cerne.manager import Manager
-from cerne.manager.spec import machine_spec
+from cerne.spec.machine import machine_spec
 
 _FIND = "grep -l {} /sys/block/*/serial | cut -d/ -f4"
 _MOUNT = f"mkdir -p /m && mount /dev/$({_FIND}) /m && "

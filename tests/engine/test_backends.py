@@ -35,7 +35,8 @@ from cerne.host.process import ProcessIdentity
 from cerne.host.programs import find_program
 from cerne.kvm.memory import GuestAddress, GuestMemory
 from cerne.network.passt import has_way_out
-from cerne.network.ports import PublishedPort, chosen
+from cerne.network.ports import chosen
+from cerne.spec.ports import PublishedPort
 from cerne.units import MIB
 from cerne.vmm.config import BackendConfig, NicConfig
 

@@ -18,8 +18,8 @@ from cerne.errors import CerneError, InputError
 from cerne.host.members import MACHINE, Members, start_member
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager
-from cerne.manager.spec import machine_spec
 from cerne.manager.store import Record, State
+from cerne.spec.machine import machine_spec
 from cerne.units import MIB
 
 

@@ -13,7 +13,7 @@ from cerne import faults
 from cerne.errors import EngineError, HostError, InputError
 from cerne.host.cgroup import require_weights
 from cerne.manager import Home, Machine, Manager, State
-from cerne.manager.spec import MachineSpec, machine_spec
+from cerne.spec.machine import MachineSpec, machine_spec
 from cerne.units import MIB
 
 

@@ -20,7 +20,8 @@ from cerne.errors import (
     StateError,
 )
 from cerne.manager import Machine, Manager, State
-from cerne.manager.spec import DataDisk, machine_spec
+from cerne.manager.on_host import found_disk
+from cerne.spec.machine import DataDisk, machine_spec
 from cerne.storage.overlay import chain, create_empty
 from cerne.units import MIB
 
@@ -245,7 +246,7 @@ def test_what_a_guest_writes_does_not_change_how_it_is_read(machine: Machine, ra
     create_empty(raw.with_name("other"), MIB)
     shutil.copyfile(raw.with_name("other"), raw)
     assert machine.spec.data_disks[0].format == "raw"
-    assert DataDisk.parse(str(raw), "x", 0).format == "qcow2"
+    assert found_disk(DataDisk.parse(str(raw), "x", 0)).format == "qcow2"
 
 
 def _attach(manager: Manager) -> None:

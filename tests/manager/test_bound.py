@@ -15,7 +15,7 @@ from cerne.errors import CapacityError, ConflictError, EngineError, HostError
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Manager, State
 from cerne.manager.lock import held
-from cerne.manager.spec import MachineSpec, machine_spec
+from cerne.spec.machine import MachineSpec, machine_spec
 
 
 def _spec(**fields: object) -> MachineSpec:

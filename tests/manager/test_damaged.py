@@ -12,7 +12,7 @@ import pytest
 from cerne.errors import ConflictError, DamagedError
 from cerne.manager import Machine, Manager
 from cerne.manager.lock import held
-from cerne.manager.spec import machine_spec
+from cerne.spec.machine import machine_spec
 
 
 def _damage(manager: Manager, table: str, column: str, **others: object) -> None:

@@ -14,7 +14,7 @@ from cerne import faults
 from cerne.host.members import Members
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager, State
-from cerne.manager.spec import machine_spec
+from cerne.spec.machine import machine_spec
 from cerne.storage.overlay import chain
 
 _KILLED = 99

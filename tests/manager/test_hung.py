@@ -12,7 +12,7 @@ from tests.manager.conftest import FakeEngine
 
 from cerne.errors import NotAnsweringError
 from cerne.manager import Machine, Manager, State
-from cerne.manager.spec import machine_spec
+from cerne.spec.machine import machine_spec
 
 
 @pytest.fixture

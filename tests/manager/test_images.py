@@ -13,8 +13,8 @@ from tests.manager.conftest import FakeEngine
 from cerne.errors import CerneError, ConflictError, InputError, NotFoundError
 from cerne.images import Image, Progress
 from cerne.manager import Home, Machine, Manager, State
-from cerne.manager.spec import MachineSpec, machine_spec
 from cerne.manager.store import Record
+from cerne.spec.machine import MachineSpec, machine_spec
 
 
 def _spec(name: str) -> MachineSpec:

@@ -28,7 +28,7 @@ from cerne.host.notes import Notes
 from cerne.manager import Manager, State
 from cerne.manager.lock import held
 from cerne.manager.machine import Machine
-from cerne.manager.spec import MachineSpec, machine_spec
+from cerne.spec.machine import MachineSpec, machine_spec
 
 
 def _spec(**fields: object) -> MachineSpec:

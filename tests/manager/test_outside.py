@@ -15,7 +15,7 @@ import pytest
 from cerne.errors import CerneError, ChecksumError, DamagedError, ImageError, InputError
 from cerne.images.store import Parts
 from cerne.manager import Machine, Manager
-from cerne.manager.spec import machine_spec
+from cerne.spec.machine import machine_spec
 
 Index = dict[str, object]
 Contents = dict[str, bytes]

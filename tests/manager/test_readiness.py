@@ -10,7 +10,7 @@ from cerne.errors import CerneError, EngineError, GuestError, GuestTimeoutError,
 from cerne.images.store import Parts
 from cerne.manager import Machine, Manager
 from cerne.manager.readiness import quote_logs
-from cerne.manager.spec import machine_spec
+from cerne.spec.machine import machine_spec
 from cerne.units import MIB
 
 

@@ -19,10 +19,10 @@ from cerne.images.files import new_file
 from cerne.manager import Home, Machine, Manager, State
 from cerne.manager import home as home_module
 from cerne.manager.lock import held, is_held
-from cerne.manager.names import check_name
-from cerne.manager.spec import machine_spec
 from cerne.manager.store import Record, SnapshotRow, Store
 from cerne.manager.store.migrations import MIGRATIONS
+from cerne.spec.machine import machine_spec
+from cerne.spec.names import check_name
 
 
 def test_layers_are_collected_by_what_is_kept_under_their_lock(

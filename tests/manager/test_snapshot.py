@@ -22,8 +22,8 @@ from cerne.errors import (
 )
 from cerne.images.store import Parts
 from cerne.manager import Home, Machine, Manager, State
-from cerne.manager.spec import machine_spec
-from cerne.network.ports import parse_publish
+from cerne.spec.machine import machine_spec
+from cerne.spec.ports import parse_publish
 from cerne.storage.overlay import backing_of, chain
 
 

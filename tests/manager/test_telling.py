@@ -16,7 +16,7 @@ from cerne.guest import ExecResult
 from cerne.images.store import Parts
 from cerne.manager import Machine, Manager, State
 from cerne.manager.life import Life
-from cerne.manager.spec import machine_spec
+from cerne.spec.machine import machine_spec
 
 _MOST_STEPS = 40
 

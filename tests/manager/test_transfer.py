@@ -31,7 +31,7 @@ from cerne.host.programs import require_program
 from cerne.manager import Home, Machine, Manager, State, archive
 from cerne.manager.manifest import Manifest
 from cerne.manager.snapshot import Snapshot
-from cerne.manager.spec import machine_spec
+from cerne.spec.machine import machine_spec
 from cerne.storage.overlay import backing_of
 
 

@@ -13,7 +13,7 @@ from cerne.units import format_size
 
 if TYPE_CHECKING:
     from cerne.manager import Machine
-    from cerne.manager.spec import DataDisk
+    from cerne.spec.machine import DataDisk
 
 disk_app = typer.Typer(
     help="Disks of machines: attach, detach, list, even while they run.", no_args_is_help=True
@@ -82,7 +82,7 @@ def list_disks(name: NameArgument, json: JsonOption = False) -> None:
             str(disk.slot + 1),
             disk.serial,
             "" if disk.size is None else format_size(disk.size),
-            disk.format,
+            disk.read_as,
             "read-only" if disk.read_only else "",
             str(machine.disk_file(disk)),
         )
@@ -136,7 +136,7 @@ def _summary(machine: Machine, disk: DataDisk) -> dict[str, object]:
         "serial": disk.serial,
         "slot": disk.slot + 1,
         "size_bytes": disk.size,
-        "format": disk.format,
+        "format": disk.read_as,
         "read_only": disk.read_only,
         "own": disk.own,
         "file": str(file),

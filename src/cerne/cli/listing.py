@@ -21,7 +21,7 @@ from cerne.units import format_size
 
 if TYPE_CHECKING:
     from cerne.manager import Event, Machine, Manager, Record, Stats
-    from cerne.network.ports import PublishedPort
+    from cerne.spec.ports import PublishedPort
 
 FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")]
 

@@ -10,7 +10,7 @@ from cerne.cli.complete import image_names, machine_names
 from cerne.errors import InputError
 
 if TYPE_CHECKING:
-    from cerne.manager.spec import MachineSpec
+    from cerne.spec.machine import MachineSpec
 
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="The machine.", autocompletion=machine_names)
@@ -145,7 +145,7 @@ def make_spec(
     Raises:
         InputError: one of them cannot be.
     """
-    from cerne.manager.spec import machine_spec
+    from cerne.spec.machine import machine_spec
 
     asked: dict[str, object] = {
         "cpus": cpus,

@@ -72,7 +72,7 @@ def restore(
     """Take a machine back to a snapshot, or make another of it; print the machine's name."""
     from cerne.errors import InputError
     from cerne.manager import Manager
-    from cerne.network.ports import parse_publish
+    from cerne.spec.ports import parse_publish
 
     ports = [parse_publish(text) for text in publish or ()]
     found = Manager().snapshot(snapshot)
@@ -145,7 +145,7 @@ def fork(
 ) -> None:
     """Make machines that go on from where one is, which runs on; print their names."""
     from cerne.manager import Manager
-    from cerne.network.ports import parse_publish
+    from cerne.spec.ports import parse_publish
 
     ports = [parse_publish(text) for text in publish or ()]
     machine = Manager().get(name)

@@ -14,19 +14,16 @@ from pathlib import Path
 from typing import Protocol
 
 from cerne.host.process import ProcessIdentity
-from cerne.network.ports import Protocols as Protocols
-from cerne.network.ports import PublishedPort
 from cerne.network.user import kernel_parameter, name_parameter
+from cerne.spec.limits import SLOTS as SLOTS
+from cerne.spec.ports import Protocols as Protocols
+from cerne.spec.ports import PublishedPort
 
 PortForward = PublishedPort
 """A port of the host that leads to a port of the guest."""
 
 AGENT_PORTS = 8
 """How many agent ports a machine has: so many sessions (exec, cp, shell) can run side by side."""
-
-
-SLOTS = 8
-"""How many disks and network cards can come and go while a machine runs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,8 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cerne.errors import HostError
-
-LEAST_WEIGHT, DEFAULT_WEIGHT, MOST_WEIGHT = 1, 100, 10_000
+from cerne.spec.limits import DEFAULT_CPU_WEIGHT
 
 _log = logging.getLogger(__name__)
 
@@ -293,7 +292,7 @@ class _Legacy(_Files):
         return str(own / name)
 
     def number(self, weight: int) -> int:
-        return weight * _DEFAULT_SHARES // DEFAULT_WEIGHT
+        return weight * _DEFAULT_SHARES // DEFAULT_CPU_WEIGHT
 
 
 class _None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from cerne.errors import CerneError, InputError
 from cerne.host.cgroup import require_weights
-from cerne.manager.spec import adjusted_spec
 from cerne.manager.store import State
+from cerne.spec.machine import adjusted_spec
 
 if TYPE_CHECKING:
     from cerne.manager.life import Life

@@ -10,7 +10,7 @@ from cerne.host.cgroup import require_weights
 from cerne.units import MIB, format_size
 
 if TYPE_CHECKING:
-    from cerne.manager.spec import MachineSpec
+    from cerne.spec.machine import MachineSpec
 
 _LEAST_RESERVE = 256 * MIB
 _RESERVED_PART = 20

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 from cerne import faults
 from cerne.errors import ConflictError, InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors
+from cerne.manager.on_host import found_disk
 from cerne.manager.plan import disk_plan, nic_plan
 from cerne.manager.store import Record, State
 
 if TYPE_CHECKING:
     from cerne.manager.home import Home
     from cerne.manager.life import Life
-    from cerne.manager.spec import DataDisk, ExtraNic, MachineSpec
+    from cerne.spec.machine import DataDisk, ExtraNic, MachineSpec
 
 _ATTACHABLE = (State.RUNNING, State.PAUSED, State.DEFINED, State.STOPPED, State.FAILED)
 
@@ -77,7 +78,7 @@ def _is_linked(home: Home, path: Path) -> bool:
 
 def attach_disk(life: Life, what: str | Path, serial: str | None, *, read_only: bool) -> DataDisk:
     """Add a disk to a machine (see `Machine.attach_disk`)."""
-    from cerne.manager.spec import DataDisk, check_devices, free_serial, free_slot
+    from cerne.spec.machine import DataDisk, check_devices, free_serial, free_slot
 
     with life.operation("attach") as record:
         life.require(record, *_ATTACHABLE)
@@ -85,9 +86,10 @@ def attach_disk(life: Life, what: str | Path, serial: str | None, *, read_only: 
         chosen = serial or free_serial(spec.data_disks)
         slot = free_slot(spec.data_disks, spec.extra_nics)
         if isinstance(what, Path):
-            disk = DataDisk.at(what, chosen, slot, read_only=read_only)
+            disk = DataDisk(serial=chosen, slot=slot, path=what, read_only=read_only)
         else:
             disk = DataDisk.parse(what, chosen, slot, read_only=read_only)
+        disk = found_disk(disk)
         changed = spec.model_copy(update={"data_disks": (*spec.data_disks, disk)})
         check_devices(changed)
         require_not_ours(life.home, [disk])
@@ -133,7 +135,7 @@ def detach_disk(life: Life, which: str, timeout: float, *, force: bool) -> Path:
 
 def attach_nic(life: Life, network: str) -> ExtraNic:
     """Add a network card to a machine (see `Machine.attach_nic`)."""
-    from cerne.manager.spec import ExtraNic, check_devices, free_slot
+    from cerne.spec.machine import ExtraNic, check_devices, free_slot
 
     with life.operation("attach") as record:
         life.require(record, *_ATTACHABLE)

@@ -17,14 +17,14 @@ from cerne.errors import InputError
 from cerne.manager.admission import memory_limit
 from cerne.manager.life import Life, Surroundings
 from cerne.manager.lock import held
-from cerne.manager.names import check_name
 from cerne.manager.readiness import quote_logs
 from cerne.manager.store import Record, State
+from cerne.spec.names import check_name
 
 if TYPE_CHECKING:
     from cerne.host.process import ProcessIdentity
-    from cerne.manager.spec import MachineSpec
-    from cerne.network.ports import PublishedPort
+    from cerne.spec.machine import MachineSpec
+    from cerne.spec.ports import PublishedPort
 
 
 def spec_of_child(
@@ -39,7 +39,7 @@ def spec_of_child(
         InputError: that cannot be a name or a port, or a network of another kind than the other
             has.
     """
-    from cerne.manager.spec import check_network, published_ports
+    from cerne.spec.machine import check_network, published_ports
 
     chosen = spec.network if network is None else network
     kind = check_network(chosen, has_ports=bool(ports))

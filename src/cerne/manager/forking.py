@@ -24,7 +24,7 @@ from cerne.manager.store import Record, State
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
     from cerne.host.process import ProcessIdentity
-    from cerne.network.ports import PublishedPort
+    from cerne.spec.ports import PublishedPort
 
 MOST_CHILDREN = 256
 """How many machines one fork makes at most."""

@@ -16,12 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerne.errors import HostError, InputError, StorageError
+from cerne.spec.limits import ROOT_SERIAL
 
 # sun_path of unix(7), less its closing zero.
 _LONGEST_SOCKET_PATH = 107
-ROOT_SERIAL = "root"
-"""The serial of the root disk."""
-
 _LONGEST_SOCKET_NAME = len("/0123456789ab/console.sock.lock")
 
 

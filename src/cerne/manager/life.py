@@ -36,7 +36,6 @@ from cerne.host.notes import Notes
 from cerne.host.process import ProcessIdentity, boot_id
 from cerne.images.files import sync_directory
 from cerne.manager.admission import memory_limit
-from cerne.manager.home import ROOT_SERIAL
 from cerne.manager.layers import Layers
 from cerne.manager.lock import held, is_held
 from cerne.manager.plan import launch_plan
@@ -44,15 +43,16 @@ from cerne.manager.readiness import ended_before_ready, last_lines
 from cerne.manager.recovery import discard, discard_runtime
 from cerne.manager.store import Record, State, Store
 from cerne.network.ports import chosen
+from cerne.spec.limits import ROOT_SERIAL
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine, LaunchPlan
     from cerne.guest import GuestAgent
     from cerne.images import Image, ImageStore
     from cerne.manager.home import Home
-    from cerne.manager.spec import MachineSpec
     from cerne.manager.template import Template
-    from cerne.network.ports import PublishedPort
+    from cerne.spec.machine import MachineSpec
+    from cerne.spec.ports import PublishedPort
 
 _log = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Life:
 
     @property
     def spec(self) -> MachineSpec:
-        from cerne.manager.spec import stored_spec
+        from cerne.spec.machine import stored_spec
 
         return stored_spec(self.last.spec, self.last.name)
 

@@ -45,13 +45,13 @@ from cerne.manager.life import (
     state_error,
 )
 from cerne.manager.lock import is_held
-from cerne.manager.names import check_name
 from cerne.manager.plan import wanted_engine
 from cerne.manager.readiness import quote_logs
 from cerne.manager.stats import Stats, measure
 from cerne.manager.store import Event, Record, State
 from cerne.manager.telling import Untold, added
 from cerne.manager.template import Templates
+from cerne.spec.names import check_name
 from cerne.units import parse_size
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ if TYPE_CHECKING:
     from cerne.engine.qmp.balloon import GuestMemoryUse
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.manager.snapshot import Snapshot
-    from cerne.manager.spec import DataDisk, ExtraNic, MachineSpec
-    from cerne.network.ports import PublishedPort
+    from cerne.spec.machine import DataDisk, ExtraNic, MachineSpec
+    from cerne.spec.ports import PublishedPort
 
 UNPLUG_TIMEOUT = 10.0
 """Seconds that a guest may take to let go of a device, unless a command says otherwise."""

@@ -23,12 +23,14 @@ from cerne.manager.home import Home
 from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
 from cerne.manager.lock import held, is_held, remove_unheld
 from cerne.manager.machine import Machine
-from cerne.manager.names import check_name, made_up_name
+from cerne.manager.names import made_up_name
+from cerne.manager.on_host import found_spec
 from cerne.manager.plan import wanted_engine
 from cerne.manager.pool import Pool, new_pool_row
 from cerne.manager.recovery import discard, discard_runtime
 from cerne.manager.store import Event, ImageUsers, Record, Store, name_in_use
 from cerne.manager.template import Templates, may_have_template
+from cerne.spec.names import check_name
 from cerne.units import format_size
 
 if TYPE_CHECKING:
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from cerne.host.process import ProcessIdentity
     from cerne.images import Image, ImageStore, Progress
     from cerne.manager.snapshot import Snapshot
-    from cerne.manager.spec import MachineSpec
+    from cerne.spec.machine import MachineSpec
 
 
 def _choose_engine(requested: str) -> Engine:
@@ -140,7 +142,7 @@ class Manager:
             InputError, ConflictError: there cannot be such a pool, or its name is in use.
             CapacityError: this host could never run one of its machines.
         """
-        row = new_pool_row(name, spec, ready)
+        row = new_pool_row(name, found_spec(spec), ready)
         check_host(spec)
         # An image that is not here yet is made when the pool is filled.
         with contextlib.suppress(NotFoundError):
@@ -190,6 +192,7 @@ class Manager:
         """
         if self._store.find(spec.name) is not None:
             raise name_in_use(spec.name)
+        spec = found_spec(spec)
         check_host(spec)
         if spec.data_disks:
             from cerne.manager.attachments import require_not_ours
@@ -484,7 +487,7 @@ def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:
 
 def _is_of(spec: str, pool: str, reference: str) -> bool:
     """Whether a pool's machines are of this image; those of one that is damaged are of none."""
-    from cerne.manager.spec import stored_spec
+    from cerne.spec.machine import stored_spec
 
     with contextlib.suppress(DamagedError):
         return stored_spec(spec, pool).image == reference

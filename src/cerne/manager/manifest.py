@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cerne.errors import DamagedError, InputError
-from cerne.manager.spec import SERIAL, MachineSpec
+from cerne.spec.limits import SERIAL
+from cerne.spec.machine import MachineSpec
 
 _LONGEST_NAME = 256
 _LONGEST_FINGERPRINT = 65536

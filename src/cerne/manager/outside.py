@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from cerne.errors import ImageError, InputError
 from cerne.images.importing import LARGEST_DISK, require_whole
-from cerne.manager.names import check_name
-from cerne.network.choice import NetworkKind, parse_network
+from cerne.spec.names import check_name
+from cerne.spec.network import NetworkKind, parse_network
 from cerne.storage.formats import require_self_contained
 from cerne.units import format_size
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cerne.manager.manifest import Manifest
-    from cerne.manager.spec import MachineSpec
+    from cerne.spec.machine import MachineSpec
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}")
 """A name or a digest of an image: it is shown, and looked for."""

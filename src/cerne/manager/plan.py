@@ -14,15 +14,15 @@ from cerne.engine.base import (
     TapNic,
     UserNic,
 )
-from cerne.manager.home import ROOT_SERIAL
-from cerne.network.choice import NetworkKind, parse_network
 from cerne.network.mac import mac_address
+from cerne.spec.limits import ROOT_SERIAL
+from cerne.spec.network import NetworkKind, parse_network
 
 if TYPE_CHECKING:
     from cerne.images import Image
     from cerne.manager.home import Home
-    from cerne.manager.spec import DataDisk, ExtraNic, MachineSpec
     from cerne.manager.store import Record
+    from cerne.spec.machine import DataDisk, ExtraNic, MachineSpec
 
 
 def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> LaunchPlan:
@@ -55,7 +55,7 @@ def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> 
 def disk_plan(home: Home, machine_id: str, disk: DataDisk) -> DiskPlan:
     """A disk beside the root disk, as an engine has it."""
     path = disk.path or home.disk(machine_id, disk.serial)
-    return DiskPlan(path, disk.format, disk.read_only, disk.serial, disk.slot, not disk.own)
+    return DiskPlan(path, disk.read_as, disk.read_only, disk.serial, disk.slot, not disk.own)
 
 
 def nic_plan(machine_id: str, nic: ExtraNic) -> Nic:

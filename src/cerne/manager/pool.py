@@ -14,18 +14,18 @@ from typing import TYPE_CHECKING
 from cerne.errors import InputError, NotFoundError
 from cerne.manager.background import run_later
 from cerne.manager.lock import held, is_held
-from cerne.manager.names import check_name
-from cerne.manager.spec import stored_spec
 from cerne.manager.store import PoolRow, Record, State
 from cerne.manager.template import may_have_template
-from cerne.network.choice import NetworkKind, parse_network
+from cerne.spec.machine import stored_spec
+from cerne.spec.names import check_name
+from cerne.spec.network import NetworkKind, parse_network
 
 if TYPE_CHECKING:
     from cerne.images import Progress
     from cerne.manager.machine import Machine
     from cerne.manager.manager import Manager
-    from cerne.manager.spec import MachineSpec
     from cerne.manager.store import Store
+    from cerne.spec.machine import MachineSpec
 
 _MOST_READY = 1000
 _LONGEST_NAME = 48

@@ -9,8 +9,8 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 from cerne.manager.manager import Manager
-from cerne.manager.spec import DataDisk, Mount, machine_spec
-from cerne.network.ports import PublishedPort
+from cerne.spec.machine import DataDisk, Mount, machine_spec
+from cerne.spec.ports import PublishedPort
 from cerne.units import parse_duration
 
 if TYPE_CHECKING:

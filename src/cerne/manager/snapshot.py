@@ -20,23 +20,23 @@ from cerne.errors import InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors, sync_directory
 from cerne.manager.attachments import require_own_disks
 from cerne.manager.births import births, new_record, spec_of_child
-from cerne.manager.home import ROOT_SERIAL
 from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
 from cerne.manager.lock import held, is_held, remove_unheld
 from cerne.manager.manifest import Manifest, read_manifest
-from cerne.manager.names import check_name
 from cerne.manager.recovery import discard
-from cerne.manager.spec import check_network
 from cerne.manager.stats import allocated
 from cerne.manager.store import Record, SnapshotRow, State, Store, snapshot_name_in_use
-from cerne.network.choice import NetworkKind
+from cerne.spec.limits import ROOT_SERIAL
+from cerne.spec.machine import check_network
+from cerne.spec.names import check_name
+from cerne.spec.network import NetworkKind
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine, LaunchPlan
     from cerne.images import Progress
     from cerne.manager.home import Home
     from cerne.manager.machine import Machine
-    from cerne.network.ports import PublishedPort
+    from cerne.spec.ports import PublishedPort
 
 
 class Snapshot:

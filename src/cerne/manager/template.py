@@ -26,14 +26,14 @@ from cerne.manager.life import KILL_TIMEOUT
 from cerne.manager.lock import held, is_held
 from cerne.manager.readiness import BootWatch
 from cerne.manager.recovery import discard
-from cerne.network.choice import NetworkKind
+from cerne.spec.network import NetworkKind
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
     from cerne.images import Image, Progress
     from cerne.manager.home import Home
     from cerne.manager.life import Life, Surroundings
-    from cerne.manager.spec import MachineSpec
+    from cerne.spec.machine import MachineSpec
 
 VARIABLE = "CERNE_TEMPLATES"
 """The environment variable that, being ``never``, has every machine boot."""

@@ -23,7 +23,6 @@ from cerne.images.store import Parts
 from cerne.manager import archive
 from cerne.manager.layers import Layers
 from cerne.manager.lock import held
-from cerne.manager.names import check_name
 from cerne.manager.outside import (
     require_nothing_of_a_host,
     require_plausible_memory,
@@ -33,6 +32,7 @@ from cerne.manager.outside import (
 )
 from cerne.manager.recovery import discard, unmade_directory
 from cerne.manager.store import SnapshotRow, snapshot_name_in_use
+from cerne.spec.names import check_name
 from cerne.storage.flatten import flatten, put_on
 from cerne.units import format_size
 

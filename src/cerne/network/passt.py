@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from cerne.network.ports import Protocols, PublishedPort
 from cerne.network.user import ADDRESS, GATEWAY, NAME_SERVER
+from cerne.spec.ports import Protocols, PublishedPort
 
 _NETMASK_BITS = "24"
 _ROUTES = Path("/proc/net/route")

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from shlex import quote
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -25,27 +24,29 @@ from pydantic import (
     model_validator,
 )
 
-from cerne.engine.base import SLOTS
 from cerne.errors import DamagedError, InputError
-from cerne.host.cgroup import DEFAULT_WEIGHT, LEAST_WEIGHT, MOST_WEIGHT
-from cerne.manager.home import ROOT_SERIAL
-from cerne.manager.names import check_name
-from cerne.network.choice import NetworkKind, parse_network
-from cerne.network.ports import PublishedPort, check_port, parse_publish
-from cerne.units import GIB, MIB, format_size, parse_size
+from cerne.spec.limits import (
+    DEFAULT_CPU_WEIGHT,
+    LARGEST_DISK,
+    LARGEST_MEMORY,
+    LEAST_CPU_WEIGHT,
+    LONGEST_LABEL,
+    MOST_CPU_WEIGHT,
+    MOST_CPUS,
+    MOST_LABELS,
+    ROOT_SERIAL,
+    SERIAL,
+    SLOTS,
+    SMALLEST_DISK,
+    SMALLEST_MEMORY,
+)
+from cerne.spec.names import check_name
+from cerne.spec.network import NetworkKind, parse_network
+from cerne.spec.ports import PublishedPort, check_port, parse_publish
+from cerne.units import MIB, format_size, parse_size
 
 _DISK_OPTION = re.compile(r"(?P<rest>.+):(?:(?P<ro>ro)|format=(?P<format>[^:/]+))", re.DOTALL)
-SERIAL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,19}$"
-"""What the serial of a disk may be (virtio-blk has room for 20 bytes)."""
-
 _SERIAL = re.compile(SERIAL, re.ASCII)
-SMALLEST_MEMORY = 32 * MIB
-LARGEST_MEMORY = 64 * 1024 * GIB
-MOST_CPUS = 255
-SMALLEST_DISK = MIB
-LARGEST_DISK = 64 * 1024 * GIB
-MOST_LABELS = 256
-LONGEST_LABEL = 4096
 
 
 def _bytes(value: object) -> object:
@@ -54,6 +55,10 @@ def _bytes(value: object) -> object:
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+DiskFormat = Literal["raw", "qcow2"]
+"""How a disk is laid out in its file."""
 
 
 class Mount(_Part):
@@ -81,9 +86,7 @@ class Mount(_Part):
                 hint="write it as SOURCE:TARGET or SOURCE:TARGET:ro; TARGET is an absolute path"
                 " without a colon",
             )
-        return cls(
-            source=Path(source).expanduser().absolute(), target=target, read_only=mode == "ro"
-        )
+        return cls(source=Path(source), target=target, read_only=mode == "ro")
 
 
 class DataDisk(_Part):
@@ -96,8 +99,9 @@ class DataDisk(_Part):
     """Bytes of a disk of the machine's own, made for it; None for one that is named by `path`."""
     path: Path | None = None
     """A file or a device of the host, which stays what it is."""
-    format: Literal["raw", "qcow2"] = "qcow2"
-    """As it was found when the disk was added: a guest may make it look like another."""
+    format: DiskFormat | None = None
+    """As the file at `path` was found when the disk was added: a guest may make it look like
+    another. None for a file that nobody has looked at, and for a disk of the machine's own."""
     read_only: bool = False
 
     @property
@@ -105,12 +109,24 @@ class DataDisk(_Part):
         """Whether it is the machine's, and goes where the machine goes."""
         return self.path is None
 
+    @property
+    def read_as(self) -> DiskFormat:
+        """The format in which it is read and written.
+
+        Raises:
+            DamagedError: nobody has looked at its file.
+        """
+        if self.own:
+            return "qcow2"
+        if self.format is None:
+            raise DamagedError(f"the format of the disk {self.path} is not known")
+        return self.format
+
     @classmethod
     def parse(cls, text: str, serial: str, slot: int, *, read_only: bool = False) -> Self:
         """The disk that ``SIZE`` or ``PATH[:ro][:format=FORMAT]`` names.
 
         Raises:
-            NotFoundError, ImageError: there is no such file, or it cannot be a disk.
             InputError: there is no such format.
         """
         with suppress(InputError):
@@ -120,27 +136,13 @@ class DataDisk(_Part):
             text = match["rest"]
             named = match["format"] or named
             read_only = read_only or match["ro"] is not None
-        return cls.at(Path(text).expanduser(), serial, slot, read_only=read_only, named=named)
-
-    @classmethod
-    def at(
-        cls,
-        path: Path,
-        serial: str,
-        slot: int,
-        *,
-        read_only: bool = False,
-        named: str | None = None,
-    ) -> Self:
-        """The disk that is a file or a device of the host, in the format `named` or as it looks.
-
-        Raises:
-            NotFoundError, ImageError, InputError: as `parse`.
-        """
-        from cerne.storage.formats import data_disk_format
-
-        form = data_disk_format(path, named)
-        return cls(serial=serial, slot=slot, path=path.absolute(), format=form, read_only=read_only)
+        return cls(
+            serial=serial,
+            slot=slot,
+            path=Path(text),
+            format=_format(named),
+            read_only=read_only,
+        )
 
 
 class ExtraNic(_Part):
@@ -149,6 +151,16 @@ class ExtraNic(_Part):
     slot: Annotated[int, Field(ge=0, lt=SLOTS)]
     network: str = "user"
     """``user`` or ``tap:INTERFACE``."""
+
+
+def _format(named: str | None) -> DiskFormat | None:
+    match named:
+        case None | "raw" | "qcow2":
+            return named
+    raise InputError(
+        f"{named!r} is not a format of a machine's disk",
+        hint="write format=raw or format=qcow2, or leave it out: Cerne looks at the file",
+    )
 
 
 def free_slot(disks: Sequence[DataDisk], nics: Sequence[ExtraNic] = ()) -> int:
@@ -264,12 +276,9 @@ def machine_spec(**fields: object) -> MachineSpec:
         InputError: a field is unknown, or its value cannot be.
     """
     try:
-        spec = MachineSpec.model_validate(fields)
+        return MachineSpec.model_validate(fields)
     except ValidationError as error:
         raise InputError(_plainly(error), hint="see: cerne create --help") from error
-    for mount in spec.mounts:
-        _check_mounted_here(mount)
-    return spec
 
 
 def _plainly(error: ValidationError) -> str:
@@ -407,10 +416,11 @@ def _check_balloon(spec: MachineSpec) -> None:
 
 def _check_cpu_weight(spec: MachineSpec) -> None:
     weight = spec.cpu_weight
-    if weight is not None and not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+    if weight is not None and not LEAST_CPU_WEIGHT <= weight <= MOST_CPU_WEIGHT:
         raise InputError(
             f"{weight} is no CPU weight",
-            hint=f"ask for {LEAST_WEIGHT} to {MOST_WEIGHT}; {DEFAULT_WEIGHT} is everybody's",
+            hint=f"ask for {LEAST_CPU_WEIGHT} to {MOST_CPU_WEIGHT};"
+            f" {DEFAULT_CPU_WEIGHT} is everybody's",
         )
 
 
@@ -423,20 +433,6 @@ def _check_unique(values: Sequence[object], what: str) -> None:
 def _check_target(mount: Mount) -> None:
     if not mount.target.startswith("/") or "\0" in mount.target:
         raise InputError(f"{mount.target!r} is no place in the guest", hint="give an absolute path")
-
-
-def _check_mounted_here(mount: Mount) -> None:
-    if not mount.source.exists():
-        raise InputError(
-            f"{mount.source} cannot be mounted: it does not exist",
-            hint=f"make it first: mkdir -p {quote(str(mount.source))}",
-        )
-    if not mount.source.is_dir():
-        raise InputError(
-            f"{mount.source} cannot be mounted: it is no directory",
-            hint="mount the directory that it is in, or copy it: cerne cp"
-            f" {quote(str(mount.source))} NAME:{mount.target}",
-        )
 
 
 def _check_labels(labels: Mapping[str, str]) -> None:

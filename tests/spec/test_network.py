@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cerne.errors import InputError
-from cerne.network.choice import NetworkChoice, NetworkKind, parse_network
+from cerne.spec.network import NetworkChoice, NetworkKind, parse_network
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,75 @@
+"""What a specification names on this host: directories to mount, and files that are disks.
+
+A path is made whole and looked at once, when a machine or a disk is made: by then it is known where
+the person stands who wrote it, and what its file looks like before a guest writes to it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING
+
+from cerne.errors import InputError
+
+if TYPE_CHECKING:
+    from cerne.spec.machine import DataDisk, MachineSpec, Mount
+
+
+def found_spec(spec: MachineSpec) -> MachineSpec:
+    """The specification with whole paths, and with the format of each file that is a disk.
+
+    Raises:
+        InputError: a directory that is to be mounted is none.
+        NotFoundError, ImageError: there is no such file, or it cannot be a disk.
+    """
+    mounts = tuple(_found_mount(mount) for mount in spec.mounts)
+    disks = tuple(found_disk(disk) for disk in spec.data_disks)
+    if (mounts, disks) == (spec.mounts, spec.data_disks):
+        return spec
+    return spec.model_validate({**dict(spec), "mounts": mounts, "data_disks": disks})
+
+
+def found_disk(disk: DataDisk) -> DataDisk:
+    """The disk with a whole path, and with the format of its file; one of its own as it is.
+
+    Raises:
+        NotFoundError, ImageError: there is no such file, or it cannot be a disk.
+    """
+    if disk.path is None:
+        return disk
+    from cerne.storage.formats import data_disk_format
+
+    path = _whole(disk.path)
+    found = data_disk_format(path, disk.format)
+    return disk.model_copy(update={"path": path, "format": found})
+
+
+def _found_mount(mount: Mount) -> Mount:
+    whole = mount.model_copy(update={"source": _whole(mount.source)})
+    _require_directory(whole)
+    return whole
+
+
+def _whole(path: Path) -> Path:
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:
+        raise InputError(
+            f"{path} names the home of a user that this host does not have",
+            hint="write the whole path",
+        ) from error
+
+
+def _require_directory(mount: Mount) -> None:
+    if not mount.source.exists():
+        raise InputError(
+            f"{mount.source} cannot be mounted: it does not exist",
+            hint=f"make it first: mkdir -p {quote(str(mount.source))}",
+        )
+    if not mount.source.is_dir():
+        raise InputError(
+            f"{mount.source} cannot be mounted: it is no directory",
+            hint="mount the directory that it is in, or copy it: cerne cp"
+            f" {quote(str(mount.source))} NAME:{mount.target}",
+        )

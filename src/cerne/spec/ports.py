@@ -1,0 +1,114 @@
+"""Published ports: what they are, and how they are written."""
+
+from __future__ import annotations
+
+import re
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cerne.errors import InputError
+
+_PUBLISH = re.compile(
+    r"(?:(?P<address>[0-9.]+|\[[0-9a-fA-F:.]+\]):)?(?P<host>[0-9]+):(?P<guest>[0-9]+)"
+    r"(?:/(?P<protocol>tcp|udp))?",
+    re.ASCII,
+)
+_HINT = (
+    "write it as 8080:80, 127.0.0.1:8080:80 or 5353:53/udp; ports are 1 to 65535, and 0:80 takes"
+    " any free port of this host"
+)
+_USUAL_ADDRESS = "127.0.0.1"
+_LAST = 65535
+
+
+class Protocols(StrEnum):
+    """Transport protocols of a published port."""
+
+    TCP = "tcp"
+    UDP = "udp"
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedPort:
+    """A port of the host that leads to a port of the guest."""
+
+    host_address: str
+    """An IPv4 address, in numbers."""
+    host_port: int
+    """0 for any free port, which is chosen when the machine starts."""
+    guest_port: int
+    protocol: Protocols = Protocols.TCP
+
+    def __str__(self) -> str:
+        return f"{_bracketed(self.host_address)}:{self.host_port}/{self.protocol}"
+
+    @property
+    def short(self) -> str:
+        """As people read it: what is usual is left out."""
+        address = "" if self.host_address == _USUAL_ADDRESS else f"{self.host_address}:"
+        protocol = "" if self.protocol is Protocols.TCP else f"/{self.protocol}"
+        return f"{address}{self.host_port}->{self.guest_port}{protocol}"
+
+
+def parse_publish(text: str) -> PublishedPort:
+    """The port that ``[ADDRESS:]HOST:GUEST[/tcp|/udp]`` names.
+
+    ADDRESS is in numbers; without it the port is open to this host alone. HOST may be 0.
+
+    Raises:
+        InputError: it is written otherwise, a port is not 1 to 65535, or the address is IPv6.
+    """
+    match = _PUBLISH.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{text!r} is not a published port", hint=_HINT)
+    address = (match["address"] or _USUAL_ADDRESS).strip("[]")
+    if _family(address) is None:
+        raise InputError(f"{text!r}: {address} is not an address", hint=_HINT)
+    host, guest = _port(text, match["host"], least=0), _port(text, match["guest"], least=1)
+    port = PublishedPort(address, host, guest, Protocols(match["protocol"] or "tcp"))
+    check_port(port)
+    return port
+
+
+def check_port(port: PublishedPort) -> None:
+    """Refuse a port that no host can publish to a guest.
+
+    Raises:
+        InputError: a number or the address is wrong, or the address is IPv6.
+    """
+    for number, least in ((port.host_port, 0), (port.guest_port, 1)):
+        if not least <= number <= _LAST:
+            raise InputError(f"{number} is not a port", hint=_HINT)
+    match _family(port.host_address):
+        case None:
+            raise InputError(f"{port.host_address} is not an address", hint=_HINT)
+        case socket.AF_INET6:
+            protocol = "" if port.protocol is Protocols.TCP else f"/{port.protocol}"
+            usual = "0.0.0.0" if port.host_address == "::" else _USUAL_ADDRESS
+            instead = f"{usual}:{port.host_port}:{port.guest_port}{protocol}"
+            raise InputError(
+                f"port {port} cannot be published: guests have IPv4 addresses alone",
+                hint=f"publish it at an IPv4 address: {instead}",
+            )
+
+
+def _port(text: str, digits: str, least: int) -> int:
+    # Five digits are looked at before they become a number, which could be of any length.
+    if len(digits) > 5 or not least <= int(digits) <= _LAST:
+        raise InputError(f"{text!r}: {digits[:20]} is not a port", hint=_HINT)
+    return int(digits)
+
+
+def _family(address: str) -> socket.AddressFamily | None:
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, address)
+        except OSError:
+            continue
+        return family
+    return None
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
