@@ -194,7 +194,7 @@ def test_a_program_that_names_a_machines_sockets_is_left_alone(
 
 
 def _helper_events(machine: Machine) -> list[str]:
-    return [event.detail for event in machine.events() if event.kind == "helper ended"]
+    return [event.words for event in machine.events() if event.kind == "helper ended"]
 
 
 def test_the_end_of_a_process_that_serves_a_machine_is_told(

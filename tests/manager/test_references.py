@@ -6,7 +6,7 @@ import gc
 import os
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from cerne.images.files import new_file
 from cerne.manager import Home, Machine, Manager, State
 from cerne.manager import home as home_module
 from cerne.manager.lock import held, is_held
-from cerne.manager.store import Record, SnapshotRow, Store
+from cerne.manager.store import Record, Store
 from cerne.manager.store.migrations import MIGRATIONS
 from cerne.spec.machine import machine_spec
 from cerne.spec.names import check_name
@@ -31,13 +31,13 @@ def test_layers_are_collected_by_what_is_kept_under_their_lock(
     machine.start()
     machine.snapshot("one")
     seen: list[bool] = []
-    snapshots = Store.snapshots
+    has_needless_layers = Store.has_needless_layers
 
-    def looked_at(store: Store) -> list[SnapshotRow]:
+    def looked_at(store: Store, others: Iterable[str]) -> bool:
         seen.append(is_held(manager.home.layers_lock))
-        return snapshots(store)
+        return has_needless_layers(store, others)
 
-    monkeypatch.setattr(Store, "snapshots", looked_at)
+    monkeypatch.setattr(Store, "has_needless_layers", looked_at)
     machine.snapshot("two").remove()
     assert seen
     assert all(seen)
@@ -208,7 +208,7 @@ def test_an_older_store_is_read(home: Path) -> None:
     # What Cerne wrote until 28 November.
     with sqlite3.connect(home / "store.sqlite") as database:
         for migration in MIGRATIONS[:3]:
-            migration(database)
+            migration(database, home)
         database.execute(
             "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state, pid,"
             " start_time, boot_id, created) VALUES"

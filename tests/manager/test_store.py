@@ -14,7 +14,7 @@ import pytest
 
 from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundError, StorageError
 from cerne.host.process import ProcessIdentity
-from cerne.manager.store import Record, SnapshotRow, State, Store
+from cerne.manager.store import PoolRow, Record, SnapshotRow, State, Store
 from cerne.manager.store.migrations import MIGRATIONS, VERSION
 from cerne.units import GIB, MIB
 
@@ -74,7 +74,7 @@ def test_every_change_is_an_event(store: Store, new_record: NewRecord) -> None:
     kinds = [event.kind for event in store.events()]
     assert kinds == ["created", "starting", "started", "ready", "stopped", "removed"]
     assert store.events(after=4)[0].kind == "stopped"
-    assert store.events(machine_id="other") == []
+    assert store.events(subject="other") == []
 
 
 def test_memory_is_promised_once(store: Store, new_record: NewRecord) -> None:
@@ -120,7 +120,7 @@ def test_a_store_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_a_store_of_the_first_version_is_upgraded(tmp_path: Path, new_record: NewRecord) -> None:
     path = tmp_path / "store.sqlite"
     with sqlite3.connect(path) as database:
-        MIGRATIONS[0](database)
+        MIGRATIONS[0](database, tmp_path)
         database.execute(
             "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state, created)"
             " VALUES ('0', 'old', '{}', 'tiny', 'sha256:0', 1, 1, 'stopped', 1.5)"
@@ -135,18 +135,18 @@ def test_a_store_of_the_first_version_is_upgraded(tmp_path: Path, new_record: Ne
 
 def test_forks_are_added_all_or_none(store: Store, new_record: NewRecord) -> None:
     forks = [
-        replace(new_record(name), state=State.STARTING, parent="0" * 12, memory=300 * MIB)
+        replace(new_record(name), state=State.STARTING, incomplete=True, memory=300 * MIB)
         for name in ("a", "b", "c")
     ]
     with pytest.raises(CapacityError):
-        store.add_unborn(forks, 800 * MIB)
+        store.add_incomplete(forks, 800 * MIB)
     assert store.machines() == []
-    store.add_unborn(forks[:2], 800 * MIB)
-    assert [record.unborn for record in store.machines()] == [True, True]
+    store.add_incomplete(forks[:2], 800 * MIB)
+    assert [record.incomplete for record in store.machines()] == [True, True]
     with pytest.raises(ConflictError):
-        store.add_unborn([forks[2], replace(new_record("a"), parent="0" * 12)], 4 * GIB)
+        store.add_incomplete([forks[2], new_record("a")], 4 * GIB)
     assert len(store.machines()) == 2
-    assert not store.set_process(forks[0], ProcessIdentity(1, 2, "boot")).unborn
+    assert not store.set_process(forks[0], ProcessIdentity(1, 2, "boot")).incomplete
 
 
 def test_snapshots_are_found_by_name_and_by_id(store: Store, new_record: NewRecord) -> None:
@@ -224,3 +224,77 @@ def test_an_older_process_writes_nothing_into_a_newer_store(
             write()
     assert older.machines() == newer.machines() == [record]
     assert [event.kind for event in older.events()] == ["created"]
+
+
+def test_what_is_referred_to_is_not_forgotten(store: Store, new_record: NewRecord) -> None:
+    record = new_record("web")
+    store.add(record)
+    store.add_layers({"lower": None}, record.id)
+    store.add_layers({"upper": "lower"}, record.id)
+    store.drop_layers_of(record.id, ["lower"])
+    for what in ("images", "layers WHERE id = 'lower'", "layers WHERE id = 'upper'"):
+        with pytest.raises(DamagedError, match="FOREIGN KEY"), store._database.transaction() as own:
+            own.execute(f"DELETE FROM {what}")
+    assert not store.has_needless_layers([])
+    store.remove(record)
+    with store.without_needless_layers(["upper"]) as left:
+        assert left == {"upper", "lower"}
+    with store.without_needless_layers(["lower"]) as left:
+        assert left == {"lower"}
+
+
+def test_layers_are_forgotten_once_their_files_are_gone(
+    store: Store, new_record: NewRecord
+) -> None:
+    store.add_layers({"one": None})
+    with pytest.raises(OSError, match="stuck"), store.without_needless_layers([]) as left:
+        assert left == frozenset()
+        raise OSError("stuck")
+    assert store.known_layers() == {"one"}
+
+
+def test_a_pool_forgets_a_machine_that_is_removed(store: Store, new_record: NewRecord) -> None:
+    record = new_record("web")
+    store.add(record)
+    store.add_pool(PoolRow("p", "tiny", "{}", 1, 1.5))
+    store.join_pool(record, "p")
+    assert store.members("p") == [record]
+    store.remove(record)
+    assert store.members("p") == []
+
+
+def test_each_change_counts_up_the_generation(store: Store, new_record: NewRecord) -> None:
+    record = new_record("web")
+    store.add(record)
+    generations = [
+        store.get(record.id).generation,
+        store.begin(record, "pause").generation,
+        store.change(record, State.PAUSED).generation,
+        store.set_ready(record).generation,
+    ]
+    assert generations == [1, 2, 3, 4]
+
+
+def test_events_are_kept_by_age_and_by_number_for_each_subject(
+    store: Store, new_record: NewRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet, busy = new_record("quiet"), new_record("busy")
+    store.add(quiet)
+    store.add(busy)
+    monkeypatch.setattr("cerne.manager.store.events._KEPT_OF_SUBJECT", 3)
+    for number in range(5):
+        store.tell(busy, "said", str(number))
+    assert [event.words for event in store.events(subject=busy.id)] == ["2", "3", "4"]
+    assert [event.kind for event in store.events(subject=quiet.id)] == ["created"]
+    with store._database.transaction() as connection:
+        connection.execute("UPDATE events SET time = time - 31 * 86400 WHERE number = 1")
+    store.tell(busy, "said", "5")
+    assert store.events(subject=quiet.id) == []
+
+
+def test_an_event_that_is_damaged_hides_no_other(store: Store, new_record: NewRecord) -> None:
+    store.add(new_record("web"))
+    store.add(new_record("other"))
+    with store._database.transaction() as connection:
+        connection.execute("UPDATE events SET detail = 'no json' WHERE number = 1")
+    assert [event.words for event in store.events()] == ["no json", "tiny"]

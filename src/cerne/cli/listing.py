@@ -320,10 +320,10 @@ def _event(event: Event) -> dict[str, object]:
     return {
         "number": event.number,
         "time": _moment(event.time),
-        "machine": event.machine,
+        "machine": event.subject,
         "name": event.name,
         "kind": event.kind,
-        "detail": event.detail,
+        "detail": event.words,
     }
 
 
@@ -333,7 +333,7 @@ def _print_event(event: Event, json: bool) -> None:
 
         print(dumps(_event(event), ensure_ascii=False))
     else:
-        words = f"{_moment(event.time)}  {event.name}  {event.kind}  {event.detail}"
+        words = f"{_moment(event.time)}  {event.name}  {event.kind}  {event.words}"
         print(printable(words).rstrip())
 
 

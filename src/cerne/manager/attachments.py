@@ -129,6 +129,7 @@ def detach_disk(life: Life, which: str, timeout: float, *, force: bool) -> Path:
             kept = life.settle_disks()[disk.serial]
             # It may go anywhere from now on, where its layers do not follow.
             life.layers.flatten(kept)
+        life.layers.settle(life.id)
         life.surroundings.collect()
     return kept
 

@@ -1,7 +1,7 @@
 """Machines that go on from another's memory: all of them come to be, or none.
 
-Until its guest has been told who it is, such a machine is unborn (`Record.unborn`): its name is
-taken and its memory counted, and whoever finds that its maker was interrupted removes it.
+Until its guest has been told who it is, such a machine is incomplete (`Record.incomplete`): its
+name is taken and its memory counted, and a command that finds its maker interrupted removes it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def new_record(
     *,
     engine: str = "",
     parent: str = "",
-    unborn: bool = False,
+    incomplete: bool = False,
     client: ProcessIdentity | None = None,
 ) -> Record:
     """The record of a machine that is not in the store yet."""
@@ -71,7 +71,7 @@ def new_record(
         digest=digest,
         cpus=spec.cpus,
         memory=spec.memory,
-        state=State.STARTING if unborn else State.DEFINED,
+        state=State.STARTING if incomplete else State.DEFINED,
         reason="",
         engine=engine,
         process=None,
@@ -80,12 +80,13 @@ def new_record(
         ready=None,
         parent=parent,
         client=client,
+        incomplete=incomplete,
     )
 
 
 @contextmanager
 def births(surroundings: Surroundings, records: Sequence[Record]) -> Iterator[list[Life]]:
-    """Add unborn machines; whoever is not born in this block is removed where it fails.
+    """Add incomplete machines; where this block fails, those that are not complete are removed.
 
     Raises:
         ConflictError: a name is in use.
@@ -97,7 +98,7 @@ def births(surroundings: Surroundings, records: Sequence[Record]) -> Iterator[li
         for life in lives:
             locks.enter_context(held(life.lock_path, "fork", life.last.name))
         try:
-            surroundings.store.add_unborn(records, memory_limit())
+            surroundings.store.add_incomplete(records, memory_limit())
         except BaseException:
             for life in lives:
                 life.lock_path.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ def _child_names(life: Life, count: int | None, names: Sequence[str]) -> list[st
             f"{wanted} children, of {len(names)} names, cannot be",
             hint=f"ask for 1 to {MOST_CHILDREN}, and for no fewer than there are names",
         )
-    taken = {record.name for record in life.store.machines()} | set(names)
+    taken = life.store.names() | set(names)
     made_up = (f"{life.last.name}-{number}" for number in numbers(1))
     free = (name for name in made_up if name not in taken)
     return [*names, *(next(free) for _ in range(wanted - len(names)))]
@@ -79,7 +79,7 @@ def fork(
                 record.digest,
                 engine=engine.name,
                 parent=record.id,
-                unborn=True,
+                incomplete=True,
             )
             for name in chosen
         ]
@@ -103,6 +103,8 @@ def _make(parent: Life, record: Record, children: Sequence[Life], engine: Engine
             parent.saving(record, directory, done="forked"),
         ):
             layers = parent.freeze()
+            under = [layer.stem for layer in layers.values()]
+            parent.store.refer_to_layers([child.id for child in children], under)
             for child in children:
                 child.lay(layers)
             faults.step("children made")

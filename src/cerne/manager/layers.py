@@ -3,8 +3,8 @@
 A machine's own disk is frozen by giving its file a second name among the layers, and putting an
 empty overlay on that layer in its place. Whoever is killed midway leaves the machine with the disk
 that it had: a process that goes on writing does so to the file that is now the layer, and the
-overlay that the machine would be started from shows just that. Layers are found to be needless by
-reading what the overlays that there are name as their backing file.
+overlay that the machine would be started from shows just that. What lies on which layer is rows of
+the store (`cerne.manager.store.layers`).
 """
 
 from __future__ import annotations
@@ -13,17 +13,19 @@ import contextlib
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.errors import DamagedError, StateError
+from cerne.errors import BusyError, DamagedError, StateError
 from cerne.images.files import storage_errors, sync_directory
 from cerne.manager.lock import held
+from cerne.manager.store.found import disks_in, found_layers, layer_under
 
 if TYPE_CHECKING:
     from cerne.manager.home import Home
+    from cerne.manager.store import Store
 
 _MANY_LAYERS = 16
 _MOST_LAYERS = 200
@@ -35,31 +37,45 @@ _log = logging.getLogger(__name__)
 class Layers:
     """The frozen disks of one home."""
 
-    def __init__(self, home: Home) -> None:
+    def __init__(self, home: Home, store: Store) -> None:
         self._home = home
+        self._store = store
 
-    def freeze(self, disk: Path) -> Path:
-        """Freeze a machine's own disk as it is; the layer that its new, empty disk lies on.
+    def freeze(self, machine_id: str, disks: Mapping[str, Path]) -> dict[str, Path]:
+        """Freeze a machine's own disks as they are; the layers that its new disks lie on.
 
-        A process that runs must be told of the new disk afterwards.
+        Disks and layers are by their serials. A process that runs must be told of the new disks
+        afterwards.
 
         Raises:
-            StorageError: there is no space for it, or the disk cannot be written; it is as it was.
-            StateError: there are too many layers under it.
+            StorageError: there is no space for one, or it cannot be written; it is as it was.
+            StateError: there are too many layers under one.
         """
-        if self._depth(disk) >= _MOST_LAYERS:
-            raise StateError(
-                f"the disk {disk} lies on {_MOST_LAYERS} layers already, one for each snapshot and"
-                " each fork",
-                hint="stop the machine and start it again: they are merged then",
-            )
-        layer = self._home.layer(uuid.uuid4().hex[:12])
-        with self.locked(), storage_errors(f"freezing {disk}", self._home.data):
-            os.link(disk, layer)
-            faults.step("layer linked")
-            self._put_overlay(layer, disk)
-            faults.step("layer frozen")
-        return layer
+        for disk in disks.values():
+            if self._depth(disk) >= _MOST_LAYERS:
+                raise StateError(
+                    f"the disk {disk} lies on {_MOST_LAYERS} layers already, one for each snapshot"
+                    " and each fork",
+                    hint="stop the machine and start it again: they are merged then",
+                )
+        layers = {serial: self._home.layer(uuid.uuid4().hex[:12]) for serial in disks}
+        parents = {
+            layer.stem: layer_under(disks[serial], self._home.layers)
+            for serial, layer in layers.items()
+        }
+        unknown = {parent for parent in parents.values() if parent} - self._store.known_layers()
+        if unknown:
+            with self.locked():
+                self._adopt(unknown)
+        self._store.add_layers(parents, machine_id)
+        faults.step("layers added")
+        for serial, disk in disks.items():
+            with self.locked(), storage_errors(f"freezing {disk}", self._home.data):
+                os.link(disk, layers[serial])
+                faults.step("layer linked")
+                self._put_overlay(layers[serial], disk)
+                faults.step("layer frozen")
+        return layers
 
     def merge(self, disk: Path, base: Path | None, base_format: str) -> bool:
         """Have the disk of a machine that does not run lie on its base, if on too many layers.
@@ -123,41 +139,69 @@ class Layers:
             _old(disk).rename(disk)
             sync_directory(disk.parent)
 
-    def collect(self, kept: Callable[[], Iterable[Path]]) -> None:
-        """Remove the layers that no machine's disk and none of `kept` needs.
+    def settle(self, machine_id: str) -> None:
+        """Forget what a machine's disks lay on, and lie on no more.
 
-        `kept` is asked under the lock: whoever adds a layer holds it until the layer is kept.
-        Where a disk cannot be read, or `kept` raises `DamagedError`, all layers are kept.
+        Raises:
+            DamagedError: one cannot be read.
+        """
+        known = self._store.layers_of(machine_id)
+        if known:
+            disks = disks_in(self._home.machine_directory(machine_id))
+            under = {layer_under(disk, self._home.layers) for disk in disks}
+            if known - under:
+                self._store.drop_layers_of(machine_id, known - under)
+
+    def collect(self, kept: Callable[[], Iterable[str]]) -> None:
+        """Remove the layers that no machine, no snapshot and none of `kept` needs.
+
+        `kept` is asked under the lock: a command that adds a layer holds it until the layer is
+        kept. Where `kept` raises `DamagedError`, all layers are kept.
         """
         if not any(self._home.layers.iterdir()):
             return
         with self.locked(_COLLECTING_PATIENCE):
-            for half_made in self._home.machines.glob("*/*.qcow2.new"):
-                half_made.unlink()
             try:
-                needed = self._needed(kept())
+                others = {*kept(), *self._under_detached_disks()}
             except DamagedError as error:
                 _log.warning("no layers are removed: %s", error.message)
                 return
+            known = self._store.known_layers()
+            links = {layer.stem: layer.stat().st_nlink for layer in self._home.layers.iterdir()}
+            has_unknown = not known.issuperset(links)
+            if has_unknown:
+                self._adopt(others)
+            self._settle_unfrozen({layer for layer in known if links.get(layer) != 1})
+            if has_unknown or self._store.has_needless_layers(others):
+                self._remove_needless(others)
+
+    def _settle_unfrozen(self, layers: Set[str]) -> None:
+        """Put right what a command left that was killed between a layer and the disk on it."""
+        for machine_id in self._store.machines_on(layers):
+            # What another command is at now is left to it; a damaged disk may lie on any layer.
+            with (
+                contextlib.suppress(BusyError, DamagedError),
+                held(self._home.machine_lock(machine_id), "recovery", machine_id, patience=0),
+            ):
+                self.settle(machine_id)
+
+    def _adopt(self, others: Iterable[str]) -> None:
+        """Give rows to the layers that are needed and have none, by what the disks say."""
+        found = found_layers(self._home.layers, self._home.machines, others)
+        self._store.adopt_layers(found)
+
+    def _remove_needless(self, others: Iterable[str]) -> None:
+        with self._store.without_needless_layers(others) as needed:
             for layer in self._home.layers.iterdir():
-                if layer not in needed:
+                if layer.stem not in needed:
                     layer.unlink()
 
-    def _needed(self, kept: Iterable[Path]) -> set[Path]:
-        from cerne.storage.overlay import backing_of
-
-        needed: set[Path] = set()
-        found = [*kept, *self._home.machines.glob("*/*.qcow2*"), *self._home.disks.glob("*.qcow2")]
-        while found:
-            path = found.pop()
-            if path in needed or not path.exists():
-                continue
-            needed.add(path)
-            backing = backing_of(path)
-            # What lies below the layers is an image's.
-            if backing is not None and backing[0].parent == self._home.layers:
-                found.append(backing[0])
-        return needed
+    def _under_detached_disks(self) -> Iterator[str]:
+        """The layers of detached disks: there was no space to copy what is in them."""
+        for disk in self._home.disks.glob("*.qcow2"):
+            layer = layer_under(disk, self._home.layers)
+            if layer is not None:
+                yield layer
 
     def _depth(self, disk: Path) -> int:
         from cerne.storage.overlay import chain

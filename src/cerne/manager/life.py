@@ -87,21 +87,13 @@ class Surroundings:
         """Remove the layers that no machine, no snapshot and no template needs any more."""
         # What another command is at now is not waited for: the next one collects.
         with contextlib.suppress(BusyError):
-            Layers(self.home).collect(self._kept_layers)
+            Layers(self.home, self.store).collect(self._kept_layers)
 
-    def _kept_layers(self) -> list[Path]:
-        """The layers of snapshots and templates.
-
-        Raises:
-            DamagedError: what is kept of a snapshot cannot be read.
-        """
-        from cerne.manager.manifest import read_manifest
+    def _kept_layers(self) -> list[str]:
+        """The layers of templates."""
         from cerne.manager.template import templates_of
 
-        kept = [template.layer for template in templates_of(self.home)]
-        for row in self.store.snapshots():
-            kept += [row.layer, *read_manifest(row.manifest, row.name).data_layers.values()]
-        return [self.home.layer(layer) for layer in kept if layer]
+        return [template.layer for template in templates_of(self.home) if template.layer]
 
     def sweep_abandoned(self) -> None:
         """Remove the machines whose client has ended without removing them."""
@@ -122,7 +114,7 @@ class Life:
         self.surroundings = surroundings
         self.home = surroundings.home
         self.store = surroundings.store
-        self.layers = Layers(surroundings.home)
+        self.layers = Layers(surroundings.home, surroundings.store)
         self.last = record
 
     @property
@@ -189,7 +181,7 @@ class Life:
         """Hold the machine's lock; its record, put right where `settle` says so."""
         with held(self.lock_path, name, self.last.name):
             record = self.store.get(self.id)
-            if (settle or record.unborn) and _needs_settling(record):
+            if (settle or record.incomplete) and _needs_settling(record):
                 record = self._settled(record)
             self.last = record
             try:
@@ -266,10 +258,10 @@ class Life:
         Raises:
             StorageError, StateError: one cannot be; it is as it was.
         """
-        return {serial: self.layers.freeze(disk) for serial, disk in self.own_disks().items()}
+        return self.layers.freeze(self.id, self.own_disks())
 
     def lay(self, layers: Mapping[str, Path]) -> None:
-        """Make its disks, each an empty overlay on a layer of `freeze`.
+        """Make its disks, each an empty overlay on a layer that the store has it refer to.
 
         Raises:
             StorageError: one cannot be made.
@@ -296,7 +288,8 @@ class Life:
         self._commit_disks()
         self.settle_disks()
         self.surroundings.sweep_abandoned()
-        self.store.reserve(record, engine.name, memory_limit())
+        under = [layer.stem for layer in (onto or {}).values()]
+        self.store.reserve(record, engine.name, memory_limit(), under)
         try:
             for serial, layer in (onto or {}).items():
                 self.layers.replace(self.home.disk(self.id, serial), layer)
@@ -309,7 +302,7 @@ class Life:
             _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
             faults.step("started")
             self.take_weight(process)
-            if record.unborn:
+            if record.incomplete:
                 self.last = self.store.note_process(record, process)
             else:
                 untold = self._to_be_told(record, saved)
@@ -321,6 +314,7 @@ class Life:
         faults.step("running")
         # From here on its disks are no longer those that the memory of before knows.
         self._commit_disks()
+        self.layers.settle(self.id)
         discard(self.saved)
         return self.last
 
@@ -511,6 +505,8 @@ class Life:
         but kept, in `Home.disks`. Where those are now, by their serials.
         """
         wanted = set(self.own_disks().values())
+        for half_made in self.directory.glob("*.qcow2.new"):
+            half_made.unlink()
         for made in self.directory.glob(f"data-*{MADE}"):
             disk = made.with_name(made.name.removesuffix(MADE))
             if disk in wanted and not disk.exists():
@@ -602,7 +598,7 @@ class Life:
             self.forget(record)
 
     def abandon(self) -> None:
-        """End and remove it, where it is unborn."""
+        """End and remove it, where it is incomplete."""
         record = self.store.get(self.id)
         if record.process is not None:
             record.process.send(signal.SIGKILL)
@@ -639,7 +635,7 @@ class Life:
 
     def _settled(self, record: Record) -> Record:
         """Put right what an interrupted command, an ended process or a restarted host left."""
-        if record.unborn:
+        if record.incomplete:
             self.abandon()
             raise NotFoundError(
                 f"{record.name} was never whole: the command that made it was interrupted",
@@ -725,6 +721,7 @@ class Life:
             elif base is not None:
                 merged |= self.layers.merge(disk, base.path, base.format)
         if merged:
+            self.layers.settle(self.id)
             self.surroundings.collect()
 
     def _commit_disks(self) -> None:

@@ -293,7 +293,7 @@ class Manager:
 
     def free_name(self) -> str:
         """A made-up name that no machine has."""
-        taken = {record.name for record in self._store.machines()}
+        taken = self._store.names()
         return next(name for name in iter(made_up_name, "") if name not in taken)
 
     def get(self, name: str) -> Machine:
@@ -312,11 +312,11 @@ class Manager:
         return Machine(self._surroundings, record)
 
     def machines(self) -> list[Machine]:
-        """All machines, the oldest first; those that are unborn are none yet."""
-        self._sweep_unborn()
+        """All machines, the oldest first; those that are incomplete are none yet."""
+        self._sweep_incomplete()
         self._surroundings.sweep_abandoned()
         records = self._store.machines()
-        return [Machine(self._surroundings, record) for record in records if not record.unborn]
+        return [Machine(self._surroundings, record) for record in records if not record.incomplete]
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, the oldest first.
@@ -393,7 +393,7 @@ class Manager:
             ConflictError: something is made of it.
         """
         digest = self.images.digest_of(reference)
-        with self._store.image_users(digest) as users:
+        with self._store.image_users(reference, digest) as users:
             last = not set(self.images.names_of(digest)) - {reference}
             _require_unused(reference, users, last=last)
             if last:
@@ -426,21 +426,20 @@ class Manager:
                 make_disk(life, disk)
             life.settle_disks()
 
-    def _sweep_unborn(self) -> None:
-        """Remove the forks whose command was killed before they were whole."""
-        for record in self._store.machines():
-            if record.unborn:
-                # What is still being made stays; it is locked by whoever makes it.
-                with contextlib.suppress(NotFoundError):
-                    Life(self._surroundings, record).record()
+    def _sweep_incomplete(self) -> None:
+        """Remove the forks whose command was killed before they were complete."""
+        for record in self._store.incomplete():
+            # What is still being made stays; its lock is held.
+            with contextlib.suppress(NotFoundError):
+                Life(self._surroundings, record).record()
 
     def _sweep(self) -> None:
         """Remove what commands that were killed left, and nothing in the store names."""
         from cerne.manager import snapshot
 
-        self._sweep_unborn()
+        self._sweep_incomplete()
         self._surroundings.sweep_abandoned()
-        known = {record.id for record in self._store.machines()}
+        known = self._store.ids()
         for directory in self.home.machines.iterdir():
             lock = self.home.machine_lock(directory.name)
             if directory.name not in known and not is_held(lock) and self._unknown(directory.name):
@@ -454,7 +453,10 @@ class Manager:
 
     def _sweep_locks(self) -> None:
         """Remove the locks of what a command was killed over before there was anything of it."""
+        known = self._store.ids()
         for lock in self.home.locks.glob("[0-9a-f]*.lock"):
+            if lock.stem in known:
+                continue
             nothing = not any(
                 directory.exists()
                 for directory in (
@@ -462,6 +464,7 @@ class Manager:
                     self.home.snapshot_directory(lock.stem),
                 )
             )
+            # It may have been added since the list was read.
             named = self._store.find_id(lock.stem) or self._store.find_snapshot(lock.stem)
             if nothing and not named:
                 remove_unheld(lock)
@@ -472,9 +475,8 @@ class Manager:
 
 
 def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:
-    pools = [name for name, spec in users.pools.items() if _is_of(spec, name, reference)]
     found = {"machine": users.machines, "snapshot": users.snapshots} if last else {}
-    found |= {"pool": tuple(pools)}
+    found |= {"pool": users.pools}
     commands = {"machine": "cerne rm", "snapshot": "cerne snapshot rm", "pool": "cerne pool rm"}
     if any(found.values()):
         said = [f"the {kind} {name}" for kind, names in found.items() for name in names]
@@ -483,15 +485,6 @@ def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:
             f"{reference} is the image of {', '.join(said)}",
             hint=f"remove what is made of it first: {'; '.join(remove)}",
         )
-
-
-def _is_of(spec: str, pool: str, reference: str) -> bool:
-    """Whether a pool's machines are of this image; those of one that is damaged are of none."""
-    from cerne.spec.machine import stored_spec
-
-    with contextlib.suppress(DamagedError):
-        return stored_spec(spec, pool).image == reference
-    return False
 
 
 def _how_to_look_at(name: str) -> str:

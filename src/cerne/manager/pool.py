@@ -163,7 +163,7 @@ def new_pool_row(name: str, spec: MachineSpec, ready: int) -> PoolRow:
             "machines of a pool have no published ports and no tap: each is one machine's",
             hint="leave --publish and --network out",
         )
-    return PoolRow(name, spec.model_dump_json(), ready, time.time())
+    return PoolRow(name, spec.image, spec.model_dump_json(), ready, time.time())
 
 
 def _is_ready(record: Record) -> bool:

@@ -83,6 +83,10 @@ class Snapshot:
         return root | data_layers(self._home, self.manifest)
 
     @property
+    def _layer_ids(self) -> list[str]:
+        return [layer.stem for layer in self.layers.values()]
+
+    @property
     def size(self) -> int:
         """Bytes of this host's disk that its memory takes."""
         return 0 if self.memory is None else allocated(self.memory)
@@ -149,7 +153,7 @@ class Snapshot:
             manifest.image,
             manifest.digest,
             parent=manifest.machine or self.id,
-            unborn=manifest.has_memory,
+            incomplete=manifest.has_memory,
         )
         with self._held("restore"):
             if manifest.has_memory:
@@ -184,6 +188,7 @@ class Snapshot:
         engine = self._engine()
         engine.require(Life(self._surroundings, record).plan(self.memory))
         with births(self._surroundings, [record]) as (life,):
+            life.store.refer_to_layers([life.id], self._layer_ids)
             life.lay(self.layers)
             faults.step("children made")
             life.launch(engine, self.memory)
@@ -197,7 +202,7 @@ class Snapshot:
             try:
                 life.directory.mkdir(mode=0o700)
                 life.lay(self.layers)
-                life.store.add(record)
+                life.store.add(record, self._layer_ids)
             except BaseException:
                 discard(life.directory)
                 life.lock_path.unlink(missing_ok=True)
@@ -287,15 +292,19 @@ def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
                 created=time.time(),
             )
             faults.step("snapshot whole")
-            row = store.add_snapshot(row, record)
+            row = store.add_snapshot(row, record, ids.values())
             faults.step("snapshot added")
     return Snapshot(life.surroundings, row)
 
 
 def sweep(home: Home, store: Store) -> None:
-    """Remove what commands that were killed left of snapshots and layers."""
+    """Remove what commands that were killed left of snapshots."""
+    known = store.ids()
     for directory in home.snapshots.iterdir():
+        if directory.name in known:
+            continue
         lock = home.machine_lock(directory.name)
+        # It may have been added, and its lock freed, since the list was read.
         if not is_held(lock) and store.find_snapshot(directory.name) is None:
             discard(directory)
             remove_unheld(lock)

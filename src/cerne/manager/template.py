@@ -40,7 +40,7 @@ VARIABLE = "CERNE_TEMPLATES"
 
 _FORMAT = 1
 _NOTE = "template.json"
-# It has none; but it is as unborn as a fork is, and removed like one where it is left behind.
+# It has none; but it is as incomplete as a fork is, and removed like one where it is left behind.
 _PARENT = "template"
 _log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class Templates:
             image.digest,
             engine=engine.name,
             parent=_PARENT,
-            unborn=True,
+            incomplete=True,
         )
         with (
             storage_errors(f"making a template of {spec.image}", self._home.data),
@@ -163,6 +163,8 @@ class Templates:
                     faults.step("template saved")
                     making.rename(directory)
                     sync_directory(directory.parent)
+                    if layer:
+                        life.store.add_layers({layer: None})
             except BaseException:
                 discard(making)
                 raise
@@ -192,7 +194,7 @@ def may_have_template(spec: MachineSpec, image: Image) -> bool:
 def _boot_and_save(
     life: Life, image: Image, engine: Engine, directory: Path, timeout: float
 ) -> None:
-    """Boot an unborn machine, save it and end it."""
+    """Boot an incomplete machine, save it and end it."""
     disk = life.home.root_disk(life.id)
     if image.disk is not None:
         from cerne.storage.overlay import create_overlay

@@ -108,7 +108,7 @@ def import_snapshot(
                 created=time.time(),
             )
             _check_disk(image, work, manifest)
-            with Layers(surroundings.home).locked():
+            with Layers(surroundings.home, surroundings.store).locked():
                 _keep_disk(image, work, surroundings.home.layer(row.layer))
                 _keep_memory(work, manifest)
                 faults.step("import whole")

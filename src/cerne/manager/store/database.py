@@ -96,6 +96,7 @@ class Database:
             address, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, uri=True
         )
         self._connection.row_factory = sqlite3.Row
+        self._connection.execute("PRAGMA foreign_keys = ON")
 
     def _make_writable(self) -> None:
         """See that there is room for a transaction, and that the database is open for one."""
@@ -112,7 +113,7 @@ class Database:
             # Another process may have done so since the version was read.
             version = self._version()
             if version < VERSION:
-                migrate(self._connection, version)
+                migrate(self._connection, version, self._path.absolute().parent)
             self._connection.execute("COMMIT")
         except BaseException:
             if self._connection.in_transaction:

@@ -1,40 +1,76 @@
-"""Events: what happened to machines, the newest of them."""
+"""Events: what happened, the newest for each subject."""
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import time
 
 from cerne.manager.store.database import Repository
-from cerne.manager.store.rows import Event, Record
+from cerne.manager.store.rows import Detail, Event, Record, Subject
 
-_EVENTS_KEPT = 10_000
+_DAYS_KEPT = 30
+_KEPT_OF_SUBJECT = 1_000
+_KEPT = 100_000
+"""So many are kept of all subjects, however new: a store must not fill its disk."""
 
 
 class Events(Repository):
     """The events of one home."""
 
-    def tell(self, record: Record, kind: str, detail: str) -> None:
+    def tell(self, record: Record, kind: str, reason: str) -> None:
         """Add an event of a machine, which changes nothing else."""
         with self._database.transaction() as connection:
-            note(connection, record.id, record.name, kind, detail)
+            note(connection, record, kind, {"reason": reason})
 
-    def events(self, after: int = 0, machine_id: str | None = None) -> list[Event]:
-        """Events with a number above `after`, of all machines or of one, the oldest first."""
+    def events(self, after: int = 0, subject: str | None = None) -> list[Event]:
+        """Events with a number above `after`, of all or of one subject, the oldest first."""
         rows = self._database.rows(
-            "SELECT number, time, machine, name, kind, detail FROM events"
-            " WHERE number > ?1 AND (?2 IS NULL OR machine = ?2) ORDER BY number",
-            (after, machine_id),
+            "SELECT number, time, subject_kind, subject, name, kind, detail, operation FROM events"
+            " WHERE number > ?1 AND (?2 IS NULL OR subject = ?2) ORDER BY number",
+            (after, subject),
         )
-        return [Event(*row) for row in rows]
+        return [_event(row) for row in rows]
 
 
 def note(
-    connection: sqlite3.Connection, machine_id: str, name: str, kind: str, detail: str
+    connection: sqlite3.Connection, machine: Record, kind: str, detail: Detail | None = None
 ) -> None:
-    """Add an event to the transaction that is open; the oldest go."""
+    """Add an event of a machine to the transaction that is open; the oldest go."""
+    now = time.time()
     number = connection.execute(
-        "INSERT INTO events (time, machine, name, kind, detail) VALUES (?, ?, ?, ?, ?)",
-        (time.time(), machine_id, name, kind, detail),
+        "INSERT INTO events (time, subject_kind, subject, name, kind, detail)"
+        " VALUES (?, ?, ?, ?, ?, ?)",
+        (now, Subject.MACHINE, machine.id, machine.name, kind, json.dumps(detail or {})),
     ).lastrowid
-    connection.execute("DELETE FROM events WHERE number <= ?", ((number or 0) - _EVENTS_KEPT,))
+    _forget_old(connection, number or 0, now - _DAYS_KEPT * 86400, machine.id)
+
+
+def _forget_old(connection: sqlite3.Connection, newest: int, time_: float, subject: str) -> None:
+    connection.execute("DELETE FROM events WHERE number <= ?", (newest - _KEPT,))
+    connection.execute("DELETE FROM events WHERE time < ?", (time_,))
+    connection.execute(
+        "DELETE FROM events WHERE subject_kind = ?1 AND subject = ?2 AND number <="
+        " (SELECT number FROM events WHERE subject_kind = ?1 AND subject = ?2"
+        " ORDER BY number DESC LIMIT 1 OFFSET ?3)",
+        (Subject.MACHINE, subject, _KEPT_OF_SUBJECT),
+    )
+
+
+def _event(row: sqlite3.Row) -> Event:
+    try:
+        detail = json.loads(row["detail"])
+    except ValueError:
+        detail = None
+    # A row that is damaged holds up no other.
+    read: Detail = detail if isinstance(detail, dict) else {"text": row["detail"]}
+    return Event(
+        number=row["number"],
+        time=row["time"],
+        subject_kind=row["subject_kind"],
+        subject=row["subject"],
+        name=row["name"],
+        kind=row["kind"],
+        detail=read,
+        operation=row["operation"],
+    )

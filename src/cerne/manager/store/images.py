@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 from collections.abc import Iterator
 
 from cerne.manager.store.database import Repository
@@ -10,24 +11,35 @@ from cerne.manager.store.rows import ImageUsers
 
 
 class Images(Repository):
-    """What is known of images in the store: their files are in `cerne.images`."""
+    """The images that something is made of. What they are is in files (`cerne.images`)."""
 
     @contextlib.contextmanager
-    def image_users(self, digest: str) -> Iterator[ImageUsers]:
-        """What is made of an image; in this block nothing is added that is."""
+    def image_users(self, reference: str, digest: str) -> Iterator[ImageUsers]:
+        """What is made of the image of this name and digest.
+
+        In the block nothing is added that is. After it the image is forgotten, unless something is
+        made of it still.
+        """
         with self._database.transaction() as connection:
-            machines = connection.execute(
-                "SELECT name FROM machines WHERE digest = ? ORDER BY name", (digest,)
+            yield ImageUsers(
+                machines=_names(connection, "machines WHERE digest = ?", digest),
+                # One whose manifest could not be read may be of any image.
+                snapshots=_names(connection, "snapshots WHERE ifnull(digest = ?, TRUE)", digest),
+                pools=_names(connection, "pools WHERE image = ?", reference),
             )
-            # A manifest that cannot be read may be of any image.
-            snapshots = connection.execute(
-                "SELECT name FROM snapshots WHERE CASE WHEN json_valid(manifest)"
-                " THEN json_extract(manifest, '$.digest') = ? ELSE 1 END ORDER BY name",
+            connection.execute(
+                "DELETE FROM images WHERE digest = ?1"
+                " AND NOT EXISTS (SELECT 1 FROM machines WHERE digest = ?1)"
+                " AND NOT EXISTS (SELECT 1 FROM snapshots WHERE digest = ?1)",
                 (digest,),
             )
-            pools = connection.execute("SELECT name, spec FROM pools ORDER BY name")
-            yield ImageUsers(
-                machines=tuple(row["name"] for row in machines),
-                snapshots=tuple(row["name"] for row in snapshots),
-                pools={row["name"]: row["spec"] for row in pools},
-            )
+
+
+def refer_to_image(connection: sqlite3.Connection, digest: str) -> None:
+    """Know an image in the transaction that is open, which adds what is made of it."""
+    connection.execute("INSERT OR IGNORE INTO images (digest) VALUES (?)", (digest,))
+
+
+def _names(connection: sqlite3.Connection, what: str, value: str) -> tuple[str, ...]:
+    rows = connection.execute(f"SELECT name FROM {what} ORDER BY name", (value,))
+    return tuple(row["name"] for row in rows)

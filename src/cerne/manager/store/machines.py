@@ -7,29 +7,31 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple
 
 from cerne.errors import CapacityError, ConflictError, NotFoundError
 from cerne.host.process import ProcessIdentity
 from cerne.manager.store.database import Repository, Value
 from cerne.manager.store.events import note
-from cerne.manager.store.rows import LIVE, Record, State, record_of
+from cerne.manager.store.images import refer_to_image
+from cerne.manager.store.layers import refer_to_layers
+from cerne.manager.store.rows import LIVE, Detail, Record, State, record_of
 from cerne.units import format_size
 
 
 class Machines(Repository):
     """The machines of one home."""
 
-    def add(self, record: Record) -> None:
-        """Add a machine.
+    def add(self, record: Record, layers: Iterable[str] = ()) -> None:
+        """Add a machine, whose disks lie on these layers.
 
         Raises:
             ConflictError: its name is in use, or its image was removed meanwhile.
         """
         with self._database.transaction() as connection:
-            self._require_image(record.digest)
-            _insert(connection, record)
+            self._insert(connection, record)
+            refer_to_layers(connection, record.id, layers)
 
     def find(self, name: str) -> Record | None:
         """The machine of this name, or else of this ID, or None."""
@@ -56,12 +58,29 @@ class Machines(Repository):
         """All machines, the oldest first."""
         return self._rows("ORDER BY created, name", ())
 
+    def incomplete(self) -> list[Record]:
+        """The machines whose making has not ended, or was interrupted."""
+        return self._rows("WHERE incomplete", ())
+
+    def names(self) -> frozenset[str]:
+        """The names of all machines."""
+        return frozenset(row["name"] for row in self._database.rows("SELECT name FROM machines"))
+
+    def ids(self) -> frozenset[str]:
+        """The IDs of all machines and all snapshots."""
+        rows = self._database.rows("SELECT id FROM machines UNION ALL SELECT id FROM snapshots")
+        return frozenset(row["id"] for row in rows)
+
     def bound(self) -> list[Record]:
         """The machines that are bound to a client."""
         return self._rows("WHERE client_pid IS NOT NULL", ())
 
-    def reserve(self, record: Record, engine: str, memory_limit: int) -> None:
+    def reserve(
+        self, record: Record, engine: str, memory_limit: int, layers: Iterable[str] = ()
+    ) -> None:
         """Move a machine to ``starting``, its memory counted against the host's.
+
+        Its disks are about to lie on `layers`, beside those that they lie on.
 
         Raises:
             CapacityError: the running machines' memory and its own exceed `memory_limit` bytes.
@@ -73,10 +92,11 @@ class Machines(Repository):
                 record,
                 {"state": State.STARTING, "reason": "", "engine": engine, "ready": None},
                 "starting",
-                engine,
+                {"engine": engine},
             )
+            refer_to_layers(connection, record.id, layers)
 
-    def add_unborn(self, records: Sequence[Record], memory_limit: int) -> None:
+    def add_incomplete(self, records: Sequence[Record], memory_limit: int) -> None:
         """Add machines that are forked or restored from another: all of them, or none.
 
         They are ``starting`` and their memory is counted; they have no process yet.
@@ -87,9 +107,8 @@ class Machines(Repository):
         """
         with self._database.transaction() as connection:
             for record in records:
-                self._require_image(record.digest)
                 _require_memory(connection, record, memory_limit)
-                _insert(connection, record)
+                self._insert(connection, record)
 
     def change(
         self,
@@ -113,13 +132,16 @@ class Machines(Repository):
             # A guest that goes on from its memory may still have to be told what it was not.
             values |= {} if state is State.SUSPENDED else {"untold": ""}
         with self._database.transaction() as connection:
-            _write(connection, record, values, kind or state, reason)
+            _write(connection, record, values, kind or state, {"reason": reason} if reason else {})
         return self.get(record.id)
 
     def begin(self, record: Record, doing: str) -> Record:
         """Note the command that changes whether a machine's vCPUs run; its new record."""
         with self._database.transaction() as connection:
-            connection.execute("UPDATE machines SET doing = ? WHERE id = ?", (doing, record.id))
+            connection.execute(
+                "UPDATE machines SET doing = ?, generation = generation + 1 WHERE id = ?",
+                (doing, record.id),
+            )
         return self.get(record.id)
 
     def set_process(self, record: Record, process: ProcessIdentity, untold: str = "") -> Record:
@@ -132,33 +154,35 @@ class Machines(Repository):
             "start_time": process.start_time,
             "boot_id": process.boot_id,
             "started": time.time(),
+            "incomplete": False,
         }
         with self._database.transaction() as connection:
-            _write(connection, record, values, "started", f"process {process.pid}")
+            _write(connection, record, values, "started", {"pid": process.pid})
         return self.get(record.id)
 
     def note_process(self, record: Record, process: ProcessIdentity) -> Record:
-        """Note which process a machine that is unborn has; its new record."""
+        """Note which process an incomplete machine has; its new record."""
         values: dict[str, Value] = {
             "pid": process.pid,
             "start_time": process.start_time,
             "boot_id": process.boot_id,
         }
         with self._database.transaction() as connection:
-            _write(connection, record, values, "forked", f"process {process.pid}")
+            _write(connection, record, values, "forked", {"pid": process.pid})
         return self.get(record.id)
 
     def set_ready(self, record: Record) -> Record:
         """Note that a machine's guest is ready; its new record."""
         with self._database.transaction() as connection:
-            _write(connection, record, {"ready": time.time()}, "ready", "")
+            _write(connection, record, {"ready": time.time()}, "ready")
         return self.get(record.id)
 
     def set_told(self, record: Record) -> None:
         """Note that a machine's guest was told all and is ready, if nothing was added since."""
         with self._database.transaction() as connection:
             changed = connection.execute(
-                "UPDATE machines SET untold = '', ready = coalesce(ready, ?)"
+                "UPDATE machines SET untold = '', ready = coalesce(ready, ?),"
+                " generation = generation + 1"
                 " WHERE id = ? AND name = ? AND untold = ? AND pid = ?",
                 (
                     time.time(),
@@ -169,7 +193,7 @@ class Machines(Repository):
                 ),
             ).rowcount
             if changed and record.ready is None:
-                note(connection, record.id, record.name, "ready", "")
+                note(connection, record, "ready")
 
     def rename(self, record: Record, name: str, spec: str, untold: str = "") -> None:
         """Give a machine another name, and the specification that says so.
@@ -180,21 +204,49 @@ class Machines(Repository):
         with self._database.transaction() as connection:
             try:
                 values = {"name": name, "spec": spec, "untold": untold}
-                _write(connection, record, values, "renamed", f"to {name}")
+                _write(connection, record, values, "renamed", {"to": name})
             except sqlite3.IntegrityError as error:
                 raise name_in_use(name) from error
 
     def change_spec(self, record: Record, spec: str, detail: str) -> None:
         """Give a machine another specification of the same name; `detail` says what changed."""
         with self._database.transaction() as connection:
-            _write(connection, record, {"spec": spec}, "changed", detail)
+            _write(connection, record, {"spec": spec}, "changed", {"change": detail})
 
     def remove(self, record: Record) -> None:
         """Forget a machine; its events are kept."""
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM pool_members WHERE machine = ?", (record.id,))
             connection.execute("DELETE FROM machines WHERE id = ?", (record.id,))
-            note(connection, record.id, record.name, "removed", "")
+            note(connection, record, "removed")
+
+    def _insert(self, connection: sqlite3.Connection, record: Record) -> None:
+        self._require_image(record.digest)
+        refer_to_image(connection, record.digest)
+        client = (None, None, None) if record.client is None else astuple(record.client)
+        try:
+            connection.execute(
+                "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state,"
+                " incomplete, engine, created, parent, client_pid, client_start_time,"
+                " client_boot_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    record.id,
+                    record.name,
+                    record.spec,
+                    record.image,
+                    record.digest,
+                    record.cpus,
+                    record.memory,
+                    record.state,
+                    record.incomplete,
+                    record.engine,
+                    record.created,
+                    record.parent,
+                    *client,
+                ),
+            )
+        except sqlite3.IntegrityError as error:
+            raise name_in_use(record.name) from error
+        note(connection, record, "created", {"image": record.image})
 
     def _rows(self, clause: str, values: tuple[str, ...]) -> list[Record]:
         rows = self._database.rows(f"SELECT * FROM machines {clause}", values)
@@ -208,33 +260,6 @@ def name_in_use(name: str) -> ConflictError:
         hint=f"take another name, or remove that one: cerne rm {name}",
         machine=name,
     )
-
-
-def _insert(connection: sqlite3.Connection, record: Record) -> None:
-    client = record.client
-    try:
-        connection.execute(
-            "INSERT INTO machines (id, name, spec, image, digest, cpus, memory, state, engine,"
-            " created, parent, client_pid, client_start_time, client_boot_id)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                record.id,
-                record.name,
-                record.spec,
-                record.image,
-                record.digest,
-                record.cpus,
-                record.memory,
-                record.state,
-                record.engine,
-                record.created,
-                record.parent,
-                *((None, None, None) if client is None else astuple(client)),
-            ),
-        )
-    except sqlite3.IntegrityError as error:
-        raise name_in_use(record.name) from error
-    note(connection, record.id, record.name, "created", record.image)
 
 
 def _require_memory(connection: sqlite3.Connection, record: Record, limit: int) -> None:
@@ -256,13 +281,13 @@ def _write(
     record: Record,
     values: Mapping[str, Value],
     kind: str,
-    detail: str,
+    detail: Detail | None = None,
 ) -> None:
     columns = ", ".join(f"{column} = ?" for column in values)
     changed = connection.execute(
-        f"UPDATE machines SET {columns} WHERE id = ?",
+        f"UPDATE machines SET {columns}, generation = generation + 1 WHERE id = ?",
         (*values.values(), record.id),
     ).rowcount
     if not changed:
         raise NotFoundError(f"{record.name} has been removed", hint="see: cerne ls")
-    note(connection, record.id, record.name, kind, detail)
+    note(connection, record, kind, detail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import astuple
 
 from cerne.errors import ConflictError
 from cerne.manager.store.database import Repository
@@ -21,8 +22,8 @@ class Pools(Repository):
         with self._database.transaction() as connection:
             try:
                 connection.execute(
-                    "INSERT INTO pools (name, spec, ready, created) VALUES (?, ?, ?, ?)",
-                    (row.name, row.spec, row.ready, row.created),
+                    "INSERT INTO pools (name, image, spec, ready, created) VALUES (?, ?, ?, ?, ?)",
+                    astuple(row),
                 )
             except sqlite3.IntegrityError as error:
                 raise ConflictError(
@@ -32,13 +33,12 @@ class Pools(Repository):
 
     def pools(self) -> list[PoolRow]:
         """All pools, by their names."""
-        query = "SELECT name, spec, ready, created FROM pools ORDER BY name"
+        query = "SELECT name, image, spec, ready, created FROM pools ORDER BY name"
         return [PoolRow(*row) for row in self._database.rows(query)]
 
     def remove_pool(self, name: str) -> None:
         """Forget a pool; the machines in it are in none then."""
         with self._database.transaction() as connection:
-            connection.execute("DELETE FROM pool_members WHERE pool = ?", (name,))
             connection.execute("DELETE FROM pools WHERE name = ?", (name,))
 
     def join_pool(self, record: Record, pool: str) -> None:

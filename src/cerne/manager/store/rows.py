@@ -67,13 +67,13 @@ class Record:
     client: ProcessIdentity | None = None
     """The process that it is bound to, and without which it is removed; None where it stays."""
 
-    @property
-    def unborn(self) -> bool:
-        """Whether it goes on from another's memory and has not been told yet who it is.
+    incomplete: bool = False
+    """Whether it goes on from another's memory and has not been told yet who it is.
 
-        Should the command that makes it be interrupted, it is removed, whether it runs or not.
-        """
-        return bool(self.parent) and self.state is State.STARTING and self.started is None
+    If the command that makes it is interrupted, it is removed, whether it runs or not.
+    """
+    generation: int = 1
+    """Counts the changes of the row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +94,8 @@ class PoolRow:
     """One pool's row."""
 
     name: str
+    image: str
+    """The name of the image that its machines are made of."""
     spec: str
     """What its machines are, as JSON."""
     ready: int
@@ -101,19 +103,46 @@ class PoolRow:
     created: float
 
 
+class Subject(StrEnum):
+    """What an event or an operation can be about."""
+
+    MACHINE = "machine"
+    SNAPSHOT = "snapshot"
+    POOL = "pool"
+    IMAGE = "image"
+
+
+Detail = Mapping[str, str | int]
+"""What else is known of an event: by name, such as ``{"pid": 17}``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a machine."""
+    """Something that happened."""
 
     number: int
     time: float
     """Seconds since the epoch."""
-    machine: str
-    """The machine's ID."""
+    subject_kind: str
+    """What it happened to, of `Subject`."""
+    subject: str
+    """The ID of that."""
     name: str
     """The name that it had then."""
     kind: str
-    detail: str
+    """What happened, such as ``started``."""
+    detail: Detail
+    operation: str | None = None
+    """The ID of the operation that it is of; None where it is of none."""
+
+    @property
+    def words(self) -> str:
+        """The detail as a person reads it; empty where there is none."""
+        said = (_WORDS.get(key, "{}").format(value) for key, value in self.detail.items())
+        return ", ".join(said)
+
+
+_WORDS = {"pid": "process {}", "to": "to {}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +151,8 @@ class ImageUsers:
 
     machines: tuple[str, ...]
     snapshots: tuple[str, ...]
-    pools: Mapping[str, str]
-    """All pools with their specifications, as JSON: they know their image by name."""
+    pools: tuple[str, ...]
+    """Those whose machines are of this image's name."""
 
 
 def record_of(row: sqlite3.Row) -> Record:
@@ -148,6 +177,8 @@ def record_of(row: sqlite3.Row) -> Record:
         untold=row["untold"],
         doing=row["doing"],
         client=_identity(row, "client_"),
+        incomplete=bool(row["incomplete"]),
+        generation=row["generation"],
     )
 
 
