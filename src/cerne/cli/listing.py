@@ -127,19 +127,18 @@ def events(
     from cerne.manager import Manager
 
     manager = Manager()
-    source = manager if name is None else manager.get(name)
-    if json and not follow:
-        print_json([_event(event) for event in source.events()])
-        return
-    last = 0
-    while True:
-        for event in source.events(last):
+    machine = None if name is None else manager.get(name)
+    if follow:
+        for event in manager.follow_events(machine_id=machine.id if machine else None):
             _print_event(event, json)
-            last = event.number
-        if not follow:
-            return
-        sys.stdout.flush()
-        time.sleep(_POLL)
+            sys.stdout.flush()
+        return
+    found = machine.events() if machine else manager.events()
+    if json:
+        print_json([_event(event) for event in found])
+        return
+    for event in found:
+        _print_event(event, json)
 
 
 def wait(

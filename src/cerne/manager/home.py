@@ -106,6 +106,11 @@ class Home:
     def locks(self) -> Path:
         return self.runtime / "locks"
 
+    @property
+    def waiters(self) -> Path:
+        """Holds what wakes those who wait for changes of the store."""
+        return self.runtime / "waiters"
+
     def machine_directory(self, machine_id: str) -> Path:
         return self.machines / machine_id
 

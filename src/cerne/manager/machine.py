@@ -76,6 +76,8 @@ VSOCK_TIMEOUT = 20.0
 """Seconds that a guest may take to answer to a connection."""
 
 _FAILURES_KEPT = 20
+_LOOKING = 0.5
+"""Seconds after which one looks whether a command that starts a machine was killed."""
 _ASKING_ENDS = 1.0
 """Seconds in which a guest's connection ends whose process has ended."""
 
@@ -515,10 +517,16 @@ class Machine:
                     machine=self.name,
                 )
             if record.process is None:
-                time.sleep(0.05)
+                self._await_change(left)
             else:
                 record.process.wait(left)
         return record.state
+
+    def _await_change(self, timeout: float | None) -> None:
+        """Wait until it is given a process, or the command that was to do so was killed."""
+        with self._store.changes() as changes:
+            if self.record.process is None:
+                changes.wait(_LOOKING if timeout is None else min(timeout, _LOOKING))
 
     def agent(self) -> GuestAgent:
         """Its guest's agent, for all that is done inside.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Self
 
@@ -64,7 +64,7 @@ class Manager:
             StorageError, DamagedError: its store cannot be used.
         """
         self.home = home or Home.of_this_user()
-        self._store = Store(self.home.store, self._require_image)
+        self._store = Store(self.home.store, self._require_image, self.home.waiters)
         self._surroundings = Surroundings(
             self.home, self._store, lambda: self.images, choose_engine
         )
@@ -382,6 +382,17 @@ class Manager:
     def events(self, after: int = 0) -> list[Event]:
         """What happened to all machines, from the event numbered `after` on."""
         return self._store.events(after)
+
+    def follow_events(
+        self, after: int = 0, machine_id: str | None = None
+    ) -> Generator[Event, None, None]:
+        """Events of all machines or of one, as `events` has them and then as they happen."""
+        with self._store.changes() as changes:
+            while True:
+                for event in self._store.events(after, machine_id):
+                    after = event.number
+                    yield event
+                changes.wait()
 
     def remove_image(self, reference: str) -> None:
         """Remove an image that no machine, no snapshot and no pool is made of.

@@ -4,12 +4,14 @@ The store says what was asked for and what was last seen. Whether a machine runs
 process alone (`ProcessIdentity`), never by a row.
 """
 
+from cerne.manager.store.changes import Changes
 from cerne.manager.store.machines import name_in_use
 from cerne.manager.store.rows import Event, ImageUsers, PoolRow, Record, SnapshotRow, State
 from cerne.manager.store.snapshots import snapshot_name_in_use
 from cerne.manager.store.store import Store
 
 __all__ = [
+    "Changes",
     "Event",
     "ImageUsers",
     "PoolRow",

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cerne.errors import DamagedError, StateError, StorageError
+from cerne.manager.store.changes import Waiters
 from cerne.manager.store.migrations import VERSION, migrate
 from cerne.manager.store.reserve import Reserve
 
@@ -25,14 +26,17 @@ _BUSY_SECONDS = 20.0
 class Database:
     """The database of one home, open until it is closed. Threads may share it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, waiters: Path) -> None:
         """Open the database, or make it, and bring it to this version.
+
+        In the directory `waiters` are those who wait for changes.
 
         Raises:
             DamagedError: the file is no store, or one of a newer Cerne.
             StorageError: it cannot be written.
         """
         self._path = path
+        self.waiters = Waiters(waiters)
         self._lock = threading.Lock()
         self._reserve = Reserve(path.with_name("store.reserve"))
         self._only_read = False
@@ -81,6 +85,7 @@ class Database:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 raise
+        self.waiters.wake()
 
     def _open(self) -> None:
         self._connect(self._path.absolute().as_uri())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+from cerne.manager.store.changes import Changes
 from cerne.manager.store.database import Database
 from cerne.manager.store.events import Events
 from cerne.manager.store.images import Images
@@ -18,19 +20,30 @@ class Store(Machines, Snapshots, Pools, Images, LayerReferences, Events):
     """What is known across commands, open for the life of this object."""
 
     def __init__(
-        self, path: Path, require_image: Callable[[str], object] = lambda digest: None
+        self,
+        path: Path,
+        require_image: Callable[[str], object] = lambda digest: None,
+        waiters: Path | None = None,
     ) -> None:
         """Open the store, or make it.
 
-        `require_image` refuses, in the transaction that adds what is made of it, an image that is
-        gone.
+        Args:
+            path: the database.
+            require_image: refuses, in the transaction that adds what is made of it, an image that
+                is gone.
+            waiters: the directory of those who wait for changes; one beside the database if not
+                given.
 
         Raises:
             DamagedError: the file is no store, or one of a newer Cerne.
             StorageError: it cannot be written.
         """
-        super().__init__(Database(path), require_image)
+        super().__init__(Database(path, waiters or path.with_name("waiters")), require_image)
 
     def close(self) -> None:
         """Close the database."""
         self._database.close()
+
+    def changes(self) -> AbstractContextManager[Changes]:
+        """A wait for changes, of this process or another; those in the block are heard of."""
+        return self._database.waiters.waiting()
