@@ -22,7 +22,7 @@ def test_the_command_of_a_guest() -> None:
     assert command_words(["--", "ls", "-l"]) == ["ls", "-l"]
     assert command_words(["ls", "--", "-l"]) == ["ls", "--", "-l"]
     assert command_words(None) == []
-    with pytest.raises(InputError, match="--memory stands after"):
+    with pytest.raises(InputError, match="--memory comes after"):
         command_words(["--memory", "1G"])
 
 

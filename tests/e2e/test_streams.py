@@ -43,7 +43,7 @@ def test_streams(cerne: Cerne, machine: str) -> None:
         ("cerne exec r -- seq 100000 | true; exit ${PIPESTATUS[0]}", 141, ""),
         ("cerne logs r >/dev/full", 11, _FULL),
         ("cerne inspect r | true; exit ${PIPESTATUS[0]}", 141, ""),
-        ("cerne console r <&-", 2, "stdin is no terminal"),
+        ("cerne console r <&-", 2, "stdin is not a terminal"),
         ("cerne cp r:/etc/hosts /dev/null/x <&- >&- 2>&-", 3, ""),
     ):
         done = _shell(cerne, line)

@@ -138,7 +138,7 @@ def test_what_is_no_image_is_refused(store: ImageStore, tmp_path: Path) -> None:
             store.import_(str(path))
     with pytest.raises(NotFoundError):
         store.import_(str(tmp_path / "missing"))
-    with pytest.raises(ImageError, match="is no file"):
+    with pytest.raises(ImageError, match="is not a file"):
         store.import_(str(tmp_path))
 
 
@@ -167,7 +167,7 @@ def test_a_disk_that_unpacks_without_end_is_refused(
     monkeypatch.setattr("cerne.images.importing._ALWAYS_ALLOWED", 0)
     monkeypatch.setattr("cerne.images.importing._EXPANSION", 4)
     assert bomb.stat().st_size * 4 < raw.stat().st_size
-    with pytest.raises(ImageError, match="no honest disk"):
+    with pytest.raises(ImageError, match="times its size"):
         store.import_(str(bomb))
     assert list(store.list()) == []
 
@@ -177,7 +177,7 @@ def test_what_reads_a_disk_takes_a_bounded_memory(
 ) -> None:
     path = _made(tmp_path / "good.qcow2", "-f", "qcow2", size="8M")
     monkeypatch.setattr("cerne.images.importing._LARGEST_PROCESS", 1 << 20)
-    with pytest.raises(ImageError, match="cannot be read as qcow2"):
+    with pytest.raises(ImageError, match="is not readable as qcow2"):
         store.import_(str(path))
 
 
@@ -191,7 +191,7 @@ def test_a_disk_whose_tables_lead_beyond_its_end_is_refused(
         ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(raw), str(whole)], check=True
     )
     cut.write_bytes(whole.read_bytes()[: 4 << 20])
-    with pytest.raises(ImageError, match="cannot be read as qcow2") as caught:
+    with pytest.raises(ImageError, match="is not readable as qcow2") as caught:
         store.import_(str(cut))
     assert "json:" not in caught.value.message
 
@@ -211,7 +211,7 @@ def test_checksums(store: ImageStore, raw: Path) -> None:
     digest = hashlib.sha256(raw.read_bytes()).hexdigest()
     with pytest.raises(ChecksumError):
         store.import_(str(raw), checksum="sha256:" + "0" * 64)
-    with pytest.raises(InputError, match="no checksum"):
+    with pytest.raises(InputError, match="not a checksum"):
         store.import_(str(raw), checksum="md5:1")
     assert store.import_(str(raw), checksum=f"sha256:{digest}").name == "blank"
 
@@ -284,7 +284,7 @@ def test_an_address_is_fetched_and_resumed(store: ImageStore, server: _Server) -
     server.breaks_off_after = 300_000
     with pytest.raises(ImageError) as caught:
         store.import_(url, checksum=checksum)
-    assert "it goes on from where it broke off" in caught.value.hint
+    assert "the download resumes" in caught.value.hint
     server.breaks_off_after = None
     told: list[tuple[int, int | None]] = []
     image = store.import_(
@@ -332,7 +332,7 @@ def test_more_than_fits_is_refused_and_not_kept(
 
 def test_what_broke_off_and_has_no_checksum_is_not_kept(store: ImageStore, server: _Server) -> None:
     server.breaks_off_after = 300_000
-    with pytest.raises(ImageError, match="broke off"):
+    with pytest.raises(ImageError, match=r"the download of .* broke"):
         store.import_(f"http://127.0.0.1:{server.server_port}/disk.raw")
     assert list((store._cache / "downloads").glob("*.part")) == []
 
@@ -340,7 +340,7 @@ def test_what_broke_off_and_has_no_checksum_is_not_kept(store: ImageStore, serve
 def test_an_address_that_has_nothing(store: ImageStore, server: _Server) -> None:
     with pytest.raises(NotFoundError):
         store.import_(f"http://127.0.0.1:{server.server_port}/other.raw")
-    with pytest.raises(ImageError, match="cannot be fetched"):
+    with pytest.raises(ImageError, match=r"fetching .* failed"):
         store.import_("http://127.0.0.1:1/disk.raw")
 
 

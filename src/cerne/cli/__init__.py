@@ -1,7 +1,8 @@
 """The ``cerne`` command.
 
-Every command imports what it needs when it runs, so that listing machines does not pay for
-building images. The commands call the manager, the image store and the doctor, and decide nothing.
+Every command imports what it needs when it runs, so that `cerne ls` does not load what only `cerne
+image build` needs. The commands call the manager, the image store and the doctor, and decide
+nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ``cerne`` command's tree: which command is where, and the options before all of them."""
+"""The tree of commands of ``cerne``, and the options that come before each command."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ _GROUPS = {
     "Attach": ("disk", "nic"),
     "Prepare": ("image", "kernel", "doctor", "version"),
 }
-"""What ``cerne --help`` lists under which heading."""
+"""The commands that ``cerne --help`` lists under each heading."""
 
 
 _USAGE_ERROR = cast("type[Exception]", typer.BadParameter.mro()[1])
-"""click's UsageError, which Typer does not name."""
+"""click's UsageError; Typer does not export it."""
 
 
 class _HelpWriter(Protocol):
-    """What writes help texts (click's HelpFormatter)."""
+    """A writer of help texts (click's HelpFormatter)."""
 
     def section(self, name: str) -> AbstractContextManager[None]:
-        """Put a heading over what is written in its block."""
+        """Write a heading over the text that the block writes."""
 
     def write_dl(self, rows: Sequence[tuple[str, str]]) -> None:
-        """Write names and what they are, side by side."""
+        """Write names and their descriptions in two columns."""
 
 
 class _PassesStatusThrough(TyperCommand):
-    """A command that exits as its guest's does, and so with 125 where it was asked wrongly."""
+    """A command that exits with the status of the guest's command, and with 125 for wrong usage."""
 
     def make_context(
         self,
@@ -72,7 +72,7 @@ class _PassesStatusThrough(TyperCommand):
 
 
 class _WholeSummaries(TyperGroup):
-    """A group of commands whose help has the first sentence of each whole, under headings."""
+    """A group of commands whose help has the whole first sentence of each, under headings."""
 
     def format_commands(self, ctx: object, formatter: _HelpWriter) -> None:
         shown = {name: command for name, command in self.commands.items() if not command.hidden}
@@ -96,7 +96,7 @@ app = typer.Typer(
     name="cerne",
     cls=_WholeSummaries,
     help="Virtual machines: an operating system with one command.",
-    epilog="`cerne COMMAND --help` tells of a command, `cerne doctor` of this host.",
+    epilog="`cerne COMMAND --help` describes a command, `cerne doctor` this host.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -122,12 +122,12 @@ def options(
 ) -> None:
     """Virtual machines: an operating system with one command."""
     if verbose:
-        # On stderr, so that what a command prints can still be piped.
+        # The log goes to stderr, so that a command's output can still be piped.
         logging.basicConfig(format="%(relativeCreated)7.0f ms  %(name)s: %(message)s")
         logging.getLogger("cerne").setLevel(logging.DEBUG)
 
 
-# A command whose options belong to what it runs: everything after the first word is the guest's.
+# All words after the machine or the image belong to the command that runs in the guest.
 _GUEST_COMMAND = {"allow_interspersed_args": False}
 
 _RUN_EXAMPLES = """\b

@@ -1,4 +1,4 @@
-"""Commands for the disks and network cards that a machine has beside its first ones."""
+"""Commands for a machine's additional disks and network cards."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from cerne.spec.machine import DataDisk
 
 disk_app = typer.Typer(
-    help="Disks of machines: attach, detach, list, even while they run.", no_args_is_help=True
+    help="Disks of machines: attach, detach and list them, also while the machine runs.",
+    no_args_is_help=True,
 )
 nic_app = typer.Typer(
-    help="Network cards of machines: attach, detach, list, even while they run.",
+    help="Network cards of machines: attach, detach and list them, also while the machine runs.",
     no_args_is_help=True,
 )
 
 ForceOption = Annotated[
-    bool, typer.Option("--force", "-f", help="Pull it out, without asking its guest.")
+    bool, typer.Option("--force", "-f", help="Remove it without asking the guest.")
 ]
 TimeoutOption = Annotated[
-    str, typer.Option("--timeout", help="How long the guest may take to let go of it.")
+    str, typer.Option("--timeout", help="How long the guest may take to release it.")
 ]
 
 
@@ -42,9 +43,11 @@ def attach_disk(
         ),
     ],
     serial: Annotated[
-        str | None, typer.Option(help="What the guest knows it by; made up if not given.")
+        str | None, typer.Option(help="The serial that the guest sees; made up if not given.")
     ] = None,
-    read_only: Annotated[bool, typer.Option("--read-only", help="It may only be read.")] = False,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="The guest may only read it.")
+    ] = False,
 ) -> None:
     """Add a disk to a machine, and print its serial."""
     from cerne.manager import Manager
@@ -59,7 +62,7 @@ def detach_disk(
     force: ForceOption = False,
     timeout: TimeoutOption = "10s",
 ) -> None:
-    """Take a disk from a machine, and print where it is: it is never removed."""
+    """Detach a disk from a machine, and print where the disk is; its file is kept."""
     from cerne.manager import Manager
     from cerne.units import parse_duration
 
@@ -69,7 +72,7 @@ def detach_disk(
 
 @disk_app.command("ls")
 def list_disks(name: NameArgument, json: JsonOption = False) -> None:
-    """List the disks that a machine has beside its root disk."""
+    """List the disks of a machine, without its root disk."""
     from cerne.manager import Manager
 
     machine = Manager().get(name)
@@ -109,7 +112,7 @@ def detach_nic(
     force: ForceOption = False,
     timeout: TimeoutOption = "10s",
 ) -> None:
-    """Take a network card from a machine, and print its number."""
+    """Detach a network card from a machine, and print its number."""
     from cerne.manager import Manager
     from cerne.units import parse_duration
 
@@ -120,7 +123,7 @@ def detach_nic(
 
 @nic_app.command("ls")
 def list_nics(name: NameArgument, json: JsonOption = False) -> None:
-    """List the network cards of a machine; the first one, 0, stays."""
+    """List the network cards of a machine; no command detaches card 0."""
     from cerne.manager import Manager
 
     nics = Manager().get(name).nics()

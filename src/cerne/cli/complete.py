@@ -1,4 +1,4 @@
-"""What the shell offers at the tab key. A failure offers nothing: a shell has no place for it."""
+"""The names that the shell offers at the tab key; after a failure it offers none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from cerne.errors import CerneError
 
 
 def machine_names(incomplete: str) -> list[str]:
-    """Names of machines that begin as typed."""
+    """The names of machines that begin with the typed text."""
     from cerne.manager import Manager
 
     try:
@@ -17,7 +17,7 @@ def machine_names(incomplete: str) -> list[str]:
 
 
 def image_names(incomplete: str) -> list[str]:
-    """Names of images, present or built in, that begin as typed."""
+    """The names of images, present or built in, that begin with the typed text."""
     from cerne.manager import Manager
 
     try:
@@ -28,7 +28,7 @@ def image_names(incomplete: str) -> list[str]:
 
 
 def snapshot_names(incomplete: str) -> list[str]:
-    """Names of snapshots that begin as typed."""
+    """The names of snapshots that begin with the typed text."""
     from cerne.manager import Manager
 
     try:
@@ -39,7 +39,7 @@ def snapshot_names(incomplete: str) -> list[str]:
 
 
 def pool_names(incomplete: str) -> list[str]:
-    """Names of pools that begin as typed."""
+    """The names of pools that begin with the typed text."""
     from cerne.manager import Manager
 
     try:

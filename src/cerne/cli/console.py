@@ -1,4 +1,4 @@
-"""A session at a machine's serial console, left with Ctrl-] as in telnet(1)."""
+"""A session at a machine's serial console; Ctrl-] ends it, as in telnet(1)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _CHUNK = 65536
 
 
 def attach(connection: socket.socket, name: str) -> None:
-    """Join the user's terminal to a console until Ctrl-] is pressed or the machine ends.
+    """Connect the user's terminal to a console until Ctrl-] is pressed or the machine ends.
 
     Raises:
-        InputError: stdin is no terminal.
+        InputError: stdin is not a terminal.
     """
-    require_terminal("cerne logs -f NAME follows the console without one")
+    require_terminal("follow the console without a terminal: cerne logs -f NAME")
     print(f"At the console of {name}. Ctrl-] leaves it.", file=sys.stderr)
     with raw_terminal():
         ended = _join(connection)
@@ -27,7 +27,7 @@ def attach(connection: socket.socket, name: str) -> None:
 
 
 def _join(connection: socket.socket) -> bool:
-    """Carry bytes both ways; whether it was the console that ended, and not the user."""
+    """Copy bytes both ways; return True if the console ended, False if the user left."""
     keys, screen = sys.stdin.fileno(), sys.stdout.fileno()
     while True:
         readable, _, _ = select.select([keys, connection], [], [])

@@ -1,4 +1,4 @@
-"""``cerne doctor``: what this host can do for virtual machines, and what would do it good."""
+"""``cerne doctor``: what this host can do for virtual machines, and what to improve."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MARKS = {True: ("ok", "green"), False: ("--", "yellow"), None: ("  ", "dim")}
 
 
 def doctor(json: JsonOption = False) -> None:
-    """Say what this host can do, and what would do it good; fails where no machine can run."""
+    """Report what this host can do and what to improve; fail if no machine can run."""
     from cerne.engine.select import choose_engine
     from cerne.host.report import make_report
     from cerne.manager.home import Home
@@ -50,7 +50,7 @@ def _print(findings: tuple[Finding, ...]) -> None:
 
 
 def _lines(text: str, indent: int) -> list[str]:
-    """The text in lines that fit beside the topics; in a pipe, one line."""
+    """The text in lines that fit to the right of the topics; one line in a pipe."""
     if not sys.stdout.isatty():
         return [printable(text)] if text else []
     room = max(shutil.get_terminal_size().columns - indent, _NARROWEST)

@@ -1,7 +1,7 @@
-"""How a command fails: one line that says what happened, one that mends it, and an exit status.
+"""How a command fails: a line that says what is wrong, a line that says what to do, a status.
 
-Commands that pass a guest's exit status through (``run``, ``exec``, ``shell``) use 125 for
-failures of Cerne itself, as podman does, so that the two cannot be mistaken for each other.
+Commands that pass a guest's exit status through (``run``, ``exec``, ``shell``) use 125 for failures
+of Cerne itself, as podman does, so that a caller can tell the two apart.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from cerne.errors import CerneError, StorageError, exit_status
 _log = logging.getLogger(__name__)
 
 OWN_FAILURE = 125
-"""The exit status of ``run``, ``exec`` and ``shell`` where Cerne failed and not the guest."""
+"""The exit status of ``run``, ``exec`` and ``shell`` if Cerne failed and not the guest."""
 
 INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it: 128 and SIGINT."""
+"""The exit status after Ctrl-C, as in shells: 128 plus SIGINT."""
 
 
 @contextlib.contextmanager
 def reported(own_failure: int | None = None) -> Iterator[None]:
-    """Report a failure on stderr and exit with its status; what is printed by then is written.
+    """Report a failure on stderr and exit with its status, after stdout is flushed.
 
     Raises:
         SystemExit: the block failed; the status is that of `cerne.errors.exit_status`, or
@@ -45,7 +45,7 @@ def reported(own_failure: int | None = None) -> Iterator[None]:
         report(refused)
         raise SystemExit(own_failure or exit_status(refused)) from error
     except Exception as error:
-        # The last place before the user, who is shown no traceback unless --verbose asks for it.
+        # Nothing above this catches errors; the user sees a traceback only with --verbose.
         _log.debug("what failed", exc_info=error)
         report(mistake_of_ours(error))
         raise SystemExit(own_failure or 1) from error
@@ -57,7 +57,7 @@ def own_failures_are_125() -> contextlib.AbstractContextManager[None]:
 
 
 def refused_by_system(error: OSError) -> CerneError:
-    """What no command foresaw, in words: what the system refused, and for which file."""
+    """An error of the system that no command expected: the reason, and the file."""
     why = error.strerror or str(error) or type(error).__name__
     files = [str(file) for file in (error.filename, error.filename2) if file is not None]
     message = f"the system refused {' and '.join(files) or 'an operation'}: {why}"
@@ -67,7 +67,7 @@ def refused_by_system(error: OSError) -> CerneError:
 
 
 def mistake_of_ours(error: Exception) -> CerneError:
-    """What only a mistake in Cerne's own code can have raised, in words."""
+    """An error that only a mistake in Cerne's own code can raise."""
     what = str(error) or "no message"
     return CerneError(
         f"Cerne has a mistake in its code: {type(error).__name__}: {what}",
@@ -76,19 +76,19 @@ def mistake_of_ours(error: Exception) -> CerneError:
 
 
 class Failures:
-    """What failed of several things: each is told as it happens, and the rest is done."""
+    """The failures of a command over several things: each is reported, and the rest is done."""
 
     def __init__(self) -> None:
         self._status = 0
 
     def add(self, error: CerneError) -> None:
-        """Tell one."""
+        """Report one failure."""
         report(error)
         self._status = self._status or exit_status(error)
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
-        """Tell what fails in this block, and go on after it."""
+        """Report an error of this block, and go on after it."""
         try:
             yield
         except CerneError as error:
@@ -105,12 +105,12 @@ class Failures:
 
 
 def report(error: CerneError) -> None:
-    """Print an error on stderr: its message, then the remedy on a line of its own."""
+    """Print an error on stderr: its message, then each line of its hint."""
     _say(error.message, error.hint, "red")
 
 
 def tell(message: str, hint: str = "") -> None:
-    """Print on stderr what the user should know and is no failure."""
+    """Print a notice on stderr, which is not a failure."""
     _say(message, hint, "yellow")
 
 

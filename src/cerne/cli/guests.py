@@ -127,7 +127,7 @@ def run(
             if not remove:
                 lent.callback(_tell_that_it_runs_on, machine)
             status = run_session(machine.agent(), request)
-            # Only now: it takes as much of the host as a boot does.
+            # The template is made after the command, because making it costs as much as a boot.
             manager.warm_later(machine)
     raise typer.Exit(status)
 
@@ -152,7 +152,7 @@ def exec_(
         request = _request(command, env, workdir, user, interactive, terminal)
         if not request.words:
             raise InputError(
-                "there is no command to run", hint=f"cerne exec {name} -- COMMAND, or cerne shell"
+                "no command was given", hint=f"cerne exec {name} -- COMMAND, or cerne shell"
             )
         status = run_session(Manager().get(name).agent(), request)
     raise typer.Exit(status)
@@ -178,7 +178,7 @@ def cp(
     to_machine, target_path = _place(target)
     if (from_machine is None) == (to_machine is None):
         raise InputError(
-            "one side of a copy is in a machine and the other is here",
+            "a copy needs one path in a machine and one path on this host",
             hint="cerne cp NAME:/path ./here, or cerne cp ./here NAME:/path",
         )
     manager = Manager()
@@ -204,7 +204,7 @@ def vsock(
         bool, typer.Option("--listen", "-l", help="Wait for the guest to connect to the port.")
     ] = False,
 ) -> None:
-    """Join stdin and stdout to a vsock port of a running machine, as nc does for others."""
+    """Connect stdin and stdout to a vsock port of a running machine, as nc does for TCP."""
     from cerne.cli.stream import join
     from cerne.manager import Manager
 
@@ -223,7 +223,10 @@ def _tell_that_it_runs_on(machine: Machine) -> None:
     with contextlib.suppress(CerneError):
         if machine.state.live:
             name = machine.name
-            tell(f"{name} runs on", f"go in with cerne shell {name}; remove it: cerne rm -f {name}")
+            tell(
+                f"{name} still runs",
+                f"open a shell in it: cerne shell {name}; remove it: cerne rm -f {name}",
+            )
 
 
 def _request(
@@ -239,9 +242,9 @@ def _request(
 
 
 def _place(text: str) -> tuple[str | None, str]:
-    """The machine, or None for this host, and the path that a side of a copy names.
+    """The machine (None for this host) and the path that one argument of a copy names.
 
-    A path here that has a colon in it is written with a slash before the colon, as in ``./a:b``.
+    A path of this host with a colon needs a slash before the colon, as in ``./a:b``.
     """
     name, colon, path = text.partition(":")
     if colon and name and "/" not in name:

@@ -36,7 +36,7 @@ ImageName = Annotated[
 
 @app.command("ls")
 def list_images(json: JsonOption = False) -> None:
-    """List the images that are here, and after them those that can be built."""
+    """List the images of this host, then those that can be built."""
     from cerne.manager import Manager
 
     store = Manager().images
@@ -66,7 +66,7 @@ def list_images(json: JsonOption = False) -> None:
 def build(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="tiny, debian:12 or debian:13.")],
 ) -> None:
-    """Build a built-in image, anew where it is here already."""
+    """Build a built-in image, again if it is there already."""
     from cerne.manager import Manager
 
     with progress() as report:
@@ -83,7 +83,7 @@ def warm(
     engine: EngineOption = None,
     timeout: TimeoutOption = None,
 ) -> None:
-    """Boot an image once and keep that, so that new machines of this kind start at once."""
+    """Boot an image once and save the state, so that new machines of it start at once."""
     from cerne.manager import READY_TIMEOUT, Manager
     from cerne.units import parse_duration
 
@@ -101,20 +101,22 @@ def import_image(
         typer.Argument(help="A path or an http(s) address: qcow2, raw, vmdk, vdi, vhdx, VHD, ISO."),
     ],
     name: Annotated[
-        str | None, typer.Option(help="Its name; made of the source if not given.")
+        str | None, typer.Option(help="Its name; taken from the source if not given.")
     ] = None,
     checksum: Annotated[
-        str | None, typer.Option(help="What it must have, as sha256:HEX or sha512:HEX.")
+        str | None, typer.Option(help="The digest that it must have, as sha256:HEX or sha512:HEX.")
     ] = None,
     format_: Annotated[
         str | None,
-        typer.Option("--format", help="Its format; raw for a raw disk that looks like another."),
+        typer.Option(
+            "--format", help="Its format; give raw for a raw disk that looks like another format."
+        ),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Take the name from the image that has it.")
+        bool, typer.Option("--replace", help="Take the name from the image that has it now.")
     ] = False,
 ) -> None:
-    """Take a disk image that others made."""
+    """Import a disk image that was made elsewhere."""
     from cerne.manager import Manager
 
     with progress() as report:
@@ -126,7 +128,7 @@ def import_image(
 
 @app.command()
 def inspect(name: ImageName, json: JsonOption = False) -> None:
-    """Say all that is known of an image."""
+    """Show all that is known about an image."""
     from cerne.manager import Manager
 
     image = Manager().images.get(name)
@@ -153,7 +155,7 @@ def rm(
         typer.Argument(metavar="IMAGE...", help="Images.", autocompletion=image_names),
     ],
 ) -> None:
-    """Remove images that no machine, no snapshot and no pool is made of."""
+    """Remove images that no machine, snapshot or pool uses."""
     from cerne.manager import Manager
 
     manager = Manager()
@@ -173,7 +175,7 @@ def export(
         str, typer.Option("--format", help="qcow2, raw, vmdk, vdi or vhdx.")
     ] = "qcow2",
 ) -> None:
-    """Write an image's disk to a file of its own."""
+    """Write an image's disk to a file."""
     from cerne.manager import Manager
 
     Manager().images.export(name, target, format_)
@@ -182,7 +184,7 @@ def export(
 
 @kernel_app.command("build")
 def build_kernel() -> None:
-    """Build the guest kernel from the distribution's source; minutes, once."""
+    """Build the guest kernel from the distribution's source; this takes minutes, once."""
     from cerne.images.kernel import build_kernel as build_now
     from cerne.manager import Home
 

@@ -1,4 +1,4 @@
-"""Commands that make machines, change their state and remove them."""
+"""Commands that create machines, change their state and remove them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from cerne.manager import Machine
 
 StopTimeoutOption = Annotated[
-    str, typer.Option("--timeout", help="How long it may take to shut down before it is killed.")
+    str,
+    typer.Option(
+        "--timeout", help="How long the guest may take to shut down before the machine is killed."
+    ),
 ]
 
 
@@ -82,7 +85,7 @@ def start(names: NamesArgument, timeout: TimeoutOption = None) -> None:
 
 
 def stop(names: NamesArgument, timeout: StopTimeoutOption = "10s") -> None:
-    """Shut machines down; kill those that do not in time."""
+    """Shut machines down; kill those that do not shut down in time."""
     from cerne.units import parse_duration
 
     limit = parse_duration(timeout)
@@ -95,12 +98,12 @@ def kill(names: NamesArgument) -> None:
 
 
 def pause(names: NamesArgument) -> None:
-    """Hold machines' CPUs where they are."""
+    """Stop the CPUs of machines until they are resumed."""
     _each(names, lambda machine: machine.pause())
 
 
 def resume(names: NamesArgument) -> None:
-    """Let paused machines run on."""
+    """Continue paused machines."""
     _each(names, lambda machine: machine.resume())
 
 
@@ -110,7 +113,7 @@ def suspend(names: NamesArgument) -> None:
 
 
 def wake(names: NamesArgument) -> None:
-    """Let suspended machines go on from where they were."""
+    """Continue suspended machines from their saved state."""
     _each(names, lambda machine: machine.wake(), then=tell_chosen_ports)
 
 
@@ -130,14 +133,16 @@ def restart(names: NamesArgument, timeout: StopTimeoutOption = "10s") -> None:
 
 def rm(
     names: NamesArgument,
-    force: Annotated[bool, typer.Option("--force", "-f", help="Kill it first if it runs.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Kill a machine that runs first.")
+    ] = False,
 ) -> None:
     """Remove machines and their disks."""
     _each(names, lambda machine: machine.remove(force=force))
 
 
 def rename(
-    name: NameArgument, new_name: Annotated[str, typer.Argument(help="The name to give it.")]
+    name: NameArgument, new_name: Annotated[str, typer.Argument(help="The new name.")]
 ) -> None:
     """Give a machine another name."""
     from cerne.manager import Manager
@@ -149,11 +154,13 @@ def set_(
     name: NameArgument,
     balloon: Annotated[
         str | None,
-        typer.Option(help="Memory that its guest may have now, such as 256M; all of it at most."),
+        typer.Option(
+            help="Memory that the guest may use now, such as 256M; at most the machine's memory."
+        ),
     ] = None,
     cpu_weight: CpuWeightOption = None,
 ) -> None:
-    """Change a machine, at once where it runs, and for its next start."""
+    """Change a machine, at once if it runs, and for its next start."""
     from cerne.manager import Manager
 
     Manager().get(name).adjust(balloon=balloon, cpu_weight=cpu_weight)
@@ -165,12 +172,12 @@ def _each(
     act: Callable[[Machine], object],
     then: Callable[[Machine], None] = lambda _machine: None,
 ) -> None:
-    """Act on each machine, whatever happens to the others, and print the names of those done.
+    """Act on each machine, also after another failed, and print the name of each that succeeded.
 
-    `then` is called for each of those, after its name is printed.
+    `then` is called for each of these, after its name is printed.
 
     Raises:
-        SystemExit: one failed, and was reported; the status is the first failure's.
+        SystemExit: a machine failed and was reported; the status is the first failure's.
     """
     from cerne.manager import Manager
 
@@ -186,7 +193,7 @@ def _each(
 
 
 def _tell_if_killed(machine: Machine) -> None:
-    """Say that a machine was killed which was only to be stopped."""
+    """Report that a machine was killed, if it was asked to shut down and did not."""
     from cerne.manager.machine import KILLED
 
     _, killed, why = machine.record.reason.partition(KILLED)

@@ -1,4 +1,4 @@
-"""Commands that say what there is: machines, their logs, their events, what they use."""
+"""Commands that show machines, their logs, their events and what they use of the host."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from cerne.manager import Event, Machine, Manager, Record, Stats
     from cerne.spec.ports import PublishedPort
 
-FollowOption = Annotated[bool, typer.Option("--follow", "-f", help="Go on as more comes.")]
+FollowOption = Annotated[
+    bool, typer.Option("--follow", "-f", help="Wait for more and print it as it comes.")
+]
 
 _COLOURS = {
     "running": "green",
@@ -39,7 +41,7 @@ _MOST_ASKED_AT_ONCE = 64
 
 def ls(
     json: JsonOption = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the names alone.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the names.")] = False,
 ) -> None:
     """List the machines."""
     from cerne.manager import Manager
@@ -60,7 +62,7 @@ def ls(
 
 
 def inspect(name: NameArgument, json: JsonOption = False) -> None:
-    """Say all that is known of a machine."""
+    """Show all that is known about a machine."""
     from cerne.manager import Manager
 
     machine = Manager().get(name)
@@ -105,10 +107,10 @@ def logs(
     name: NameArgument,
     follow: FollowOption = False,
     engine: Annotated[
-        bool, typer.Option("--engine", help="The log of its process, not its console.")
+        bool, typer.Option("--engine", help="Print the log of its process instead of its console.")
     ] = False,
 ) -> None:
-    """Print what a machine's serial console said in its last run."""
+    """Print the output of a machine's serial console in its last run."""
     from cerne.manager import Manager
 
     machine = Manager().get(name)
@@ -119,11 +121,13 @@ def logs(
 
 
 def events(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Of this machine.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="List the events of this machine only.")
+    ] = None,
     json: JsonOption = False,
     follow: FollowOption = False,
 ) -> None:
-    """List what happened to machines; with --json and --follow, one object a line."""
+    """List the events of machines; with --json and --follow, one object a line."""
     from cerne.manager import Manager
 
     manager = Manager()
@@ -164,7 +168,7 @@ def stats(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say what running machines use of this host."""
+    """Show what running machines use of this host."""
     from cerne.manager import Manager
 
     manager = Manager()
@@ -208,7 +212,7 @@ def stats(
 
 
 def _present(machines: Iterable[Machine], failures: Failures) -> list[tuple[Machine, Record]]:
-    """The machines with what is known of them now; not those that are removed meanwhile."""
+    """The machines and their present records, without machines that were removed meanwhile."""
     found = []
     for machine in machines:
         with failures.told(), contextlib.suppress(NotFoundError):
@@ -232,7 +236,7 @@ def _running(manager: Manager, failures: Failures) -> list[Machine]:
 def _measured(
     machines: Sequence[Machine], failures: Failures, *, may_end: bool = False
 ) -> list[tuple[str, Stats]]:
-    """What each uses, asked at once: one that hangs holds up no other."""
+    """What each machine uses; all are asked at the same time, so that none delays another."""
     from concurrent.futures import ThreadPoolExecutor
 
     if not machines:
@@ -251,7 +255,7 @@ def _measured(
 
 
 def _ports(machine: Machine, failures: Failures) -> tuple[PublishedPort, ...]:
-    """Its ports; none where its specification cannot be read."""
+    """Its ports; none if its specification is unreadable."""
     try:
         return machine.ports
     except CerneError as error:
@@ -260,7 +264,7 @@ def _ports(machine: Machine, failures: Failures) -> tuple[PublishedPort, ...]:
 
 
 def _of_guest(stats: Stats) -> str:
-    """What its guest says it uses of its memory."""
+    """The memory that its guest reports as used."""
     used = stats.guest.used if stats.guest else None
     return "-" if used is None else format_size(used)
 
@@ -337,7 +341,7 @@ def _print_event(event: Event, json: bool) -> None:
 
 
 def _print_from(path: Path, offset: int) -> int:
-    """Print a log from an offset on; the offset of its end. A log that is not there is empty."""
+    """Print a log from an offset on, and return the offset of its end; a missing log is empty."""
     try:
         with path.open("rb") as log:
             log.seek(offset)
@@ -345,7 +349,7 @@ def _print_from(path: Path, offset: int) -> int:
     except FileNotFoundError:
         return offset
     if sys.stdout.isatty():
-        # What a guest wrote must not steer the user's terminal.
+        # A guest's text must not control the user's terminal.
         lines = text.decode(errors="replace").replace("\r\n", "\n").split("\n")
         sys.stdout.write("\n".join(printable(line) for line in lines))
     else:

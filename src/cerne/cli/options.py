@@ -40,7 +40,7 @@ DataDiskOption = Annotated[
     typer.Option(
         "--data-disk",
         metavar="SIZE|PATH[:ro][:format=raw]",
-        help="Another disk: new and empty, or a file of this host; may be repeated.",
+        help="An additional disk: new and empty, or a file of this host; may be repeated.",
     ),
 ]
 PublishOption = Annotated[
@@ -55,7 +55,7 @@ OtherTapOption = Annotated[
     str | None,
     typer.Option(
         "--network",
-        help="tap:INTERFACE, another tap, where the machine has one.",
+        help="tap:INTERFACE, another tap, if the machine has a tap.",
         show_default="its network",
     ),
 ]
@@ -65,12 +65,12 @@ MountOption = Annotated[
 ]
 CpuWeightOption = Annotated[
     int | None,
-    typer.Option(help="Its share of CPU time beside others: 1 to 10000, 100 is everybody's."),
+    typer.Option(help="Its share of CPU time among all machines: 1 to 10000; 100 is the default."),
 ]
 EngineOption = Annotated[
     str | None, typer.Option(help="auto, qemu or native.", show_default="auto")
 ]
-ColdOption = Annotated[bool, typer.Option("--cold", help="Boot it, even where its image is warm.")]
+ColdOption = Annotated[bool, typer.Option("--cold", help="Boot it, even if its image is warm.")]
 LabelOption = Annotated[
     list[str] | None, typer.Option("--label", help="KEY=VALUE; may be repeated.")
 ]
@@ -86,7 +86,9 @@ TerminalOption = Annotated[
 ]
 TimeoutOption = Annotated[
     str | None,
-    typer.Option(help="How long to wait until it is ready, such as 90s.", show_default="2m"),
+    typer.Option(
+        help="How long to wait until the machine is ready, such as 90s.", show_default="2m"
+    ),
 ]
 
 
@@ -94,7 +96,7 @@ def pairs(words: list[str] | None, option: str) -> dict[str, str]:
     """The keys and values of a repeated option KEY=VALUE.
 
     Raises:
-        InputError: one of them has no key or no ``=``.
+        InputError: one of the words has no key or no ``=``.
     """
     found: dict[str, str] = {}
     for word in words or ():
@@ -108,10 +110,10 @@ def pairs(words: list[str] | None, option: str) -> dict[str, str]:
 
 
 def command_words(words: list[str] | None) -> list[str]:
-    """The command that was given after the machine or the image, without its leading ``--``.
+    """The command after the machine or the image, without its leading ``--``.
 
     Raises:
-        InputError: it begins with an option, which was meant for Cerne.
+        InputError: the command begins with an option, which is meant for Cerne.
     """
     if not words:
         return []
@@ -119,8 +121,8 @@ def command_words(words: list[str] | None) -> list[str]:
         return words[1:]
     if words[0].startswith("-"):
         raise InputError(
-            f"{words[0]} stands after the image or the machine, where the command begins",
-            hint=f"options go before it; if {words[0]} is the command, write -- before it",
+            f"{words[0]} comes after the image or the machine, where the command begins",
+            hint=f"write options before it; if {words[0]} is the command, write -- before it",
         )
     return words
 
@@ -143,7 +145,7 @@ def make_spec(
     """The specification that the options of ``create`` and ``run`` make.
 
     Raises:
-        InputError: one of them cannot be.
+        InputError: one of the values is not allowed.
     """
     from cerne.spec.machine import machine_spec
 

@@ -1,8 +1,8 @@
-"""What commands print: tables for people, JSON for programs, progress for those who wait.
+"""What commands print: tables for people, JSON for programs, and progress.
 
-Tables are set by hand and not by rich, whose import alone costs a fifth of what ``cerne ls`` may
-take. Colours and progress appear on a terminal only, and no colours where NO_COLOR is set
-(https://no-color.org).
+Tables are written by code of our own: the import of rich alone takes a fifth of the time that
+``cerne ls`` may take. Colours and progress appear on a terminal only, and no colours if NO_COLOR is
+set (https://no-color.org).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def print_table(
 ) -> None:
     """Print rows under headings, each column as wide as its widest cell.
 
-    `colours` says which cells are painted: a cell's text to a colour's name.
+    `colours` maps a cell's text to the name of its colour.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
@@ -50,7 +50,7 @@ def print_fields(fields: Mapping[str, str]) -> None:
 
 
 def tell_chosen_ports(machine: Machine) -> None:
-    """Say on stderr which ports were chosen for a machine that runs, where it was asked for any."""
+    """Print on stderr the host ports that were chosen for a running machine."""
     asked = zip(machine.spec.ports, machine.ports, strict=True)
     for wanted, port in asked:
         if not wanted.host_port and port.host_port:
@@ -58,19 +58,19 @@ def tell_chosen_ports(machine: Machine) -> None:
 
 
 def paint(text: str, colour: str, stream: TextIO | None = None) -> str:
-    """The text in a colour where the stream (stdout) is a terminal that wants colours."""
+    """The text in a colour if the stream (stdout) is a terminal that takes colours."""
     if not coloured(stream or sys.stdout):
         return text
     return f"\x1b[{_COLOURS[colour]}m{text}\x1b[0m"
 
 
 def coloured(stream: TextIO) -> bool:
-    """Whether what is written to the stream may have colours."""
+    """Whether text on the stream may have colours."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def printable(text: str) -> str:
-    """The text with control characters escaped: a guest must not steer the user's terminal."""
+    """The text with control characters escaped: a guest must not control the user's terminal."""
     return "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in ("Cc", "Cf", "Cs")
@@ -80,7 +80,7 @@ def printable(text: str) -> str:
 
 
 def age(moment: datetime) -> str:
-    """How long ago a moment was, in its largest unit: ``5s``, ``3m``, ``2h``, ``9d``."""
+    """The time since a moment, in its largest unit: ``5s``, ``3m``, ``2h``, ``9d``."""
     seconds = max(0, int((datetime.now(UTC) - moment).total_seconds()))
     for unit, name in ((86400, "d"), (3600, "h"), (60, "m")):
         if seconds >= unit:
@@ -90,7 +90,7 @@ def age(moment: datetime) -> str:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Progress]:
-    """Bars on stderr where it is a terminal, and nothing in a pipe."""
+    """Progress bars on stderr if it is a terminal; nothing in a pipe."""
     if not sys.stderr.isatty():
         yield _silent
         return

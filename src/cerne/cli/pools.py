@@ -1,4 +1,4 @@
-"""Commands about pools: machines that are ready before anybody asks for them."""
+"""Commands about pools: machines that are started before they are needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ from cerne.cli.options import (
 from cerne.cli.output import print_json, print_table, progress
 from cerne.units import format_size
 
-app = typer.Typer(help="Pools: machines that are ready at once.", no_args_is_help=True)
+app = typer.Typer(
+    help="Pools: machines that are started before they are needed.", no_args_is_help=True
+)
 
 PoolArgument = Annotated[
     str, typer.Argument(metavar="POOL", help="The pool.", autocompletion=pool_names)
@@ -31,7 +33,7 @@ PoolArgument = Annotated[
 def create(
     name: Annotated[str, typer.Argument(metavar="POOL", help="Its name.")],
     image: Annotated[str, typer.Option(help="The image of its machines.")] = "tiny",
-    ready: Annotated[int, typer.Option(help="How many are to be ready.")] = 3,
+    ready: Annotated[int, typer.Option(help="How many machines the pool keeps ready.")] = 3,
     cpus: CpusOption = None,
     memory: MemoryOption = None,
     disk: DiskOption = None,
@@ -85,7 +87,7 @@ def list_pools(json: JsonOption = False) -> None:
 
 @app.command()
 def take(pool: PoolArgument, name: NameOption = None) -> None:
-    """Take a machine out of a pool, and print its name; another is made in the background."""
+    """Take a machine out of a pool, and print its name; another is started in the background."""
     from cerne.manager import Manager
 
     print(Manager().pool(pool).take(name).name)
@@ -93,7 +95,7 @@ def take(pool: PoolArgument, name: NameOption = None) -> None:
 
 @app.command()
 def fill(pool: PoolArgument) -> None:
-    """Make machines until as many are ready as are to be."""
+    """Make machines until the pool has as many as it keeps ready."""
     from cerne.manager import Manager
 
     with progress() as report:
@@ -102,7 +104,7 @@ def fill(pool: PoolArgument) -> None:
 
 @app.command()
 def rm(pool: PoolArgument) -> None:
-    """Remove a pool, with the machines in it."""
+    """Remove a pool and the machines in it."""
     from cerne.manager import Manager
 
     Manager().pool(pool).remove()

@@ -1,8 +1,8 @@
-"""A command in a guest, joined to this process's streams or to its terminal.
+"""A command in a guest, connected to this process's streams or to its terminal.
 
-Keys and piped input are carried by a thread of their own, so that output is never held up by a
-guest that does not read. Ctrl-C outside of a terminal session goes to the guest's command, which
-decides what it means; a second one gives up on the guest.
+A separate thread copies keys and piped input, so that a guest that does not read never delays
+output. Outside of a terminal session, Ctrl-C goes to the guest's command, which decides what to do;
+a second Ctrl-C ends the session.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from cerne.errors import GuestError, StreamError
 if TYPE_CHECKING:
     from cerne.guest import GuestAgent, GuestProcess, Output
 
-# A login shell, the most comfortable one that the guest has.
+# A login shell: bash if the guest has it, or else sh.
 _SHELL = ["sh", "-c", "command -v bash >/dev/null && exec bash -l; exec sh -l"]
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A command for a guest, and what of this process it is joined to.
+    """A command for a guest, and the streams of this process that it is connected to.
 
     Raises, when made:
-        InputError: a terminal is asked for, and this process has none.
+        InputError: the command needs a terminal, and stdin is not one.
     """
 
     words: list[str]
@@ -55,15 +55,15 @@ class Request:
 
 
 def shell_request(user: str | None) -> Request:
-    """A shell: on this terminal, or fed from stdin where that is no terminal."""
+    """A shell: on this terminal, or with input from stdin if that is not a terminal."""
     return Request(_SHELL, user=user, interactive=True, terminal=sys.stdin.isatty())
 
 
 def run_session(agent: GuestAgent, request: Request) -> int:
-    """Run the command to its end; its exit status, or 128 and the number of a signal.
+    """Run the command to its end; return its exit status, or 128 plus a signal's number.
 
     Raises:
-        GuestError: it could not be run, or the guest went away.
+        GuestError: the guest could not run it, or went away.
         KeyboardInterrupt: Ctrl-C was pressed a second time.
     """
     if request.terminal:
@@ -103,7 +103,7 @@ def _run_on_terminal(agent: GuestAgent, request: Request) -> int:
 
 
 def _show(process: GuestProcess) -> None:
-    """Write what the process writes to this process's own streams, until it ends."""
+    """Copy the guest process's output to this process's streams, until it ends."""
     for output in process:
         write_all(_descriptor(output), output.data)
 
@@ -116,11 +116,11 @@ def _descriptor(output: Output) -> int:
 
 @contextlib.contextmanager
 def _input_carried(process: GuestProcess) -> Iterator[None]:
-    """Carry stdin to the process in a thread, until stdin or the block ends.
+    """Copy stdin to the process in a thread, until stdin or the block ends.
 
     Raises:
-        StreamError: stdin failed; the process was killed, so that it does not take for all of its
-            input what is a part of it.
+        StreamError: stdin failed; the process was killed, so that it does not take a part of its
+            input for all of it.
     """
     readable, writable = os.pipe()
     failures: list[StreamError] = []
@@ -149,7 +149,7 @@ def _input_carried(process: GuestProcess) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _interrupts_passed_on(process: GuestProcess) -> Iterator[None]:
-    """Send the first Ctrl-C to the process; the second is this command's own."""
+    """Send the first Ctrl-C to the process; the second one interrupts this command."""
 
     def passed_on(number: int, _frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Signals that end a command: it undoes what it began, as after Ctrl-C, and exits with 128+n."""
+"""Signals that end a command: it undoes its work, as after Ctrl-C, and exits with 128+n."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ _ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 def end_at_once() -> None:
-    """Have Ctrl-C end this process without a word, while it has begun nothing but to load itself.
+    """Make Ctrl-C end this process silently, while it only loads its modules.
 
-    An exception would come out of the midst of an import, as a traceback.
+    An exception would come out of an import, as a traceback.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit)
 
 
 def end_in_order() -> None:
-    """Have Ctrl-C raise KeyboardInterrupt, and SIGTERM and SIGHUP SystemExit, in the main thread.
+    """Make Ctrl-C raise KeyboardInterrupt, and SIGTERM and SIGHUP SystemExit, in the main thread.
 
-    One that this process was started to ignore, as nohup has it, is left so.
+    A signal that this process was started to ignore, as by nohup, stays ignored.
     """
     if signal.getsignal(signal.SIGINT) is _exit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,7 +35,7 @@ def _exit(number: int, _frame: FrameType | None) -> None:
 
 
 def _end(number: int, _frame: FrameType | None) -> None:
-    # A closed terminal sends more than one, and a second must not break off the undoing.
+    # A closed terminal sends several signals; a second one must not interrupt the cleanup.
     for other in _ENDING:
         signal.signal(other, signal.SIG_IGN)
     raise SystemExit(128 + number)

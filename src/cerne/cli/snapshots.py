@@ -1,4 +1,4 @@
-"""Commands that keep machines as they are, and make machines of others."""
+"""Commands about snapshots of machines, and ``fork``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from cerne.units import format_size
 if TYPE_CHECKING:
     from cerne.manager.snapshot import Snapshot
 
-app = typer.Typer(help="Snapshots: keep, list, go back, move.", no_args_is_help=True)
+app = typer.Typer(
+    help="Snapshots: create, list, restore, export and import them.", no_args_is_help=True
+)
 
 SnapshotArgument = Annotated[
     str, typer.Argument(metavar="SNAPSHOT", help="The snapshot.", autocompletion=snapshot_names)
@@ -29,13 +31,13 @@ def create(
     name: NameArgument,
     snapshot: Annotated[
         str | None,
-        typer.Argument(metavar="SNAPSHOT", help="Its name; one is made up if not given."),
+        typer.Argument(metavar="SNAPSHOT", help="Its name; made up if not given."),
     ] = None,
     memory: Annotated[
-        bool, typer.Option("--memory/--no-memory", help="With its memory, where it runs.")
+        bool, typer.Option("--memory/--no-memory", help="Include its memory if it runs.")
     ] = True,
 ) -> None:
-    """Keep a machine as it is now, and print the snapshot's name."""
+    """Save the present state of a machine, and print the snapshot's name."""
     from cerne.manager import Manager
 
     print(Manager().get(name).snapshot(snapshot, memory=memory).name)
@@ -64,12 +66,12 @@ def list_snapshots(json: JsonOption = False) -> None:
 def restore(
     snapshot: SnapshotArgument,
     name: Annotated[
-        str | None, typer.Option("--as", metavar="NAME", help="Make another machine of it.")
+        str | None, typer.Option("--as", metavar="NAME", help="Make another machine from it.")
     ] = None,
     network: OtherTapOption = None,
     publish: PublishOption = None,
 ) -> None:
-    """Take a machine back to a snapshot, or make another of it; print the machine's name."""
+    """Restore a machine, or make another one from the snapshot; print the machine's name."""
     from cerne.errors import InputError
     from cerne.manager import Manager
     from cerne.spec.ports import parse_publish
@@ -83,7 +85,7 @@ def restore(
         return
     if ports or network:
         raise InputError(
-            "a machine that is taken back keeps the ports and the network that it has",
+            "a restored machine keeps its own ports and its own network",
             hint="--publish and --network are for another machine: add --as NAME",
         )
     print(found.restore().name)
@@ -96,7 +98,7 @@ def rm(
         typer.Argument(metavar="SNAPSHOT...", help="Snapshots.", autocompletion=snapshot_names),
     ],
 ) -> None:
-    """Remove snapshots; machines that were made of them stay."""
+    """Remove snapshots; machines that were made from them stay."""
     from cerne.manager import Manager
 
     manager = Manager()
@@ -113,7 +115,7 @@ def export(
     snapshot: SnapshotArgument,
     target: Annotated[Path, typer.Argument(help="The file to write.")],
 ) -> None:
-    """Write a snapshot, with its image, to one file for another host."""
+    """Write a snapshot and its image to one file for another host."""
     from cerne.manager import Manager
 
     with progress() as report:
@@ -124,9 +126,11 @@ def export(
 @app.command("import")
 def import_snapshot(
     source: Annotated[Path, typer.Argument(help="A file that `cerne snapshot export` wrote.")],
-    name: Annotated[str | None, typer.Option(help="Its name; as it was if not given.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Its name; the exported name if not given.")
+    ] = None,
 ) -> None:
-    """Take a snapshot that another host exported, and print its name."""
+    """Import a snapshot that another host exported, and print its name."""
     from cerne.manager import Manager
 
     with progress() as report:
@@ -143,7 +147,7 @@ def fork(
     network: OtherTapOption = None,
     publish: PublishOption = None,
 ) -> None:
-    """Make machines that go on from where one is, which runs on; print their names."""
+    """Copy a running machine, which keeps running; print the names of the copies."""
     from cerne.manager import Manager
     from cerne.spec.ports import parse_publish
 

@@ -1,4 +1,4 @@
-"""This process's stdin and stdout, joined to a stream socket as nc(1) does."""
+"""Connects this process's stdin and stdout to a stream socket, as nc(1) does."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _GONE = select.POLLHUP | select.POLLERR
 
 
 def join(connection: socket.socket) -> None:
-    """Carry stdin to a connection, and what comes from it to stdout, until both have ended.
+    """Copy stdin to a connection, and the connection to stdout, until both have ended.
 
-    Where the other side has gone altogether, what stdin still has is nobody's.
+    If the other side has closed both ways, the rest of stdin is not read.
     """
     keys, screen = sys.stdin.fileno(), sys.stdout.fileno()
     connection.setblocking(False)
@@ -43,7 +43,7 @@ def join(connection: socket.socket) -> None:
 
 
 def _show(connection: socket.socket, screen: int) -> bool:
-    """Write what has come; False at the end."""
+    """Write the data that has come; return False at its end."""
     try:
         data = connection.recv(_CHUNK)
     except BlockingIOError:
@@ -55,7 +55,7 @@ def _show(connection: socket.socket, screen: int) -> bool:
 
 
 def _send(connection: socket.socket, data: bytes) -> bytes:
-    """Send as much as is taken; the rest, which is nothing where nobody takes it any more."""
+    """Send as much as the socket takes; return the rest, or nothing if the other side is gone."""
     try:
         return data[connection.send(data) :]
     except BlockingIOError:
@@ -65,6 +65,6 @@ def _send(connection: socket.socket, data: bytes) -> bytes:
 
 
 def _send_no_more(connection: socket.socket) -> None:
-    # It may be gone altogether.
+    # The other side may have closed both ways.
     with contextlib.suppress(OSError):
         connection.shutdown(socket.SHUT_WR)

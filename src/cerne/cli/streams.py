@@ -1,9 +1,9 @@
 """This process's standard streams: they may be closed, full, or lead to a reader that has gone.
 
-`prepare` comes before everything else that a command does. From then on descriptors 0, 1 and 2 are
-open, so that no socket and no database becomes one of them, and each failure of a stream is told in
-one way: a reader that has gone ends the command silently, as SIGPIPE ends other programs; any other
-failure is a `StreamError`.
+A command calls `prepare` first. Afterwards descriptors 0, 1 and 2 are open, so that no socket and
+no database becomes one of them, and each failure of a stream is handled in one way: a reader that
+has gone ends the command silently, as SIGPIPE ends other programs; any other failure is a
+`StreamError`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 READER_GONE = 141
-"""The exit status where nobody reads stdout any more, as shells have it: 128 and SIGPIPE."""
+"""The exit status if the reader of stdout has gone, as in shells: 128 plus SIGPIPE."""
 
 _CHUNK = 65536
 _NAMES = ("standard input", "standard output", "standard error")
 
 
 def prepare() -> None:
-    """Open /dev/null in the place of closed streams, and have failures of all three told."""
+    """Open /dev/null in place of closed streams, and handle failures of all three streams."""
     _open_closed()
     if sys.stdin is None:
         sys.stdin = open(0, closefd=False)  # noqa: SIM115 - it lasts as long as the process
@@ -38,11 +38,11 @@ def prepare() -> None:
 
 
 def write_all(descriptor: int, data: Buffer) -> None:
-    """Write all of the data, however little the descriptor takes at a time.
+    """Write all of the data, in as many parts as the descriptor takes.
 
     Raises:
-        SystemExit: nobody reads it any more.
-        StreamError: it fails in another way.
+        SystemExit: the reader has gone.
+        StreamError: writing failed for another reason.
     """
     view = memoryview(data)
     while view:
@@ -57,7 +57,7 @@ def write_all(descriptor: int, data: Buffer) -> None:
 
 
 def read_some(descriptor: int) -> bytes:
-    """The next bytes of a descriptor that is readable; empty at its end.
+    """The next bytes of a readable descriptor; empty at its end.
 
     Raises:
         StreamError: it fails.
@@ -72,9 +72,9 @@ def read_some(descriptor: int) -> bytes:
 
 
 class _Output(io.FileIO):
-    """A stream whose first failure ends the command; what is written afterwards is dropped.
+    """A stream whose first failure ends the command; later output is dropped.
 
-    The interpreter flushes its streams once more when it ends, and would complain a second time.
+    The interpreter flushes its streams again at its end, and would report the failure again.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -92,7 +92,7 @@ class _Output(io.FileIO):
 
 
 class _Messages(_Output):
-    """Standard error: a message that nobody can read must not change what the command does."""
+    """Standard error: a message that is lost must not change the result of the command."""
 
     def write(self, data: Buffer, /) -> int:
         with contextlib.suppress(SystemExit, StreamError):
@@ -110,7 +110,7 @@ def _open_closed() -> None:
 
 
 def _text(raw: _Output, before: TextIO | None) -> TextIO:
-    """A text stream as the interpreter would have made it; it writes any text there is."""
+    """A text stream like the interpreter's own, which also writes text that has no encoding."""
     return io.TextIOWrapper(
         io.BufferedWriter(raw),
         encoding=before.encoding if before else None,

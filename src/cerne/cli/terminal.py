@@ -1,6 +1,6 @@
-"""The user's terminal: raw mode, its size, and reading keys until something else ends the session.
+"""The user's terminal: its raw mode, its size, and its keys until the session ends.
 
-Raw mode as in termios(3): every key goes to the guest, Ctrl-C too.
+In raw mode (termios(3)) every key goes to the guest, also Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from cerne.errors import InputError
 
 
 def require_terminal(otherwise: str) -> None:
-    """Refuse a terminal session where there is no terminal; `otherwise` says what to do instead.
+    """Refuse a terminal session if stdin is not a terminal; `otherwise` is the error's hint.
 
     Raises:
-        InputError: stdin is no terminal.
+        InputError: stdin is not a terminal.
     """
     if not sys.stdin.isatty():
         raise InputError(
-            "a terminal session was asked for, but stdin is no terminal", hint=otherwise
+            "the session needs a terminal, and stdin is not a terminal", hint=otherwise
         )
 
 
 @contextlib.contextmanager
 def raw_terminal() -> Iterator[None]:
-    """Put the terminal of stdin in raw mode, and back at the end, whatever happens."""
+    """Put the terminal of stdin in raw mode for the block, and restore its mode afterwards."""
     descriptor = sys.stdin.fileno()
     saved = termios.tcgetattr(descriptor)
     try:

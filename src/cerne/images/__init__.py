@@ -1,4 +1,4 @@
-"""Images: what machines are made of. Loaded when first used, as building needs more than using."""
+"""Images, from which machines are made. Each module is imported at its first use."""
 
 from cerne.images.image import Image, ImageBoot, ImageDisk
 from cerne.images.progress import Progress

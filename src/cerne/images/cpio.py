@@ -1,7 +1,7 @@
 """Writes a cpio archive in the "newc" format, as the kernel unpacks an initramfs.
 
-Written here and not by cpio(1), so that no root is needed for device nodes and owners, and equal
-content makes an equal archive. Format: Documentation/driver-api/early-userspace/buffer-format.rst.
+This code replaces cpio(1), so that device nodes and owners need no root, and equal content makes an
+equal archive. Format: Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LARGEST = 0xFFFFFFFF
 
 
 class CpioWriter:
-    """Writes entries to a file, parents before what is in them; all belong to root."""
+    """Writes entries to a file, directories before their content; all entries belong to root."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -24,7 +24,7 @@ class CpioWriter:
         self._directories = {PurePosixPath(".")}
 
     def directory(self, path: str, mode: int = 0o755) -> None:
-        """Add a directory, and those it lies in that are not there yet."""
+        """Add a directory, and its parents that are missing."""
         place = _inside(path)
         if place in self._directories:
             return
@@ -72,5 +72,5 @@ class CpioWriter:
 def _inside(path: str) -> PurePosixPath:
     place = PurePosixPath(path)
     if place.is_absolute() or ".." in place.parts:
-        raise ValueError(f"{path} is no path inside of an archive")
+        raise ValueError(f"{path} is not a path inside of the archive")
     return place

@@ -1,8 +1,8 @@
 """Debian images: a minimal system by mmdebstrap, with apt and the agent, on an ext4 disk.
 
-There is no systemd in them: the agent is the first process, and the machine is ready in a few
-seconds even where the guest's instructions are emulated. The file system is written by mke2fs from
-the directory, so that nothing is mounted and no root is needed.
+They contain no systemd: the agent is the first process, and the machine is ready in a few seconds
+even if the host emulates the guest's instructions. mke2fs writes the file system from a directory,
+so that nothing is mounted and no root is needed.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from cerne.units import GIB, MIB
 
 COMMAND_LINE = "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 init=/usr/sbin/cerne-agent"
 DISK_SIZE = 4 * GIB
-"""What the guest sees; the file has holes where nothing was written."""
+"""The size that the guest sees; the file is sparse."""
 
 _PACKAGES = "ca-certificates,iproute2,iputils-ping,procps,less"
 _TIMEOUT = 1800.0
-# Seconds for which a system that was fetched is taken for new: fixes of its packages come often.
+# Seconds after which a fetched system is fetched again, because its packages are updated often.
 _FRESH = 7 * 86400.0
-# What a machine does not need and dpkg would otherwise unpack.
+# Files that a machine does not need, which dpkg does not unpack.
 _EXCLUDED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*")
 
 
@@ -65,13 +65,13 @@ def _parts(kernel: Path, initrd: Path | None, disk: Path, least_memory: int) -> 
 
 
 def minimal_system(suite: str, cache: Path, progress: Progress, packages: str = _PACKAGES) -> Path:
-    """A tar archive of the suite's minimal system, from the cache where it is there.
+    """A tar archive of the suite's minimal system, from the cache if it is there.
 
-    `packages` are those that it has beside the essential ones, with commas between them.
+    `packages` are its packages in addition to the essential ones, separated by commas.
 
     Raises:
         MissingProgramError: mmdebstrap is not installed.
-        ImageError: it could not make the system.
+        ImageError: mmdebstrap failed.
     """
     directory = cache / "debian"
     directory.mkdir(parents=True, exist_ok=True)
@@ -115,8 +115,8 @@ def _mmdebstrap(suite: str, packages: str, archive: Path, progress: Progress) ->
             output.seek(0)
             said = [line.strip() for line in output if line.startswith(("E:", "W:"))]
             raise ImageError(
-                f"mmdebstrap could not make {suite}: {' '.join(said[-3:]) or 'it said nothing'}",
-                hint="see that the mirror in /etc/apt/sources.list can be reached",
+                f"making {suite} failed: {' '.join(said[-3:]) or 'no error was printed'}",
+                hint="check that this host reaches the mirror in /etc/apt/sources.list",
             )
 
 
@@ -131,7 +131,7 @@ def _sources(suite: str) -> list[str]:
 
 
 def _mirror(path: str) -> str:
-    """The mirror whose address ends so that this host's apt is configured for, or Debian's own."""
+    """The mirror in this host's apt configuration whose address ends in `path`, or Debian's own."""
     files = [Path("/etc/apt/sources.list"), *sorted(Path("/etc/apt/sources.list.d").glob("*"))]
     lines = [
         line
@@ -152,7 +152,7 @@ def _make_disk(system: Path, agent: Path, disk: Path, work: Path, progress: Prog
     _run_as_root(["tar", "-xpf", system, "-C", root, "--numeric-owner", "--exclude=./dev/*"])
     additions = Path(tempfile.mkdtemp(dir=work))
     _add(additions, agent)
-    # Files of the system belong to root, and may be made so only as root or as one in a name space.
+    # Only root, or root of a user namespace, may make files that belong to root.
     _run_as_root(["cp", "-a", "--no-preserve=ownership", f"{additions}/.", root])
     with disk.open("wb") as file:
         file.truncate(DISK_SIZE)
@@ -164,7 +164,7 @@ def _make_disk(system: Path, agent: Path, disk: Path, work: Path, progress: Prog
 
 
 def _add(additions: Path, agent: Path) -> None:
-    """What we put into the system: the agent, and the name server that the kernel was told."""
+    """Add our files to the system: the agent, and a link to the kernel's name server."""
     target = additions / AGENT
     target.parent.mkdir(parents=True)
     shutil.copyfile(agent, target)
@@ -178,7 +178,7 @@ def _add(additions: Path, agent: Path) -> None:
 
 
 def _run_as_root(command: list[str | Path]) -> None:
-    # By its path: that of an ordinary user seldom leads to mke2fs.
+    # The full path, because mke2fs is rarely in the PATH of an ordinary user.
     program = require_program(str(command[0]))
     done = subprocess.run(
         [*as_root(), program, *command[1:]],

@@ -1,7 +1,8 @@
-"""The distribution's kernel and the modules that a guest of ours needs, from its package.
+"""The distribution's kernel, and the modules that our guests need, from its package.
 
-In a stock kernel every virtio driver is a module: they are unpacked from the package, put into the
-initramfs and loaded after those that they say they depend on (modinfo(8), ``depends``).
+In a stock kernel every virtio driver is a module: we unpack the modules from the package and put
+them into the initramfs, which loads each after the modules that it depends on (modinfo(8),
+``depends``).
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ WANTED = (
     "pvpanic_pci",
     "virtio_console",
 )
-"""In the order of loading; the console comes last, as by it the agent is reached."""
+"""In the order of loading; the console is last, because the host reaches the agent through it."""
 
 LEAST_MEMORY = 80 * MIB
-"""Bytes in which our images boot with Debian's cloud kernel 6.1, measured: in 72 MiB it panics."""
+"""Bytes that our images need to boot with Debian's cloud kernel 6.1; it panics with 72 MiB."""
 
 _META_PACKAGES = ("linux-image-cloud-amd64", "linux-image-amd64", "linux-image-virtual")
 _IMAGE_PACKAGE = re.compile(r"linux-image-[0-9].*")
@@ -49,20 +50,20 @@ _ORDER = "modules.order"
 
 @dataclass(frozen=True, slots=True)
 class DistributionKernel:
-    """A kernel of the distribution's, unpacked in the cache."""
+    """A kernel of the distribution, unpacked in the cache."""
 
     kernel: Path
     """A bzImage."""
     modules: tuple[Path, ...]
-    """Uncompressed, in the order of loading; what is built in is not among them."""
+    """Uncompressed modules, in the order of loading, without those that are built in."""
 
 
 def distribution_kernel(cache: Path, progress: Progress) -> DistributionKernel:
-    """The newest kernel of the configured distribution, fetched where the cache lacks it.
+    """The newest kernel of the configured distribution, fetched if the cache does not have it.
 
     Raises:
-        HostError: it cannot be had.
-        ImageError: its package has no kernel in it.
+        HostError: apt finds no such package, or fails to fetch it.
+        ImageError: the package contains no kernel.
     """
     directory = cache / "kernel"
     directory.mkdir(parents=True, exist_ok=True)
@@ -93,11 +94,11 @@ def _fetch(package: str, directory: Path, target: Path) -> None:
         unpack(download(package, work), tree)
         separate = dependency(package, _MODULES_PACKAGE)
         if separate is not None:
-            # Ubuntu has the modules, and signs the kernel, in packages of their own.
+            # Ubuntu has separate packages for the modules and for the signed kernel.
             unpack(download(separate, work), tree)
         kernels = sorted((tree / "boot").glob("vmlinuz-*"))
         if not kernels:
-            raise ImageError(f"the package {package} has no kernel in it")
+            raise ImageError(f"the package {package} contains no kernel")
         chosen = work / "chosen"
         chosen.mkdir()
         shutil.move(kernels[0], chosen / "vmlinuz")
@@ -110,12 +111,12 @@ def _fetch(package: str, directory: Path, target: Path) -> None:
 
 
 def _module_name(path: Path) -> str:
-    # A file's name may have dashes where the module's has underscores.
+    # A file's name may have dashes in place of the underscores of the module's name.
     return path.name.split(".")[0].replace("-", "_")
 
 
 def _in_order(found: Mapping[str, Path]) -> dict[str, bytes]:
-    """The wanted modules, each after those that it depends on. What is built in is not found."""
+    """The wanted modules that are not built in, each after those that it depends on."""
     loaded: dict[str, bytes] = {}
 
     def load(name: str) -> None:
@@ -149,6 +150,6 @@ def _uncompressed(path: Path) -> bytes:
         with gzip.open(path) as file:
             return file.read(_LARGEST_MODULE)
     raise ImageError(
-        f"{path.name} is compressed in a way that cannot be read here",
+        f"{path.name} is compressed in a format that Python does not read",
         hint="build Cerne's own kernel: cerne kernel build",
     )

@@ -1,4 +1,4 @@
-"""Fetching an image over HTTP: into the cache, resumed where it broke off, checked at the end."""
+"""Fetches an image over HTTP into the cache, resumes a broken download, and checks the result."""
 
 from __future__ import annotations
 
@@ -19,23 +19,22 @@ _CHUNK = 1 << 20
 _SILENCE = 60.0
 _LARGEST = 2048 * GIB
 _DIGITS = 20
-"""Of a length that is believed; Python reads numbers of some thousands at most."""
+"""The most digits of a length that are accepted; Python refuses numbers of some thousands."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_AGAIN = "try again: with --checksum it goes on from where it broke off"
+_AGAIN = "try again: with --checksum the download resumes"
 
 
 def fetch(url: str, checksum: str | None, cache: Path, progress: Progress) -> Path:
-    """The path in the cache of what is at an address, whole and with the right checksum.
+    """Fetch a file, check it, and return its path in the cache.
 
-    Two fetches of one address share one. What a fetch that was broken off left is gone on with
-    where a checksum tells whether the whole is right in the end.
+    Two simultaneous fetches of one address share one download. A broken download is resumed only if
+    a checksum is given, because the checksum proves that the result is right.
 
     Raises:
-        NotFoundError: the server has no such thing.
-        ImageError: it cannot be reached, or broke off; trying again goes on from there. Or it is
-            larger than any image.
-        StorageError: it is larger than what is free.
-        ChecksumError: it is not what was asked for; it is not kept.
+        NotFoundError: the server has no such file.
+        ImageError: the server does not answer, the download broke, or it is larger than any image.
+        StorageError: the file is larger than the free space.
+        ChecksumError: the file has another checksum; it is not kept.
     """
     directory = cache / "downloads"
     directory.mkdir(parents=True, exist_ok=True)
@@ -52,7 +51,7 @@ def fetch(url: str, checksum: str | None, cache: Path, progress: Progress) -> Pa
             if isinstance(error, OSError) and error.errno in _DISK_FULL:
                 raise
             raise ImageError(
-                f"{url} cannot be fetched: {_why(error)}",
+                f"fetching {url} failed: {_why(error)}",
                 hint=_AGAIN,
             ) from error
         if checksum is not None:
@@ -62,13 +61,13 @@ def fetch(url: str, checksum: str | None, cache: Path, progress: Progress) -> Pa
 
 
 def _why(error: OSError | http.client.HTTPException) -> str:
-    """What went wrong, without the system's number for it."""
+    """The reason of a failure, without the system's number for it."""
     reason = getattr(error, "reason", None) or error
     return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
 
 
 def _receive(url: str, part: Path, progress: Progress, *, resume: bool) -> None:
-    """Receive into a file, which is kept on a failure where another call may go on with it."""
+    """Receive into a file, which is kept after a failure if another call may resume it."""
     if not resume:
         part.unlink(missing_ok=True)
     try:
@@ -88,7 +87,7 @@ def _receive_rest(url: str, part: Path, progress: Progress) -> None:
         answer = urllib.request.urlopen(request, timeout=_SILENCE)
     except urllib.error.HTTPError as error:
         if begun and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-            # All of it is there already, or it was another thing: the checksum will tell.
+            # The file is complete, or it is another file: the checksum decides.
             return
         raise
     with answer:
@@ -107,7 +106,7 @@ def _receive_rest(url: str, part: Path, progress: Progress) -> None:
                 progress("Fetching the image", done, total)
     if total is not None and done != total:
         raise ImageError(
-            f"{url} broke off after {done} of {total} bytes",
+            f"the download of {url} broke after {done} of {total} bytes",
             hint=_AGAIN,
         )
 
@@ -128,7 +127,8 @@ def _require_room(url: str, part: Path, total: int | None, done: int) -> None:
 
 def _too_large(url: str) -> ImageError:
     return ImageError(
-        f"{url} is larger than {format_size(_LARGEST)}, which no image is", hint="see the address"
+        f"{url} is larger than {format_size(_LARGEST)}, the most that an image may have",
+        hint="see the address",
     )
 
 
@@ -143,4 +143,4 @@ def _require(part: Path, checksum: str, url: str) -> None:
 def _refusal(url: str, error: urllib.error.HTTPError) -> ImageError | NotFoundError:
     if error.code in (http.client.NOT_FOUND, http.client.GONE):
         return NotFoundError(f"there is nothing at {url}", hint="see the address")
-    return ImageError(f"{url} cannot be fetched: {error.code} {error.reason}", hint="try later")
+    return ImageError(f"fetching {url} failed: {error.code} {error.reason}", hint="try later")

@@ -1,9 +1,9 @@
 """Files kept by the digest of their content: written once, shared by all images, never changed.
 
 files/SHA256            content, read-only
-manifests/SHA256.json   what an image is made of; its own digest is its name
-names/NAME              which manifest a name means, replaced as a whole
-work/                   what is being made; leftovers of killed builds are swept
+manifests/SHA256.json   an image's parts; the file's digest is its name
+names/NAME              the manifest that a name means, replaced as a whole
+work/                   images in the making; leftovers of killed builds are removed
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def sha256_of(path: Path) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that whoever looks finds all of it or what was there before."""
+    """Write a file so that a reader finds either all of it or the former content."""
     descriptor, name = tempfile.mkstemp(prefix=".new-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -49,10 +49,10 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def new_file(target: Path) -> Iterator[BinaryIO]:
-    """A file that is at `target` once it is whole; whoever is killed before leaves nothing.
+    """A file that appears at `target` when it is complete; a killed command leaves nothing.
 
     Raises:
-        FileExistsError: there is a file at `target` by then.
+        FileExistsError: there is a file at `target` already.
     """
     directory = target.absolute().parent
     try:
@@ -67,15 +67,15 @@ def new_file(target: Path) -> Iterator[BinaryIO]:
         yield file
         file.flush()
         os.fsync(file.fileno())
-        # By linkat(2) a file without a name gets one; os.link takes link(2) where no descriptor of
-        # a directory is given.
+        # linkat(2) gives a file without a name its name; without a directory's descriptor os.link
+        # calls link(2).
         os.link(f"/proc/self/fd/{file.fileno()}", target, src_dir_fd=file.fileno())
     sync_directory(directory)
 
 
 @contextlib.contextmanager
 def _named_new_file(target: Path) -> Iterator[BinaryIO]:
-    """As `new_file`, where the file system makes no file without a name."""
+    """As `new_file`, on a file system that has no files without a name."""
     directory = target.absolute().parent
     descriptor, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=directory)
     try:
@@ -90,7 +90,7 @@ def _named_new_file(target: Path) -> Iterator[BinaryIO]:
 
 
 def keep(path: Path, digest: str, files: Path) -> None:
-    """Move a file of this digest to where its content is kept, on the same file system."""
+    """Move a file of this digest into the store, on the same file system."""
     target = files / digest
     if target.exists():
         path.unlink()
@@ -103,7 +103,7 @@ def keep(path: Path, digest: str, files: Path) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """See that what was renamed in a directory stays so after a crash."""
+    """Make the renames in a directory survive a crash."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -113,7 +113,7 @@ def sync_directory(directory: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock; whoever else wants it waits. The kernel frees it at our end."""
+    """Hold a file's lock; others wait for it. The kernel frees it when this process ends."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -124,13 +124,13 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def work_directory(root: Path) -> Iterator[Path]:
-    """A directory to make something in, gone at the end; leftovers of others are swept first."""
-    # Under one lock, so that no sweep sees a directory before it is locked.
+    """A temporary directory for the block; leftovers of killed commands are removed first."""
+    # One lock guards this, so that no sweep sees a directory before it is locked.
     with locked(root / "lock"):
         _sweep(root)
         directory = Path(tempfile.mkdtemp(prefix="work-", dir=root))
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        # Held for as long as this process lives: by it a sweep knows what is still in use.
+        # The lock is held until this process ends, so that no sweep removes the directory.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     try:
         yield directory
@@ -141,7 +141,7 @@ def work_directory(root: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def storage_errors(what: str, place: Path) -> Iterator[None]:
-    """Say in words that the disk is full, or refuses to be written.
+    """Raise a StorageError in words if the disk is full or not writable.
 
     Raises:
         StorageError: in place of an OSError.
@@ -154,19 +154,19 @@ def storage_errors(what: str, place: Path) -> Iterator[None]:
         if error.errno in _FORBIDDEN:
             where = _nearest(Path(error.filename or place))
             raise StorageError(
-                f"{what} failed: {where} cannot be written: {error.strerror}",
+                f"{what} failed: {where} is not writable: {error.strerror}",
                 hint=f"see who may write there: ls -ld {where}\n"
                 "CERNE_HOME and CERNE_CACHE name other directories for data and for the cache",
             ) from error
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         why = "the disk is full" if full else error.strerror or str(error)
         raise StorageError(
-            f"{what} failed: {why}", hint=f"see that there is space: df -h {place}"
+            f"{what} failed: {why}", hint=f"free some space: df -h {place}"
         ) from error
 
 
 def _nearest(path: Path) -> Path:
-    """The path, or the directory above it that is there."""
+    """The path, or the nearest directory above it that exists."""
     return next((each for each in (path, *path.parents) if each.exists()), path)
 
 
@@ -174,20 +174,20 @@ def require_checksum(path: Path, checksum: str, source: str) -> None:
     """Refuse a file that does not have the digest ``sha256:HEX`` (or sha512).
 
     Raises:
-        ChecksumError: it has another.
+        ChecksumError: it has another digest.
     """
     algorithm, _, expected = checksum.rpartition(":")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, algorithm or "sha256").hexdigest()
     if found != expected.lower():
         raise ChecksumError(
-            f"{source} has the checksum {found}, and {expected} was asked for",
+            f"{source} has the checksum {found}, but {expected} was given",
             hint="fetch it again, or ask its publisher for the right checksum",
         )
 
 
 def sweep_work(root: Path) -> None:
-    """Remove the work directories that killed commands left, where this user may."""
+    """Remove the work directories that killed commands left, as far as this user may."""
     if any(root.glob("work-*")):
         with contextlib.suppress(OSError), locked(root / "lock"):
             _sweep(root)
@@ -207,6 +207,6 @@ def _sweep(root: Path) -> None:
 def _remove(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
     if directory.exists() and has_own_ids():
-        # Files of a system that is being made belong to ids that this user gave away.
+        # Files of an unfinished system may belong to ids of a user namespace.
         command = [*as_root(), "rm", "-rf", str(directory)]
         subprocess.run(command, check=False, stdin=subprocess.DEVNULL, capture_output=True)

@@ -1,4 +1,4 @@
-"""What an image is: how it boots, its disk, and whether the agent is in it."""
+"""The model of an image: how it boots, its disk, and whether it contains the agent."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class ImageBoot:
-    """A kernel that is booted directly."""
+    """A kernel that the engine boots directly."""
 
     kernel: Path
     """A bzImage or an ELF vmlinux."""
@@ -18,7 +18,7 @@ class ImageBoot:
 
 @dataclass(frozen=True, slots=True)
 class ImageDisk:
-    """A disk that machines have an overlay of; it never changes."""
+    """A disk under the overlays of machines; it never changes."""
 
     path: Path
     format: str
@@ -29,23 +29,23 @@ class ImageDisk:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image of the store. What is in it never changes; its name may come to mean another."""
+    """An image of the store. Its content never changes; its name may later mean another image."""
 
     name: str
-    """The name that it was found by, or its digest."""
+    """The name by which it was found, or its digest."""
     digest: str
-    """``sha256:`` and the digest of all that is in it."""
+    """``sha256:`` and the digest of its content."""
     created: float
-    """When the name was given to it: seconds since the epoch."""
+    """When it got its name, in seconds since the epoch."""
     source: str
-    """What it was made of: a recipe, a path or an address."""
+    """Its source: a recipe, a path or an address."""
     size: int
-    """Bytes that it takes on this host's disk; files shared with other images count in full."""
+    """Bytes that it takes on this host's disk, with all files that it shares with other images."""
     boot: ImageBoot | None
-    """None where the machine's firmware boots the disk."""
+    """None if the machine's firmware boots the disk."""
     disk: ImageDisk | None
-    """None where it runs from memory."""
+    """None if it runs from memory."""
     agent: bool
-    """Whether Cerne's agent is in it."""
+    """Whether it contains Cerne's agent."""
     least_memory: int = 0
-    """Bytes of memory in which it boots at all; 0 where nobody knows."""
+    """The least memory with which it boots, in bytes; 0 if that is unknown."""

@@ -1,8 +1,8 @@
-"""Taking disk images that others made: nothing in them is trusted, no file that they name is read.
+"""Imports disk images that were made elsewhere, which are not trusted.
 
-A file is examined before qemu-img sees it, is told to qemu-img in the format that was found and
-never probed again, with no backing file whatever it says, and becomes a qcow2 of our own. How much
-may be written for it is bounded, as a few clusters can stand for a whole disk.
+Cerne examines a file before qemu-img reads it, names the found format to qemu-img, which never
+probes, allows no backing file, and writes a qcow2 of its own. The size of the result is limited,
+because a few clusters can stand for a whole disk.
 """
 
 from __future__ import annotations
@@ -30,15 +30,14 @@ LARGEST_DISK = 2048 * GIB
 EXPORT_FORMATS = ("qcow2", "raw", "vmdk", "vdi", "vhdx")
 _TIMEOUT = 3600.0
 _LARGEST_PROCESS = 2 * GIB
-"""Bytes of memory that qemu-img may have; the tables of a disk of `LARGEST_DISK` need a tenth."""
+"""The most memory of qemu-img, in bytes; the tables of a disk of `LARGEST_DISK` need a tenth."""
 _EXPANSION = 64
-"""How many times its own size an image may unpack to, beyond what any may."""
+"""An image may unpack to this many times its own size, in addition to a fixed allowance."""
 _ALWAYS_ALLOWED = GIB
-# The exit status of qemu-img check where leaked clusters are all that is wrong, and where the
-# format has nothing to check.
+# The exit statuses of qemu-img check for leaked clusters only, and for a format without a check.
 _HARMLESS = (0, 3, 63)
-# What qemu-img is told of a format. The size of a VHD is what its footer says: by its geometry, as
-# QEMU takes it by default, disks of other programs would lose their end.
+# Options of qemu-img for a format. We take the size of a VHD from its footer: QEMU's default takes
+# it from the geometry, which cuts off the end of disks of other programs.
 _OPTIONS: dict[str, dict[str, object]] = {
     "qcow2": {"backing": None},
     "vmdk": {"backing": None},
@@ -50,11 +49,11 @@ _CHECKSUM = re.compile(r"(?:sha256:)?[0-9a-fA-F]{64}|sha512:[0-9a-fA-F]{128}")
 
 
 def name_of(source: str) -> str:
-    """A name for an image, made of the last part of where it comes from."""
+    """A name for an image, from the last part of its source."""
     last = urlsplit(source).path.rsplit("/", 1)[-1]
     name = _UNFIT.sub("-", _SUFFIXES.sub("", last).lower()).strip("-._")[:60]
     if not name:
-        raise InputError(f"no name can be made of {source!r}", hint="give one with --name")
+        raise InputError(f"{source!r} contains no name for the image", hint="give one with --name")
     return name
 
 
@@ -66,9 +65,9 @@ def import_disk(
     cache: Path,
     progress: Progress,
 ) -> Parts:
-    """Make a disk of our own of a path or an address (see `ImageStore.import_`)."""
+    """Make a disk of our own from a path or an address (see `ImageStore.import_`)."""
     if checksum is not None and not _CHECKSUM.fullmatch(checksum):
-        raise InputError(f"{checksum!r} is no checksum", hint="write it as sha256:HEX")
+        raise InputError(f"{checksum!r} is not a checksum", hint="write it as sha256:HEX")
     if source.startswith(("http://", "https://")):
         path = fetch(source, checksum, cache, progress)
     else:
@@ -80,8 +79,8 @@ def import_disk(
     size = found.virtual_size or _virtual_size(path, found.format)
     if not 0 < size <= LARGEST_DISK:
         raise ImageError(
-            f"{source} says that it is a disk of {format_size(size)}",
-            hint=f"at most {format_size(LARGEST_DISK)} are taken",
+            f"{source} declares a disk of {format_size(size)}",
+            hint=f"the largest disk that Cerne imports has {format_size(LARGEST_DISK)}",
         )
     progress("Checking the disk", 0, None)
     require_whole(path, found.format)
@@ -95,19 +94,19 @@ def import_disk(
 def convert(
     source: Path, source_format: str, target: Path, target_format: str, limit: int | None = None
 ) -> None:
-    """Write a disk to another file in another format; where that fails nothing is left.
+    """Write a disk to another file in another format; a failure leaves no file.
 
     Args:
-        limit: bytes that the file may have at most.
+        limit: the most bytes that the file may have.
 
     Raises:
-        InputError: the format is none of `EXPORT_FORMATS`.
+        InputError: the format is not one of `EXPORT_FORMATS`.
         ImageError: the disk is damaged, or unpacks to far more than its size.
         StorageError: there is no space for it.
     """
     if target_format not in EXPORT_FORMATS:
         raise InputError(
-            f"{target_format!r} is no format that can be written",
+            f"{target_format!r} is not a format that Cerne writes",
             hint=f"take one of {', '.join(EXPORT_FORMATS)}",
         )
     words = ["convert", "-O", target_format, _node(source, source_format), str(target.absolute())]
@@ -123,13 +122,13 @@ def convert(
 def _raise_for(status: int, said: str, source: Path, source_format: str, target: Path) -> NoReturn:
     if status == -signal.SIGXFSZ or "File too large" in said:
         raise ImageError(
-            f"{source} unpacks to {_EXPANSION} times its size, which no honest disk does",
-            hint=f"where you trust it: qemu-img convert -O raw {source} disk.raw",
+            f"{source} unpacks to more than {_EXPANSION} times its size, which Cerne refuses",
+            hint=f"if you trust it, convert it: qemu-img convert -O raw {source} disk.raw",
         )
     if "No space left on device" in said:
         raise StorageError(
-            f"{target} cannot be written: the disk is full",
-            hint=f"see that there is space: df -h {target.parent}",
+            f"writing {target} failed: the disk is full",
+            hint=f"free some space: df -h {target.parent}",
         )
     raise _unreadable(source, source_format, said)
 
@@ -140,7 +139,7 @@ def _require_file(path: Path) -> None:
             f"{path} does not exist", hint="name a file of this host, or an address: https://…"
         )
     if not path.is_file():
-        raise ImageError(f"{path} is no file", hint="give the path of a disk image")
+        raise ImageError(f"{path} is not a file", hint="give the path of a disk image")
 
 
 def _virtual_size(disk: Path, disk_format: str) -> int:
@@ -151,10 +150,10 @@ def _virtual_size(disk: Path, disk_format: str) -> int:
 
 
 def require_whole(disk: Path, disk_format: str) -> None:
-    """Refuse a disk whose tables lead beyond its end, as those of a truncated one do.
+    """Refuse a disk whose tables point beyond its end, such as a truncated disk.
 
     Raises:
-        ImageError: they do, or cannot be read.
+        ImageError: they do, or are unreadable.
     """
     status, said, errors = _qemu_img(["check", "-q", _node(disk, disk_format)])
     if status not in _HARMLESS:
@@ -162,7 +161,7 @@ def require_whole(disk: Path, disk_format: str) -> None:
 
 
 def _node(path: Path, disk_format: str) -> str:
-    """Names a disk to qemu-img so that it neither guesses a format nor opens a backing file."""
+    """The name of a disk for qemu-img, with its format and without a backing file."""
     file = {"driver": "file", "filename": str(path.absolute())}
     node = {"driver": disk_format, "read-only": True, "file": file}
     node |= _OPTIONS.get(disk_format, {})
@@ -170,7 +169,7 @@ def _node(path: Path, disk_format: str) -> str:
 
 
 def _qemu_img(words: list[str], limit: int | None = None) -> tuple[int, str, str]:
-    """Run qemu-img, which may write no file larger than `limit`; status, output and errors."""
+    """Run qemu-img with `limit` as the largest file; return its status, output and errors."""
     running = subprocess.Popen(
         [require_program("qemu-img"), *words],
         stdin=subprocess.DEVNULL,
@@ -182,7 +181,7 @@ def _qemu_img(words: list[str], limit: int | None = None) -> tuple[int, str, str
     )
     with running:
         try:
-            # A damaged disk's tables can be read as larger than any host's memory.
+            # A damaged disk may declare tables that are larger than the host's memory.
             resource.prlimit(running.pid, resource.RLIMIT_AS, (_LARGEST_PROCESS, _LARGEST_PROCESS))
             if limit is not None:
                 resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (limit, limit))
@@ -196,10 +195,10 @@ def _qemu_img(words: list[str], limit: int | None = None) -> tuple[int, str, str
 
 def _unreadable(disk: Path, disk_format: str, said: str) -> ImageError:
     lines = said.strip().splitlines()
-    why = lines[-1].removeprefix("qemu-img: ") if lines else "qemu-img said nothing"
-    # The path stands before it; the JSON that names it to qemu-img says nothing to people.
+    why = lines[-1].removeprefix("qemu-img: ") if lines else "qemu-img printed no error"
+    # The message has the path already; the JSON name that qemu-img prints helps nobody.
     why = re.sub(r"(Could not open )?'json:.*?\}\}?': ", "", why)
     return ImageError(
-        f"{disk} cannot be read as {disk_format}: {why}",
-        hint="see whether it is whole: qemu-img check, or its publisher's checksum",
+        f"{disk} is not readable as {disk_format}: {why}",
+        hint="check that it is complete: qemu-img check, or its publisher's checksum",
     )

@@ -1,9 +1,8 @@
-"""The initramfs of our images: busybox, the agent, and what a stock kernel needs to find them.
+"""The initramfs of our images: busybox, the agent, and the modules that a stock kernel needs.
 
-With Cerne's own kernel the agent is the first process, and the kernel configures the network by
-its ``ip=`` parameter. With a distribution's kernel a script loads the modules first, configures
-the network as that same parameter says, and hands over to the agent, in a disk's root where there
-is one.
+With Cerne's own kernel the agent is the first process, and the kernel configures the network by its
+``ip=`` parameter. With a distribution's kernel a script loads the modules first, configures the
+network from the same parameter, and starts the agent, in the disk's root if there is one.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _APPLETS = (
     "sh sha256sum sleep sort stat stty sync sysctl tail tar tee test timeout top touch tr true "
     "umount uname uniq uptime vi wc wget which xargs"
 )
-"""Commands that are there by path: each costs a boot an inode. Busybox's shell knows the others."""
+"""Commands with a path of their own, an inode each; busybox's shell knows the others."""
 _PASSWD = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
 _GROUP = "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n"
 _OS_RELEASE = 'ID=cerne-tiny\nNAME="Cerne tiny"\nPRETTY_NAME="Cerne tiny (busybox)"\n'
@@ -35,7 +34,7 @@ _PROFILE = "export PS1='\\u@\\h:\\w\\$ '\n"
 
 _MODULES_SCRIPT = """\
 #!/bin/sh
-# Makes a stock kernel what Cerne's own is by itself: drivers, network, root; then the agent.
+# Does what Cerne's own kernel does without it: drivers, network, root; then starts the agent.
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
@@ -76,7 +75,7 @@ exec /usr/sbin/cerne-agent
 
 
 def write_tiny(path: Path, agent: Path, modules: Sequence[Path]) -> None:
-    """Write the initramfs of the tiny image; `modules` are those of a stock kernel, or none."""
+    """Write the initramfs of the tiny image, with a stock kernel's modules if there are any."""
     with path.open("wb") as file:
         archive = CpioWriter(file)
         _add_base(archive)
@@ -98,7 +97,7 @@ def write_tiny(path: Path, agent: Path, modules: Sequence[Path]) -> None:
 
 
 def write_loader(path: Path, modules: Sequence[Path]) -> None:
-    """Write an initramfs that loads a stock kernel's modules and goes on in the disk's root."""
+    """Write an initramfs that loads a stock kernel's modules and then starts the disk's root."""
     with path.open("wb") as file:
         archive = CpioWriter(file)
         _add_base(archive)
@@ -131,7 +130,7 @@ def _busybox() -> bytes:
     content = require_program("busybox").read_bytes()
     if not _is_static(content):
         raise HostError(
-            "the busybox of this host needs shared libraries, and a guest has none",
+            "this host's busybox needs shared libraries, which a guest does not have",
             hint=install_command("busybox"),
         )
     return content

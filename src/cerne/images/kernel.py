@@ -1,8 +1,8 @@
-"""The guest kernel: Cerne's own where it has been built, the distribution's elsewhere.
+"""The guest kernel: Cerne's own if it is built, or else the distribution's.
 
-Cerne's own is built from the distribution's source package and ``kernel.config``: all that a guest
-of ours needs is built in, so that it boots without modules, without firmware and in less time. It
-is kept in the cache by the digest of the source's version and the configuration.
+Cerne's own kernel is built from the distribution's source package and ``kernel.config``. It has all
+drivers of our guests built in, so that it boots faster, without modules and firmware. The cache
+keeps it by the digest of the source's version and the configuration.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cerne.images.progress import Progress, silent
 from cerne.units import MIB
 
 LEAST_MEMORY = 40 * MIB
-"""Bytes in which our images boot with it, measured on both engines: on QEMU it panics in 36 MiB."""
+"""Bytes that our images need to boot with it on both engines; on QEMU it panics with 36 MiB."""
 
 CONFIG = Path(__file__).with_name("kernel.config")
 _NAME = re.compile(r"vmlinux-(?P<version>[0-9][^-]*)-(?P<digest>[0-9a-f]{12})")
@@ -41,14 +41,14 @@ class BuiltKernel:
     """A guest kernel of Cerne's own, in the cache."""
 
     path: Path
-    """An ELF vmlinux, which is booted by PVH or the 64-bit protocol."""
+    """An ELF vmlinux, which boots by PVH or the 64-bit protocol."""
     version: str
     digest: str
-    """Of the source's version and the configuration: twelve hexadecimal digits."""
+    """The digest of the source's version and the configuration: twelve hexadecimal digits."""
 
 
 def built_kernels(cache: Path) -> list[BuiltKernel]:
-    """The kernels that have been built, the newest first."""
+    """The built kernels, the newest first."""
     found = [(path, _NAME.fullmatch(path.name)) for path in (cache / "kernel").glob("vmlinux-*")]
     kernels = [
         BuiltKernel(path, match["version"], match["digest"]) for path, match in found if match
@@ -57,20 +57,20 @@ def built_kernels(cache: Path) -> list[BuiltKernel]:
 
 
 def current_kernel(cache: Path) -> BuiltKernel | None:
-    """The kernel that was built from this very configuration, or None."""
+    """The kernel that was built from the present configuration, or None."""
     wanted = _config_digest()
     return next((k for k in built_kernels(cache) if k.digest.startswith(wanted)), None)
 
 
 def build_kernel(cache: Path, progress: Progress | None = None) -> BuiltKernel:
-    """Build the guest kernel, or take it from the cache; minutes of work on two CPUs.
+    """Build the guest kernel, or take it from the cache; a build takes minutes on two CPUs.
 
-    Two builds at once share one.
+    Two simultaneous builds share one.
 
     Raises:
         MissingProgramError: a program that builds kernels is not installed.
-        HostError: no source package is to be had.
-        ImageError: it did not compile; its log is kept.
+        HostError: apt finds no source package.
+        ImageError: the kernel did not compile; the log is kept.
     """
     directory = cache / "kernel"
     directory.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,8 @@ def build_kernel(cache: Path, progress: Progress | None = None) -> BuiltKernel:
             tree, version = _source(work, report)
             _configure(tree)
             _compile(tree, directory / "build.log", report)
-            # Half a digest of the configuration, by which it is looked for, half of the source.
+            # The first half is the configuration's digest, which lookups use; the second is the
+            # source's.
             digest = _config_digest() + hashlib.sha256(version.encode()).hexdigest()[:6]
             target = directory / f"vmlinux-{version}-{digest}"
             stripped = tree / "vmlinux.stripped"
@@ -105,26 +106,26 @@ def _require_tools() -> None:
     missing = [tool for tool in tools if find_program(tool) is None]
     if missing:
         raise MissingProgramError(
-            f"a kernel cannot be built: {', '.join(missing)} is not installed",
+            f"building a kernel needs {', '.join(missing)}, which this host does not have",
             hint=install_command(*missing),
         )
     headers = [package for package, header in _HEADERS.items() if not header.exists()]
     if headers:
         raise HostError(
-            f"a kernel cannot be built: {', '.join(headers)} is not installed",
+            f"building a kernel needs {', '.join(headers)}, which this host does not have",
             hint=f"sudo apt-get install -y {' '.join(headers)}",
         )
 
 
 def _source(work: Path, progress: Progress) -> tuple[Path, str]:
-    """Fetch and unpack the distribution's source package; the tree and the kernel's version."""
-    # Its default is the one that it maintains; the newest may come from its backports.
+    """Fetch and unpack the distribution's source package; return the tree and the version."""
+    # The distribution maintains its default kernel; the newest may come from its backports.
     package = dependency("linux-source", _SOURCE_PACKAGE) or newest(_SOURCE_PACKAGE)
     progress("Fetching the kernel's source", 0, None)
     unpack(download(package, work), work / "package")
     archives = list((work / "package" / "usr" / "src").glob("linux-source-*.tar.xz"))
     if len(archives) != 1:
-        raise ImageError(f"the package {package} holds no kernel source")
+        raise ImageError(f"the package {package} contains no kernel source")
     progress("Unpacking the kernel's source", 0, None)
     tree = work / "linux"
     tree.mkdir()
@@ -155,7 +156,7 @@ def _compile(tree: Path, log: Path, progress: Progress) -> None:
             build.wait()
             raise
     if status != 0:
-        raise ImageError("the guest kernel did not compile", hint=f"its log is {log}")
+        raise ImageError("the guest kernel did not compile", hint=f"read the log: {log}")
 
 
 def _lines(process: subprocess.Popen[str]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What an image is made of, as JSON whose digest names the image. Files are digests of content."""
+"""An image's parts as JSON, whose digest names the image. Files are named by their digests."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Manifest:
     """Bytes, as the guest sees them."""
     agent: bool
     least_memory: int = 0
-    """Bytes in which it boots at all; 0 where nobody knows."""
+    """The least memory with which it boots, in bytes; 0 if that is unknown."""
 
     def files(self) -> set[str]:
-        """The digests of all files that it is made of."""
+        """The digests of all its files."""
         return {digest for digest in (self.kernel, self.initrd, self.disk) if digest}
 
     def encoded(self) -> bytes:
-        """As JSON, the same bytes for the same parts."""
+        """The manifest as JSON; the same parts make the same bytes."""
         fields = {"version": _VERSION, **asdict(self)}
         if not self.least_memory:
-            # As it was before there was such a field: an image keeps its digest.
+            # Manifests from before this field existed keep their digest.
             del fields["least_memory"]
         return json.dumps(fields, sort_keys=True, indent=1).encode()
 
@@ -46,10 +46,10 @@ class Manifest:
 
 
 def decoded(text: bytes, origin: str) -> Manifest:
-    """The manifest in some JSON.
+    """Decode a manifest from JSON.
 
     Raises:
-        DamagedError: it is none, or one of another version.
+        DamagedError: it is not a manifest, or has another version.
     """
     try:
         fields: dict[str, object] = dict(json.loads(text))
@@ -57,9 +57,9 @@ def decoded(text: bytes, origin: str) -> Manifest:
         if version == _VERSION:
             return _checked(fields)
     except (ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{origin} is no image manifest: {error}") from error
+        raise DamagedError(f"{origin} is not an image manifest: {error}") from error
     raise DamagedError(
-        f"{origin} is of version {version}, and this Cerne knows version {_VERSION}",
+        f"{origin} has version {version}, and this Cerne reads version {_VERSION}",
         hint="use the Cerne that made it",
     )
 
@@ -72,11 +72,11 @@ def _checked(fields: dict[str, object]) -> Manifest:
     if fields:
         raise ValueError(f"{', '.join(fields)} is unknown")
     if not isinstance(command_line, str) or disk_format not in ("raw", "qcow2"):
-        raise ValueError("its command line or its disk's format cannot be")
+        raise ValueError("its command line or its disk's format is not valid")
     if not isinstance(disk_size, int) or not isinstance(agent, bool) or disk_size < 0:
-        raise ValueError("its disk's size or its agent cannot be")
+        raise ValueError("its disk's size or its agent is not valid")
     if not isinstance(least_memory, int) or least_memory < 0:
-        raise ValueError("its least memory cannot be")
+        raise ValueError("its least memory is not valid")
     return Manifest(
         kernel, initrd, command_line, disk, str(disk_format), disk_size, agent, least_memory
     )
@@ -86,5 +86,5 @@ def _digest(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not _DIGEST.fullmatch(value):
-        raise ValueError(f"{value!r} is no digest")
+        raise ValueError(f"{value!r} is not a digest")
     return value

@@ -1,4 +1,4 @@
-"""How long work says how far it is."""
+"""How a long operation reports its progress."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Told what is being done, how much of it is done, and how much there is if that is known."""
+    """Called with the present step, the amount that is done, and the whole amount if known."""
 
     def __call__(self, what: str, done: int, total: int | None) -> None: ...
 
 
 def silent(what: str, done: int, total: int | None) -> None:
-    """Tells nobody."""
+    """Report nothing."""

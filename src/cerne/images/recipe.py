@@ -1,4 +1,4 @@
-"""The built-in recipes: what ``cerne image build`` can make with nothing given."""
+"""The built-in recipes of ``cerne image build``."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from cerne.images.progress import Progress
 from cerne.images.store import Parts
 
 Build = Callable[[Path, Path, Progress], Parts]
-"""Makes an image's parts in a work directory, with the cache and a progress report."""
+"""Makes an image's parts in a work directory; takes the cache and a progress report."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """How one built-in image is made."""
+    """The recipe of one built-in image."""
 
     name: str
     description: str
     build: Build
 
     def key(self, cache: Path) -> str:
-        """Changes whenever the recipe would make another image: our own sources, the kernel."""
+        """A text that changes if the recipe would make another image."""
         kernel = current_kernel(cache)
         return f"{self.name} {_sources_digest()} {kernel.digest if kernel else 'distribution'}"
 

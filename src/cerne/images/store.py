@@ -1,4 +1,4 @@
-"""The images of one home: built by recipes, imported, kept by digest, found by name."""
+"""The images of one home: built by recipes or imported, stored by digest, found by name."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _NAMES_SHOWN = 12
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a recipe or an import has made, in files that the store may take for its own."""
+    """The files that a recipe or an import has made; the store may move them."""
 
     kernel: Path | None = None
     initrd: Path | None = None
@@ -59,10 +59,10 @@ class Parts:
     disk_size: int = 0
     agent: bool = False
     least_memory: int = 0
-    """Bytes in which it boots at all; 0 where nobody knows."""
+    """The least memory with which it boots, in bytes; 0 if that is unknown."""
 
     def manifest(self) -> Manifest:
-        """The manifest of an image that is made of them; all of them are read."""
+        """The manifest of the image of these parts; reads all of them."""
         return Manifest(
             kernel=sha256_of(self.kernel) if self.kernel else None,
             initrd=sha256_of(self.initrd) if self.initrd else None,
@@ -75,7 +75,7 @@ class Parts:
         )
 
     def keep(self, manifest: Manifest, files: Path) -> None:
-        """Move them to where the contents of images are kept; the manifest is theirs."""
+        """Move the parts into the store of files; `manifest` is their manifest."""
         for path, digest in (
             (self.kernel, manifest.kernel),
             (self.initrd, manifest.initrd),
@@ -86,32 +86,32 @@ class Parts:
 
 
 class ImageStore:
-    """Images under one directory; `cache` holds what several homes share."""
+    """Images under one directory; `cache` holds files that several homes share."""
 
     def __init__(self, root: Path, cache: Path) -> None:
         self._root = root
         self._cache = cache
-        with storage_errors(f"making {root}", root.parent):
+        with storage_errors(f"making the directory {root}", root.parent):
             for directory in (_FILES, _MANIFESTS, _NAMES, _WORK):
                 (root / directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-        with storage_errors(f"making {cache}", cache):
+        with storage_errors(f"making the directory {cache}", cache):
             self._cache.mkdir(parents=True, exist_ok=True)
         self._sweep()
 
     def _sweep(self) -> None:
-        """Remove what commands left that were killed while they made images."""
+        """Remove the leftovers of commands that were killed while they made images."""
         for place in (self._root / _WORK, self._cache / "debian", self._cache / "kernel"):
             sweep_work(place)
 
     def unbuilt(self) -> Iterator[Recipe]:
-        """The recipes of which there is no image here, which are built when they are asked for."""
+        """The recipes without an image here; their images are built at their first use."""
         from cerne.images.recipe import RECIPES
 
         there = {path.name for path in self._name_files()}
         yield from (recipe for recipe in RECIPES.values() if recipe.name not in there)
 
     def list(self) -> Iterator[Image]:
-        """All images that have a name and can be read, in the order of their names."""
+        """All readable images that have a name, in the order of their names."""
         for path in sorted(self._name_files()):
             try:
                 yield self._named(path)
@@ -120,18 +120,18 @@ class ImageStore:
                     _log.warning("%s", error.message)
 
     def names_available(self) -> Iterator[str]:
-        """The names of all images here, and of those that can be built."""
+        """The names of all images here, and of those that Cerne can build."""
         from cerne.images.recipe import RECIPES
 
         names = {path.name for path in (self._root / _NAMES).iterdir()} | set(RECIPES)
         yield from sorted(name for name in names if not name.startswith("."))
 
     def digest_of(self, reference: str) -> str:
-        """The digest of the image of this name or digest, whose files may be missing.
+        """The digest of the image with this name or digest; its files may be missing.
 
         Raises:
             NotFoundError: there is none.
-            DamagedError: what the name means cannot be read.
+            DamagedError: the file of the name is unreadable.
         """
         path = self._root / _NAMES / reference
         if _NAME.fullmatch(reference) and path.exists():
@@ -139,17 +139,17 @@ class ImageStore:
         return f"sha256:{self._unnamed(reference).stem}"
 
     def names_of(self, digest: str) -> tuple[str, ...]:
-        """The names that mean the image of this digest."""
+        """The names of the image with this digest."""
         bare = digest.removeprefix("sha256:")
         names = (path.name for path in self._name_files() if self._note(path)[0] == bare)
         return tuple(sorted(names))
 
     def get(self, reference: str) -> Image:
-        """The image of this name, or of this digest or the beginning of one.
+        """The image with this name, or with this digest or beginning of a digest.
 
         Raises:
             NotFoundError: there is none.
-            DamagedError: what is kept of it cannot be read.
+            DamagedError: its manifest or its name is unreadable.
         """
         path = self._root / _NAMES / reference
         if _NAME.fullmatch(reference) and path.exists():
@@ -164,10 +164,10 @@ class ImageStore:
         return self._image(name, manifest.stem, manifest.stat().st_mtime, "")
 
     def ensure(self, reference: str, progress: Progress | None = None) -> Image:
-        """The image of this name, built first where a built-in recipe makes it.
+        """The image with this name; a built-in image is built first if needed.
 
         Raises:
-            NotFoundError: there is none, and no recipe of that name.
+            NotFoundError: there is no image and no recipe with this name.
             CerneError: it could not be built; nothing is left of it.
         """
         from cerne.images.recipe import RECIPES
@@ -178,9 +178,9 @@ class ImageStore:
         return self._current(recipe) or self.build(reference, progress)
 
     def build(self, reference: str, progress: Progress | None = None) -> Image:
-        """Build a built-in recipe's image, anew even where there is one that is still current.
+        """Build a built-in recipe's image, even if there is a current one.
 
-        Two builds at once share one: the second waits, and takes what the first has made.
+        Two simultaneous builds share one: the second waits, and takes the image of the first.
 
         Raises:
             NotFoundError: there is no such recipe.
@@ -220,21 +220,21 @@ class ImageStore:
         """Take a disk image (qcow2, raw, vmdk, vdi, vhdx, VHD, ISO) from a path or an address.
 
         Args:
-            checksum: what it must have, as ``sha256:HEX``.
-            format_: what it is in; ``raw`` is believed, even where it looks like another format.
-            replace: whether the name may be another image's, which it is taken from.
+            checksum: the checksum that it must have, as ``sha256:HEX``.
+            format_: its format; ``raw`` is accepted even for a disk that looks like another format.
+            replace: whether to take the name from another image that has it.
 
         Raises:
-            InputError: the name cannot be an image's, or is a recipe's.
+            InputError: the name is not valid for an image, or is a recipe's.
             ConflictError: the name is another image's, and `replace` was not given.
-            ImageError: it is damaged, is no image, or refers to other files.
-            ChecksumError: it is not what was asked for.
+            ImageError: it is damaged, is not an image, or refers to other files.
+            ChecksumError: it has another checksum.
             NotFoundError: there is nothing at `source`.
         """
         from cerne.images.importing import import_disk, name_of
 
         chosen = name or name_of(source)
-        # Before anything is fetched; `add` looks again.
+        # Checked before anything is fetched; `add` checks again.
         self._require_free(chosen, replace=replace)
         with (
             storage_errors(f"importing {source}", self._root),
@@ -252,24 +252,24 @@ class ImageStore:
         replace: bool = False,
         digest: str | None = None,
     ) -> Image:
-        """Keep an image under a name. Its files are moved, and must be on this file system.
+        """Store an image under a name. Its files are moved, and must be on this file system.
 
         Args:
-            digest: what it must have, as ``sha256:HEX``.
+            digest: the digest that it must have, as ``sha256:HEX``.
 
         Raises:
-            InputError: the name cannot be an image's, or is a recipe's.
+            InputError: the name is not valid for an image, or is a recipe's.
             ConflictError: the name is another image's, and `replace` was not given.
-            ChecksumError: it has another digest; nothing of it is kept.
+            ChecksumError: it has another digest; nothing is stored.
         """
         with storage_errors(f"keeping {name}", self._root):
-            # Before the lock is taken: it reads all of them.
+            # Computed before the lock is taken, because it reads all files.
             manifest = parts.manifest()
         found = f"sha256:{manifest.digest()}"
         if digest not in (None, found):
             raise ChecksumError(
-                f"the image of {source} is {found}, and {digest} was promised",
-                hint="fetch it again, or have it made anew",
+                f"the image of {source} has the digest {found}, but {digest} was given",
+                hint="fetch it again, or ask its publisher for the right digest",
             )
         with locked(self._files_lock):
             self._require_free(name, replace=replace)
@@ -285,9 +285,9 @@ class ImageStore:
             )
         if (self._root / _NAMES / _checked_name(name)).exists() and not replace:
             raise ConflictError(
-                f"an image named {name} is there already",
-                hint=f"take another name with --name, remove that one with: cerne image rm {name},"
-                " or have the name mean the new one with --replace",
+                f"there is an image named {name} already",
+                hint=f"take another name with --name, remove that one: cerne image rm {name},"
+                " or give its name to the new one: --replace",
             )
 
     @property
@@ -295,7 +295,7 @@ class ImageStore:
         return self._root / _WORK / "files.lock"
 
     def _keep(self, name: str, parts: Parts, manifest: Manifest, source: str, key: str) -> Image:
-        """Keep an image under a name, with the lock of the files held."""
+        """Store an image under a name; the caller holds the lock of the files."""
         with storage_errors(f"keeping {name}", self._root):
             parts.keep(manifest, self._root / _FILES)
             digest = manifest.digest()
@@ -305,11 +305,11 @@ class ImageStore:
         return self.get(name)
 
     def remove(self, reference: str) -> None:
-        """Remove an image's name, and what no other name or image is made of.
+        """Remove an image's name, and its files that no other image uses.
 
         Raises:
             NotFoundError: there is none.
-            ConflictError: it is given by its digest, and has a name.
+            ConflictError: `reference` is a digest, and the image has a name.
         """
         with locked(self._files_lock):
             digest = self.digest_of(reference)
@@ -326,12 +326,12 @@ class ImageStore:
             self._collect()
 
     def export(self, reference: str, target: Path, format_: str = "qcow2") -> None:
-        """Write an image's disk to a file of its own, in a format that qemu-img knows.
+        """Write an image's disk to a file, in a format that qemu-img writes.
 
         Raises:
             NotFoundError: there is no such image.
-            ImageError: it has no disk, or the disk cannot be written in this format.
-            InputError: the file is there already.
+            ImageError: it has no disk, or qemu-img fails to write it.
+            InputError: the file exists already.
         """
         from cerne.images.importing import convert
 
@@ -339,16 +339,16 @@ class ImageStore:
         if image.disk is None:
             raise ImageError(
                 f"{reference} has no disk: it runs from memory",
-                hint=f"its kernel and initramfs are named by: cerne image inspect {reference}",
+                hint=f"see the paths of its kernel and initramfs: cerne image inspect {reference}",
             )
         if target.exists():
-            raise InputError(f"{target} is there already", hint="give another path")
+            raise InputError(f"{target} exists already", hint="give another path")
         with storage_errors(f"exporting {reference}", target.parent):
             convert(image.disk.path, image.disk.format, target, format_)
             sync_directory(target.absolute().parent)
 
     def _current(self, recipe: Recipe) -> Image | None:
-        """What the recipe made last, where it would make the same again."""
+        """The recipe's last image, if the recipe would make the same one now."""
         path = self._root / _NAMES / recipe.name
         if not path.exists() or self._note(path)[3] != recipe.key(self._cache):
             return None
@@ -364,9 +364,9 @@ class ImageStore:
         more = ", …" if len(names) > _NAMES_SHOWN else ""
         return NotFoundError(
             f"there is no image named {shown!r}",
-            hint=f"{said}images here, and those that can be built:"
+            hint=f"{said}images here, and images that Cerne builds:"
             f" {', '.join(names[:_NAMES_SHOWN])}{more}\n"
-            "another one is taken by: cerne image import PATH|ADDRESS",
+            "import another one: cerne image import PATH|ADDRESS",
         )
 
     def _named(self, path: Path) -> Image:
@@ -379,7 +379,7 @@ class ImageStore:
             return note["digest"], note["created"], note["source"], note["key"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedError(
-                f"{path} does not say which image it means",
+                f"{path} names no image",
                 hint=f"remove it and make the image again: rm {path}",
             ) from error
 
@@ -390,7 +390,7 @@ class ImageStore:
             size = sum(self._file(part).stat().st_blocks * 512 for part in manifest.files())
         except FileNotFoundError as error:
             raise DamagedError(
-                f"the image {name} is not whole: {error.filename} is missing",
+                f"the image {name} is incomplete: {error.filename} is missing",
                 hint=f"make it again: cerne image rm {name}; cerne image build {name}",
             ) from error
         boot = disk = None
@@ -413,7 +413,7 @@ class ImageStore:
         )
 
     def _unnamed(self, reference: str) -> Path:
-        """The manifest of the image of this digest, or of the beginning of one."""
+        """The manifest of the image with this digest or beginning of a digest."""
         digest = _DIGEST.fullmatch(reference)
         found = sorted((self._root / _MANIFESTS).glob(f"{digest[1]}*.json")) if digest else []
         if len(found) != 1:
@@ -427,7 +427,7 @@ class ImageStore:
         return (path for path in (self._root / _NAMES).iterdir() if path.name[0] != ".")
 
     def _collect(self) -> None:
-        """Remove the files that no image is made of; none where a manifest cannot be read."""
+        """Remove the files that no image uses; remove none if a manifest is unreadable."""
         used: set[str] = set()
         try:
             for path in (self._root / _MANIFESTS).glob("*.json"):
@@ -441,11 +441,11 @@ class ImageStore:
 
 
 def _checked_name(name: str) -> str:
-    # What looks like a digest would hide the image of that digest.
+    # A name that looks like a digest would hide the image with that digest.
     if not _NAME.fullmatch(name) or _DIGEST.fullmatch(name):
         shown = name if len(name) <= 40 else f"{name[:40]}…"
         raise InputError(
-            f"{shown!r} cannot be an image's name",
+            f"{shown!r} is not a valid name for an image",
             hint="use lower-case letters, digits, dots and dashes, and a version after a colon",
         )
     return name

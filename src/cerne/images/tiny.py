@@ -1,4 +1,4 @@
-"""The image ``tiny``: a kernel, and busybox and the agent in an initramfs. Made in seconds."""
+"""The image ``tiny``: a kernel, and an initramfs with busybox and the agent."""
 
 from __future__ import annotations
 
