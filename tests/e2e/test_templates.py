@@ -47,8 +47,8 @@ def _is_being_warmed(cerne: Cerne) -> bool:
     """Whether a command of this home makes a template."""
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            warms = b"image\0warm" in (entry / "cmdline").read_bytes()
-            if warms and os.fsencode(cerne.home) in (entry / "environ").read_bytes():
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            if b"warm" in words and os.fsencode(cerne.home) in words:
                 return True
     return False
 

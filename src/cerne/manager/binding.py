@@ -12,15 +12,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from cerne.errors import HostError
 from cerne.host.process import ProcessIdentity
+from cerne.manager.background import work_arguments
+
+if TYPE_CHECKING:
+    from cerne.manager.home import Home
 
 # It imports nothing of Cerne: it waits for as long as the machine lives, and is to be small.
 _PROGRAM = """
 import os, select, sys
 select.select([int(sys.argv[1])], [], [])
-os.execv(sys.executable, [sys.executable, "-P", "-m", "cerne", "rm", "--force", sys.argv[2]])
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """
 
 
@@ -37,13 +42,13 @@ def this_process() -> ProcessIdentity:
 
 
 @contextlib.contextmanager
-def watched(machine_id: str) -> Iterator[None]:
+def watched(home: Home, machine_id: str) -> Iterator[None]:
     """Have a machine removed should this process end in this block, whatever ends it.
 
     Raises:
         HostError: no process can be started.
     """
-    watcher = _watcher(machine_id)
+    watcher = _watcher(home, machine_id)
     owner = os.getpid()
     try:
         yield
@@ -54,11 +59,12 @@ def watched(machine_id: str) -> Iterator[None]:
             watcher.wait()
 
 
-def _watcher(machine_id: str) -> subprocess.Popen[bytes]:
+def _watcher(home: Home, machine_id: str) -> subprocess.Popen[bytes]:
     descriptor = os.pidfd_open(os.getpid())
+    removal = work_arguments(home, "remove", machine_id)
     try:
         return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _PROGRAM, str(descriptor), machine_id],
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, str(descriptor), *removal],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Generator, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
 from cerne.errors import (
@@ -44,10 +44,10 @@ if TYPE_CHECKING:
     from cerne.spec.machine import MachineSpec
 
 
-def _choose_engine(requested: str) -> Engine:
+def _choose_engine(home: Home, requested: str) -> Engine:
     from cerne.engine.select import choose_engine
 
-    return choose_engine(requested, Home.of_this_user().guest_speed)
+    return choose_engine(requested, home.guest_speed)
 
 
 class Manager:
@@ -56,9 +56,9 @@ class Manager:
     def __init__(
         self,
         home: Home | None = None,
-        choose_engine: Callable[[str], Engine] = _choose_engine,
+        choose_engine: Callable[[str], Engine] | None = None,
     ) -> None:
-        """Open a home: this user's, or another.
+        """Open a home: this user's, or another. An engine is chosen by what was asked for.
 
         Raises:
             StorageError, DamagedError: its store cannot be used.
@@ -66,7 +66,10 @@ class Manager:
         self.home = home or Home.of_this_user()
         self._store = Store(self.home.store, self._require_image, self.home.waiters)
         self._surroundings = Surroundings(
-            self.home, self._store, lambda: self.images, choose_engine
+            self.home,
+            self._store,
+            lambda: self.images,
+            choose_engine or partial(_choose_engine, self.home),
         )
 
     def close(self) -> None:
@@ -264,7 +267,7 @@ class Manager:
         """
         machine = self.create(spec, progress, this_process())
         owner = os.getpid()
-        with watched(machine.id):
+        with watched(self.home, machine.id):
             try:
                 machine.start(timeout, cold=cold)
             except BaseException as error:

@@ -104,7 +104,8 @@ class Pool:
 
     def fill_later(self) -> None:
         """Have a process of its own fill it."""
-        run_later(["pool", "fill", self.name], self._manager.home.pools_log)
+        home = self._manager.home
+        run_later(home, "fill", self.name, home.pools_log)
 
     def remove(self) -> None:
         """Remove it, with the machines in it.

@@ -39,6 +39,9 @@ VARIABLE = "CERNE_TEMPLATES"
 """The environment variable that, being ``never``, has every machine boot."""
 
 _FORMAT = 1
+_KIND = {"version", "name", "image", "cpus", "memory", "disk", "engine"}
+"""The fields of a specification that tell one template from another."""
+
 _NOTE = "template.json"
 # It has none; but it is as incomplete as a fork is, and removed like one where it is left behind.
 _PARENT = "template"
@@ -106,12 +109,9 @@ class Templates:
 
     def make_later(self, spec: MachineSpec) -> None:
         """Have a process of its own make the template for such a machine, if it can have one."""
-        command = ["image", "warm", spec.image]
-        command += ["--cpus", str(spec.cpus), "--memory", str(spec.memory)]
-        command += ["--engine", spec.engine]
-        if spec.disk is not None:
-            command += ["--disk", str(spec.disk)]
-        run_later(command, self._home.templates / "warm.log")
+        # What else it says is each machine's own, and not for the eyes of those who list processes.
+        kind = spec.model_dump_json(include=_KIND)
+        run_later(self._home, "warm", kind, self._home.templates / "warm.log")
 
     def remove(self, template: Template) -> None:
         """Remove one; machines that started from it keep what they have of it."""
