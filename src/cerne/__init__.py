@@ -62,13 +62,22 @@ if TYPE_CHECKING:
     from cerne.manager.snapshot import (
         Snapshot,
     )
+    from cerne.spec.disk import (
+        Disk,
+    )
     from cerne.spec.machine import (
-        DataDisk,
         MachineSpec,
-        Mount,
         machine_spec,
     )
-    from cerne.spec.ports import PublishedPort
+    from cerne.spec.mount import (
+        Mount,
+    )
+    from cerne.spec.nic import (
+        Nic,
+    )
+    from cerne.spec.ports import (
+        PublishedPort,
+    )
 
 _HOMES = {
     "BusyError": "cerne.errors",
@@ -78,7 +87,7 @@ _HOMES = {
     "CommandError": "cerne.errors",
     "ConflictError": "cerne.errors",
     "DamagedError": "cerne.errors",
-    "DataDisk": "cerne.spec.machine",
+    "Disk": "cerne.spec.disk",
     "EngineError": "cerne.errors",
     "Event": "cerne.manager",
     "ExecResult": "cerne.guest",
@@ -96,7 +105,8 @@ _HOMES = {
     "MachineSpec": "cerne.spec.machine",
     "Manager": "cerne.manager",
     "MissingProgramError": "cerne.errors",
-    "Mount": "cerne.spec.machine",
+    "Mount": "cerne.spec.mount",
+    "Nic": "cerne.spec.nic",
     "NotAnsweringError": "cerne.errors",
     "NotFoundError": "cerne.errors",
     "Pool": "cerne.manager.pool",
@@ -120,7 +130,7 @@ __all__ = [
     "CommandError",
     "ConflictError",
     "DamagedError",
-    "DataDisk",
+    "Disk",
     "EngineError",
     "Event",
     "ExecResult",
@@ -139,6 +149,7 @@ __all__ = [
     "Manager",
     "MissingProgramError",
     "Mount",
+    "Nic",
     "NotAnsweringError",
     "NotFoundError",
     "Pool",

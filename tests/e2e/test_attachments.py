@@ -157,7 +157,7 @@ def test_a_native_linux_is_told_by_acpi(
         machine.attach_disk(disk, "carried")
         shell("until [ -e /sys/block/vda/serial ]; do sleep 0.2; done")
         assert shell("cat /sys/block/vda/serial; echo here >/dev/vda; sync") == "carried"
-        number = machine.attach_nic().slot + 1
+        number = machine.attach_nic().number
         shell("until [ -e /sys/class/net/eth1 ]; do sleep 0.2; done")
         assert shell("cat /sys/class/net/eth1/address").strip() == machine.nics()[number]
         machine.detach_disk("carried", timeout=200)

@@ -112,7 +112,7 @@ def test_a_machine_on_a_tap(
         within.ok("exec", name, "cat", "/sys/class/net/eth0/address") for name in ("m", "child")
     ]
     assert len(set(addresses)) == 2
-    assert within.machine("child")["spec"]["network"] == "tap:tap1"  # type: ignore[index]
+    assert within.machine("child")["spec"]["nics"][0]["network"] == "tap:tap1"  # type: ignore[index]
     assert within.ok("exec", "child", "hostname") == "child\n"
     assert within.ok("exec", "m", "ping", "-c", "1", HOST_ADDRESS)
     within.ok("suspend", "m")

@@ -21,7 +21,8 @@ from cerne.errors import (
 )
 from cerne.manager import Machine, Manager, State
 from cerne.manager.on_host import found_disk
-from cerne.spec.machine import DataDisk, machine_spec
+from cerne.spec.disk import Disk
+from cerne.spec.machine import machine_spec
 from cerne.storage.overlay import chain, create_empty
 from cerne.units import MIB
 
@@ -246,7 +247,7 @@ def test_what_a_guest_writes_does_not_change_how_it_is_read(machine: Machine, ra
     create_empty(raw.with_name("other"), MIB)
     shutil.copyfile(raw.with_name("other"), raw)
     assert machine.spec.data_disks[0].format == "raw"
-    assert found_disk(DataDisk.parse(str(raw), "x", 0)).format == "qcow2"
+    assert found_disk(Disk.parse(str(raw), "x", 0)).format == "qcow2"
 
 
 def _attach(manager: Manager) -> None:
@@ -274,7 +275,7 @@ def test_killed_at_every_step(
     for step in range(_MOST_STEPS):
         if operation is _detach and not machine.spec.data_disks:
             machine.attach_disk("1M", "data1")
-        if operation is _detach_nic and not machine.spec.extra_nics:
+        if operation is _detach_nic and not machine.spec.added_nics:
             machine.attach_nic()
         before = machine.record.process
         if not run_killed_at(step, operation, manager.home):
@@ -294,6 +295,6 @@ def test_killed_at_every_step(
             kept = now
         for disk in machine.spec.data_disks if operation is _attach else ():
             machine.detach_disk(disk.serial)
-        for nic in machine.spec.extra_nics if operation is _attach_nic else ():
-            machine.detach_nic(nic.slot + 1)
+        for nic in machine.spec.added_nics if operation is _attach_nic else ():
+            machine.detach_nic(nic.number)
     assert 0 < steps < _MOST_STEPS

@@ -12,7 +12,8 @@ from tests.manager.conftest import FakeEngine
 from cerne.manager import Home, Machine, Manager
 from cerne.manager.background import run_later
 from cerne.manager.worker import main
-from cerne.spec.machine import machine_spec, stored_spec
+from cerne.spec.machine import machine_spec
+from cerne.spec.upgrade import stored_spec
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_template_is_made_of_what_tells_it_from_others(
     assert (home, work) == (manager.home, "warm")
     assert "secret" not in subject
     made = stored_spec(subject, "a template")
-    assert (made.image, made.memory, made.disk, made.cpus) == ("blank", 64 << 20, 2 << 20, 2)
+    assert (made.image, made.memory, made.root_size, made.cpus) == ("blank", 64 << 20, 2 << 20, 2)
 
 
 def test_how_fast_guests_run_is_looked_up_in_this_home(

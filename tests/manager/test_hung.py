@@ -121,7 +121,7 @@ def test_a_pool_is_removed_whatever_happens_to_one_of_its_machines(
     spec = machine_spec(name="p", image="blank", memory="64M")
     pool = manager.create_pool("p", spec, 0)
     for name in ("a", "b", "c"):
-        record = manager.create(spec.model_copy(update={"name": name})).record
+        record = manager.create(spec.changed(name=name)).record
         manager._store.join_pool(record, "p")
     remove = Machine.remove
 

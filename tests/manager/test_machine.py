@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from tests.manager.conftest import FakeEngine
@@ -29,6 +30,7 @@ from cerne.manager import Manager, State
 from cerne.manager.lock import held
 from cerne.manager.machine import Machine
 from cerne.spec.machine import MachineSpec, machine_spec
+from cerne.units import MIB
 
 
 def _spec(**fields: object) -> MachineSpec:
@@ -253,12 +255,16 @@ def test_a_create_that_fails_leaves_nothing(
     assert list(manager.home.machines.iterdir()) == []
 
 
-def test_more_than_the_host_has_is_refused_before_anything(manager: Manager) -> None:
+def test_more_than_the_host_has_is_refused_before_anything(
+    manager: Manager, tmp_path: Path
+) -> None:
+    (tmp_path / "two").write_bytes(bytes(2 * MIB))
+    manager.images.import_(str(tmp_path / "two"), "two")
     for fields in ({"cpus": 250}, {"memory": "60T"}):
         with pytest.raises(CapacityError):
             manager.create(_spec(**fields))
     with pytest.raises(InputError, match="smaller than the image"):
-        manager.create(_spec().model_copy(update={"disk": 4096}))
+        manager.create(_spec(image="two", disk="1M"))
     assert list(manager.home.machines.iterdir()) == []
 
 

@@ -228,12 +228,12 @@ def _mounted(index: dict[str, object]) -> None:
         (lambda index: _spec(index).update(memory=1), DamagedError),
         (lambda index: _spec(index).update(labels={"a": "b" * 5000}), DamagedError),
         (
-            lambda index: _spec(index).update(extra_nics=[{"slot": 0, "network": "tap:t"}]),
+            lambda index: _spec(index).update(nics=[{"slot": 0, "network": "tap:t"}]),
             InputError,
         ),
         (
             lambda index: _spec(index).update(
-                data_disks=[{"serial": "a", "slot": 0, "path": "/etc/shadow", "format": "raw"}]
+                disks=[{"serial": "a", "slot": 0, "path": "/etc/shadow", "format": "raw"}]
             ),
             InputError,
         ),
@@ -339,7 +339,7 @@ def test_a_tap_of_another_host_is_named_anew(
     exported: Path, elsewhere: Manager, engine: FakeEngine
 ) -> None:
     def tapped(index: dict[str, object]) -> None:
-        _spec(index)["network"] = "tap:eth0"
+        _spec(index)["nics"] = [{"network": "tap:eth0"}]
 
     imported = elsewhere.import_snapshot(_altered(exported, tapped))
     with pytest.raises(InputError, match="a tap of another host"):

@@ -8,8 +8,11 @@ import pytest
 from pydantic import ValidationError
 
 from cerne.errors import CerneError, DamagedError, InputError
-from cerne.spec.machine import MachineSpec, machine_spec, stored_spec
+from cerne.spec.disk import Disk
+from cerne.spec.machine import MachineSpec, machine_spec
+from cerne.spec.nic import Nic
 from cerne.spec.ports import PublishedPort
+from cerne.spec.upgrade import stored_spec
 from cerne.units import GIB, MIB
 
 
@@ -23,7 +26,7 @@ def test_what_people_write_is_kept_as_numbers(tmp_path: Path) -> None:
         mounts=[f"{tmp_path}:/srv:ro"],
     )
     assert spec.memory == 1536 * MIB
-    assert spec.disk == 4 * GIB
+    assert spec.root_size == 4 * GIB
     assert spec.ports == (PublishedPort("127.0.0.1", 8080, 80),)
     assert (spec.mounts[0].source, spec.mounts[0].target) == (tmp_path, "/srv")
     assert spec.mounts[0].read_only
@@ -49,9 +52,9 @@ def test_a_specification_does_not_change() -> None:
         ({"memory": "12 bananas"}, "'12 bananas' is not a size"),
         ({"memory": 64 * MIB + 1}, "memory of"),
         ({"disk": "0"}, "a disk of 0"),
-        ({"memory": "64M", "balloon": "65M"}, "a guest's memory of 65M"),
-        ({"memory": "64M", "balloon": "1M"}, "a guest's memory of 1M"),
-        ({"memory": "64M", "balloon": 33 * MIB + 4096}, "a balloon that leaves"),
+        ({"memory": "64M", "balloon": "65M"}, "a guest cannot have memory of 65M"),
+        ({"memory": "64M", "balloon": "1M"}, "a guest cannot have memory of 1M"),
+        ({"memory": "64M", "balloon": 33 * MIB + 4096}, "a guest cannot have memory of"),
         ({"cpu_weight": 0}, "0 is no CPU weight"),
         ({"cpu_weight": 10_001}, "10001 is no CPU weight"),
         ({"ports": ["80:0"]}, "0 is not a port"),
@@ -72,7 +75,27 @@ def test_a_specification_does_not_change() -> None:
         ({"name": "a/b"}, "cannot be a machine's name"),
         ({"engine": "bochs"}, "engine"),
         ({"colour": "red"}, "colour"),
-        ({"version": 2}, "version"),
+        ({"version": 1}, "version"),
+        ({"disks": ["1G"], "disk": "1G"}, "a machine is given disks and disk"),
+        ({"disks": [Disk(serial="a", slot=0, size=MIB)] * 2}, "disk's serial is asked for twice"),
+        ({"disks": [{"serial": "a", "size": MIB}]}, "the disk a has no slot"),
+        ({"disks": [{"serial": "a", "slot": 0}]}, "needs a size or a path"),
+        ({"disks": [{"serial": "a", "slot": 0, "size": MIB, "path": "/a"}]}, "and not both"),
+        ({"disks": [{"serial": "a", "slot": 0, "size": MIB + 1}]}, "a disk of"),
+        ({"disks": [{"serial": "a b", "slot": 0, "size": MIB}]}, "'a b' is no serial"),
+        ({"disks": [{"serial": "a", "slot": 0, "size": MIB, "format": "raw"}]}, "a format already"),
+        ({"disks": [{"serial": "root", "path": "/a"}]}, "'root' is the serial of the root disk"),
+        ({"disks": [{"serial": "root", "size": MIB, "slot": 0}]}, "has only a size"),
+        ({"disks": [{"serial": "a", "slot": 8, "size": MIB}]}, "disks.0.slot"),
+        ({"data_disks": ["1G"] * 9}, "no more than 8 disks and network cards"),
+        ({"nics": [Nic(slot=0)], "data_disks": ["1G"]}, "slot is asked for twice"),
+        ({"nics": [Nic(), Nic()]}, "the one network card without a slot comes first"),
+        ({"nics": [Nic(slot=0), Nic()]}, "the one network card without a slot comes first"),
+        ({"nics": [{"network": "none"}]}, "a network card needs a network"),
+        ({"nics": [{"slot": 0, "ports": ["81:80"]}]}, "that is added publishes no ports"),
+        ({"nics": [Nic()], "network": "user"}, "a machine is given nics and network"),
+        ({"mounts": [{"source": "/a", "target": "x"}]}, "'x' is no place in the guest"),
+        ({"labels": {str(number): "" for number in range(257)}}, "257 labels are too many"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(fields: dict[str, object], said: str) -> None:
@@ -95,7 +118,9 @@ def test_errors_of_the_specification_are_of_the_family() -> None:
 
 def test_the_schema_can_be_published() -> None:
     schema = MachineSpec.model_json_schema()
-    assert {"name", "image", "cpus", "memory", "ports", "mounts"} <= set(schema["properties"])
+    assert {"name", "image", "cpus", "memory", "disks", "nics", "mounts"} <= set(
+        schema["properties"]
+    )
 
 
 @pytest.mark.parametrize(("mode", "read_only"), [("", False), (":ro", True), (":rw", False)])
@@ -129,6 +154,9 @@ def test_what_a_specification_names_on_a_host_is_not_looked_at() -> None:
         ({"cpus": "x"}, "cpus is to be an integer, not 'x'"),
         ({"engine": "bochs"}, "engine is to be 'auto', 'native' or 'qemu', not 'bochs'"),
         ({"ports": 8080}, "ports is to be a tuple, not 8080"),
+        ({"network": 1}, "network is to be a string, not 1"),
+        ({"disk": []}, "disk is to be an integer, not []"),
+        ({"data_disks": "1G"}, "data_disks is to be a tuple, not '1G'"),
     ],
 )
 def test_fields_that_make_no_sense_are_told_in_our_words(
@@ -137,3 +165,47 @@ def test_fields_that_make_no_sense_are_told_in_our_words(
     with pytest.raises(InputError) as caught:
         machine_spec(**({"name": "a", "image": "tiny"} | fields))
     assert caught.value.message == said
+
+
+def test_what_people_say_of_disks_and_cards_is_one_list_of_each() -> None:
+    spec = machine_spec(name="a", disk="2G", data_disks=["1G", "/x"], ports=["81:80"])
+    assert [(disk.serial, disk.number) for disk in spec.disks] == [
+        ("root", 0),
+        ("data1", 1),
+        ("data2", 2),
+    ]
+    assert spec.nics == (Nic(ports=(PublishedPort("127.0.0.1", 81, 80),)),)
+    assert spec == machine_spec(name="a", disks=spec.disks, nics=spec.nics)
+    assert machine_spec(name="a").nics == (Nic(),)
+    assert machine_spec(name="a", network="none").nics == ()
+    assert machine_spec(name="a", network="none").network == "none"
+
+
+def test_a_machine_is_changed_field_by_field_or_by_its_first_card() -> None:
+    spec = machine_spec(name="a", nics=[Nic(), Nic(slot=0)])
+    assert spec.changed(cpus=3).cpus == 3
+    assert spec.on_network("tap:tap0").nics == (Nic(network="tap:tap0"), Nic(slot=0))
+    assert spec.on_network("user", ["81:80"]).ports == (PublishedPort("127.0.0.1", 81, 80),)
+    assert spec.on_network("none").nics == (Nic(slot=0),)
+    with pytest.raises(InputError, match="publishes no ports"):
+        spec.on_network("tap:tap0", ["81:80"])
+
+
+@pytest.mark.parametrize("fields", [{"cpus": 0}, {"cpus": "x"}, {"colour": "red"}])
+def test_a_change_is_checked_like_the_whole(fields: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        machine_spec(name="a").changed(**fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "../x", "cpus": -3},
+        {"name": "a", "disks": [{"serial": "../a", "slot": 0, "size": MIB}]},
+        {"name": "a", "mounts": [{"source": "/", "target": "../x"}]},
+        {"name": "a", "nics": [{"network": "tap:../x"}]},
+    ],
+)
+def test_the_model_itself_refuses(fields: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        MachineSpec.model_validate(fields)

@@ -13,7 +13,7 @@ from cerne.units import format_size
 
 if TYPE_CHECKING:
     from cerne.manager import Machine
-    from cerne.spec.machine import DataDisk
+    from cerne.spec.disk import Disk
 
 disk_app = typer.Typer(
     help="Disks of machines: attach, detach and list them, also while the machine runs.",
@@ -82,7 +82,7 @@ def list_disks(name: NameArgument, json: JsonOption = False) -> None:
         return
     rows = [
         (
-            str(disk.slot + 1),
+            str(disk.number),
             disk.serial,
             "" if disk.size is None else format_size(disk.size),
             disk.read_as,
@@ -102,7 +102,7 @@ def attach_nic(
     """Add a network card to a machine, and print its number."""
     from cerne.manager import Manager
 
-    print(Manager().get(name).attach_nic(network).slot + 1)
+    print(Manager().get(name).attach_nic(network).number)
 
 
 @nic_app.command("detach")
@@ -133,11 +133,11 @@ def list_nics(name: NameArgument, json: JsonOption = False) -> None:
         print_table(("NUMBER", "ADDRESS"), [(str(number), mac) for number, mac in nics.items()])
 
 
-def _summary(machine: Machine, disk: DataDisk) -> dict[str, object]:
+def _summary(machine: Machine, disk: Disk) -> dict[str, object]:
     file: Path = machine.disk_file(disk)
     return {
         "serial": disk.serial,
-        "slot": disk.slot + 1,
+        "slot": disk.number,
         "size_bytes": disk.size,
         "format": disk.read_as,
         "read_only": disk.read_only,

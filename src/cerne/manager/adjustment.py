@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from cerne.errors import CerneError, InputError
 from cerne.host.cgroup import require_weights
 from cerne.manager.store import State
-from cerne.spec.machine import adjusted_spec
 
 if TYPE_CHECKING:
     from cerne.manager.life import Life
@@ -27,7 +26,7 @@ def adjust(life: Life, balloon: int | None, cpu_weight: int | None) -> None:
         raise InputError("nothing is to be changed", hint="say what: cerne set NAME --balloon 256M")
     with life.operation("set") as record:
         life.require(record, *_CHANGEABLE)
-        spec = adjusted_spec(life.spec, given)
+        spec = life.spec.changed(**given)
         if cpu_weight is not None:
             require_weights()
         if record.state.live:

@@ -22,7 +22,9 @@ from cerne.manager.store import Record, State
 if TYPE_CHECKING:
     from cerne.manager.home import Home
     from cerne.manager.life import Life
-    from cerne.spec.machine import DataDisk, ExtraNic, MachineSpec
+    from cerne.spec.disk import Disk
+    from cerne.spec.machine import MachineSpec
+    from cerne.spec.nic import Nic
 
 _ATTACHABLE = (State.RUNNING, State.PAUSED, State.DEFINED, State.STOPPED, State.FAILED)
 
@@ -42,7 +44,7 @@ def require_own_disks(spec: MachineSpec) -> None:
             )
 
 
-def require_not_ours(home: Home, disks: Iterable[DataDisk]) -> None:
+def require_not_ours(home: Home, disks: Iterable[Disk]) -> None:
     """Refuse files that are Cerne's own as disks, by whatever name: a guest would write to them.
 
     Raises:
@@ -76,22 +78,20 @@ def _is_linked(home: Home, path: Path) -> bool:
     return any(os.path.samestat(status, each.stat()) for each in own if each.is_file())
 
 
-def attach_disk(life: Life, what: str | Path, serial: str | None, *, read_only: bool) -> DataDisk:
+def attach_disk(life: Life, what: str | Path, serial: str | None, *, read_only: bool) -> Disk:
     """Add a disk to a machine (see `Machine.attach_disk`)."""
-    from cerne.spec.machine import DataDisk, check_devices, free_serial, free_slot
+    from cerne.spec.disk import Disk, free_serial
 
     with life.operation("attach") as record:
         life.require(record, *_ATTACHABLE)
         spec = life.spec
-        chosen = serial or free_serial(spec.data_disks)
-        slot = free_slot(spec.data_disks, spec.extra_nics)
+        chosen, slot = serial or free_serial(spec.disks), spec.free_slot
         if isinstance(what, Path):
-            disk = DataDisk(serial=chosen, slot=slot, path=what, read_only=read_only)
+            disk = Disk(serial=chosen, slot=slot, path=what, read_only=read_only)
         else:
-            disk = DataDisk.parse(what, chosen, slot, read_only=read_only)
+            disk = Disk.parse(what, chosen, slot, read_only=read_only)
         disk = found_disk(disk)
-        changed = spec.model_copy(update={"data_disks": (*spec.data_disks, disk)})
-        check_devices(changed)
+        changed = spec.changed(disks=(*spec.disks, disk))
         require_not_ours(life.home, [disk])
         _prepare(life, record)
         with storage_errors(f"making a disk of {record.name}", life.directory):
@@ -118,10 +118,10 @@ def detach_disk(life: Life, which: str, timeout: float, *, force: bool) -> Path:
         life.require(record, *_ATTACHABLE)
         spec = life.spec
         disk = _find_disk(spec, which)
-        _unplug(life, record, disk.slot, timeout, force=force)
+        _unplug(life, record, disk.number - 1, timeout, force=force)
         faults.step("disk unplugged")
-        left = tuple(each for each in spec.data_disks if each != disk)
-        _change(life, spec.model_copy(update={"data_disks": left}), f"disk {disk.serial} detached")
+        left = tuple(each for each in spec.disks if each != disk)
+        _change(life, spec.changed(disks=left), f"disk {disk.serial} detached")
         faults.step("disk forgotten")
         if disk.path is not None:
             return disk.path
@@ -134,24 +134,23 @@ def detach_disk(life: Life, which: str, timeout: float, *, force: bool) -> Path:
     return kept
 
 
-def attach_nic(life: Life, network: str) -> ExtraNic:
+def attach_nic(life: Life, network: str) -> Nic:
     """Add a network card to a machine (see `Machine.attach_nic`)."""
-    from cerne.spec.machine import ExtraNic, check_devices, free_slot
+    from cerne.spec.nic import Nic
 
     with life.operation("attach") as record:
         life.require(record, *_ATTACHABLE)
         spec = life.spec
-        nic = ExtraNic(slot=free_slot(spec.data_disks, spec.extra_nics), network=network)
-        changed = spec.model_copy(update={"extra_nics": (*spec.extra_nics, nic)})
-        check_devices(changed)
+        nic = Nic(slot=spec.free_slot, network=network)
+        changed = spec.changed(nics=(*spec.nics, nic))
         _prepare(life, record)
-        _change(life, changed, f"nic {nic.slot + 1} attached")
+        _change(life, changed, f"nic {nic.number} attached")
         faults.step("nic noted")
         if record.state.live:
             try:
                 life.engine().plug(life.plan(), nic_plan(life.id, nic))
             except BaseException:
-                _change(life, spec, f"nic {nic.slot + 1} not attached")
+                _change(life, spec, f"nic {nic.number} not attached")
                 raise
     return nic
 
@@ -161,18 +160,19 @@ def detach_nic(life: Life, number: int, timeout: float, *, force: bool) -> None:
     with life.operation("detach") as record:
         life.require(record, *_ATTACHABLE)
         spec = life.spec
-        left = tuple(nic for nic in spec.extra_nics if nic.slot + 1 != number)
-        if len(left) == len(spec.extra_nics):
+        # The first card, 0, stays.
+        left = tuple(nic for nic in spec.nics if not number or nic.number != number)
+        if len(left) == len(spec.nics):
             raise NotFoundError(
                 f"{record.name} has no network card {number} that can be taken out",
                 hint=f"see: cerne nic ls {record.name}",
             )
         _unplug(life, record, number - 1, timeout, force=force)
         faults.step("nic unplugged")
-        _change(life, spec.model_copy(update={"extra_nics": left}), f"nic {number} detached")
+        _change(life, spec.changed(nics=left), f"nic {number} detached")
 
 
-def make_disk(life: Life, disk: DataDisk) -> None:
+def make_disk(life: Life, disk: Disk) -> None:
     """Make the file of a disk that is a machine's own; it is named once `settle_disks` has run.
 
     Raises:
@@ -186,7 +186,7 @@ def make_disk(life: Life, disk: DataDisk) -> None:
         create_empty(file.with_name(file.name + MADE), disk.size)
 
 
-def _own_file(life: Life, disk: DataDisk) -> Path:
+def _own_file(life: Life, disk: Disk) -> Path:
     return life.home.disk(life.id, disk.serial)
 
 
@@ -214,9 +214,9 @@ def _change(life: Life, spec: MachineSpec, detail: str) -> None:
     life.last = life.store.get(life.id)
 
 
-def _find_disk(spec: MachineSpec, which: str) -> DataDisk:
+def _find_disk(spec: MachineSpec, which: str) -> Disk:
     for disk in spec.data_disks:
-        if which in (disk.serial, str(disk.slot + 1)):
+        if which in (disk.serial, str(disk.number)):
             return disk
     raise NotFoundError(
         f"{spec.name} has no disk {which} that can be taken out",

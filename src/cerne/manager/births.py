@@ -19,7 +19,7 @@ from cerne.manager.life import Life, Surroundings
 from cerne.manager.lock import held
 from cerne.manager.readiness import quote_logs
 from cerne.manager.store import Record, State
-from cerne.spec.names import check_name
+from cerne.spec.network import parse_network
 
 if TYPE_CHECKING:
     from cerne.host.process import ProcessIdentity
@@ -39,17 +39,14 @@ def spec_of_child(
         InputError: that cannot be a name or a port, or a network of another kind than the other
             has.
     """
-    from cerne.spec.machine import check_network, published_ports
-
     chosen = spec.network if network is None else network
-    kind = check_network(chosen, has_ports=bool(ports))
-    if kind is not check_network(spec.network, has_ports=False):
+    child = spec.on_network(chosen, ports).changed(name=name)
+    if parse_network(chosen).kind is not parse_network(spec.network).kind:
         raise InputError(
             f"a machine that goes on with the network {spec.network!r} has no {chosen!r}",
             hint="name another tap for one with a tap, and leave --network out otherwise",
         )
-    update = {"name": check_name(name), "ports": published_ports(ports), "network": chosen}
-    return spec.model_copy(update=update)
+    return child
 
 
 def new_record(

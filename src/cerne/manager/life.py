@@ -123,7 +123,7 @@ class Life:
 
     @property
     def spec(self) -> MachineSpec:
-        from cerne.spec.machine import stored_spec
+        from cerne.spec.upgrade import stored_spec
 
         return stored_spec(self.last.spec, self.last.name)
 
@@ -209,7 +209,7 @@ class Life:
 
     def plan(self, saved: Path | None = None) -> LaunchPlan:
         """How its engine is to start it, or has started it."""
-        spec = self.spec.model_copy(update={"ports": self.ports})
+        spec = self.spec.on_network(self.spec.network, self.ports)
         plan = launch_plan(self.home, self.last, spec, self.image())
         return replace(plan, saved=saved)
 

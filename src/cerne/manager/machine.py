@@ -59,7 +59,9 @@ if TYPE_CHECKING:
     from cerne.engine.qmp.balloon import GuestMemoryUse
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.manager.snapshot import Snapshot
-    from cerne.spec.machine import DataDisk, ExtraNic, MachineSpec
+    from cerne.spec.disk import Disk
+    from cerne.spec.machine import MachineSpec
+    from cerne.spec.nic import Nic
     from cerne.spec.ports import PublishedPort
 
 UNPLUG_TIMEOUT = 10.0
@@ -302,7 +304,7 @@ class Machine:
 
     def attach_disk(
         self, disk: str | int | Path, serial: str | None = None, *, read_only: bool = False
-    ) -> DataDisk:
+    ) -> Disk:
         """Add a disk, which its guest sees at once where it runs.
 
         Args:
@@ -344,11 +346,11 @@ class Machine:
 
         return detach_disk(self._life, disk, timeout, force=force)
 
-    def disk_file(self, disk: DataDisk) -> Path:
+    def disk_file(self, disk: Disk) -> Path:
         """The file or the device that a disk of its specification is."""
         return disk.path or self._home.disk(self.id, disk.serial)
 
-    def attach_nic(self, network: str = "user") -> ExtraNic:
+    def attach_nic(self, network: str = "user") -> Nic:
         """Add a network card on ``user`` or ``tap:INTERFACE``, which its guest sees at once.
 
         Raises:
@@ -433,7 +435,7 @@ class Machine:
                     hint=f"stop it first: cerne stop {record.name}",
                     machine=record.name,
                 )
-            spec = self.spec.model_copy(update={"name": name})
+            spec = self.spec.changed(name=name)
             untold = added(record.untold, Untold.IDENTITY)
             self._store.rename(
                 record, name, spec.model_dump_json(), untold if told else record.untold

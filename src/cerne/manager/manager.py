@@ -428,7 +428,7 @@ class Manager:
         if image.disk is not None:
             root = self.home.root_disk(record.id)
             try:
-                create_overlay(image.disk.path, image.disk.format, root, spec.disk)
+                create_overlay(image.disk.path, image.disk.format, root, spec.root_size)
             except DamagedError:
                 self._require_image(record.digest)
                 raise
@@ -513,16 +513,16 @@ def _check_image(spec: MachineSpec, image: Image) -> None:
             f"{spec.image} does not boot in {format_size(spec.memory)} of memory",
             hint=f"ask for at least --memory {least}",
         )
-    if spec.disk is None:
+    if spec.root_size is None:
         return
     if image.disk is None:
         raise InputError(
             f"{spec.image} has no disk of its own: it runs from memory",
             hint="leave --disk out, or take an image with a disk, such as debian:12",
         )
-    if spec.disk < image.disk.virtual_size:
+    if spec.root_size < image.disk.virtual_size:
         raise InputError(
-            f"a disk of {format_size(spec.disk)} is smaller than the image's"
+            f"a disk of {format_size(spec.root_size)} is smaller than the image's"
             f" {format_size(image.disk.virtual_size)}",
             hint=f"ask for at least --disk {format_size(image.disk.virtual_size)}",
         )

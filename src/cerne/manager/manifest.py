@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cerne.errors import DamagedError, InputError
 from cerne.spec.limits import SERIAL
-from cerne.spec.machine import MachineSpec
+from cerne.spec.upgrade import StoredSpec
 
 _LONGEST_NAME = 256
 _LONGEST_FINGERPRINT = 65536
@@ -26,7 +26,7 @@ class Manifest(BaseModel):
     version: Literal[1] = 1
     machine: str = Field(max_length=_LONGEST_NAME)
     """The ID of the machine that it is of; empty where that is no machine of this store."""
-    spec: MachineSpec
+    spec: StoredSpec
     """What that machine was asked to be."""
     image: str = Field(max_length=_LONGEST_NAME)
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$")

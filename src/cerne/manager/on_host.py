@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from cerne.errors import InputError
 
 if TYPE_CHECKING:
-    from cerne.spec.machine import DataDisk, MachineSpec, Mount
+    from cerne.spec.disk import Disk
+    from cerne.spec.machine import MachineSpec
+    from cerne.spec.mount import Mount
 
 
 def found_spec(spec: MachineSpec) -> MachineSpec:
@@ -24,13 +26,11 @@ def found_spec(spec: MachineSpec) -> MachineSpec:
         NotFoundError, ImageError: there is no such file, or it cannot be a disk.
     """
     mounts = tuple(_found_mount(mount) for mount in spec.mounts)
-    disks = tuple(found_disk(disk) for disk in spec.data_disks)
-    if (mounts, disks) == (spec.mounts, spec.data_disks):
-        return spec
-    return spec.model_validate({**dict(spec), "mounts": mounts, "data_disks": disks})
+    disks = tuple(found_disk(disk) for disk in spec.disks)
+    return spec.changed(mounts=mounts, disks=disks)
 
 
-def found_disk(disk: DataDisk) -> DataDisk:
+def found_disk(disk: Disk) -> Disk:
     """The disk with a whole path, and with the format of its file; one of its own as it is.
 
     Raises:

@@ -52,7 +52,7 @@ def strange_manifest(manifest: Manifest, what: str) -> Manifest:
             hint="export the snapshot anew",
         )
     # Ports are its new machine's own, and are asked for when that is made.
-    spec = manifest.spec.model_copy(update={"ports": ()})
+    spec = manifest.spec.on_network(manifest.spec.network)
     return manifest.model_copy(update={"machine": "", "spec": spec})
 
 
@@ -76,7 +76,7 @@ def require_nothing_of_a_host(spec: MachineSpec, what: str) -> None:
             " host has",
             hint="make the machine without --mount, and copy what it needs in: cerne cp",
         )
-    if any(parse_network(nic.network).kind is NetworkKind.TAP for nic in spec.extra_nics):
+    if any(parse_network(nic.network).kind is NetworkKind.TAP for nic in spec.added_nics):
         raise InputError(
             f"{what} is of a machine with a second network card on a tap of its host",
             hint="take it out before the snapshot: cerne nic detach",

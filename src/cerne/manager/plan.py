@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from cerne.images import Image
     from cerne.manager.home import Home
     from cerne.manager.store import Record
-    from cerne.spec.machine import DataDisk, ExtraNic, MachineSpec
+    from cerne.spec.disk import Disk
+    from cerne.spec.machine import MachineSpec
+    from cerne.spec.nic import Nic as AskedNic
 
 
 def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> LaunchPlan:
@@ -41,10 +43,7 @@ def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> 
         memory=record.memory,
         boot=_boot(image),
         disks=tuple(disks),
-        nics=(
-            *_nics(record.id, spec),
-            *(nic_plan(record.id, nic) for nic in spec.extra_nics),
-        ),
+        nics=tuple(nic_plan(record.id, nic) for nic in spec.nics),
         shares=shares,
         balloon=spec.balloon,
         runtime=home.machine_runtime(record.id),
@@ -52,19 +51,19 @@ def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> 
     )
 
 
-def disk_plan(home: Home, machine_id: str, disk: DataDisk) -> DiskPlan:
+def disk_plan(home: Home, machine_id: str, disk: Disk) -> DiskPlan:
     """A disk beside the root disk, as an engine has it."""
     path = disk.path or home.disk(machine_id, disk.serial)
     return DiskPlan(path, disk.read_as, disk.read_only, disk.serial, disk.slot, not disk.own)
 
 
-def nic_plan(machine_id: str, nic: ExtraNic) -> Nic:
-    """A network card beside the first, as an engine has it."""
+def nic_plan(machine_id: str, nic: AskedNic) -> Nic:
+    """A network card, as an engine has it."""
     network = parse_network(nic.network)
-    mac = mac_address(machine_id, nic.slot + 1)
+    mac = mac_address(machine_id, nic.number)
     if network.kind is NetworkKind.TAP:
         return TapNic(mac, network.interface, nic.slot)
-    return UserNic(mac, slot=nic.slot)
+    return UserNic(mac, nic.ports, nic.slot)
 
 
 def wanted_engine(spec: MachineSpec, image: Image) -> str:
@@ -75,18 +74,6 @@ def wanted_engine(spec: MachineSpec, image: Image) -> str:
 def share_tag(index: int) -> str:
     """The tag by which a guest finds the shared directory of this number."""
     return f"share{index}"
-
-
-def _nics(machine_id: str, spec: MachineSpec) -> tuple[Nic, ...]:
-    network = parse_network(spec.network)
-    mac = mac_address(machine_id, 0)
-    match network.kind:
-        case NetworkKind.NONE:
-            return ()
-        case NetworkKind.TAP:
-            return (TapNic(mac, network.interface),)
-        case NetworkKind.USER:
-            return (UserNic(mac, spec.ports),)
 
 
 def _boot(image: Image) -> KernelBoot | FirmwareBoot:

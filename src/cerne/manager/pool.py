@@ -16,9 +16,9 @@ from cerne.manager.background import run_later
 from cerne.manager.lock import held, is_held
 from cerne.manager.store import PoolRow, Record, State
 from cerne.manager.template import may_have_template
-from cerne.spec.machine import stored_spec
 from cerne.spec.names import check_name
 from cerne.spec.network import NetworkKind, parse_network
+from cerne.spec.upgrade import stored_spec
 
 if TYPE_CHECKING:
     from cerne.images import Progress
@@ -133,7 +133,7 @@ class Pool:
 
     def _new(self) -> Machine:
         name = f"{self.name}-{uuid.uuid4().hex[:8]}"
-        return self._manager.run(self.spec.model_copy(update={"name": name}))
+        return self._manager.run(self.spec.changed(name=name))
 
     def _sweep(self) -> None:
         """Remove machines of it that have ended, or whose maker was killed."""

@@ -9,7 +9,9 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
 
 from cerne.manager.manager import Manager
-from cerne.spec.machine import DataDisk, Mount, machine_spec
+from cerne.spec.disk import Disk
+from cerne.spec.machine import machine_spec
+from cerne.spec.mount import Mount
 from cerne.spec.ports import PublishedPort
 from cerne.units import parse_duration
 
@@ -30,7 +32,7 @@ def run(
     cpus: int = 1,
     memory: int | str = "512M",
     disk: int | str | None = None,
-    data_disks: Sequence[DataDisk | str] = (),
+    data_disks: Sequence[Disk | str] = (),
     network: str = "user",
     ports: Sequence[PublishedPort | str] = (),
     mounts: Sequence[Mount | str] = (),

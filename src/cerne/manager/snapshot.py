@@ -27,9 +27,8 @@ from cerne.manager.recovery import discard
 from cerne.manager.stats import allocated
 from cerne.manager.store import Record, SnapshotRow, State, Store, snapshot_name_in_use
 from cerne.spec.limits import ROOT_SERIAL
-from cerne.spec.machine import check_network
 from cerne.spec.names import check_name
-from cerne.spec.network import NetworkKind
+from cerne.spec.network import NetworkKind, parse_network
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine, LaunchPlan
@@ -211,7 +210,7 @@ class Snapshot:
 
     def _require_same_devices(self, life: Life) -> None:
         then, now = self.manifest.spec, life.spec
-        if (then.data_disks, then.extra_nics) != (now.data_disks, now.extra_nics):
+        if (then.data_disks, then.added_nics) != (now.data_disks, now.added_nics):
             raise StateError(
                 f"{life.last.name} has other disks or network cards than it had in {self.name}",
                 hint=f"make another machine of it: cerne snapshot restore {self.name} --as NAME",
@@ -219,7 +218,7 @@ class Snapshot:
             )
 
     def _refuse_strange_tap(self) -> None:
-        if check_network(self.manifest.spec.network, has_ports=False) is NetworkKind.TAP:
+        if parse_network(self.manifest.spec.network).kind is NetworkKind.TAP:
             raise InputError(
                 f"{self.name} was imported, and its machine had a tap of another host",
                 hint=f"name one of this host: cerne snapshot restore {self.name} --as NAME"

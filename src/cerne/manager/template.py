@@ -39,7 +39,7 @@ VARIABLE = "CERNE_TEMPLATES"
 """The environment variable that, being ``never``, has every machine boot."""
 
 _FORMAT = 1
-_KIND = {"version", "name", "image", "cpus", "memory", "disk", "engine"}
+_KIND = {"version", "name", "image", "cpus", "memory", "disks", "engine"}
 """The fields of a specification that tell one template from another."""
 
 _NOTE = "template.json"
@@ -138,9 +138,7 @@ class Templates:
         name = f"template-{directory.name[:8]}"
         record = new_record(
             # What can be changed while a machine runs is each machine's own.
-            spec.model_copy(
-                update={"name": name, "ports": (), "balloon": None, "cpu_weight": None}
-            ),
+            spec.on_network(spec.network).changed(name=name, balloon=None, cpu_weight=None),
             spec.image,
             image.digest,
             engine=engine.name,
@@ -186,7 +184,7 @@ def may_have_template(spec: MachineSpec, image: Image) -> bool:
     """Whether such a machine can start from a template, and the environment lets it."""
     # What is mounted from the host cannot be saved, other machines' disks are not in a template, a
     # tap is one machine's, and without an agent nobody tells a guest who it is.
-    alone = not (spec.mounts or spec.data_disks or spec.extra_nics)
+    alone = not (spec.mounts or spec.data_disks or spec.added_nics)
     alone = alone and spec.network == NetworkKind.USER
     return image.agent and alone and os.environ.get(VARIABLE) != "never"
 
@@ -199,7 +197,7 @@ def _boot_and_save(
     if image.disk is not None:
         from cerne.storage.overlay import create_overlay
 
-        create_overlay(image.disk.path, image.disk.format, disk, life.spec.disk)
+        create_overlay(image.disk.path, image.disk.format, disk, life.spec.root_size)
     plan = replace(life.plan(), memory_file=directory / "memory")
     engine.require(plan)
     process = engine.start(plan)
@@ -226,7 +224,7 @@ def _key(spec: MachineSpec, image: Image, engine: Engine) -> str:
 
 
 def _family(spec: MachineSpec, image: Image, engine: Engine) -> str:
-    return _digest([_FORMAT, image.digest, spec.cpus, spec.memory, spec.disk, engine.name])
+    return _digest([_FORMAT, image.digest, spec.cpus, spec.memory, spec.root_size, engine.name])
 
 
 def _digest(parts: list[object]) -> str:

@@ -223,7 +223,7 @@ def _check_disk(image: Image, work: Path, manifest: Manifest) -> None:
         disk = work / f".{_DISK}"
         if not disk.exists():
             raise DamagedError("the snapshot's disk is missing", hint="export it anew")
-        size = manifest.spec.disk or image.disk.virtual_size
+        size = manifest.spec.root_size or image.disk.virtual_size
         require_strange_layer(disk, size, "the snapshot's disk")
 
 

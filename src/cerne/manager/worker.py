@@ -14,7 +14,7 @@ from pathlib import Path
 from cerne.errors import CerneError, NotFoundError
 from cerne.manager.home import Home
 from cerne.manager.manager import Manager
-from cerne.spec.machine import stored_spec
+from cerne.spec.upgrade import stored_spec
 
 
 def _fill(manager: Manager, pool: str) -> None:
