@@ -44,7 +44,7 @@ def test_builds_at_once_leave_one_program(tmp_path: Path) -> None:
 
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "find_program", lambda name: None)
-    with pytest.raises(MissingProgramError, match="no C compiler") as caught:
+    with pytest.raises(MissingProgramError, match="needs a C compiler") as caught:
         agent_binary(tmp_path / "cache")
     assert "install" in caught.value.hint
     assert not (tmp_path / "cache").exists()

@@ -179,7 +179,7 @@ def test_what_this_host_cannot_read(agent: GuestAgent, tmp_path: Path) -> None:
 def test_places_that_cannot_be_pulled_to(agent: GuestAgent, tree: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
         agent.pull(str(tree / "big"), tmp_path / "no" / "such")
-    with pytest.raises(InputError, match="has no name"):
+    with pytest.raises(InputError, match="no last component"):
         agent.pull("/", tmp_path)
     (tmp_path / "file").touch()
     with pytest.raises(ConflictError, match="not a directory"):
@@ -455,6 +455,6 @@ def test_sizes_that_are_lies(session_pair: Pair, tmp_path: Path) -> None:
     session, far = session_pair
     far.sendall(_entry(EntryKind.FILE, b"", 2**64 - 1) + encode(FrameType.DATA, b"x"))
     far.shutdown(socket.SHUT_WR)
-    with pytest.raises(GuestError, match="the machine is gone"):
+    with pytest.raises(GuestError, match="the machine has ended"):
         files.pull(session, "/thing", tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []

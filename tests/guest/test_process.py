@@ -23,7 +23,7 @@ Pair = tuple[Session, socket.socket]
 def test_ends_that_make_no_sense(session_pair: Pair, by_signal: int, code: int) -> None:
     session, far = session_pair
     far.sendall(encode(FrameType.EXITED, wire.EXITED.pack(by_signal, code)))
-    with pytest.raises(GuestError, match="makes no sense"):
+    with pytest.raises(GuestError, match="is not valid"):
         GuestProcess(session, 1).wait(20)
 
 
@@ -49,7 +49,7 @@ def test_more_output_than_there_is_leave_for(session_pair: Pair) -> None:
     frames = encode(FrameType.STDOUT, bytes(wire.MAX_PAYLOAD)) * 9
     far.setblocking(False)
     sent = 0
-    with pytest.raises(GuestError, match="more output than it had leave to"):
+    with pytest.raises(GuestError, match="more output than its credit"):
         # Nothing is read from the process, so that no leave is given back.
         while True:
             if sent < len(frames):

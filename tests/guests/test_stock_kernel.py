@@ -37,7 +37,7 @@ def stock_kernel() -> Path:
     try:
         return distribution_kernel(Home.of_this_user().cache, lambda what, done, whole: None).kernel
     except HostError as error:
-        pytest.skip(f"the distribution's kernel cannot be had: {error}")
+        pytest.skip(f"the distribution's kernel is missing: {error}")
 
 
 def test_a_stock_kernel_lies_in_memory_as_in_its_file(stock_kernel: Path) -> None:

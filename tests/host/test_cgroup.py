@@ -106,7 +106,7 @@ def test_v2_that_is_not_this_users_is_refused(
     unified: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cerne.host.cgroup.os.access", lambda *_: False)
-    with pytest.raises(HostError, match="cannot be given a CPU weight") as caught:
+    with pytest.raises(HostError, match="gives no CPU weight") as caught:
         require_weights(unified.surface)
     assert "delegated" in caught.value.hint
     group = MachineGroup("1", tmp_path / "note", unified.surface)

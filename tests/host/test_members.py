@@ -126,7 +126,7 @@ def test_what_does_not_end_is_told_and_not_waited_for(
     eventually(lambda: members.alive() != [])
     monkeypatch.setattr(ProcessIdentity, "wait", lambda self, timeout: timeout is None)
     try:
-        with pytest.raises(HostError, match=f"process {sleeper.pid} does not end"):
+        with pytest.raises(HostError, match=f"process {sleeper.pid} was killed and does not end"):
             members.end()
     finally:
         sleeper.kill()

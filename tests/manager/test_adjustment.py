@@ -43,7 +43,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host on which no process can be weighed."""
 
     def refuse() -> None:
-        raise HostError("a machine cannot be given a CPU weight here", hint="be root")
+        raise HostError("this host gives no CPU weight to a machine", hint="be root")
 
     monkeypatch.setattr("cerne.manager.admission.require_weights", refuse)
     monkeypatch.setattr("cerne.manager.adjustment.require_weights", refuse)

@@ -15,7 +15,7 @@ from cerne.network.tap import mtu_of, open_tap, require_tap
 
 def test_a_tap_has_one_machine_and_stays(namespace: Namespace) -> None:
     first = namespace.open_tap()
-    with pytest.raises(ConflictError, match="another machine's"):
+    with pytest.raises(ConflictError, match="another machine has the tap"):
         namespace.open_tap()
     assert not os.get_inheritable(first)
     os.close(first)
@@ -31,7 +31,7 @@ def test_what_cannot_be_had_is_refused_with_what_mends_it(namespace: Namespace) 
     namespace.ip("tuntap", "add", "dev", "tun0", "mode", "tun")
     namespace.ip("tuntap", "add", "dev", "many", "mode", "tap", "multi_queue")
     for name in ("tun0", "many", "lo"):
-        with pytest.raises(InputError, match="no tap"):
+        with pytest.raises(InputError, match="is not a tap"):
             namespace.within(partial(open_tap, name))
 
 
@@ -47,7 +47,8 @@ except HostError as error:
 
 
 @pytest.mark.parametrize(
-    ("owner", "said"), [("root", "opened"), ("nobody", "not this user's sudo ip tuntap del dev")]
+    ("owner", "said"),
+    [("root", "opened"), ("nobody", "belongs to another user sudo ip tuntap del dev")],
 )
 def test_without_privileges_a_tap_is_its_owners(
     namespace: Namespace, owner: str, said: str

@@ -66,7 +66,7 @@ def test_a_whole_image(tmp_path: Path) -> None:
     [
         ({"backing_offset": 512}, "backing file"),
         ({"features": 4}, "data is in another file"),
-        ({"features": 1 << 40}, "not known"),
+        ({"features": 1 << 40}, "unknown features"),
         ({"features": 2}, "marked as corrupt"),
         ({"crypt": 2}, "encrypted"),
         ({"version": 9}, "version 9"),
@@ -235,7 +235,12 @@ def test_the_log_of_a_vhdx(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "place", "said"),
-    [(4, 0, "refers to other"), (2, 0, "kind 2"), (3, 1024, "kind 3"), (9, 1024, "kind 9")],
+    [
+        (4, 0, "refers to other"),
+        (2, 0, "kind of VHD, 2,"),
+        (3, 1024, "kind of VHD, 3,"),
+        (9, 1024, "kind of VHD, 9,"),
+    ],
 )
 def test_what_the_footer_of_a_vhd_may_not_say(
     tmp_path: Path, kind: int, place: int, said: str
@@ -281,7 +286,7 @@ def test_the_format_that_is_named(tmp_path: Path) -> None:
     assert data_disk_format(path, "qcow2") == "qcow2"
     with pytest.raises(ImageError, match="looks like qcow2"):
         data_disk_format(path, "vmdk")
-    with pytest.raises(InputError, match="no format"):
+    with pytest.raises(InputError, match="not a disk format"):
         data_disk_format(path, "exe")
     path.write_bytes(bytes(1000))
     with pytest.raises(ImageError, match="1000 bytes"):

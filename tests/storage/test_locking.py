@@ -64,5 +64,5 @@ def test_a_lock_lasts_as_long_as_whoever_was_sent_the_disk(disk: Path) -> None:
 
 
 def test_a_disk_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be opened"):
+    with pytest.raises(StorageError, match="opening the disk"):
         require_unlocked(tmp_path / "none", writable=True)

@@ -1,6 +1,6 @@
-"""What goes on inside a guest: our agent in it, and the client that speaks to it.
+"""The client of the agent in a guest.
 
-The protocol is described in ``docs/agent.md``. Everything here is loaded when it is first used.
+``docs/agent.md`` describes the protocol. Everything here is imported at its first use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Builds the guest agent: one static program, kept by the digest of its source and compiler.
+"""Builds the guest agent: one static program, cached by the digest of its source and compiler.
 
-musl-gcc makes it small; where it is missing, gcc with the C library's static archive does.
+musl-gcc makes a small program; without it, gcc links the C library's static archive.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _COMPILE_TIMEOUT = 120
 
 
 def agent_binary(cache: Path) -> Path:
-    """The path of the agent in `cache`, compiled first if it is not there yet.
+    """The path of the agent in `cache`; it is compiled first if it is missing.
 
-    Builds at the same time are safe: each writes a file of its own and renames it into place.
+    Simultaneous builds are safe: each writes a separate file and renames it into place.
 
     Raises:
         MissingProgramError: there is no C compiler.
-        HostError: the compiler failed; the message has its first words.
+        HostError: the compiler failed; the message has the beginning of its output.
     """
     compiler = _compiler()
     target = cache / f"cerne-agent-{_digest(compiler)}"
@@ -54,7 +54,7 @@ def _compiler() -> Path:
     found = find_program("musl-gcc") or find_program("gcc")
     if found is None:
         raise MissingProgramError(
-            "the guest agent cannot be built: no C compiler is installed",
+            "building the guest agent needs a C compiler, and none is installed",
             hint=install_command("musl-gcc", "gcc"),
         )
     return found
@@ -84,7 +84,7 @@ def _compile(compiler: Path, target: Path) -> None:
     )
     if done.returncode != 0:
         raise HostError(
-            f"{compiler.name} could not build the guest agent: {done.stderr.strip()[:500]}",
+            f"{compiler.name} failed to build the guest agent: {done.stderr.strip()[:500]}",
             hint=install_command("musl-gcc"),
         )
 

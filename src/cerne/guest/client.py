@@ -34,11 +34,11 @@ _INFO_NAMES = ("hostname", "kernel", "architecture", "system", "boot_id", "agent
 
 @dataclass(frozen=True, slots=True)
 class GuestInfo:
-    """What a guest says of itself: not to be trusted further than the guest is."""
+    """A guest's description of itself, which is as untrusted as the guest."""
 
     hostname: str
     kernel: str
-    """As ``uname -r`` has it."""
+    """The output of ``uname -r``."""
     architecture: str
     system: str
     """The distribution's pretty name."""
@@ -49,12 +49,12 @@ class GuestInfo:
 
 
 class GuestAgent:
-    """The agent of one guest, reached by its ports' sockets on this host.
+    """The agent of one guest, which this host reaches by the sockets of its ports.
 
-    Each call takes a free port for as long as it lasts, so that as many calls can run side by
-    side as there are sockets; processes on this host agree by a lock file beside each socket.
-    Any call may raise `GuestTimeoutError` where the agent does not answer, `GuestError` where the
-    guest is gone or says that it cannot, and `BusyError` where all ports are in use.
+    Each call uses one free port until it ends, so that as many calls run at the same time as there
+    are sockets; a lock file beside each socket keeps other processes from it. Any call may raise
+    `GuestTimeoutError` if the agent does not answer, `GuestError` if the guest is gone or reports a
+    failure, and `BusyError` if all ports are in use.
     """
 
     def __init__(self, sockets: Sequence[Path]) -> None:
@@ -63,7 +63,7 @@ class GuestAgent:
     def wait_ready(self, timeout: float, alive: Callable[[], bool] = lambda: True) -> None:
         """Wait until the agent answers, at most `timeout` seconds.
 
-        `alive` is asked now and then whether the machine still runs, and may raise.
+        `alive` is called repeatedly; it returns whether the machine still runs, and may raise.
 
         Raises:
             GuestTimeoutError: the agent did not answer in time.
@@ -77,7 +77,7 @@ class GuestAgent:
             ) from error
 
     def info(self) -> GuestInfo:
-        """What the guest says of itself."""
+        """The guest's description of itself."""
         return _parse_info(self._ask(FrameType.INFO))
 
     def run(
@@ -90,21 +90,20 @@ class GuestAgent:
         stdin: bytes | BinaryIO | Iterable[bytes] | None = None,
         timeout: float | None = None,
     ) -> ExecResult:
-        """Run a command and gather what it writes, up to 256 MiB.
+        """Run a command and collect its output, up to 256 MiB.
 
         Args:
-            argv: the program, looked for in PATH, and its arguments.
-            env: set over the guest's own (PATH, HOME, USER, LOGNAME, SHELL).
-            cwd: where it runs, an absolute path; the user's home where none is given.
-            user: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; root where none is given.
-            stdin: what it reads; nothing where none is given.
-            timeout: seconds, after which the command is killed.
+            argv: the program, which is searched in PATH, and its arguments.
+            env: variables in addition to the guest's own (PATH, HOME, USER, LOGNAME, SHELL).
+            cwd: its working directory, an absolute path; by default the user's home.
+            user: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; by default root.
+            stdin: its standard input; by default empty.
+            timeout: seconds after which the command is killed.
 
         Raises:
-            InputError: an argument that no process could be given (a zero byte, no program, too
-                long).
+            InputError: there is no program, or an argument has a zero byte or is too long.
             GuestTimeoutError: the command was killed at `timeout`.
-            GuestError: it could not be started (in the guest's words), or the guest went away.
+            GuestError: the guest failed to start it (in the guest's words), or went away.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self.popen(argv, env=env, cwd=cwd, user=user) as process:
@@ -128,7 +127,7 @@ class GuestAgent:
         user: str | None = None,
         terminal: TerminalSize | None = None,
     ) -> GuestProcess:
-        """Start a command, with streams or on a terminal of its own; as `run` otherwise."""
+        """Start a command, with streams or on a terminal; otherwise as `run`."""
         variables = _variables(env or {})
         _check_words(argv)
         _check_directory(cwd)
@@ -156,14 +155,15 @@ class GuestAgent:
     def push(self, local: Path, remote: str) -> None:
         """Copy a file or a directory into the guest.
 
-        It goes into `remote` where that is a directory, or else becomes `remote`; a relative path
-        is taken from the guest's root directory. Modes, times and symbolic links are kept; a file
-        is replaced whole or not at all. Sockets, FIFOs and devices are left out.
+        If `remote` is a directory, the copy goes into it; otherwise the copy gets the name
+        `remote`. A relative path starts at the guest's root directory. Modes, times and symbolic
+        links are kept; a file is replaced whole or not at all. Sockets, FIFOs and devices are not
+        copied.
 
         Raises:
             NotFoundError: there is nothing at `local`.
-            InputError: `local` cannot be read.
-            GuestError: the guest could not write it (in its words).
+            InputError: `local` is not readable.
+            GuestError: the guest failed to write it (in its words).
         """
         with self._open(_ANSWER_TIMEOUT) as session:
             files.push(session, local, remote)
@@ -171,13 +171,13 @@ class GuestAgent:
     def pull(self, remote: str, local: Path) -> None:
         """Copy a file or a directory out of the guest.
 
-        It goes into `local` where that is a directory, or else becomes `local`. Nothing that the
-        guest says leads outside of `local`. Sockets, FIFOs and devices are left out.
+        If `local` is a directory, the copy goes into it; otherwise the copy gets the name `local`.
+        The guest cannot write outside of `local`. Sockets, FIFOs and devices are not copied.
 
         Raises:
             NotFoundError: there is no directory to write into.
-            GuestError: the guest could not read it, or sent what makes no sense.
-            StorageError: this host could not write it.
+            GuestError: the guest failed to read it, or broke the protocol.
+            StorageError: this host failed to write it.
         """
         with self._open(_ANSWER_TIMEOUT) as session:
             files.pull(session, remote, local)
@@ -188,7 +188,7 @@ class GuestAgent:
 
     def set_time(self) -> None:
         """Set the guest's clock to this host's."""
-        # Taken once the session is open: waiting for the agent must not age it.
+        # The time is read after the session is open, because opening may take long.
         with self._open(_ANSWER_TIMEOUT) as session:
             session.send(FrameType.SET_TIME, wire.TIME.pack(*divmod(time.time_ns(), 10**9)))
             session.expect(FrameType.DONE, _ANSWER_TIMEOUT)
@@ -200,22 +200,24 @@ class GuestAgent:
             InputError: there is no data, or too much.
         """
         if not 0 < len(data) <= _MAX_ENTROPY:
-            raise InputError(f"{len(data)} bytes of entropy; from 1 to {_MAX_ENTROPY} are taken")
+            raise InputError(
+                f"the entropy has {len(data)} bytes; the agent takes 1 to {_MAX_ENTROPY}"
+            )
         self._ask(FrameType.ENTROPY, data)
 
     def renew(self, *, hostname: str, mac: str | None = None) -> None:
-        """Make a guest that was forked or restored one of its own, in one turn.
+        """Give a forked or restored guest its own identity, in one request.
 
-        It is given fresh entropy, this host's time, its name, and the address of its first network
-        card where `mac` says one (six bytes in hexadecimal, colons between).
+        The guest gets fresh entropy, this host's time, its name, and the address of its first
+        network card if `mac` is given (six bytes in hexadecimal, with colons between).
 
         Raises:
-            InputError: that cannot be a host name, or not an address.
-            GuestError: the guest could not; what comes later in the list was not done.
+            InputError: the host name or the address is not valid.
+            GuestError: a step failed in the guest, which did not do the later steps.
         """
         name = hostname.encode()
         if not 0 < len(name) <= _LONGEST_HOSTNAME:
-            raise InputError(f"{hostname!r} is no host name")
+            raise InputError(f"{hostname!r} is not a host name")
         entropy = os.urandom(wire.RENEWED_ENTROPY)
         address = b"" if mac is None else _address(mac)
         with self._open(_ANSWER_TIMEOUT) as session:
@@ -225,13 +227,16 @@ class GuestAgent:
             session.expect(FrameType.DONE, _ANSWER_TIMEOUT)
 
     def freeze(self, timeout: float = 10.0) -> int:
-        """Freeze the guest's file systems; how many. They thaw by themselves after `timeout` s."""
+        """Freeze the guest's file systems for at most `timeout` seconds; return their number."""
         if not 0 < timeout <= _LONGEST_FREEZE:
-            raise InputError(f"file systems can be frozen for up to {_LONGEST_FREEZE} s")
+            raise InputError(
+                f"{timeout:g} s is not a time for which file systems freeze",
+                hint=f"give more than 0 s and at most {_LONGEST_FREEZE} s",
+            )
         return _count(self._ask(FrameType.FREEZE, wire.COUNT.pack(int(timeout * 1000))))
 
     def thaw(self) -> int:
-        """Thaw the guest's file systems; how many were frozen."""
+        """Thaw the guest's file systems; return how many were frozen."""
         return _count(self._ask(FrameType.THAW))
 
     def _open(self, timeout: float, alive: Callable[[], bool] = lambda: True) -> Session:
@@ -244,7 +249,7 @@ class GuestAgent:
 
 
 class _Feeder:
-    """Writes a process's standard input, beside the thread that reads its output."""
+    """Writes a process's standard input, in another thread than the one that reads its output."""
 
     def __init__(
         self, process: GuestProcess, stdin: bytes | BinaryIO | Iterable[bytes] | None
@@ -264,16 +269,16 @@ class _Feeder:
                 self._process.write(chunk)
             self._process.close_stdin()
         except GuestError:
-            return  # The thread that reads its output meets the same, and tells of it.
+            return  # The thread that reads its output meets the same error, and reports it.
         except Exception as error:  # noqa: BLE001 - raised again in finish(), whatever it is
             self._error = error
             with contextlib.suppress(GuestError):
                 self._process.signal(SIGKILL)
 
     def finish(self) -> None:
-        """The process has ended: raise what went wrong with its input, if anything did.
+        """Raise the error of the input, if any; called after the process has ended.
 
-        A source that still has more to give is left behind, as a shell does with a pipe.
+        A source that has more data is not read further, as in a shell's pipe.
         """
         if self._error is not None:
             raise self._error
@@ -288,7 +293,7 @@ def _chunks(stdin: bytes | BinaryIO | Iterable[bytes]) -> Iterable[bytes]:
 
 
 def _gather(process: GuestProcess, deadline: float | None) -> ExecResult:
-    # One buffer each: a guest may send a byte at a time, and each object takes dozens.
+    # One buffer per stream: a guest may send single bytes, and each object takes dozens.
     streams = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -314,11 +319,11 @@ def _check_words(argv: Sequence[str]) -> None:
             hint=f"write it as {argv.split()!r}, or have a shell read it: {['sh', '-c', argv]!r}",
         )
     if not argv or not argv[0]:
-        raise InputError("there is no command to run in the guest")
+        raise InputError("the command is empty")
     for word in argv:
         if not isinstance(word, str):
             raise InputError(
-                f"{word!r} in the command is no string", hint=f"write it as {str(word)!r}"
+                f"{word!r} in the command is not a string", hint=f"write it as {str(word)!r}"
             )
 
 
@@ -332,14 +337,14 @@ def _check_directory(cwd: str | None) -> None:
 
 
 def _started(session: Session, cwd: str | None) -> bytes:
-    """What the agent says of a command that it has started."""
+    """The agent's answer about a command that it has started."""
     try:
         return session.expect(FrameType.STARTED, _ANSWER_TIMEOUT)
     except GuestError as error:
         if cwd is None or error.message != f"cannot start in {cwd}: Not a directory":
             raise
         raise GuestError(
-            f"the working directory {cwd} does not exist in the guest, or is no directory",
+            f"the working directory {cwd} does not exist in the guest, or is not a directory",
             hint=f"make it first: mkdir -p {cwd}",
         ) from error
 
@@ -347,7 +352,7 @@ def _started(session: Session, cwd: str | None) -> bytes:
 def _variables(env: Mapping[str, str]) -> list[str]:
     for name in env:
         if not name or "=" in name:
-            raise InputError(f"{name!r} is no name of an environment variable")
+            raise InputError(f"{name!r} is not a name for an environment variable")
     return [f"{name}={value}" for name, value in env.items()]
 
 
@@ -363,7 +368,7 @@ def _address(mac: str) -> bytes:
 
 def _count(payload: bytes) -> int:
     if len(payload) != wire.COUNT.size:
-        raise wire.nonsense("a number that makes no sense")
+        raise wire.nonsense("a number of a wrong length")
     number: int = wire.COUNT.unpack(payload)[0]
     return number
 
@@ -371,7 +376,7 @@ def _count(payload: bytes) -> int:
 def _seconds(text: str) -> float:
     seconds = float(text)
     if not 0 <= seconds < math.inf:
-        raise ValueError(f"{text!r} are no seconds")
+        raise ValueError(f"{text!r} is not a number of seconds")
     return seconds
 
 
@@ -384,4 +389,4 @@ def _parse_info(payload: bytes) -> GuestInfo:
             **{name: wire.readable(said[name].encode(), _LONGEST_NAME) for name in _INFO_NAMES},
         )
     except (KeyError, ValueError) as error:
-        raise wire.nonsense("words about itself that make no sense") from error
+        raise wire.nonsense("a description of itself that is not valid") from error

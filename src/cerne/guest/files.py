@@ -1,8 +1,8 @@
-"""Trees of files, into a guest and out of it, as a stream of entries (``docs/agent.md``).
+"""Copies trees of files into a guest and out of it, as a stream of entries (``docs/agent.md``).
 
-What comes out of a guest is hostile. A name is one component, checked; every file is made relative
-to the descriptor of the directory that holds it, and no symbolic link is ever followed, so that
-nothing leads outside of the destination.
+A guest's data is hostile. A name is one component and is checked; every file is made relative to
+the descriptor of its directory, and no symbolic link is followed, so that nothing is written
+outside of the destination.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _NAME_MAX = 255
 _OPEN_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPEN_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-# What a file's time can be on every file system that we meet: ext4 ends in 2446.
+# The range of file times on every file system in use: ext4 ends in 2446.
 _EARLIEST, _LATEST = -(2**31), 15_000_000_000
 _BLOCK = 512
 """Bytes of a block of `st_blocks` (stat(2))."""
 _MOST_UNTOLD = 16 * MIB
 _LARGEST_FILE = 16 * TIB
-"""With its holes, which a guest need not send: as large as a file of ext4 may be."""
+"""The largest file of ext4, with its holes, which a guest does not send."""
 
 
 def push(session: Session, local: Path, remote: str) -> None:
@@ -54,7 +54,7 @@ def push(session: Session, local: Path, remote: str) -> None:
 
 
 class _RefusedError(Exception):
-    """The agent answered before all was sent: it cannot go on."""
+    """The agent answered before all was sent: it failed."""
 
     def __init__(self, error: GuestError) -> None:
         super().__init__(str(error))
@@ -147,7 +147,7 @@ def _send_holes(session: Session, source: _Source, name: bytes) -> None:
 
 
 def _send_whole(session: Session, source: _Source, name: bytes) -> None:
-    """Send to an agent of before version 2, which must know a file's size, and has no holes."""
+    """Send to an agent of version 1, which needs a file's size, and knows no holes."""
     ready = None if source.status.st_size else source.read_whole()
     size = source.status.st_size if ready is None else len(ready)
     _send_entry(session, EntryKind.FILE, name, source.status, size=size)
@@ -169,7 +169,7 @@ def _zeros(length: int) -> Iterator[bytes]:
 
 
 class _Source:
-    """A file of this host that is read for a copy."""
+    """A file of this host that is copied."""
 
     def __init__(self, descriptor: int, path: Path) -> None:
         self._descriptor = descriptor
@@ -177,13 +177,13 @@ class _Source:
         self.status = os.fstat(descriptor)
 
     def pieces(self) -> Iterator[bytes | int]:
-        """Its data, and in between the lengths of its holes.
+        """Its data, and between them the lengths of its holes.
 
-        As much as there was when it was opened, where it grows. One whose size is told as 0 is read
-        until its end, as those are that are made while they are read (``/proc``).
+        A growing file is read up to its size at the opening. A file with a size of 0 is read to its
+        end, because the kernel makes some files while they are read (``/proc``).
 
         Raises:
-            OSError: it cannot be read, or was shortened.
+            OSError: reading failed, or the file was shortened.
         """
         size = self.status.st_size
         if self.status.st_blocks * _BLOCK >= size:
@@ -203,14 +203,14 @@ class _Source:
                 self._require_more_than(start + got)
                 return
             offset = end
-        # One that was shortened looks like one whose end is a hole.
+        # A shortened file looks like a file that ends in a hole.
         self._require_more_than(size - 1)
 
     def read_whole(self) -> bytes:
-        """What is in one whose size is not told.
+        """The content of a file whose size is unknown.
 
         Raises:
-            OSError: it cannot be read, or is too long to be kept in memory.
+            OSError: reading failed, or the file is too long to be kept in memory.
         """
         data = bytearray()
         for piece in self._data(_MOST_UNTOLD + 1):
@@ -220,11 +220,11 @@ class _Source:
         return bytes(data)
 
     def shortened(self) -> OSError:
-        """The error that it was shortened while it was read."""
+        """The error for a file that was shortened while it was read."""
         return OSError(0, "it was shortened while it was read", str(self._path))
 
     def _data(self, most: int) -> Generator[bytes, None, int]:
-        """What can be read, at most so many bytes; how many there were."""
+        """Read at most so many bytes."""
         got = 0
         while got < most:
             data = os.read(self._descriptor, min(most - got, MAX_PAYLOAD))
@@ -235,7 +235,7 @@ class _Source:
         return got
 
     def _seek(self, offset: int, whence: int, otherwise: int) -> int:
-        """Where the next data are, or the next hole; `otherwise` where the file does not tell."""
+        """The offset of the next data or hole; `otherwise` if the file system does not know."""
         try:
             return min(os.lseek(self._descriptor, offset, whence), self.status.st_size)
         except OSError as error:
@@ -245,18 +245,18 @@ class _Source:
         try:
             os.lseek(self._descriptor, offset, os.SEEK_SET)
         except OSError as error:
-            # It tells of no holes, and is where it was.
+            # The file system knows no holes, and the offset is unchanged.
             if error.errno != errno.ESPIPE:
                 raise
 
     def _require_more_than(self, size: int) -> None:
-        """Refuse one that was shortened; what is made as it is read tells of more than it has."""
+        """Refuse a shortened file; the size of a file of the kernel exceeds its content."""
         if os.fstat(self._descriptor).st_size <= size:
             raise self.shortened()
 
 
 def _send(session: Session, kind: FrameType, payload: bytes) -> None:
-    # The agent speaks before the end only to say what went wrong.
+    # The agent answers before the end only to report a failure.
     if session.has_answer():
         frame = session.receive()
         if frame.type is FrameType.ERROR:
@@ -289,7 +289,8 @@ def _base_name(remote: str) -> str:
     name = PurePosixPath(remote).name
     if name in ("", ".."):
         raise InputError(
-            f"{remote!r} has no name to be copied under", hint="name the target, not only its place"
+            f"{remote!r} has no last component to name the copy",
+            hint="give the target with its name, such as ./copy",
         )
     return name
 
@@ -315,10 +316,10 @@ def _receive_tree(session: Session, receiver: _Receiver) -> None:
 
 
 class _Receiver:
-    """Writes one tree from its entries, as `name` in the directory of descriptor `parent`.
+    """Writes one tree from its entries, with the name `name` in the directory `parent`.
 
-    A new directory is made under another name, and gets its own when it is whole. With `holes` a
-    file ends by a frame of its own, and without it where it has the size that was announced.
+    A new directory has a temporary name until it is complete. With `holes` a frame ends each file;
+    without it a file ends at its announced size.
     """
 
     def __init__(self, parent: int, name: str, holes: bool) -> None:
@@ -335,7 +336,7 @@ class _Receiver:
         self._left = 0
 
     def entry(self, entry: Entry) -> None:
-        """Take the next entry."""
+        """Handle the next entry."""
         if self._file is not None:
             raise wire.nonsense("an entry in the middle of a file")
         if entry.kind is EntryKind.LEAVE:
@@ -351,7 +352,7 @@ class _Receiver:
                 self._symlink(name, entry)
 
     def data(self, data: bytes) -> None:
-        """Take the next bytes of the file that is being written."""
+        """Write the next bytes of the current file."""
         file = self._take(len(data))
         view = memoryview(data)
         while view:
@@ -360,34 +361,34 @@ class _Receiver:
             self._finish_file(file)
 
     def hole(self, payload: bytes) -> None:
-        """Leave a hole in the file that is being written."""
+        """Leave a hole in the current file."""
         if not self._file_entry.size or len(payload) != wire.HOLE.size or not self._holes:
-            raise wire.nonsense("a hole that makes no sense")
+            raise wire.nonsense("a hole of a wrong length")
         (length,) = wire.HOLE.unpack(payload)
         os.lseek(self._take(length), length, os.SEEK_CUR)
 
     def file_end(self) -> None:
-        """The file that is being written is whole."""
+        """Finish the current file."""
         if self._file is None or not self._holes:
             raise wire.nonsense("the end of a file that never began")
-        # It may end in a hole.
+        # The file may end in a hole.
         os.ftruncate(self._file, os.lseek(self._file, 0, os.SEEK_CUR))
         self._finish_file(self._file)
 
     def finish(self) -> None:
-        """All has come: put a new directory in its place.
+        """Rename a new directory into its place, after the last entry.
 
         Raises:
-            GuestError: not all has come.
+            GuestError: entries are missing.
         """
         if not self._root_seen or self._directories or self._file is not None:
-            raise wire.nonsense("only a part of what was to be copied")
+            raise wire.nonsense("only a part of the copy")
         if self._root_temporary is not None:
             self._rename(self._parent, self._root_temporary, self._name)
             self._root_temporary = None
 
     def abandon(self) -> None:
-        """Take away whatever is not finished."""
+        """Remove all that is not finished."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
@@ -399,7 +400,7 @@ class _Receiver:
             shutil.rmtree(self._root_temporary, ignore_errors=True, dir_fd=self._parent)
 
     def _take(self, length: int) -> int:
-        """The file that is being written, where so many bytes more belong to it."""
+        """The current file, if so many bytes more belong to it."""
         if self._file is None or length > self._left:
             raise wire.nonsense("more of a file than it announced")
         self._left -= length
@@ -410,7 +411,7 @@ class _Receiver:
         return self._directories[-1] if self._directories else self._parent
 
     def _next_name(self, entry: Entry) -> str:
-        """A checked name; the root's is ours, whatever the guest calls it."""
+        """A checked name; the root has our name, not the guest's."""
         if not self._root_seen:
             self._root_seen = True
             return self._name
@@ -430,7 +431,7 @@ class _Receiver:
         try:
             self._directories.append(os.open(name, _OPEN_DIRECTORY, dir_fd=place))
         except NotADirectoryError as error:
-            raise ConflictError(f"{name} is there, and is not a directory") from error
+            raise ConflictError(f"{name} exists and is not a directory") from error
 
     def _leave(self, entry: Entry) -> None:
         if not self._directories:
@@ -444,18 +445,18 @@ class _Receiver:
 
     def _begin_file(self, name: str, entry: Entry) -> None:
         if self._holes and entry.size > _LARGEST_FILE:
-            raise wire.nonsense(f"a file of {entry.size} bytes, of which {_LARGEST_FILE} are taken")
+            raise wire.nonsense(f"a file of {entry.size} bytes; the most are {_LARGEST_FILE}")
         self._file_name, self._file_entry, self._left = name, entry, entry.size
         self._temporary = _temporary_name()
         self._file = os.open(self._temporary, _OPEN_NEW, 0o600, dir_fd=self._place)
         if self._holes:
-            # A size of 0 may be that of a file which is made as it is read.
+            # The size 0 may belong to a file that the kernel makes while it is read.
             self._left = entry.size or _LARGEST_FILE
         elif not self._left:
             self._finish_file(self._file)
 
     def _finish_file(self, descriptor: int) -> None:
-        # The owner changes, so that setuid and setgid would mean something else here.
+        # The owner changes, so setuid and setgid would have another meaning here.
         os.fchmod(descriptor, self._file_entry.mode & 0o777)
         os.utime(descriptor, ns=_times(self._file_entry))
         self._rename(self._place, self._temporary, self._file_name)

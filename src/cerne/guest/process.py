@@ -1,4 +1,4 @@
-"""A process in a guest, seen from the host: its streams, its terminal, its end."""
+"""A process in a guest: its streams, its terminal and its exit status."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_SIDE = 65535
 
 
 class Stream(IntEnum):
-    """A stream that a process writes; a process on a terminal has STDOUT alone."""
+    """A stream that a process writes; a process on a terminal has only STDOUT."""
 
     STDOUT = 1
     STDERR = 2
@@ -37,10 +37,10 @@ class TerminalSize:
 
     def __post_init__(self) -> None:
         if not (0 <= self.rows <= _MAX_SIDE and 0 <= self.columns <= _MAX_SIDE):
-            raise InputError(f"{self.rows} by {self.columns} is no size of a terminal")
+            raise InputError(f"{self.rows} by {self.columns} is not a size for a terminal")
 
     def pack(self) -> bytes:
-        """The payload of the frame that tells it."""
+        """The payload of the frame that announces it."""
         return wire.SIZE.pack(self.rows, self.columns)
 
 
@@ -57,20 +57,20 @@ class ExitStatus:
     """How a process ended."""
 
     status: int
-    """Its exit status, or 128 and the signal's number, as a shell has it."""
+    """Its exit status, or 128 plus the signal's number, as in a shell."""
     signal: int | None = None
     """The signal that ended it, if one did."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExecResult(ExitStatus):
-    """How a process ended, and what it wrote."""
+    """How a process ended, and its output."""
 
     stdout: bytes = b""
     stderr: bytes = b""
 
     def as_text(self) -> ExecTextResult:
-        """The same with what it wrote decoded as UTF-8; what is no UTF-8 becomes U+FFFD."""
+        """The same with the output decoded as UTF-8; invalid bytes become U+FFFD."""
         return ExecTextResult(
             self.status,
             self.signal,
@@ -81,24 +81,24 @@ class ExecResult(ExitStatus):
 
 @dataclass(frozen=True, slots=True)
 class ExecTextResult(ExitStatus):
-    """How a process ended, and what it wrote, as text."""
+    """How a process ended, and its output as text."""
 
     stdout: str = ""
     stderr: str = ""
 
 
 class GuestProcess:
-    """A process that runs in a guest; iterate over it for what it writes, until it ends.
+    """A process that runs in a guest; iterating over it yields its output until it ends.
 
-    One thread may iterate while another writes. As with a pipe, a process whose output nobody
-    reads comes to a stop, and then reads no input either. A context manager: leaving it ends the
-    session, and with it (by SIGHUP) a process that still runs.
+    One thread may iterate while another writes. As with a pipe, a process stops if nobody reads its
+    output, and then it reads no input. It is a context manager: leaving it ends the session, and
+    sends SIGHUP to a process that still runs.
     """
 
     def __init__(self, session: Session, pid: int) -> None:
         self._session = session
         self.pid = pid
-        # Guards all below. Whoever needs something from the guest receives, for all.
+        # Guards all fields below. The thread that needs something receives for all threads.
         self._changed = threading.Condition()
         self._receiving = False
         self._output: deque[Output] = deque()
@@ -109,7 +109,7 @@ class GuestProcess:
         self._end: ExitStatus | None = None
 
     def __iter__(self) -> Iterator[Output]:
-        """What the process writes, as it comes, until it ends.
+        """The output of the process, as it comes, until it ends.
 
         Raises:
             GuestError: the guest or its agent went away.
@@ -121,10 +121,10 @@ class GuestProcess:
             yield output
 
     def read(self, timeout: float | None = None) -> Output | None:
-        """The next bytes that the process writes; None at its end.
+        """The next output of the process; None at its end.
 
         Raises:
-            GuestTimeoutError: there are none in `timeout` seconds.
+            GuestTimeoutError: there is no output in `timeout` seconds.
             GuestError: the guest or its agent went away.
         """
         self._wait_until(lambda: bool(self._output) or self._end is not None, timeout)
@@ -141,9 +141,9 @@ class GuestProcess:
         return output
 
     def write(self, data: bytes) -> None:
-        """Write to its standard input; waits while the process does not read.
+        """Write to its standard input; wait while the process does not read.
 
-        After the process's end, or once it has closed its input, the data goes nowhere.
+        After the process has ended or closed its input, the data is dropped.
 
         Raises:
             GuestError: the guest or its agent went away.
@@ -160,14 +160,14 @@ class GuestProcess:
             view = view[size:]
 
     def close_stdin(self) -> None:
-        """Let it read the end of its standard input."""
+        """Close its standard input."""
         with self._changed:
             is_open, self._stdin_open = self._stdin_open, False
         if is_open:
             self._session.send(FrameType.STDIN_END)
 
     def resize(self, size: TerminalSize) -> None:
-        """Tell its terminal a new size; may be called from a signal handler."""
+        """Set the size of its terminal; may be called from a signal handler."""
         self._session.send_urgent(FrameType.RESIZE, size.pack())
 
     def signal(self, number: int) -> None:
@@ -175,7 +175,7 @@ class GuestProcess:
         self._session.send_urgent(FrameType.SIGNAL, wire.COUNT.pack(number))
 
     def wait(self, timeout: float | None = None) -> ExitStatus:
-        """Wait for its end, at most `timeout` seconds; what it writes meanwhile is dropped.
+        """Wait for its end, at most `timeout` seconds; drop its output meanwhile.
 
         Raises:
             GuestTimeoutError: it has not ended in time; it still runs.
@@ -205,7 +205,7 @@ class GuestProcess:
                     raise _silent()
 
     def _receive(self, deadline: float | None) -> None:
-        """Receive one frame, without holding up those who only look."""
+        """Receive one frame, without blocking threads that only look."""
         self._receiving = True
         self._changed.release()
         try:
@@ -234,11 +234,11 @@ class GuestProcess:
 
     def _take_output(self, frame: Frame) -> None:
         if not frame.payload:
-            # It takes no credit, so that there could be any number of them.
+            # An empty frame takes no credit, so that a guest could send any number.
             return
         self._unread += len(frame.payload)
         if self._unread + self._owed > WINDOW:
-            raise wire.nonsense("more output than it had leave to")
+            raise wire.nonsense("more output than its credit")
         stream = Stream.STDOUT if frame.type is FrameType.STDOUT else Stream.STDERR
         self._output.append(Output(stream, frame.payload))
 
@@ -255,7 +255,7 @@ class GuestProcess:
 
 
 def _silent() -> GuestTimeoutError:
-    return GuestTimeoutError("the process in the guest said nothing in time, and still runs")
+    return GuestTimeoutError("the process in the guest wrote nothing in time, and still runs")
 
 
 def _left(deadline: float | None) -> float | None:
@@ -267,4 +267,4 @@ def _exit_status(by_signal: int, code: int) -> ExitStatus:
         return ExitStatus(code)
     if by_signal == 1 and 0 < code <= _MAX_SIGNAL:
         return ExitStatus(128 + code, code)
-    raise wire.nonsense("the end of a process that makes no sense")
+    raise wire.nonsense("an exit status that is not valid")

@@ -1,8 +1,8 @@
-"""One session with a guest's agent: a port claimed, connected and in step (``docs/agent.md``).
+"""A session with a guest's agent on one of its ports (``docs/agent.md``).
 
-A port is a Unix socket that one client may use at a time. Clients agree by flock(2) on a file
-beside it; the file is left not empty where a frame may have been cut off, by a client that died or
-by a hypervisor that dropped what a client had sent before it left.
+A port is a Unix socket that one client may use at a time. Clients take turns by flock(2) on a file
+beside it. The file is not empty if a frame may be incomplete, because a client was killed or the
+hypervisor dropped data of a client that left.
 """
 
 from __future__ import annotations
@@ -31,30 +31,30 @@ _CHUNK = 256 * 1024
 _CLAIM_TIMEOUT = 10.0
 _PAUSE = 0.02
 _LOOK = 0.25
-"""Seconds between looks at whether the machine still runs."""
+"""Seconds between checks whether the machine still runs."""
 _SAY_AGAIN = 1.0
 """Seconds after which an unanswered HELLO is repeated: the guest may have dropped the first."""
 _UNACKNOWLEDGED = frozenset((FrameType.STDIN, FrameType.DATA, FrameType.ENTRY))
-"""Frames of which the hypervisor may drop a part if we leave before the guest has read them."""
+"""Frames that the hypervisor may drop in part if we leave before the guest has read them."""
 
 
 class Port:
-    """A claimed port: no other client on this host uses it until it is given back."""
+    """A claimed port: no other client on this host uses it until it is released."""
 
     def __init__(self, path: Path, lock: int) -> None:
         self.path = path
         self._lock = lock
         self.cut_off = os.fstat(lock).st_size > 0
-        """Whether the agent may still wait for the rest of a frame of the client before."""
+        """Whether the agent may still wait for the rest of a former client's frame."""
         os.pwrite(lock, b"1", 0)
 
     @classmethod
     def claim(cls, sockets: Sequence[Path]) -> Port:
-        """Claim a free port, waiting a little for one.
+        """Claim a free port; wait a little for one.
 
         Raises:
-            BusyError: others hold them all.
-            GuestError: the machine has no directory for sockets (it does not run).
+            BusyError: other clients hold all ports.
+            GuestError: the machine has no directory for sockets, because it does not run.
         """
         deadline = time.monotonic() + _CLAIM_TIMEOUT
         while True:
@@ -65,7 +65,7 @@ class Port:
             if time.monotonic() >= deadline:
                 raise BusyError(
                     f"all {len(sockets)} of the guest's agent ports are in use",
-                    hint="wait for a command or a copy in the guest to end",
+                    hint="wait until a command or a copy in the guest has ended",
                 )
             time.sleep(_PAUSE)
 
@@ -83,16 +83,16 @@ class Port:
         return cls(path, lock)
 
     def release(self, *, clean: bool) -> None:
-        """Give it back; `clean` where no frame was cut off."""
+        """Release it; `clean` says that no frame is incomplete."""
         if clean:
             os.ftruncate(self._lock, 0)
         os.close(self._lock)
 
 
 class Session:
-    """A connection on which whole frames go; a context manager.
+    """A connection that carries whole frames; a context manager.
 
-    Frames may be sent by several threads, and received by one at a time.
+    Several threads may send frames; one thread at a time may receive.
     """
 
     def __init__(self, connection: socket.socket, port: Port | None = None) -> None:
@@ -100,7 +100,7 @@ class Session:
         self._port = port
         self._decoder = Decoder()
         self.version = wire.OLDEST_VERSION
-        """Of the protocol, as both sides speak it; the agent says so when it is greeted."""
+        """The version of the protocol that both sides speak, from the agent's answer to HELLO."""
         self._sending = threading.Lock()
         self._urgent: deque[bytes] = deque()
         self._whole = True
@@ -111,7 +111,7 @@ class Session:
     def open(
         cls, sockets: Sequence[Path], timeout: float, alive: Callable[[], bool] = lambda: True
     ) -> Self:
-        """Claim a port, connect to it and come into step with the agent.
+        """Claim a port, connect to it and synchronise with the agent.
 
         Raises:
             BusyError: all ports are in use.
@@ -135,10 +135,10 @@ class Session:
         return session
 
     def greet(self, deadline: float, alive: Callable[[], bool] = lambda: True) -> None:
-        """Say HELLO until the agent answers it; whatever came before is of a former session."""
+        """Send HELLO until the agent answers it; drop what came before, from a former session."""
         nonce = secrets.token_bytes(wire.NONCE_SIZE)
         hello = wire.encode(FrameType.HELLO, wire.HELLO.pack(wire.MAGIC, wire.VERSION, nonce))
-        # Zeros complete a frame that was cut off, and mean nothing after that.
+        # Zeros complete a frame that was cut off; the agent ignores the others.
         with_zeros = bytes(wire.HEADER.size + wire.MAX_PAYLOAD) + hello
         cut_off = self._port is None or self._port.cut_off
         self._transmit(with_zeros if cut_off else hello)
@@ -158,30 +158,30 @@ class Session:
                 heard += self._receive_bytes()
 
     def _welcome(self, heard: bytearray, nonce: bytes) -> bool:
-        """Whether the answer to our HELLO is in what was heard; if so, be in step from there."""
+        """Whether the answer to our HELLO has come; if so, the stream continues after it."""
         found = heard.find(nonce)
         if found < 0:
-            # The nonce may yet be in the middle of coming.
+            # The rest of the nonce may still come.
             del heard[: -(wire.HEADER.size + wire.HELLO.size)]
             return False
         start = found + wire.NONCE_SIZE - wire.HELLO.size
         if start < wire.HEADER.size:
-            raise wire.nonsense("a welcome that makes no sense")
+            raise wire.nonsense("a welcome that is not valid")
         magic, version, _ = wire.HELLO.unpack_from(heard, start)
         if magic != wire.MAGIC:
-            raise wire.nonsense("a welcome that makes no sense")
+            raise wire.nonsense("a welcome that is not valid")
         if not wire.OLDEST_VERSION <= version <= wire.VERSION:
             raise GuestError(
                 f"the guest's agent speaks version {version} of the protocol, and this Cerne "
                 f"versions {wire.OLDEST_VERSION} to {wire.VERSION}",
-                hint="build the image anew with this Cerne",
+                hint="build the image again with this Cerne",
             )
         self.version = version
         self._decoder.feed(bytes(heard[found + wire.NONCE_SIZE :]))
         return True
 
     def send(self, kind: FrameType, payload: bytes = b"") -> None:
-        """Send a frame, waiting for room.
+        """Send a frame; wait until there is room for it.
 
         Raises:
             GuestError: the machine ended.
@@ -193,9 +193,9 @@ class Session:
         self._send_urgent_frames()
 
     def send_urgent(self, kind: FrameType, payload: bytes = b"") -> None:
-        """Send a frame as soon as may be; may be called from a signal handler.
+        """Send a frame as soon as possible; may be called from a signal handler.
 
-        If a frame is on its way, whoever sends that one sends this one after it.
+        If another thread is sending a frame, that thread sends this one afterwards.
         """
         self._urgent.append(wire.encode(kind, payload))
         self._send_urgent_frames()
@@ -212,11 +212,11 @@ class Session:
         """Send the strings of the request that follows.
 
         Raises:
-            InputError: they are too many or too long, or hold a zero byte.
+            InputError: the strings are too many or too long, or contain a zero byte.
         """
         encoded = [os.fsencode(text) for text in strings]
         if any(b"\0" in text for text in encoded):
-            raise InputError("an argument with a zero byte cannot be given to a program")
+            raise InputError("an argument contains a zero byte, which no program can receive")
         joined = b"".join(text + b"\0" for text in encoded)
         if len(joined) > wire.MAX_ARGUMENTS or len(encoded) > wire.MAX_STRINGS:
             raise InputError(
@@ -232,7 +232,7 @@ class Session:
 
         Raises:
             GuestTimeoutError: none came in `timeout` seconds.
-            GuestError: the machine ended, its agent started anew, or it sent what is no frame.
+            GuestError: the machine ended, its agent restarted, or it broke the protocol.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         looked = False
@@ -240,29 +240,29 @@ class Session:
             frame = self._decoder.next()
             if frame is None:
                 left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                # A guest may send what is no answer for ever.
+                # A guest may for ever send frames that are not an answer.
                 late = left == 0 and looked
                 looked = True
                 if late or not self._wait_readable(left):
                     raise GuestTimeoutError("the guest's agent does not answer")
                 self._decoder.feed(self._receive_bytes())
             elif frame.type is FrameType.RESTARTED:
-                raise GuestError("the guest's agent started anew; what it was doing is lost")
+                raise GuestError("the guest's agent restarted and lost its work")
             elif frame.type is not FrameType.WELCOME:
                 return frame
 
     def expect(self, kind: FrameType, timeout: float | None = None) -> bytes:
-        """The payload of the next frame, which is to be of this type.
+        """The payload of the next frame, which must have this type.
 
         Raises:
-            GuestError: the agent answers that it cannot, in its words.
+            GuestError: the agent reports a failure, in its words.
             GuestTimeoutError: as `receive`.
         """
         frame = self.receive(timeout)
         if frame.type is FrameType.ERROR:
             raise error_of(frame.payload)
         if frame.type is not kind:
-            raise wire.nonsense(f"{frame.type.name} where {kind.name} was due")
+            raise wire.nonsense(f"{frame.type.name} instead of {kind.name}")
         if kind is FrameType.DONE:
             self._unacknowledged = False
         return frame.payload
@@ -272,11 +272,11 @@ class Session:
         return self._wait_readable(0)
 
     def close(self) -> None:
-        """Give the port back."""
+        """Release the port."""
         if self._closed:
             return
         self._closed = True
-        # A thread that waits for the guest in receive() is woken by this, not by close(2).
+        # This wakes a thread that waits in receive(); close(2) does not.
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
@@ -292,10 +292,10 @@ class Session:
         self._whole = True
 
     def _is_taken(self) -> bool:
-        """Whether the hypervisor has taken all that was sent.
+        """Whether the hypervisor has taken all sent data.
 
-        What still waits for a guest that boots is not lost; saying it again would only be more for
-        that guest to read.
+        Data that waits for a booting guest is not lost; that guest would have to read a repetition
+        too.
         """
         waiting = fcntl.ioctl(self._connection, termios.TIOCOUTQ, bytes(4))
         return not any(waiting)
@@ -335,20 +335,20 @@ class Session:
 
 
 def error_of(payload: bytes) -> GuestError:
-    """The error that the agent tells of."""
+    """The error that the agent reports."""
     if len(payload) < wire.ERROR.size:
-        return wire.nonsense("an error that makes no sense")
+        return wire.nonsense("an error that is not valid")
     words = wire.readable(payload[wire.ERROR.size :])
     if wire.ERROR.unpack_from(payload)[0] == errno.ENOSYS:
         return GuestError(
             f"the guest's agent is too old for this: {words}",
-            hint="build its image anew with this Cerne, and start the machine anew from it",
+            hint="build its image again with this Cerne, and make the machine again from it",
         )
     return GuestError(words)
 
 
 def _gone() -> GuestError:
-    return GuestError("the connection to the guest's agent ended: the machine is gone")
+    return GuestError("the connection to the guest's agent ended, because the machine has ended")
 
 
 def _connect(path: Path, deadline: float, alive: Callable[[], bool]) -> socket.socket:

@@ -1,7 +1,7 @@
 """Frames of the guest agent's protocol, versions 1 and 2 (``docs/agent.md``).
 
-A frame is a type, a length and a payload, little-endian. What comes from the guest is hostile:
-every length is checked before it is believed.
+A frame is a type, a length and a payload, little-endian. The guest's data is hostile: every length
+is checked before it is used.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from enum import IntEnum
 from cerne.errors import GuestError
 
 VERSION = 2
-"""The newest; an agent answers with it or an older one, and both sides then speak that."""
+"""The newest version; an agent answers with it or an older one, which both sides then speak."""
 OLDEST_VERSION = 1
 HOLES_VERSION = 2
-"""Since when a file has holes, and says where it ends."""
+"""The first version with holes in files and a frame that ends a file."""
 MAGIC = b"cerne\0ag"
 NONCE_SIZE = 16
 HEADER = struct.Struct("<B3xI")
@@ -35,16 +35,16 @@ RENEWAL = struct.Struct(f"<qI?x6s{RENEWED_ENTROPY}s")
 
 MAX_PAYLOAD = 32 * 1024
 MAX_ARGUMENTS = 1024 * 1024
-"""Bytes of all strings of one request, each with its final zero."""
+"""The most bytes of all strings of one request, with their final zeros."""
 MAX_STRINGS = 65536
 WINDOW = 256 * 1024
-"""Credit, in bytes, that each side of a process's streams begins with."""
+"""The initial credit of each side of a process's streams, in bytes."""
 MAX_DEPTH = 256
-"""Of directories in a tree that is copied."""
+"""The deepest nesting of directories in a copied tree."""
 
 
 class FrameType(IntEnum):
-    """What a frame is; below 65 the host's, and above it the guest's."""
+    """Types of frames; the host sends those below 65, the guest the others."""
 
     HELLO = 1
     ARGUMENTS = 2
@@ -84,7 +84,7 @@ class FrameType(IntEnum):
 
 
 class EntryKind(IntEnum):
-    """What an entry of a copied tree is."""
+    """Kinds of entries of a copied tree."""
 
     FILE = 1
     DIRECTORY = 2
@@ -115,7 +115,7 @@ class Entry:
     size: int = 0
     name: bytes = b""
     target: bytes = b""
-    """Where a symbolic link leads."""
+    """The target of a symbolic link."""
 
     def pack(self) -> bytes:
         """The payload of its frame."""
@@ -126,17 +126,17 @@ class Entry:
 
     @classmethod
     def unpack(cls, payload: bytes) -> Entry:
-        """The entry of a payload.
+        """Decode an entry from a payload.
 
         Raises:
-            GuestError: it makes no sense.
+            GuestError: it is not valid.
         """
         if len(payload) < ENTRY.size:
             raise nonsense("an entry that is too short")
         kind, mode, seconds, nanoseconds, name_length, size = ENTRY.unpack_from(payload)
         rest = payload[ENTRY.size :]
         if kind not in _ENTRY_KINDS or name_length > len(rest) or nanoseconds >= 10**9:
-            raise nonsense("an entry that makes no sense")
+            raise nonsense("an entry that is not valid")
         return cls(
             EntryKind(kind),
             mode,
@@ -159,7 +159,7 @@ class Decoder:
         """Take the next bytes of the stream.
 
         Raises:
-            GuestError: they are no frames.
+            GuestError: they are not frames.
         """
         self._buffer += data
         start = 0
@@ -186,15 +186,14 @@ def encode(kind: FrameType, payload: bytes = b"") -> bytes:
 
 
 def nonsense(what: str) -> GuestError:
-    """The error that the guest does not keep to the protocol."""
+    """The error for a guest that breaks the protocol."""
     return GuestError(
         f"the guest's agent sent {what}",
-        hint="its agent may be damaged or of another make; restart the machine, or build its "
-        "image anew",
+        hint="its agent may be damaged; restart the machine, or build its image again",
     )
 
 
 def readable(data: bytes, most: int = 1024) -> str:
-    """A guest's words, made safe to show on a terminal."""
+    """A guest's text, made safe for a terminal."""
     text = data[:most].decode(errors="replace")
     return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -1,9 +1,9 @@
 """CPU weights of machines' processes, by a control group for each (cgroups(7)).
 
-A weight is that of cgroup v2's ``cpu.weight``: 1 to 10000, 100 for whoever has asked for none. Who
-makes the groups depends on the host, and `MachineGroup` hides it: systemd, where it runs, is asked
-for a scope; in a v2 hierarchy that is nobody's, or delegated to this user, a group is made beside
-the process's own (Documentation/admin-guide/cgroup-v2.rst); in a v1 hierarchy one below it.
+A weight is a value of cgroup v2's ``cpu.weight``: 1 to 10000, by default 100. `MachineGroup` makes
+the groups, in a way that depends on the host. If systemd runs, it makes a scope. In a v2 hierarchy
+without systemd, or one that is delegated to this user, the group is a sibling of the process's own
+group (Documentation/admin-guide/cgroup-v2.rst); in a v1 hierarchy it is a child of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cerne.spec.limits import DEFAULT_CPU_WEIGHT
 _log = logging.getLogger(__name__)
 
 _DEFAULT_SHARES = 1024
-"""What v1 calls the default weight."""
+"""The default weight in v1."""
 _PREFIX = "cerne-"
 _SCOPE = ".scope"
 _PATIENCE = 2.0
@@ -41,7 +41,7 @@ _TIMEOUT = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """Where the kernel and systemd show themselves."""
+    """The paths at which the kernel and systemd have their interfaces."""
 
     groups: Path = Path("/sys/fs/cgroup")
     processes: Path = Path("/proc")
@@ -52,10 +52,10 @@ HOST = Surface()
 
 
 class MachineGroup:
-    """The group of one machine's process, wherever this host has it.
+    """The group of one machine's process.
 
-    What there is to remove is written to `note` before it is made, so that whoever comes after a
-    command that was killed finds it.
+    The path of a group is written to `note` before the group is made, so that the next command
+    finds it if this one is killed.
     """
 
     def __init__(self, machine_id: str, note: Path, surface: Surface = HOST) -> None:
@@ -64,10 +64,10 @@ class MachineGroup:
         self._surface = surface
 
     def weigh(self, pid: int, weight: int) -> None:
-        """Give the process this weight, in a group of its own.
+        """Give the process this weight, in its own group.
 
         Raises:
-            HostError: this host does not let this user do so; the process is where it was.
+            HostError: this host does not allow it to this user; the process is in its former group.
         """
         keeper = _keeper(self._surface)
         place = self._noted()
@@ -86,9 +86,9 @@ class MachineGroup:
             raise
 
     def remove(self) -> None:
-        """Remove the group, which no process is in any more; nothing happens where there is none.
+        """Remove the group, whose processes have ended; do nothing if there is no group.
 
-        A process that is still in it goes back to where it came from.
+        A process that is still in it goes back to its former group.
         """
         place = self._noted()
         if place is None:
@@ -107,28 +107,28 @@ class MachineGroup:
 
 
 def require_weights(surface: Surface = HOST) -> None:
-    """Refuse a weight where this host does not let this user give one.
+    """Refuse a weight if this host does not allow weights to this user.
 
     Raises:
-        HostError: it does not; the hint says what mends it.
+        HostError: it does not; the hint says how to allow them.
     """
     _keeper(surface).place(os.getpid(), _PREFIX)
 
 
 class _Keeper(Protocol):
-    """One way in which a host has groups. What it cannot do, the kernel refuses by OSError."""
+    """One way to make groups on a host. An OSError is the kernel's refusal."""
 
     def place(self, pid: int, name: str) -> str:
-        """Where a group of this name for a process is to be; raises HostError if nowhere."""
+        """The place of a group of this name for a process; raises HostError if there is none."""
 
     def make(self, place: str, pid: int, weight: int) -> None:
-        """Make a group there, of this weight, and put the process into it."""
+        """Make a group of this weight there, and move the process into it."""
 
     def set_weight(self, place: str, weight: int) -> None:
         """Change a group's weight."""
 
     def remove(self, place: str) -> None:
-        """Remove a group; nothing happens where there is none."""
+        """Remove a group; do nothing if there is none."""
 
 
 def _keeper(surface: Surface) -> _Keeper:
@@ -142,7 +142,7 @@ def _keeper(surface: Surface) -> _Keeper:
 
 
 class _Scopes:
-    """Scopes of systemd, asked for over D-Bus; one ends with its last process."""
+    """Scopes of systemd, made over D-Bus; a scope ends with its last process."""
 
     def __init__(self, surface: Surface, busctl: str) -> None:
         self._surface = surface
@@ -153,10 +153,10 @@ class _Scopes:
         if user != 0:
             own = f"user.slice/user-{user}.slice/user@{user}.service"
             controllers = self._surface.groups / own / "cgroup.controllers"
-            # With v1, systemd asks for nothing of the kind.
+            # With v1 systemd needs no delegation.
             if "cpu" not in _words(controllers) and controllers.parent.parent.exists():
                 raise _refusal(
-                    "systemd does not let this user weigh processes",
+                    "systemd does not let this user give weights to processes",
                     "as root: systemctl edit user@.service, with Delegate=cpu under [Service];"
                     " then log in again",
                 )
@@ -172,7 +172,7 @@ class _Scopes:
         self._call("SetUnitProperties", "sba(sv)", place, *change)
 
     def remove(self, place: str) -> None:
-        """It has gone with its process."""
+        """The scope has ended with its process."""
 
     def _call(self, *words: str) -> None:
         command = [*self._command, "call", *_MANAGER, *words]
@@ -186,21 +186,21 @@ class _Scopes:
 
 
 class _Files:
-    """What both hierarchies of the kernel's files have in common."""
+    """The code that both hierarchies of the kernel's files share."""
 
     weight_file: str
 
     def make(self, place: str, pid: int, weight: int) -> None:
         Path(place).mkdir(exist_ok=True)
         self.set_weight(place, weight)
-        # All threads of the process go with it.
+        # This moves all threads of the process.
         _write(Path(place) / "cgroup.procs", str(pid))
 
     def set_weight(self, place: str, weight: int) -> None:
         _write(Path(place) / self.weight_file, str(self.number(weight)))
 
     def number(self, weight: int) -> int:
-        """A weight as the file has it."""
+        """A weight as a number for the file."""
         return weight
 
     def remove(self, place: str) -> None:
@@ -213,7 +213,7 @@ class _Files:
             except FileNotFoundError:
                 return
             except OSError as error:
-                # Threads that are ending count for a moment longer than their process.
+                # Ending threads count for a moment longer than their process.
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     raise
                 self._empty(group)
@@ -226,7 +226,7 @@ class _Files:
 
 
 class _Unified(_Files):
-    """The one hierarchy of v2, in which a group has either processes or groups in it."""
+    """The one hierarchy of v2, in which a group contains either processes or groups."""
 
     weight_file = "cpu.weight"
 
@@ -241,7 +241,7 @@ class _Unified(_Files):
             if self._may_hold(parent):
                 return str(parent / name)
         raise _refusal(
-            f"no control group above {own} is this user's to divide",
+            f"this user owns no control group above {own}",
             "run Cerne as root, or in a group that is delegated to you, with cpu in its"
             " cgroup.controllers",
         )
@@ -261,7 +261,7 @@ class _Unified(_Files):
     def _may_hold(self, parent: Path) -> bool:
         if "cpu" not in _words(parent / "cgroup.controllers"):
             return False
-        # The root of all alone may have both; it has no type.
+        # Only the root group may contain both; it has no type.
         if (parent / "cgroup.type").exists() and _words(parent / "cgroup.procs"):
             return False
         needed = [parent, parent / "cgroup.procs"]
@@ -286,7 +286,7 @@ class _Legacy(_Files):
                 own = _below(root, path)
         if not os.access(own, os.W_OK):
             raise _refusal(
-                f"the control group {own} is not this user's to divide",
+                f"this user does not own the control group {own}",
                 "run Cerne as root",
             )
         return str(own / name)
@@ -296,11 +296,11 @@ class _Legacy(_Files):
 
 
 class _None:
-    """A host without groups for CPU time."""
+    """A host without control groups for CPU time."""
 
     def place(self, pid: int, name: str) -> str:
         raise _refusal(
-            "there are no control groups for CPU time", "mount -t cgroup2 none /sys/fs/cgroup"
+            "this host has no control groups for CPU time", "mount -t cgroup2 none /sys/fs/cgroup"
         )
 
     def make(self, place: str, pid: int, weight: int) -> None:
@@ -310,7 +310,7 @@ class _None:
         self.place(0, place)
 
     def remove(self, place: str) -> None:
-        """There is none."""
+        """There is no group to remove."""
 
 
 @contextlib.contextmanager
@@ -325,7 +325,7 @@ def _refusals() -> Iterator[None]:
 
 
 def _refusal(why: str, hint: str) -> HostError:
-    return HostError(f"a machine cannot be given a CPU weight here: {why}", hint=hint)
+    return HostError(f"this host gives no CPU weight to a machine: {why}", hint=hint)
 
 
 def _memberships(surface: Surface, pid: int) -> Iterator[tuple[str, str, str]]:
@@ -336,7 +336,7 @@ def _memberships(surface: Surface, pid: int) -> Iterator[tuple[str, str, str]]:
 
 
 def _below(root: Path, path: str) -> Path:
-    # In a container a path may be told that is not shown.
+    # In a container the kernel may name a path that is not visible.
     found = root / path.lstrip("/")
     return found if found.is_dir() else root
 

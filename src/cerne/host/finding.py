@@ -1,4 +1,4 @@
-"""One thing that was found out about this host, and what mends it where it could be better."""
+"""A fact about this host, and what to do if it is a problem."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class Finding:
     topic: str
     value: str
     good: bool | None = None
-    """False for what hinders machines or makes them slow; None for what is merely so."""
+    """False for a problem that stops machines or slows them; None for a neutral fact."""
     advice: str = ""
     """What to do, or an empty string."""
 
 
 def read_text(path: Path) -> str:
-    """A small file of /proc or /sys, stripped; empty where it is not there or not readable."""
+    """The stripped text of a small file of /proc or /sys; empty if it is missing or unreadable."""
     try:
         return path.read_text(errors="replace").strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""What this host's KVM can do for Cerne: is it there, is it whole, and how fast is it."""
+"""This host's KVM: whether it is there, whether it has what Cerne needs, and its speed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ USED_CAPABILITIES = (
     Capability.IMMEDIATE_EXIT,
     Capability.BINARY_STATS_FD,
 )
-"""What the native engine needs of the kernel."""
+"""The capabilities that the native engine needs from the kernel."""
 
 
 def kvm_findings(speed: GuestSpeed | None, device: Path = KVM_DEVICE) -> Iterator[Finding]:
@@ -51,7 +51,7 @@ def kvm_findings(speed: GuestSpeed | None, device: Path = KVM_DEVICE) -> Iterato
             "guest speed",
             f"{device} runs no guest",
             False,
-            "look into the kernel's log: sudo dmesg | grep -i kvm",
+            "read the kernel's log: sudo dmesg | grep -i kvm",
         )
         return
     yield _ring3(speed)
@@ -59,7 +59,7 @@ def kvm_findings(speed: GuestSpeed | None, device: Path = KVM_DEVICE) -> Iterato
 
 
 def virtualization_finding(root: Path = Path("/")) -> Finding:
-    """Whether this host is itself a virtual machine, and which module serves its KVM."""
+    """Whether this host is a virtual machine, and which module provides its KVM."""
     modules = sorted(
         path.name for path in (root / "sys/module").glob("kvm_*") if path.name != "kvm_arch"
     )

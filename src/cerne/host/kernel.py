@@ -1,6 +1,6 @@
-"""What else this host's kernel and machine offer to virtual machines, read from /proc and /sys.
+"""Other features of this host for virtual machines, read from /proc and /sys.
 
-Every function takes the root under which it looks, `/` on a real host.
+Every function takes the root directory to read from, `/` on a real host.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _ENOUGH_MEMORY = 512 * MIB
 
 
 def kernel_findings(root: Path = Path("/")) -> Iterator[Finding]:
-    """All that is said here, in the report's order."""
+    """All findings of this module, in the report's order."""
     yield cgroups(root)
     yield transparent_huge_pages(root)
     yield reserved_huge_pages(root)
-    yield device(root, "tun", "dev/net/tun", "machines have user-mode networking alone", "tun")
+    yield device(root, "tun", "dev/net/tun", "machines have only user-mode networking", "tun")
     yield device(root, "vhost-net", "dev/vhost-net", "network is slower", "vhost_net")
     yield device(root, "vhost-vsock", "dev/vhost-vsock", "there are no vsock ports", "vhost_vsock")
     yield iommu(root)
@@ -43,7 +43,7 @@ def cgroups(root: Path) -> Finding:
         return Finding("cgroups", value, False, f"turn on {', '.join(missing)} in this cgroup")
     lines = read_text(root / "proc/self/cgroup").splitlines()
     hierarchies = [line.split(":")[1] for line in lines if line.count(":") >= 2]
-    # A hierarchy without a controller has a name: name=systemd.
+    # A hierarchy without a controller has a name instead: name=systemd.
     controllers = sorted(
         name for names in hierarchies for name in names.split(",") if name.isidentifier()
     )
@@ -59,7 +59,7 @@ def cgroups(root: Path) -> Finding:
 
 
 def transparent_huge_pages(root: Path) -> Finding:
-    """Whether memory comes in huge pages when asked for, which makes guests faster."""
+    """Whether processes get huge pages at their request, which makes guests faster."""
     modes = read_text(root / "sys/kernel/mm/transparent_hugepage/enabled")
     mode = modes.partition("[")[2].partition("]")[0] or "none"
     if mode in ("always", "madvise"):
@@ -73,7 +73,7 @@ def transparent_huge_pages(root: Path) -> Finding:
 
 
 def reserved_huge_pages(root: Path) -> Finding:
-    """Huge pages that are set aside; nobody needs them, and few want them."""
+    """The reserved huge pages; Cerne does not need them."""
     pools = sorted((root / "sys/kernel/mm/hugepages").glob("hugepages-*kB"))
     counts = {
         int(pool.name.removeprefix("hugepages-").removesuffix("kB")): int(
@@ -86,7 +86,7 @@ def reserved_huge_pages(root: Path) -> Finding:
 
 
 def device(root: Path, topic: str, path: str, without: str, module: str) -> Finding:
-    """Whether a device is there and open to this user, and what is missed without it."""
+    """Whether a device is there and open to this user, and what does not work without it."""
     node = root / path
     if not node.exists():
         advice = f"{without}: sudo modprobe {module}"
@@ -99,14 +99,14 @@ def device(root: Path, topic: str, path: str, without: str, module: str) -> Find
 
 
 def iommu(root: Path) -> Finding:
-    """Whether devices of the host can be given to a guest."""
+    """Whether this host can pass its devices through to a guest."""
     groups = root / "sys/kernel/iommu_groups"
     count = len(list(groups.iterdir())) if groups.is_dir() else 0
     if count == 0:
         return Finding(
             "IOMMU",
-            "off: no device of the host can be passed through",
-            advice="where that is wanted, turn on VT-d or AMD-Vi in the firmware and "
+            "off: this host passes no device through to a guest",
+            advice="to use passthrough, turn on VT-d or AMD-Vi in the firmware and "
             "boot with intel_iommu=on or amd_iommu=on",
         )
     if not (root / "dev/vfio/vfio").exists():
@@ -116,20 +116,20 @@ def iommu(root: Path) -> Finding:
 
 
 def smt(root: Path) -> Finding:
-    """Whether two threads share a core, and so may learn of each other."""
+    """Whether two threads share a core, which lets one guest observe another."""
     active = read_text(root / "sys/devices/system/cpu/smt/active")
     if active != "1":
         return Finding("SMT", "off")
     return Finding(
         "SMT",
         "on",
-        advice="guests that must not learn of each other need cores of their own, or: "
+        advice="guests that must not observe each other need separate cores, or: "
         "echo off | sudo tee /sys/devices/system/cpu/smt/control",
     )
 
 
 def memory(root: Path) -> Finding:
-    """How much memory there is, and how much of it is to be had."""
+    """How much memory the host has, and how much is available."""
     sizes = {}
     for line in read_text(root / "proc/meminfo").splitlines():
         name, _, value = line.partition(":")

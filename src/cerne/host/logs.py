@@ -1,4 +1,4 @@
-"""What a program said last in its log."""
+"""Reads the last line of a program's log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _LOOKED_AT = 65536
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something, or an empty string."""
+    """The last line of a log that is not empty, or an empty string."""
     try:
         lines = log.read_bytes()[-_LOOKED_AT:].decode(errors="replace").splitlines()
     except OSError:

@@ -1,14 +1,13 @@
 """The processes of one machine: its VMM, and those that serve its devices.
 
-Each registers itself before it does anything else: in the machine's runtime directory there is a
-file for it, made before it is started, to which it writes its pid and start time. A program is
-started by a shell that writes them, and becomes the program; a forked VMM calls
-`cerne.vmm.registration.register`.
+Each process registers itself first: before it is started, a file for it is made in the machine's
+runtime directory, and the process writes its pid and start time to this file. A shell writes them
+for a program, and then executes the program; a forked VMM calls `cerne.vmm.registration.register`.
 
-A registration is withdrawn by removing the file and then reading it, and a process that has
-registered looks whether its file is still there before it goes on. So either the process is found
-and killed, or it ends by itself: there is no moment at which one is missed, whichever process is
-killed meanwhile. No process is found by the words of its command line.
+To withdraw a registration, a command removes the file and then reads it; a process that has
+registered checks that its file is still there before it goes on. So either the process is found and
+killed, or it ends by itself, even if a command is killed meanwhile. Cerne finds no process by the
+words of its command line.
 """
 
 from __future__ import annotations
@@ -26,16 +25,16 @@ from cerne.errors import HostError
 from cerne.host.process import ProcessIdentity, boot_id
 
 MACHINE = "machine"
-"""The role of the process that is the machine."""
+"""The role of the machine's main process."""
 SAVER = "saver"
-"""The role of one that writes the machine to files, and ends."""
+"""The role of a process that writes the machine's state to files, and ends."""
 _SUPERVISOR = "-supervisor"
 _NOTED = ".noted"
 
 _LARGEST = 4096
 _LONGEST_ENDING = 10.0
-"""Seconds that a process which was killed may take to be gone."""
-# The shell adds variables of its own to the environment.
+"""Seconds within which a killed process has to end."""
+# The shell adds its own variables to the environment.
 _REGISTER = (
     'read -r status </proc/$$/stat && echo "$status" >&0 && [ -e "$0" ]'
     ' && unset PWD OLDPWD SHLVL _ && exec "$@" </dev/null'
@@ -43,16 +42,16 @@ _REGISTER = (
 
 
 def supervisor_of(role: str) -> str:
-    """The role of what starts a process of this role again."""
+    """The role of the supervisor that restarts a process of this role."""
     return f"{role}{_SUPERVISOR}"
 
 
 class Member(NamedTuple):
-    """One process, as it has registered itself."""
+    """One registered process."""
 
     role: str
     process: ProcessIdentity | None
-    """None where it has not come to register itself."""
+    """None if it has not registered itself yet."""
     file: Path
 
     @property
@@ -61,7 +60,7 @@ class Member(NamedTuple):
         return self.file.name.endswith(_NOTED)
 
     def note(self) -> None:
-        """Remember that its end was told."""
+        """Remember that its end was reported."""
         with contextlib.suppress(FileNotFoundError):
             self.file.rename(f"{self.file}{_NOTED}")
 
@@ -72,16 +71,16 @@ class Member(NamedTuple):
 
 
 class Members:
-    """The processes that a machine has registered in its runtime directory."""
+    """The processes that are registered in a machine's runtime directory."""
 
     def __init__(self, runtime: Path) -> None:
         self._directory = runtime / "processes"
 
     def expect(self, role: str) -> tuple[int, Path]:
-        """A registration for a process that is to be started: an open file, and its path.
+        """Make a registration for a process before its start; return the open file and its path.
 
         Raises:
-            OSError: it cannot be made.
+            OSError: making the file failed.
         """
         self._directory.mkdir(mode=0o700, exist_ok=True)
         for former in self.all():
@@ -95,10 +94,10 @@ class Members:
 
     @contextlib.contextmanager
     def command(self, role: str, argv: Sequence[str]) -> Iterator[tuple[list[str], int]]:
-        """How to start a program that registers itself: its arguments, and its standard input.
+        """The arguments and the standard input with which a program starts and registers itself.
 
         Raises:
-            OSError: it has no registration.
+            OSError: making the registration failed.
         """
         file, path = self.expect(role)
         try:
@@ -107,7 +106,7 @@ class Members:
             os.close(file)
 
     def all(self) -> list[Member]:
-        """Every process that is registered, whether it runs or not."""
+        """Every registered process, running or not."""
         found = []
         for path in self._files():
             with contextlib.suppress(FileNotFoundError):
@@ -115,7 +114,7 @@ class Members:
         return found
 
     def alive(self, role: str = "") -> list[ProcessIdentity]:
-        """Those that run, or those of one role."""
+        """The processes that run, of all roles or of one."""
         return [
             member.process
             for member in self.all()
@@ -123,7 +122,7 @@ class Members:
         ]
 
     def lost(self) -> list[Member]:
-        """Those that have ended and are not started again, though the machine needs them."""
+        """The ended processes that the machine needs and that no supervisor restarts."""
         members = self.all()
         running = {member.role for member in members if member.alive}
         return [
@@ -136,12 +135,12 @@ class Members:
         ]
 
     def end(self) -> None:
-        """Kill them all, and wait until they are gone; none can come any more.
+        """Kill all processes, and wait until they have ended; no further process can register.
 
         Raises:
-            HostError: one does not end.
+            HostError: a process does not end.
         """
-        # What is killed may have made another registration just before.
+        # A process may have made another registration just before it was killed.
         while files := self._files():
             ending = [process for file in files if (process := _withdrawn(file)) is not None]
             for process in ending:
@@ -149,8 +148,8 @@ class Members:
             for process in ending:
                 if not process.wait(_LONGEST_ENDING):
                     raise HostError(
-                        f"process {process.pid} does not end, though it was killed",
-                        hint="it is stuck in the kernel: see dmesg",
+                        f"process {process.pid} was killed and does not end",
+                        hint="it hangs in the kernel: see dmesg",
                     )
 
     def _files(self) -> list[Path]:
@@ -167,10 +166,10 @@ def start_member(
     descriptors: Sequence[int],
     output: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a registered program, detached, which inherits these descriptors.
+    """Start a registered program, detached, with these descriptors inherited.
 
     Raises:
-        OSError: it cannot be started.
+        OSError: the start failed.
     """
     with members.command(role, argv) as (command, registration):
         return subprocess.Popen(
@@ -186,7 +185,7 @@ def start_member(
 
 
 def _withdrawn(path: Path) -> ProcessIdentity | None:
-    """Withdraw a registration; the process that has registered, if it did."""
+    """Withdraw a registration; return the process that has registered, if any."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -204,6 +203,6 @@ def _read(path: Path, data: bytes) -> Member:
     try:
         process = ProcessIdentity.from_status(boot.decode(), status) if status else None
     except (ValueError, IndexError):
-        # It was killed while it wrote.
+        # The process was killed while it wrote.
         process = None
     return Member(role, process, path)

@@ -1,7 +1,7 @@
-"""What became of the processes that serve a machine, noted for the next command.
+"""Notes about the processes that serve a machine, for the next command.
 
-The manager alone writes to the store; what supervises such a process may find no manager running,
-and notes in the machine's runtime directory that the process has ended.
+Only the manager writes to the store. A supervisor of such a process runs without a manager, so it
+notes the end of the process in the machine's runtime directory.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ class Notes:
         self._file = runtime / "notes"
 
     def add(self, words: str) -> None:
-        """Note something, in one sentence.
+        """Add a note of one sentence.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: the file is not writable.
         """
         with _locked(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
             os.write(file, json.dumps(words[:_LONGEST]).encode() + b"\n")
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[list[str]]:
-        """What was noted; it is forgotten at the end of the block, unless that fails."""
+        """The notes; they are removed at the end of the block, unless the block fails."""
         try:
             if not self._file.stat().st_size:
                 yield []
@@ -51,7 +51,7 @@ def _words(line: bytes) -> list[str]:
     try:
         said = json.loads(line)
     except ValueError:
-        # Its writer was killed.
+        # The writer of the last note was killed.
         return []
     return [said] if isinstance(said, str) else []
 

@@ -1,4 +1,4 @@
-"""The user ids that a user without root may give to others in a user namespace (subuid(5))."""
+"""The user ids that a user without root may use in a user namespace (subuid(5))."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ _PROGRAMS = ("newuidmap", "newgidmap")
 
 
 def has_own_ids() -> bool:
-    """Whether this user may give ids to whom it makes."""
+    """Whether this user has such ids."""
     return _missing_program() is None and _missing_file() is None
 
 
 def as_root() -> list[str]:
-    """What makes a command root: nothing for root, a user name space for others."""
+    """The words before a command that make it root: none for root, else a user namespace."""
     return [] if os.geteuid() == 0 else ["unshare", "--map-auto", "--map-root-user"]
 
 
 def require_own_ids(what: str) -> None:
-    """Refuse `what`, which needs such ids where this user is not root.
+    """Refuse `what`, which needs such ids, if this user has none and is not root.
 
     Raises:
-        MissingProgramError: the programs that give them are not installed.
+        MissingProgramError: a program that sets them up is not installed.
         HostError: this user has none.
     """
     if os.geteuid() == 0:
@@ -36,13 +36,13 @@ def require_own_ids(what: str) -> None:
     program = _missing_program()
     if program is not None:
         raise MissingProgramError(
-            f"{what} cannot be made without root: {program} is not installed",
+            f"making {what} without root needs {program}, which is not installed",
             hint=install_command(program),
         )
     file = _missing_file()
     if file is not None:
         raise HostError(
-            f"{what} cannot be made without root: {_name()} has no line in {file}",
+            f"making {what} without root needs ids of your own: {_name()} has no line in {file}",
             hint=f"sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {_name()}",
         )
 

@@ -1,8 +1,8 @@
-"""How fast this host's kernel runs guest code, measured and not read from flags.
+"""The measured speed at which this host's kernel runs guest code.
 
-A host may have a /dev/kvm that runs a guest's programs (ring 3) at full speed and its kernel
-(ring 0) instruction by instruction, two hundred times slower; no flag tells. What was measured
-holds until the host reboots or its KVM module is loaded anew, and is kept in a file till then.
+A host may have a /dev/kvm that runs a guest's programs (ring 3) at full speed and its kernel (ring
+0) instruction by instruction, two hundred times slower; no flag shows this. The result is valid
+until the host reboots or loads its KVM module again, and is kept in a file until then.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from cerne.host.process import boot_id
 KVM_DEVICE = Path("/dev/kvm")
 
 NATIVE_SPEED = 100_000_000
-"""Instructions a second that any processor exceeds, and no emulation step by step reaches."""
+"""Instructions a second: every processor exceeds them, and no emulation reaches them."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuestSpeed:
-    """Instructions of a guest that the host runs in a second of its processor's time."""
+    """Instructions of a guest that the host runs in one second of CPU time."""
 
     ring3_per_second: int
     ring0_per_second: int
@@ -41,22 +41,21 @@ class GuestSpeed:
 
 
 def measure_guest_speed(device: Path = KVM_DEVICE) -> GuestSpeed:
-    """Run two small guests, one in each ring; takes less than 0.1 s on most hosts.
+    """Run two small guests, one in each ring; this takes less than 0.1 s on most hosts.
 
     Raises:
-        KvmError: the device cannot be opened, or runs no guest.
+        KvmError: the device does not open, or runs no guest.
     """
-    # Imported here: whoever finds the figures in the cache needs no hypervisor.
+    # Imported here, because the figures in the cache need no hypervisor.
     from cerne.host.speed import measure_ring
 
     return GuestSpeed(measure_ring(device, 3), measure_ring(device, 0))
 
 
 def cached_guest_speed(cache: Path, device: Path = KVM_DEVICE) -> GuestSpeed | None:
-    """As `measure_guest_speed`, but once per boot; None where this user has no working KVM.
+    """As `measure_guest_speed`, but once per boot; None if this user has no working KVM.
 
-    `cache` is the file in which the figures are kept; where it cannot be written, they are
-    measured anew each time.
+    `cache` is the file for the figures; if it is not writable, they are measured each time.
     """
     try:
         key = f"{boot_id()} {device.stat().st_ctime_ns}"
@@ -81,7 +80,7 @@ def _load(cache: Path, key: str) -> GuestSpeed | None:
             return None
         return GuestSpeed(int(saved["ring3_per_second"]), int(saved["ring0_per_second"]))
     except (OSError, ValueError, KeyError, TypeError):
-        # A cache that cannot be read, or is damaged, is written anew.
+        # An unreadable or damaged cache is written again.
         return None
 
 

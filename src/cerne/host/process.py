@@ -1,7 +1,8 @@
-"""Processes of this host, known by pid and start time so that a reused pid is never taken for one.
+"""Processes of this host, identified by pid and start time, so that a reused pid is no match.
 
-Start time is field 22 of ``/proc/PID/stat`` (proc(5)), in clock ticks since boot; together with
-the boot ID it names a process for good. Signals go by pidfd, which cannot hit another process.
+The start time is field 22 of ``/proc/PID/stat`` (proc(5)), in clock ticks since boot; with the boot
+ID it identifies a process for ever. Signals go through a pidfd, which never reaches another
+process.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def boot_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
-    """One process, for good: neither a reused pid nor a reboot can be mistaken for it."""
+    """The identity of one process, which no other process has, even after a reboot."""
 
     pid: int
     start_time: int
@@ -33,32 +34,32 @@ class ProcessIdentity:
 
     @classmethod
     def of(cls, pid: int) -> ProcessIdentity | None:
-        """The identity of a running process, or None where there is none (or only a zombie)."""
+        """The identity of a running process, or None if there is none (or only a zombie)."""
         start_time = _start_time(pid)
         return None if start_time is None else cls(pid, start_time, boot_id())
 
     @classmethod
     def from_status(cls, boot: str, status: bytes) -> ProcessIdentity:
-        """The identity that a line of ``/proc/PID/stat`` tells, of this boot.
+        """The identity from a line of ``/proc/PID/stat``, in this boot.
 
         Raises:
-            ValueError, IndexError: it is no such line.
+            ValueError, IndexError: it is not such a line.
         """
         pid = int(status.split(b" ", 1)[0])
         return cls(pid, int(status.rpartition(b")")[2].split()[19]), boot)
 
     def alive(self) -> bool:
-        """Whether this very process runs."""
+        """Whether this process runs."""
         return self.boot_id == boot_id() and _start_time(self.pid) == self.start_time
 
     def state(self) -> str:
-        """The letter of its state in proc(5), such as ``T`` where it is stopped; empty if gone."""
+        """The letter of its state in proc(5), such as ``T`` for stopped; empty if it has ended."""
         fields = _stat(self.pid)
         known = self.boot_id == boot_id() and fields and int(fields[19]) == self.start_time
         return fields[0].decode() if known else ""
 
     def send(self, signal_number: signal.Signals) -> bool:
-        """Send a signal; False where the process is gone."""
+        """Send a signal; return False if the process has ended."""
         with self._pidfd() as descriptor:
             if descriptor is None:
                 return False
@@ -69,11 +70,11 @@ class ProcessIdentity:
             return True
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the process to end, at most `timeout` seconds; whether it has ended."""
+        """Wait at most `timeout` seconds for the process to end; return whether it has ended."""
         with self._pidfd() as descriptor:
             if descriptor is None:
                 return True
-            # select(2) knows the first 1024 descriptors alone.
+            # select(2) handles only the first 1024 descriptors.
             ended = select.poll()
             ended.register(descriptor, select.POLLIN)
             return bool(ended.poll(None if timeout is None else max(0.0, timeout) * 1000))
@@ -86,7 +87,7 @@ class ProcessIdentity:
             yield None
             return
         try:
-            # Looked at after the pidfd is open: from here on the pid cannot change hands.
+            # Checked after the pidfd is open: from here on the pid stays with this process.
             yield descriptor if self.alive() else None
         finally:
             os.close(descriptor)
@@ -96,13 +97,13 @@ def _start_time(pid: int) -> int | None:
     fields = _stat(pid)
     if not fields:
         return None
-    # The first thread may be gone while others still hold what the process has open.
+    # The first thread may have ended while others still hold the open files of the process.
     ended = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
     return None if ended else int(fields[19])
 
 
 def _stat(pid: int) -> list[bytes]:
-    """The fields of its stat file after its name, so that field 3 is the first; none if gone."""
+    """The fields of its stat file after the name, from field 3; none if it has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The host's processor, as far as a saved guest depends on it (proc(5), cpuinfo)."""
+"""The features of the host's processor on which a saved guest depends (proc(5), cpuinfo)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MATTER = ("vendor_id", "cpu family", "model", "stepping", "flags")
 
 
 def processor_fingerprint(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """Sixteen hexadecimal digits, the same wherever a guest meets the same processor."""
+    """Sixteen hexadecimal digits, equal on hosts whose processors are the same for a guest."""
     first = cpuinfo.read_text().partition("\n\n")[0]
     fields = dict(_field(line) for line in first.splitlines())
     said = "\n".join(fields.get(name, "") for name in _MATTER)

@@ -1,6 +1,6 @@
-"""Programs of other projects that Cerne runs, and the command that installs what is missing.
+"""Programs of other projects that Cerne runs, and the command that installs them.
 
-One table says which package holds a program on which family of distributions.
+One table has the package of each program in each family of distributions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _PACKAGES: dict[str, tuple[str, str, str, str, str]] = {
     "flex": ("flex", "flex", "flex", "flex", "flex"),
     "bison": ("bison", "bison", "bison", "bison", "bison"),
     "bc": ("bc", "bc", "bc", "bc", "bc"),
-    # Debian 12 has another with QEMU.
+    # Debian 12 has another virtiofsd in its QEMU package.
     "virtiofsd": ("virtiofsd", "virtiofsd", "virtiofsd", "virtiofsd", "virtiofsd"),
     "setpriv": ("util-linux", "util-linux", "util-linux", "util-linux", "setpriv"),
     "passt": ("passt", "passt", "passt", "passt", "passt"),
@@ -65,7 +65,7 @@ _FAMILIES = (
 
 
 def find_program(name: str) -> Path | None:
-    """The path of a program, or None where it is not installed."""
+    """The path of a program, or None if it is not installed."""
     found = shutil.which(name, path=_search_path())
     return None if found is None else Path(found)
 
@@ -90,8 +90,8 @@ def install_command(*programs: str) -> str:
 
 
 def _search_path() -> str:
-    # A user's PATH often lacks the sbin directories, where mke2fs and depmod live; virtiofsd is in
-    # none, as it is meant to be run by programs.
+    # A user's PATH often lacks the sbin directories, where mke2fs and depmod are; virtiofsd is in
+    # neither, because other programs run it.
     programs = ("/usr/libexec", "/usr/lib/qemu", "/usr/lib")
     return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin", *programs))
 

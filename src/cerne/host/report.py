@@ -1,4 +1,4 @@
-"""The doctor's report: what this host can do for virtual machines, and what would do it good."""
+"""The doctor's report: what this host can do for virtual machines, and what to improve."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _QEMU = "qemu-system-x86_64"
 _QEMU_TIMEOUT = 20
 
 _PROGRAMS = {
-    "qemu-img": "images cannot be imported",
-    "mmdebstrap": "Debian images cannot be built",
-    "musl-gcc": "the guest agent cannot be built, which images need",
+    "qemu-img": "Cerne does not import images without it",
+    "mmdebstrap": "Cerne does not build Debian images without it",
+    "musl-gcc": "Cerne does not build the guest agent without it, which images need",
 }
 
 
@@ -37,7 +37,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was found."""
+    """All findings about a host."""
 
     findings: tuple[Finding, ...]
     speed: GuestSpeed | None
@@ -45,7 +45,7 @@ class Report:
 
     @property
     def able(self) -> bool:
-        """Whether a machine can be run here."""
+        """Whether this host can run a machine."""
         return self.verdict.engine is not None
 
     def as_json(self) -> dict[str, object]:
@@ -60,9 +60,9 @@ class Report:
 
 
 def make_report(cache: Path, auto: str) -> Report:
-    """Find out all about this host; takes less than a second.
+    """Examine this host; this takes less than a second.
 
-    `cache` is the file in which measured speeds are kept, `auto` the engine that ``auto`` takes.
+    `cache` is the file for measured speeds, `auto` the engine that ``auto`` takes.
     """
     speed = cached_guest_speed(cache)
     verdict = judge(auto, speed, has_qemu=find_program(_QEMU) is not None)
@@ -79,9 +79,9 @@ def make_report(cache: Path, auto: str) -> Report:
 
 
 def judge(auto: str, speed: GuestSpeed | None, *, has_qemu: bool) -> Verdict:
-    """Why ``auto`` takes an engine, given how fast KVM runs guests (None: not at all)."""
+    """The engine that ``auto`` takes and why, given KVM's speed (None without KVM)."""
     if speed is None:
-        why = "there is no usable KVM"
+        why = "this host has no usable KVM"
     elif speed.ring0_native:
         why = "KVM runs the guest's kernel at hardware speed"
     else:
@@ -109,7 +109,7 @@ def qemu_findings() -> Iterator[Finding]:
         return
     version = _output(path, "--version").partition("\n")[0]
     if not version:
-        yield Finding("QEMU", f"{path} does not run", False, f"see what it says: {path} --version")
+        yield Finding("QEMU", f"{path} does not run", False, f"see its error: {path} --version")
         return
     yield Finding("QEMU", version.removeprefix("QEMU emulator version "), True)
     if "tcg" in _output(path, "-accel", "help").split():
@@ -119,7 +119,7 @@ def qemu_findings() -> Iterator[Finding]:
 
 
 def program_findings() -> Iterator[Finding]:
-    """The other programs that Cerne uses, and what cannot be done without them."""
+    """The other programs that Cerne uses, and what Cerne does not do without them."""
     for name, without in _PROGRAMS.items():
         path = find_program(name)
         if path is None:
@@ -141,7 +141,7 @@ def own_ids_findings() -> Iterator[Finding]:
 
 
 def _output(program: Path, *arguments: str) -> str:
-    """What a program prints; empty where it fails."""
+    """The output of a program; empty if it fails."""
     try:
         ran = subprocess.run(
             (program, *arguments),

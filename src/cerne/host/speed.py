@@ -1,8 +1,8 @@
-"""Two small guests that count to a number, one in ring 3 and one in ring 0, and are timed.
+"""Measures the time in which two small guests count to a number, in ring 3 and in ring 0.
 
-Each starts right in 64-bit mode, with page tables that map its memory to itself (Intel SDM volume
-3, 4.5.4), and ends by writing to an address without memory, which stops it. What is timed is the
-processor's time of this thread, so that other work on the host does not count.
+Each starts in 64-bit mode, with page tables that map its memory to itself (Intel SDM volume 3,
+4.5.4), and stops by a write to an address without memory. The time is this thread's CPU time, so
+that other work on the host does not count.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _MEMORY_SIZE = 2 << 20
 _TABLES = 0x1000
 _CODE = 0x8000
 _DOORBELL = _MEMORY_SIZE
-"""The first address past the memory: mapped by the page tables, and nothing is there."""
+"""The first address past the memory: the page tables map it, and there is no memory."""
 
 # dec rcx; jnz to it; mov [rdi], al
 _COUNT_DOWN = bytes.fromhex("48ffc9 75fb 8807")
 _INSTRUCTIONS = 2
 
 _LONG_ENOUGH = 0.005
-"""Seconds that a measurement takes at least; then the cost of entry and exit is small."""
+"""The least seconds of a measurement, so that the cost of entry and exit is small."""
 _FIRST_COUNT = 1 << 10
 _LAST_COUNT = 1 << 32
 
@@ -45,7 +45,7 @@ def measure_ring(device: Path, ring: int) -> int:
     """Instructions a second of a guest in a ring, 0 or 3.
 
     Raises:
-        KvmError: the device cannot be opened, or does not run the guest.
+        KvmError: the device does not open, or does not run the guest.
     """
     ranges = [(GuestAddress(0), _MEMORY_SIZE)]
     with Kvm(device) as kvm, GuestMemory.anonymous(ranges) as memory, kvm.create_vm() as vm:
@@ -73,7 +73,7 @@ def _long_mode(sregs: kvm_sregs, ring: int) -> kvm_sregs:
     sregs.cr4 |= _CR4_PAE
     sregs.cr0 |= _CR0_PAGING_PROTECTED
     sregs.efer |= _EFER_LONG_MODE
-    # Linux's selectors of user code and data; some hosts know 64-bit user code by them.
+    # Linux's selectors of user code and data; some hosts recognise 64-bit user code by them.
     _flat(sregs.cs, 0x33 if ring else 0x10, 0xB, ring)
     for segment in (sregs.ds, sregs.es, sregs.fs, sregs.gs, sregs.ss):
         _flat(segment, 0x2B if ring else 0x18, 0x3, ring)

@@ -9,10 +9,10 @@ _LOCAL = 0b10
 
 
 def mac_address(machine_id: str, index: int) -> str:
-    """The address of a machine's card of this number: always the same, and its own.
+    """The address of a machine's card of this number, which never changes and is unique.
 
-    It is a digest of the machine's id, so that no register of addresses is needed: 46 bits are
-    free, and among 10,000 cards the chance that any two are alike is below one in a million.
+    It is a digest of the machine's id, so that Cerne needs no register of addresses: 46 bits are
+    free, and two of 10,000 cards have the same address with a chance below one in a million.
     """
     digest = hashlib.sha256(f"{machine_id}/{index}".encode()).digest()
     first = digest[0] & ~_GROUP | _LOCAL

@@ -1,4 +1,4 @@
-"""User-mode networking by passt: a process per network card, which opens the guest's connections.
+"""User-mode networking by passt: one process per network card opens the guest's connections.
 
 passt(1), 2023-03 and later. It gives the addresses of `cerne.network.user`, drops to an
 unprivileged user and ends when the card's socket closes.
@@ -29,8 +29,8 @@ def has_way_out(routes: Path = _ROUTES) -> bool:
 def passt_command(binary: Path, link: str, ready: str, ports: Iterable[PublishedPort]) -> list[str]:
     """The arguments that start passt on a connected stream socket, with these ports published.
 
-    `link` is the number of the socket's descriptor, and `ready` that of a pipe to which passt
-    writes its pid once it serves.
+    `link` is the number of the socket's descriptor; `ready` is the number of a pipe's descriptor,
+    to which passt writes its pid when it is ready.
     """
     command = [str(binary), "--foreground", "--quiet", "--stderr", "--fd", link]
     command += ["--pid", f"/proc/self/fd/{ready}"]

@@ -13,7 +13,7 @@ from cerne.spec.ports import Protocols, PublishedPort, check_port
 
 
 def require_free(ports: Iterable[PublishedPort]) -> None:
-    """Refuse ports that cannot be bound on this host now.
+    """Refuse ports that this host does not have free now.
 
     Raises:
         ConflictError: another process has the port.
@@ -29,11 +29,11 @@ def require_free(ports: Iterable[PublishedPort]) -> None:
 def chosen(ports: Sequence[PublishedPort]) -> Iterator[tuple[PublishedPort, ...]]:
     """The same ports, with a free one for each 0.
 
-    One of TCP is nobody else's in this block, and the process that serves it can bind it meanwhile.
-    One of UDP is free now, and can be taken by another before that process binds it.
+    In this block no other process takes a TCP port, and the process that serves it can bind it. A
+    UDP port is free now, but another process can take it before the serving process binds it.
 
     Raises:
-        HostError, InputError: there is none, or the address is not one of this host's.
+        HostError, InputError: no port is free, or the address is not one of this host's.
     """
     with contextlib.ExitStack() as bound:
         yield tuple(port if port.host_port else _free(port, bound) for port in ports)
@@ -43,8 +43,8 @@ def _free(port: PublishedPort, bound: contextlib.ExitStack) -> PublishedPort:
     check_port(port)
     try:
         holder = bound.enter_context(_socket(port))
-        # With this a process may listen at a port that another has bound alone; QEMU does not ask
-        # for it with UDP.
+        # With this option a process may listen at a port that another has only bound; QEMU does not
+        # set it for UDP.
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         holder.bind((port.host_address, 0))
         number: int = holder.getsockname()[1]
@@ -64,12 +64,12 @@ def _require_free(port: PublishedPort) -> None:
     tcp = port.protocol is Protocols.TCP
     try:
         with _socket(port) as probe:
-            # As the VM's process will bind it: a connection that lingers from before is no
-            # obstacle. With UDP the same option would let two processes share the port.
+            # The VM's process binds it the same way, so that a lingering connection is no obstacle.
+            # For UDP the same option would let two processes share the port.
             if tcp:
                 probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((port.host_address, port.host_port))
-            # With SO_REUSEADDR a port that others have bound is refused no sooner than here.
+            # With SO_REUSEADDR the kernel refuses a port that others have bound only here.
             if tcp and port.host_port:
                 probe.listen(1)
     except OSError as error:
@@ -81,7 +81,8 @@ def _refusal(port: PublishedPort, error: OSError) -> CerneError:
         case errno.EADDRINUSE:
             return ConflictError(
                 f"port {port} of this host is in use",
-                hint=f"publish another, or see who has it: ss -lnp 'sport = :{port.host_port}'",
+                hint="publish another port, or see which process has this one: "
+                f"ss -lnp 'sport = :{port.host_port}'",
             )
         case errno.EACCES:
             return HostError(
@@ -91,7 +92,7 @@ def _refusal(port: PublishedPort, error: OSError) -> CerneError:
         case errno.EADDRNOTAVAIL:
             return InputError(
                 f"{port.host_address} is not an address of this host",
-                hint=f"publish port {port.host_port} at one that it has; see: ip -4 address",
+                hint=f"publish port {port.host_port} at an address of this host: ip -4 address",
             )
         case _:
-            return HostError(f"port {port} of this host cannot be had: {error.strerror}")
+            return HostError(f"this host refuses port {port}: {error.strerror}")

@@ -1,8 +1,8 @@
 """Taps: interfaces of this host whose other end is a machine (Documentation/networking/tuntap.rst).
 
-A tap is made, given addresses and bridged by whoever administers the host, and stays when its
-machine ends. It has one machine at a time, which needs no privilege where the tap was made for its
-user.
+The administrator of the host makes a tap, gives it addresses and puts it on a bridge; the tap stays
+when its machine ends. One machine at a time uses it, without privilege if the tap was made for the
+machine's user.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _HEADER_SIZE = 12
 
 
 def open_tap(interface: str) -> int:
-    """A descriptor of a tap that is there, of which no other process has one; with headers.
+    """Open an existing tap that no other process has open, with headers.
 
     Raises:
-        ConflictError: another machine has it.
-        HostError: there is none of this name, or this user may not have it.
-        InputError: the interface is no tap.
+        ConflictError: another machine has the tap.
+        HostError: there is no tap of this name, or this user may not open it.
+        InputError: the interface is not a tap.
     """
     _require_interface(interface)
     descriptor = _open_device()
@@ -53,23 +53,23 @@ def open_tap(interface: str) -> int:
 
 
 def open_vhost() -> int | None:
-    """The kernel's own way of serving taps; None where this host, or this user, has none."""
+    """Open the kernel's server of taps (vhost-net); None if this host or this user has none."""
     with suppress(OSError):
         return os.open(_VHOST_NET, os.O_RDWR | os.O_CLOEXEC)
     return None
 
 
 def require_tap(interface: str) -> None:
-    """Refuse a tap that a machine cannot have now.
+    """Refuse a tap that is not free for a machine now.
 
     Raises:
-        ConflictError, HostError, InputError: what `open_tap` raises.
+        ConflictError, HostError, InputError: as `open_tap`.
     """
     os.close(open_tap(interface))
 
 
 def mtu_of(interface: str) -> int | None:
-    """The largest packet of an interface's network, in bytes; None where it has gone."""
+    """The largest packet of an interface's network, in bytes; None if the interface is gone."""
     request = _NUMBER_REQUEST.pack(interface.encode(), 0)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked, suppress(OSError):
         answer = fcntl.ioctl(asked, _SIOCGIFMTU, request)
@@ -84,13 +84,13 @@ def _open_device() -> int:
     except OSError as error:
         forbidden = isinstance(error, PermissionError)
         raise HostError(
-            f"{TUN_DEVICE} cannot be opened: {error.strerror}",
+            f"opening {TUN_DEVICE} failed: {error.strerror}",
             hint=f"sudo setfacl -m u:$USER:rw {TUN_DEVICE}" if forbidden else "sudo modprobe tun",
         ) from error
 
 
 def _require_interface(interface: str) -> None:
-    # With the privilege for it, opening one that is not there would make it, for a moment.
+    # A privileged process that opens a missing tap would make it for a moment.
     try:
         socket.if_nametoindex(interface)
     except OSError as error:
@@ -101,21 +101,21 @@ def _refusal(interface: str, error: OSError) -> CerneError:
     match error.errno:
         case errno.EBUSY:
             return ConflictError(
-                f"the tap {interface} is another machine's",
+                f"another machine has the tap {interface}",
                 hint="give each machine a tap of its own: --network tap:NAME",
             )
         case errno.EPERM:
             return HostError(
-                f"the tap {interface} is not this user's",
+                f"the tap {interface} belongs to another user",
                 hint=f"sudo ip tuntap del dev {interface} mode tap; {_how_to_make(interface)}",
             )
         case errno.EINVAL:
             return InputError(
-                f"{interface} is no tap, or one of several queues",
-                hint=f"make a tap under a name that is free: {_how_to_make('NAME')}",
+                f"{interface} is not a tap, or has several queues",
+                hint=f"make a tap with a free name: {_how_to_make('NAME')}",
             )
         case _:
-            return HostError(f"the tap {interface} cannot be had: {error.strerror}")
+            return HostError(f"opening the tap {interface} failed: {error.strerror}")
 
 
 def _how_to_make(interface: str) -> str:

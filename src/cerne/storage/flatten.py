@@ -1,6 +1,6 @@
-"""Disks that lie on many layers made into one file, to be quicker, or to be carried elsewhere.
+"""Merges the layers of a disk into one file, which is faster, and portable to another host.
 
-What it holds is what differs from its base, an image's disk.
+The file contains the differences from its base, an image's disk.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _TIMEOUT = 3600.0
 
 
 def merge(disk: Path, base: Path | None, base_format: str) -> None:
-    """Let a qcow2 disk that nobody has open hold all by which it differs from its base, if any.
+    """Merge into an unused qcow2 disk all of its differences from its base, if it has a base.
 
-    Whoever is killed meanwhile leaves the disk as it was, as far as a guest can tell.
+    If this process is killed meanwhile, the disk keeps its content, as a guest sees it.
 
     Raises:
         StorageError: there is no space for it.
@@ -29,15 +29,15 @@ def merge(disk: Path, base: Path | None, base_format: str) -> None:
 
 
 def flatten(disk: Path, base: Path, base_format: str, target: Path) -> None:
-    """Write all by which a qcow2 disk, with all that is under it, differs from its base.
+    """Write to a file all differences of a qcow2 disk and its layers from its base.
 
     Raises:
-        StorageError: it cannot be written; nothing is left of it.
+        StorageError: writing failed; no file is left.
     """
     create_overlay(disk, "qcow2", target)
     try:
         merge(target, base, base_format)
-        # This only forgets the name of the base.
+        # This only removes the name of the base.
         _rebase(target, ["-u", "-b", ""])
     except BaseException:
         target.unlink(missing_ok=True)
@@ -45,17 +45,15 @@ def flatten(disk: Path, base: Path, base_format: str, target: Path) -> None:
 
 
 def put_on(disk: Path, base: Path, base_format: str, base_size: int) -> None:
-    """Make what `flatten` wrote, wherever it comes from, an overlay of its base again.
+    """Make a file that `flatten` wrote, on any host, an overlay of its base again.
 
     Raises:
-        ImageError: it is nothing that `flatten` writes for this base.
-        StorageError: it cannot be written.
+        ImageError: `flatten` writes no such file for this base.
+        StorageError: writing failed.
     """
     found = require_self_contained(disk)
     if found.format != "qcow2" or (found.virtual_size or 0) < base_size:
-        raise ImageError(
-            f"{disk} is no disk on top of {base}", hint="fetch the file that it came in again"
-        )
+        raise ImageError(f"{disk} is not a disk on top of {base}", hint="fetch the file again")
     _rebase(disk, ["-u", "-F", base_format, "-b", str(base)])
 
 
@@ -67,6 +65,6 @@ def _rebase(disk: Path, options: list[str]) -> None:
     )
     if done.returncode != 0:
         raise StorageError(
-            f"the disk {disk} cannot be written: {done.stderr.strip()}",
-            hint=f"see that there is space: df -h {disk.parent}",
+            f"writing the disk {disk} failed: {done.stderr.strip()}",
+            hint=f"free some space: df -h {disk.parent}",
         )

@@ -1,8 +1,8 @@
-"""What a disk image of unknown origin says of itself, read here before any other program reads it.
+"""Reads the header of a disk image of unknown origin, before any other program reads it.
 
-An image that refers to another file could make whoever opens it read that file, and one that is
-taken for a raw disk is destroyed by the first write: such images are refused. One that looks like
-no format at all is a raw disk; one that looks like a format and is a raw disk must be named so.
+An image that refers to another file could make its reader open that file, and the first write
+destroys an image that is used as a raw disk by mistake: such images are refused. An image without a
+known signature is a raw disk; for a raw disk with a signature the user must say that it is raw.
 Formats: docs/interop/qcow2.txt of QEMU; the VMDK specification 5.0; VDI headers; [MS-VHDX]; the
 Virtual Hard Disk Image Format Specification 1.0.
 """
@@ -25,11 +25,11 @@ RAW = "raw"
 
 _QCOW2_HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _QCOW2_DIRTY, _QCOW2_CORRUPT, _QCOW2_EXTERNAL_DATA = 1, 2, 4
-# Those, compressed clusters by zstd, and subclusters.
+# These, zstd compression of clusters, and subclusters.
 _QCOW2_KNOWN_INCOMPATIBLE = 0b11111
 _VMDK_HEADER = struct.Struct("<4sIIQQQQIQQ")
 _VMDK_LARGEST_DESCRIPTOR = 1 << 20
-# QEMU reads so much of a descriptor, whatever length the header gives it.
+# QEMU reads so much of a descriptor, and ignores the length in the header.
 _VMDK_SMALLEST_DESCRIPTOR = 20 * SECTOR
 _VMDK_HEADER_AT_END = (1 << 64) - 1
 _VMDK_FOOTER = 1024
@@ -43,29 +43,29 @@ _VHD_FIXED, _VHD_DYNAMIC, _VHD_DIFFERENCING = 2, 3, 4
 
 @dataclass(frozen=True, slots=True)
 class DiskFormat:
-    """A disk image's format, and its size as a guest would see it."""
+    """A disk image's format, and its size as a guest sees it."""
 
     format: str
-    """As qemu-img names it."""
+    """The name that qemu-img uses."""
     virtual_size: int | None
-    """Bytes; None where the header does not tell."""
+    """Bytes; None if the header has no size."""
     dirty: bool = False
-    """Whether it was not closed in order: what opens it to write repairs it."""
+    """Whether it was not closed in order; a program that opens it for writing repairs it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A file that is looked at."""
+    """An open file that is examined."""
 
     path: Path
     file: BinaryIO
     size: int
     head: bytes
     tail: bytes
-    """Its first and its last sector."""
+    """The last sector; `head` is the first."""
 
     def at(self, offset: int, length: int) -> bytes:
-        """What is there; less where the file ends."""
+        """The bytes at an offset; fewer at the end of the file."""
         self.file.seek(offset)
         return self.file.read(length)
 
@@ -74,12 +74,12 @@ def require_self_contained(path: Path, named: str | None = None) -> DiskFormat:
     """The format of a disk image that refers to no other file.
 
     Args:
-        named: the format that its owner says it has; ``raw`` is believed, whatever it looks like.
+        named: the format that its owner gave; ``raw`` is accepted with any signature.
 
     Raises:
         InputError: there is no such format.
-        ImageError: it is no disk image, is truncated, damaged or encrypted, is in another format
-            than was named, or refers to another file.
+        ImageError: it is not a disk image, is truncated, damaged or encrypted, has another format
+            than `named`, or refers to another file.
     """
     with _opened(path) as source:
         found = _recognised(source, named, "--format raw")
@@ -95,15 +95,14 @@ def require_self_contained(path: Path, named: str | None = None) -> DiskFormat:
 
 
 def data_disk_format(path: Path, named: str | None = None) -> Literal["raw", "qcow2"]:
-    """``qcow2`` or ``raw``: how a file or a device of this host is used as a disk.
+    """The format in which a file or a device of this host is used as a disk: ``qcow2`` or ``raw``.
 
-    What looks like no format at all is a raw disk, whatever is on it. `named` is as that of
-    `require_self_contained`.
+    A file without a known signature is a raw disk. `named` is as in `require_self_contained`.
 
     Raises:
         NotFoundError: there is no such file.
         InputError: there is no such format.
-        ImageError: it cannot be a disk, is damaged, refers to another file, or is in another
+        ImageError: it is not usable as a disk, is damaged, refers to another file, or has another
             format.
     """
     with _opened(path) as source:
@@ -114,29 +113,29 @@ def data_disk_format(path: Path, named: str | None = None) -> Literal["raw", "qc
         if found.format == "qcow2":
             return "qcow2"
     raise ImageError(
-        f"{path} is in the format {found.format}, in which machines have no disks",
+        f"{path} has the format {found.format}, which Cerne does not use for disks",
         hint=f"{_convert(path, found.format)}\n{_say(f'{path}:format=raw')}",
     )
 
 
 def _recognised(source: _Source, named: str | None, say_raw: str) -> DiskFormat | None:
-    """What the header of a file says; None where it looks like no format.
+    """The format in a file's header; None if it has no known signature.
 
-    `say_raw` is what a person writes to have it taken for a raw disk.
+    `say_raw` is what the user types to use the file as a raw disk.
     """
     if named == RAW:
         return DiskFormat(RAW, _require_sectors(source))
     if named is not None and named not in _READERS:
         raise InputError(
-            f"{named!r} is no format of a disk that is taken",
+            f"{named!r} is not a disk format that Cerne takes",
             hint=f"take one of {', '.join([RAW, *_READERS])}",
         )
     signature = signature_of(source.head, source.tail)
     found = "raw" if signature is None else signature.format
     if named is not None and named != found:
         raise ImageError(
-            f"{source.path} is not in the format {named}: it looks like {found}",
-            hint="leave the format out, or name the right one",
+            f"{source.path} does not have the format {named}: it looks like {found}",
+            hint="leave the format out, or give the right one",
         )
     if signature is None:
         return None
@@ -157,13 +156,13 @@ def _qcow2(source: _Source) -> DiskFormat:
         _QCOW2_HEADER.unpack_from(head)
     )
     if version not in (2, 3):
-        raise _damaged(path, f"it is of version {version}")
+        raise _damaged(path, f"its version {version} is unknown")
     if backing_offset:
         raise _refers(path, "qcow2", "it has a backing file")
     if crypt:
         raise _damaged(path, "it is encrypted")
     if not 9 <= cluster_bits <= 21:
-        raise _damaged(path, f"its clusters are of 2^{cluster_bits} bytes")
+        raise _damaged(path, f"its clusters have 2^{cluster_bits} bytes")
     features: int = struct.unpack_from(">Q", head, 72)[0] if version == 3 else 0
     if features & _QCOW2_EXTERNAL_DATA:
         raise _refers(path, "qcow2", "its data is in another file")
@@ -175,7 +174,7 @@ def _qcow2(source: _Source) -> DiskFormat:
         )
     unknown = features & ~_QCOW2_KNOWN_INCOMPATIBLE
     if unknown:
-        raise _damaged(path, f"it has features that are not known (bits {unknown:#x})")
+        raise _damaged(path, f"it has unknown features (bits {unknown:#x})")
     if l1_offset + 8 * l1_size > source.size:
         raise _cut_off(path)
     return DiskFormat("qcow2", virtual_size, dirty=bool(features & _QCOW2_DIRTY))
@@ -184,17 +183,17 @@ def _qcow2(source: _Source) -> DiskFormat:
 def _vmdk(source: _Source) -> DiskFormat:
     path, head = source.path, source.head
     if not head.startswith(b"KDMV"):
-        raise _refers(path, "vmdk", "it is a VMDK of several files, of which this is one")
+        raise _refers(path, "vmdk", "it is one file of a VMDK of several files")
     if len(head) < SECTOR:
         raise _cut_off(path)
     (_, _, _, capacity, _, offset, length, _, _, directory) = _VMDK_HEADER.unpack_from(head)
     if capacity == 0:
-        # Its descriptor would then be read as one that names other files.
-        raise _refers(path, "vmdk", "it is a VMDK descriptor, which names files that hold the data")
+        # QEMU would then read its descriptor as one that names other files.
+        raise _refers(path, "vmdk", "it is a VMDK descriptor, which names the files with the data")
     if length * SECTOR > _VMDK_LARGEST_DESCRIPTOR or (offset + length) * SECTOR > source.size:
         raise _damaged(path, "its descriptor is cut off")
     if directory == _VMDK_HEADER_AT_END:
-        # QEMU counts from the end of the last sector, though the file may end in the midst of it.
+        # QEMU counts from the end of the last sector, even if the file ends inside of it.
         end = -(-source.size // SECTOR) * SECTOR
         footer = source.at(max(0, end - _VMDK_FOOTER), SECTOR).ljust(SECTOR, b"\0")
         if _VMDK_HEADER.unpack_from(footer)[:7] != _VMDK_HEADER.unpack_from(head)[:7]:
@@ -225,7 +224,7 @@ def _vdi(source: _Source) -> DiskFormat:
 
 
 def _vhdx(source: _Source) -> DiskFormat:
-    """Its size lies in a region that qemu-img reads; differencing disks it refuses itself."""
+    """qemu-img reads its size from a region, and refuses differencing disks itself."""
     headers = [source.at(place, SECTOR).ljust(SECTOR, b"\0") for place in _VHDX_HEADERS]
     whole = [header for header in headers if header.startswith(b"head")]
     if not whole:
@@ -240,13 +239,13 @@ def _vpc(source: _Source) -> DiskFormat:
     dynamic = source.head.startswith(b"conectix")
     footer = source.head if dynamic else source.tail
     if len(footer) < SECTOR or not footer.startswith(b"conectix"):
-        raise _damaged(path, "its footer is not whole", _convert(path, "vpc"))
+        raise _damaged(path, "its footer is incomplete", _convert(path, "vpc"))
     fields = _VHD_FOOTER.unpack_from(footer)
     size, kind = fields[9], fields[11]
     if kind == _VHD_DIFFERENCING:
         raise _refers(path, "vpc", "it is a differencing disk")
     if kind != (_VHD_DYNAMIC if dynamic else _VHD_FIXED):
-        raise _damaged(path, f"it says that it is a VHD of the kind {kind}")
+        raise _damaged(path, f"its kind of VHD, {kind}, is unknown")
     if not dynamic and size > source.size - SECTOR:
         raise _cut_off(path)
     return DiskFormat("vpc", size)
@@ -259,11 +258,11 @@ _READERS: dict[str, Callable[[_Source], DiskFormat]] = {
     "vhdx": _vhdx,
     "vpc": _vpc,
 }
-"""Who reads the header of a format that is taken."""
+"""The reader of the header of each format that Cerne takes."""
 
 
 def _raw(source: _Source) -> DiskFormat:
-    """A raw disk or an ISO: it has a boot signature, a partition table or a known file system."""
+    """A raw disk or an ISO: it has a boot signature, partition table or known file system."""
     head = source.head
     bootable = head[510:512] == b"\x55\xaa"
     known = any(
@@ -279,9 +278,9 @@ def _raw(source: _Source) -> DiskFormat:
     )
     if source.size % SECTOR or not (bootable or known or head == bytes(SECTOR)):
         raise ImageError(
-            f"{source.path} is no disk image",
-            hint=f"{', '.join(_READERS)}, raw and ISO are taken; if it is a raw disk, say so:"
-            " --format raw",
+            f"{source.path} is not a disk image",
+            hint=f"{', '.join(_READERS)}, raw and ISO are the formats that Cerne takes;"
+            " if it is a raw disk, add: --format raw",
         )
     return DiskFormat(RAW, source.size)
 
@@ -290,15 +289,16 @@ def _require_sectors(source: _Source) -> int:
     """The size of a raw disk, in bytes."""
     if source.size == 0 or source.size % SECTOR:
         raise ImageError(
-            f"{source.path} is {source.size} bytes long, and a disk is whole sectors of {SECTOR}",
-            hint="give a size to have an empty disk made: cerne disk attach NAME 10G",
+            f"{source.path} has {source.size} bytes, which is not a whole number of sectors "
+            f"of {SECTOR}",
+            hint="give a size to make an empty disk: cerne disk attach NAME 10G",
         )
     return source.size
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[_Source]:
-    """A file or a block device to look at, and no pipe, which would never answer."""
+    """Open a file or a block device; refuse a pipe, which could block for ever."""
     try:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
@@ -308,7 +308,7 @@ def _opened(path: Path) -> Iterator[_Source]:
         file = path.open("rb")
     except OSError as error:
         raise NotFoundError(
-            f"the disk {path} cannot be read: {error.strerror}", hint=f"see: ls -l {path}"
+            f"reading the disk {path} failed: {error.strerror}", hint=f"see: ls -l {path}"
         ) from error
     with file:
         head = file.read(SECTOR)
@@ -320,22 +320,22 @@ def _opened(path: Path) -> Iterator[_Source]:
 def _not_taken(path: Path, signature: Signature, say_raw: str) -> ImageError:
     if signature.unpack:
         return ImageError(
-            f"{path} is no disk image, but {signature.words}",
+            f"{path} is not a disk image but {signature.words}",
             hint=f"unpack it first: {signature.unpack} {path}",
         )
     return ImageError(
-        f"{path} is {signature.words}, which is not taken",
+        f"{path} is {signature.words}, which Cerne does not take",
         hint=f"{_convert(path, signature.format)}\n{_say(say_raw)}",
     )
 
 
 def _say(say_raw: str) -> str:
-    return f"if it is a raw disk that only looks so, say it: {say_raw}"
+    return f"if it is a raw disk that only looks so, type: {say_raw}"
 
 
 def _convert(path: Path, format_: str) -> str:
     if format_ == "vpc":
-        # By its geometry, as QEMU takes it by default, it may lose its end.
+        # QEMU's default size is from the geometry, which may cut off the end.
         options = f"driver=vpc,force_size_calc=current_size,file.filename={path}"
         return f"convert it first: qemu-img convert --image-opts {options} -O qcow2 disk.qcow2"
     return f"convert it first: qemu-img convert -f {format_} -O qcow2 {path} disk.qcow2"
@@ -346,12 +346,12 @@ def _cut_off(path: Path) -> ImageError:
 
 
 def _damaged(path: Path, why: str, hint: str = "fetch it again, or convert it") -> ImageError:
-    return ImageError(f"{path} cannot be used: {why}", hint=hint)
+    return ImageError(f"{path} is not usable: {why}", hint=hint)
 
 
 def _refers(path: Path, format_: str, why: str) -> ImageError:
     return ImageError(
         f"{path} refers to other files: {why}",
-        hint="make it whole where you trust it: "
+        hint="if you trust it, merge the files: "
         f"qemu-img convert -f {format_} -O qcow2 {path} whole.qcow2",
     )

@@ -1,7 +1,7 @@
-"""Keeping two machines from writing to one disk: flock(2) on the file that a machine's process has.
+"""Keeps two machines from writing to one disk, by flock(2) on the open file of the disk.
 
-The lock belongs to the open file, which the process inherits or is sent: it lasts for as long as
-that process has the disk, and ends with it, however it ends.
+The lock belongs to the open file, which a machine's process inherits or receives. It lasts until
+that process has closed the disk or has ended.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from cerne.errors import ConflictError, StorageError
 
 
 def lock(descriptor: int, path: Path, *, writable: bool) -> None:
-    """Lock an open disk: for this user of it alone, or among all that only read it.
+    """Lock an open disk: exclusively, or shared with others that only read it.
 
     Raises:
-        ConflictError: another has locked it.
+        ConflictError: another machine has locked it.
     """
     kind = fcntl.LOCK_EX if writable else fcntl.LOCK_SH
     try:
@@ -25,8 +25,8 @@ def lock(descriptor: int, path: Path, *, writable: bool) -> None:
     except BlockingIOError as error:
         way = "used" if writable else "written to"
         raise ConflictError(
-            f"the disk {path} is being {way} by another machine",
-            hint="take it out there first: cerne disk detach",
+            f"the disk {path} is {way} by another machine",
+            hint="detach it there first: cerne disk detach",
         ) from error
 
 
@@ -34,14 +34,14 @@ def require_unlocked(path: Path, *, writable: bool) -> None:
     """Refuse a disk that `lock` would refuse now.
 
     Raises:
-        ConflictError: another has locked it.
-        StorageError: it cannot be opened.
+        ConflictError: another machine has locked it.
+        StorageError: opening it failed.
     """
     try:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
         descriptor = os.open(path, flags)
     except OSError as error:
-        raise StorageError(f"the disk {path} cannot be opened: {error.strerror}") from error
+        raise StorageError(f"opening the disk {path} failed: {error.strerror}") from error
     try:
         lock(descriptor, path, writable=writable)
     finally:

@@ -1,4 +1,4 @@
-"""A machine's own disk: a qcow2 overlay on an image's disk, which itself never changes."""
+"""Makes a machine's own disk: a qcow2 overlay of an image's disk, which never changes."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def create_overlay(backing: Path, backing_format: str, path: Path, size: int | N
     """Make a qcow2 overlay of `size` bytes, or as large as its backing file.
 
     Raises:
-        StorageError: it cannot be written; nothing is left of it.
-        DamagedError: the backing file cannot be read.
+        StorageError: writing failed; no file is left.
+        DamagedError: the backing file is unreadable.
     """
     virtual_size = size or _virtual_size(backing, backing_format)
     _write(path, overlay_head(virtual_size, os.fsencode(backing.absolute()), backing_format))
 
 
 def create_empty(path: Path, size: int) -> None:
-    """Make a qcow2 disk of `size` bytes with nothing in it, and nothing under it.
+    """Make an empty qcow2 disk of `size` bytes without a backing file.
 
     Raises:
-        StorageError: it cannot be written; nothing is left of it.
+        StorageError: writing failed; no file is left.
     """
     _write(path, empty_head(size))
 
@@ -51,12 +51,12 @@ def _write(path: Path, head: Mapping[int, bytes]) -> None:
         finally:
             os.close(descriptor)
     except FileExistsError as error:
-        raise StorageError(f"the disk {path} is there already") from error
+        raise StorageError(f"the disk {path} exists already") from error
     except OSError as error:
         path.unlink(missing_ok=True)
         raise StorageError(
-            f"the disk {path} cannot be made: {error.strerror}",
-            hint=f"see that there is space: df -h {path.parent}",
+            f"making the disk {path} failed: {error.strerror}",
+            hint=f"free some space: df -h {path.parent}",
         ) from error
 
 
@@ -67,9 +67,9 @@ def _virtual_size(path: Path, form: str) -> int:
                 return file.seek(0, os.SEEK_END)
             head = file.read(_HEADER.size)
     except OSError as error:
-        raise DamagedError(f"the disk {path} cannot be read: {error.strerror}") from error
+        raise DamagedError(f"reading the disk {path} failed: {error.strerror}") from error
     if not head.startswith(MAGIC) or len(head) < _HEADER.size:
-        raise DamagedError(f"the disk {path} is not in the format qcow2")
+        raise DamagedError(f"the disk {path} does not have the format qcow2")
     size: int = _HEADER.unpack_from(head)[_SIZE_MEMBER]
     return size
 
@@ -78,7 +78,7 @@ def chain(path: Path, form: str) -> list[tuple[Path, str]]:
     """A disk's file and the backing files under it, the top first, each with its format.
 
     Raises:
-        DamagedError: one cannot be read, or there are more than any machine has.
+        DamagedError: a file is unreadable, or there are more than any machine has.
     """
     files = [(path, form)]
     while files[-1][1] == "qcow2":
@@ -95,29 +95,29 @@ def backing_of(path: Path) -> tuple[Path, str] | None:
     """The file under a qcow2 file and its format, if it has one.
 
     Raises:
-        DamagedError: it cannot be read, or does not say the format of what is under it.
+        DamagedError: it is unreadable, or does not name the format of its backing file.
     """
     try:
         with path.open("rb") as file:
             head = file.read(_FIRST_CLUSTER)
     except OSError as error:
-        raise DamagedError(f"the disk {path} cannot be read: {error.strerror}") from error
+        raise DamagedError(f"reading the disk {path} failed: {error.strerror}") from error
     if not head.startswith(MAGIC) or len(head) < _HEADER_LENGTH_OFFSET + 4:
-        raise DamagedError(f"the disk {path} is not in the format qcow2")
+        raise DamagedError(f"the disk {path} does not have the format qcow2")
     _, version, offset, length, *_ = _HEADER.unpack_from(head)
     if offset == 0:
         return None
     if length > _LONGEST_NAME or offset + length > len(head):
-        raise DamagedError(f"the disk {path} names no file that can be under it")
+        raise DamagedError(f"the disk {path} names no valid backing file")
     name = Path(os.fsdecode(head[offset : offset + length]))
     form = _extensions(head, version).get(_BACKING_FORMAT)
     if form is None:
-        raise DamagedError(f"the disk {path} does not say the format of {name} under it")
+        raise DamagedError(f"the disk {path} does not name the format of its backing file {name}")
     return path.parent / name, form.decode(errors="replace")
 
 
 def _extensions(head: bytes, version: int) -> dict[int, bytes]:
-    """The header's extensions by their kind (docs/interop/qcow2.txt of QEMU)."""
+    """The extensions of a header by their kind (docs/interop/qcow2.txt of QEMU)."""
     at = _V2_HEADER_LENGTH
     if version >= 3:
         at = int.from_bytes(head[_HEADER_LENGTH_OFFSET : _HEADER_LENGTH_OFFSET + 4], "big")

@@ -1,6 +1,6 @@
-"""What a file looks like: the formats of QEMU's block drivers, and archives passed for disks.
+"""The signatures of files: the formats of QEMU's block drivers, and of archives.
 
-A disk whose format is not known must not be taken for a raw one: its headers would be overwritten.
+Cerne must not use a disk of an unknown format as a raw one: the guest would overwrite its headers.
 The magics are those that QEMU 7.2 probes for (block/*.c), and those of common archives (magic(5)).
 """
 
@@ -10,22 +10,22 @@ import re
 from dataclasses import dataclass
 
 SECTOR = 512
-"""Bytes at each end of a file in which all signatures lie."""
+"""Bytes at each end of a file that contain all signatures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Bytes by which a format is known."""
+    """The bytes that identify a format."""
 
     format: str
-    """As qemu-img names it, or as the archive's program is named."""
+    """The name that qemu-img uses, or the name of the archive's program."""
     words: str
-    """What a file with it is, for people."""
+    """A description of such a file for people."""
     magic: bytes
     offset: int = 0
     """Bytes from the file's beginning; from its end where negative."""
     unpack: str = ""
-    """The command that unpacks an archive, less the path; empty for a disk."""
+    """The command that unpacks an archive, without the path; empty for a disk."""
 
 
 SIGNATURES = (
@@ -56,18 +56,18 @@ SIGNATURES = (
     Signature("zip", "a zip archive", b"PK\3\4", 0, "unzip"),
     Signature("7z", "a 7z archive", b"7z\xbc\xaf\x27\x1c", 0, "7z x"),
     Signature("rar", "a RAR archive", b"Rar!\x1a\x07", 0, "unrar x"),
-    Signature("tar", "a tar archive, as OVA files are", b"ustar", 257, "tar -xf"),
+    Signature("tar", "a tar archive (OVA files are tar archives)", b"ustar", 257, "tar -xf"),
 )
 
-# QEMU takes these for a descriptor too, whatever the comments before them say (block/vmdk.c).
+# QEMU takes these for a descriptor too, after any comments (block/vmdk.c).
 _DESCRIPTOR = Signature("vmdk", "a VMDK descriptor", b"version=")
 _DESCRIPTOR_TEXT = re.compile(rb"(?:#[^\n]*\n| *\r?\n)*version=[123]\r?\n")
 
 
 def signature_of(head: bytes, tail: bytes) -> Signature | None:
-    """What a file looks like that begins with `head` and ends with `tail`; None for a raw disk.
+    """The signature of a file that begins with `head` and ends with `tail`; None for a raw disk.
 
-    Each is the file's first or last `SECTOR` bytes, or the whole file where it is shorter.
+    Each is the file's first or last `SECTOR` bytes, or the whole file if it is shorter.
     """
     for signature in SIGNATURES:
         if _has(signature, head, tail):
