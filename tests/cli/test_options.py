@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from cerne.cli.fields import make_spec
 from cerne.cli.guests import _place
-from cerne.cli.options import command_words, make_spec, pairs
+from cerne.cli.options import command_words
 from cerne.errors import InputError
 from cerne.units import GIB
-
-
-def test_pairs() -> None:
-    assert pairs(["A=1", "B=x=y", "C="], "--env") == {"A": "1", "B": "x=y", "C": ""}
-    assert pairs(None, "--env") == {}
-    for wrong in ("A", "=1"):
-        with pytest.raises(InputError, match="KEY=VALUE"):
-            pairs([wrong], "--env")
 
 
 def test_the_command_of_a_guest() -> None:
@@ -27,7 +20,8 @@ def test_the_command_of_a_guest() -> None:
 
 
 def test_options_become_a_specification() -> None:
-    spec = make_spec("tiny", "web", memory="1G", publish=["8080:80"], label=["of=x"])
+    asked = {"memory": "1G", "ports": ["8080:80"], "labels": ["of=x"]}
+    spec = make_spec("tiny", "web", asked)
     assert (spec.name, spec.image, spec.cpus, spec.memory) == ("web", "tiny", 1, GIB)
     assert spec.labels == {"of": "x"}
     assert spec.ports[0].guest_port == 80

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Protocol, cast
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from cerne.cli import (
     attachments,
@@ -22,6 +22,7 @@ from cerne.cli import (
     snapshots,
 )
 from cerne.cli.failure import OWN_FAILURE
+from cerne.cli.fields import FieldCommand
 
 if TYPE_CHECKING:
     from typer._click.core import Context
@@ -54,7 +55,7 @@ class _HelpWriter(Protocol):
         """Write names and their descriptions in two columns."""
 
 
-class _PassesStatusThrough(TyperCommand):
+class _PassesStatusThrough(FieldCommand):
     """A command that exits with the status of the guest's command, and with 125 for wrong usage."""
 
     def make_context(
@@ -146,7 +147,7 @@ app.command(cls=_PassesStatusThrough)(guests.shell)
 app.command()(guests.cp)
 app.command()(guests.console)
 app.command()(guests.vsock)
-app.command()(lifecycle.create)
+app.command(cls=FieldCommand)(lifecycle.create)
 app.command()(lifecycle.start)
 app.command()(lifecycle.stop)
 app.command()(lifecycle.kill)
@@ -157,7 +158,7 @@ app.command()(lifecycle.wake)
 app.command()(lifecycle.restart)
 app.command()(lifecycle.rm)
 app.command()(lifecycle.rename)
-app.command(name="set")(lifecycle.set_)
+app.command(name="set", cls=FieldCommand)(lifecycle.set_)
 app.command()(snapshots.fork)
 app.command()(listing.ls)
 app.command("ps", hidden=True)(listing.ls)

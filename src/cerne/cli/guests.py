@@ -9,32 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerne.cli.failure import own_failures_are_125, tell
+from cerne.cli.fields import field_options, make_spec
 from cerne.cli.options import (
     ColdOption,
     CommandArgument,
-    CpusOption,
-    CpuWeightOption,
-    DataDiskOption,
-    DiskOption,
-    EngineOption,
     EnvOption,
     ImageArgument,
     InteractiveOption,
-    LabelOption,
-    MemoryOption,
-    MountOption,
     NameArgument,
     NameOption,
-    NetworkOption,
-    PublishOption,
     TerminalOption,
     TimeoutOption,
     command_words,
-    make_spec,
-    pairs,
 )
 from cerne.cli.session import Request, run_session, shell_request
 from cerne.errors import CerneError, InputError
+from cerne.spec.pairs import parse_pairs
 
 if TYPE_CHECKING:
     from cerne.manager import Machine
@@ -50,6 +40,7 @@ UserOption = Annotated[
 ]
 
 
+@field_options("make")
 def run(
     image: ImageArgument,
     command: CommandArgument = None,
@@ -63,18 +54,10 @@ def run(
     env: EnvOption = None,
     workdir: WorkdirOption = None,
     user: UserOption = None,
-    cpus: CpusOption = None,
-    memory: MemoryOption = None,
-    disk: DiskOption = None,
-    data_disk: DataDiskOption = None,
-    network: NetworkOption = None,
-    publish: PublishOption = None,
-    mount: MountOption = None,
-    label: LabelOption = None,
-    engine: EngineOption = None,
-    cpu_weight: CpuWeightOption = None,
+    *,
     cold: ColdOption = False,
     timeout: TimeoutOption = None,
+    **asked: object,
 ) -> None:
     """Make a machine, start it, and run a command in it; without one, open a shell.
 
@@ -94,20 +77,7 @@ def run(
         if not detach and not request.words:
             request = shell_request(user)
         manager = Manager()
-        spec = make_spec(
-            image,
-            name or manager.free_name(),
-            cpus=cpus,
-            memory=memory,
-            disk=disk,
-            data_disk=data_disk,
-            network=network,
-            publish=publish,
-            mount=mount,
-            label=label,
-            engine=engine,
-            cpu_weight=cpu_weight,
-        )
+        spec = make_spec(image, name or manager.free_name(), asked)
         limit = None if timeout is None else parse_duration(timeout)
         with ExitStack() as lent:
             with progress() as report:
@@ -238,7 +208,7 @@ def _request(
     terminal: bool,
 ) -> Request:
     words = command_words(command)
-    return Request(words, pairs(env, "--env"), workdir, user, interactive, terminal)
+    return Request(words, parse_pairs(env or (), "--env"), workdir, user, interactive, terminal)
 
 
 def _place(text: str) -> tuple[str | None, str]:

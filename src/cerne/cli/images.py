@@ -10,14 +10,10 @@ import typer
 
 from cerne.cli.complete import image_names
 from cerne.cli.failure import Failures
+from cerne.cli.fields import FieldCommand, field_options, make_spec
 from cerne.cli.options import (
-    CpusOption,
-    DiskOption,
-    EngineOption,
     JsonOption,
-    MemoryOption,
     TimeoutOption,
-    make_spec,
 )
 from cerne.cli.output import age, print_fields, print_json, print_table, progress
 from cerne.units import format_size
@@ -74,20 +70,19 @@ def build(
     print(f"{image.name}  {image.digest}")
 
 
-@app.command()
+@app.command(cls=FieldCommand)
+@field_options("template")
 def warm(
     image: ImageName,
-    cpus: CpusOption = None,
-    memory: MemoryOption = None,
-    disk: DiskOption = None,
-    engine: EngineOption = None,
+    *,
     timeout: TimeoutOption = None,
+    **asked: object,
 ) -> None:
     """Boot an image once and save the state, so that new machines of it start at once."""
     from cerne.manager import READY_TIMEOUT, Manager
     from cerne.units import parse_duration
 
-    spec = make_spec(image, "template", cpus=cpus, memory=memory, disk=disk, engine=engine)
+    spec = make_spec(image, "template", asked)
     limit = READY_TIMEOUT if timeout is None else parse_duration(timeout)
     with progress() as report:
         made = Manager().warm(spec, timeout=limit, progress=report)

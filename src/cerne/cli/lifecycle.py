@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from cerne.cli.failure import Failures, tell
+from cerne.cli.fields import field_options, make_spec
 from cerne.cli.options import (
-    CpusOption,
-    CpuWeightOption,
-    DataDiskOption,
-    DiskOption,
-    EngineOption,
     ImageArgument,
-    LabelOption,
-    MemoryOption,
-    MountOption,
     NameArgument,
     NameOption,
     NamesArgument,
-    NetworkOption,
-    PublishOption,
     TimeoutOption,
-    make_spec,
 )
 from cerne.cli.output import tell_chosen_ports
 
 if TYPE_CHECKING:
     from cerne.manager import Machine
+    from cerne.spec.asked import Adjustment
 
 StopTimeoutOption = Annotated[
     str,
@@ -39,39 +30,14 @@ StopTimeoutOption = Annotated[
 ]
 
 
-def create(
-    image: ImageArgument,
-    name: NameOption = None,
-    cpus: CpusOption = None,
-    memory: MemoryOption = None,
-    disk: DiskOption = None,
-    data_disk: DataDiskOption = None,
-    network: NetworkOption = None,
-    publish: PublishOption = None,
-    mount: MountOption = None,
-    label: LabelOption = None,
-    engine: EngineOption = None,
-    cpu_weight: CpuWeightOption = None,
-) -> None:
+@field_options("make")
+def create(image: ImageArgument, name: NameOption = None, **asked: object) -> None:
     """Define a machine without starting it, and print its name."""
     from cerne.cli.output import progress
     from cerne.manager import Manager
 
     manager = Manager()
-    spec = make_spec(
-        image,
-        name or manager.free_name(),
-        cpus=cpus,
-        memory=memory,
-        disk=disk,
-        data_disk=data_disk,
-        network=network,
-        publish=publish,
-        mount=mount,
-        label=label,
-        engine=engine,
-        cpu_weight=cpu_weight,
-    )
+    spec = make_spec(image, name or manager.free_name(), asked)
     with progress() as report_progress:
         print(manager.create(spec, report_progress).name)
 
@@ -150,20 +116,12 @@ def rename(
     Manager().get(name).rename(new_name)
 
 
-def set_(
-    name: NameArgument,
-    balloon: Annotated[
-        str | None,
-        typer.Option(
-            help="Memory that the guest may use now, such as 256M; at most the machine's memory."
-        ),
-    ] = None,
-    cpu_weight: CpuWeightOption = None,
-) -> None:
+@field_options("set")
+def set_(name: NameArgument, **asked: object) -> None:
     """Change a machine, at once if it runs, and for its next start."""
     from cerne.manager import Manager
 
-    Manager().get(name).adjust(balloon=balloon, cpu_weight=cpu_weight)
+    Manager().get(name).adjust(**cast("Adjustment", asked))
     print(name)
 
 

@@ -8,14 +8,10 @@ import typer
 
 from cerne.cli.complete import pool_names
 from cerne.cli.failure import Failures
+from cerne.cli.fields import FieldCommand, field_options, make_spec
 from cerne.cli.options import (
-    CpusOption,
-    DiskOption,
-    EngineOption,
     JsonOption,
-    MemoryOption,
     NameOption,
-    make_spec,
 )
 from cerne.cli.output import print_json, print_table, progress
 from cerne.units import format_size
@@ -29,20 +25,18 @@ PoolArgument = Annotated[
 ]
 
 
-@app.command()
+@app.command(cls=FieldCommand)
+@field_options("template")
 def create(
     name: Annotated[str, typer.Argument(metavar="POOL", help="Its name.")],
     image: Annotated[str, typer.Option(help="The image of its machines.")] = "tiny",
     ready: Annotated[int, typer.Option(help="How many machines the pool keeps ready.")] = 3,
-    cpus: CpusOption = None,
-    memory: MemoryOption = None,
-    disk: DiskOption = None,
-    engine: EngineOption = None,
+    **asked: object,
 ) -> None:
     """Make a pool, and fill it."""
     from cerne.manager import Manager
 
-    spec = make_spec(image, name, cpus=cpus, memory=memory, disk=disk, engine=engine)
+    spec = make_spec(image, name, asked)
     pool = Manager().create_pool(name, spec, ready)
     try:
         with progress() as report:

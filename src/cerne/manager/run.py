@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar, Unpack
 
 from cerne.manager.manager import Manager
-from cerne.spec.disk import Disk
 from cerne.spec.machine import machine_spec
-from cerne.spec.mount import Mount
-from cerne.spec.ports import PublishedPort
 from cerne.units import parse_duration
 
 if TYPE_CHECKING:
     from cerne.images import Progress
     from cerne.manager.machine import Machine
+    from cerne.spec.asked import MachineFields
 
 
 P = ParamSpec("P")
@@ -29,18 +27,9 @@ def run(
     image: str = "tiny",
     *,
     name: str | None = None,
-    cpus: int = 1,
-    memory: int | str = "512M",
-    disk: int | str | None = None,
-    data_disks: Sequence[Disk | str] = (),
-    network: str = "user",
-    ports: Sequence[PublishedPort | str] = (),
-    mounts: Sequence[Mount | str] = (),
-    labels: Mapping[str, str] | None = None,
-    engine: Literal["auto", "native", "qemu"] = "auto",
-    cpu_weight: int | None = None,
     timeout: float | str | None = None,
     progress: Progress | None = None,
+    **fields: Unpack[MachineFields],
 ) -> Iterator[Machine]:
     """A machine that runs, its guest ready, for the length of a ``with`` block.
 
@@ -49,38 +38,15 @@ def run(
     Args:
         image: an image's name, such as ``tiny`` or ``debian:12``; made or fetched if need be.
         name: the machine's name; one is made up if not given.
-        cpus: virtual CPUs.
-        memory: guest memory, in bytes or as ``512M``.
-        disk: size of the root disk, in bytes or as ``20G``; the image's own if not given.
-        data_disks: other disks: sizes, for new and empty ones, or paths of files, as
-            ``SIZE|PATH[:ro][:format=raw]``.
-        network: ``user``, ``none``, or ``tap:INTERFACE`` for a tap of this host.
-        ports: published ports, such as ``8080:80``.
-        mounts: directories of this host, as ``SOURCE:TARGET[:ro]``.
-        labels: free words for those who list machines.
-        engine: which engine runs it; ``auto`` takes the quicker one for this host.
-        cpu_weight: its share of CPU time beside others, 1 to 10000, where 100 is everybody's.
         timeout: how long its guest may take to become ready, in seconds or as ``90s``.
         progress: told what is being made or fetched.
+        fields: what the machine is to be, as the options of ``cerne run``: see `MachineFields`.
 
     Raises:
         CerneError: it cannot be made, or did not become ready; nothing of it is left.
     """
     with Manager() as manager:
-        spec = machine_spec(
-            name=name or manager.free_name(),
-            image=image,
-            cpus=cpus,
-            memory=memory,
-            disk=disk,
-            data_disks=tuple(data_disks),
-            network=network,
-            ports=tuple(ports),
-            mounts=tuple(mounts),
-            labels=dict(labels or {}),
-            engine=engine,
-            cpu_weight=cpu_weight,
-        )
+        spec = machine_spec(name=name or manager.free_name(), image=image, **fields)
         limit = None if timeout is None else parse_duration(timeout)
         with manager.running(spec, timeout=limit, progress=progress) as machine:
             yield machine

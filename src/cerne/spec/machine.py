@@ -8,12 +8,14 @@ models. Everything that can be refused without a look at a host is refused here.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from cerne.errors import InputError
 from cerne.spec.disk import Disk, free_serial
+from cerne.spec.flag import Flag
 from cerne.spec.limits import (
     DEFAULT_CPU_WEIGHT,
     LARGEST_MEMORY,
@@ -30,9 +32,10 @@ from cerne.spec.mount import Mount
 from cerne.spec.names import check_name
 from cerne.spec.network import NetworkKind
 from cerne.spec.nic import Nic
+from cerne.spec.pairs import parse_pairs
 from cerne.spec.part import Bytes, Part, require_size, require_unique, require_whole_mib
 from cerne.spec.ports import PublishedPort
-from cerne.units import MIB
+from cerne.units import MIB, format_size
 
 _MEMORY = "a machine cannot have memory"
 _BALLOON = "a guest cannot have memory"
@@ -55,6 +58,12 @@ def _mount(value: object) -> object:
     return Mount.parse(value) if isinstance(value, str) else value
 
 
+def _labels(value: object) -> object:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        return value
+    return parse_pairs(value, "the label")
+
+
 class MachineSpec(Part):
     """What one machine is to be. Make one with `machine_spec`, which refuses in words.
 
@@ -65,22 +74,83 @@ class MachineSpec(Part):
     version: Literal[2] = 2
     name: str
     image: str = "tiny"
-    cpus: int = 1
-    memory: Bytes = 512 * MIB
+    cpus: Annotated[int, Flag("Virtual CPUs.", "number", uses=("make", "template"))] = 1
+    memory: Annotated[
+        Bytes, Flag("Memory, such as 256M or 2G.", "size", uses=("make", "template"))
+    ] = 512 * MIB
     """Bytes of guest memory."""
-    balloon: Bytes | None = None
+    balloon: Annotated[
+        Bytes | None,
+        Flag(
+            "Memory that the guest may use now, such as 256M; at most the machine's memory.",
+            "size",
+            uses=("set",),
+        ),
+    ] = None
     """Bytes of its memory that its guest may have now; None for all."""
-    cpu_weight: int | None = None
+    cpu_weight: Annotated[
+        int | None,
+        Flag(
+            f"Its share of CPU time among all machines: {LEAST_CPU_WEIGHT} to {MOST_CPU_WEIGHT};"
+            f" {DEFAULT_CPU_WEIGHT} is the default.",
+            "number",
+            uses=("make", "set"),
+        ),
+    ] = None
     """Its share of CPU time beside others, as cgroup v2's cpu.weight has it: 100 is everybody's;
     None for no group of its own."""
-    disks: Annotated[tuple[Disk, ...], BeforeValidator(_disks)] = ()
+    disks: Annotated[
+        tuple[Disk, ...],
+        BeforeValidator(_disks),
+        Flag(
+            "Size of the root disk, such as 20G.",
+            "size",
+            word="disk",
+            default="the image's",
+            uses=("make", "template"),
+        ),
+        Flag(
+            "An additional disk: new and empty, or a file of this host; may be repeated.",
+            "list",
+            word="data_disks",
+            names=("--data-disk",),
+            metavar="SIZE|PATH[:ro][:format=raw]",
+        ),
+    ] = ()
     """The root disk where it is to have another size than the image's, and all others."""
-    nics: tuple[Nic, ...] = (Nic(),)
+    nics: Annotated[
+        tuple[Nic, ...],
+        Flag(
+            "user, none, or tap:INTERFACE for a tap of this host.",
+            word="network",
+            default=Nic().network,
+        ),
+        Flag(
+            "[ADDRESS:]HOST:GUEST[/udp]; may be repeated.",
+            "list",
+            word="ports",
+            names=("--publish", "-p"),
+        ),
+    ] = (Nic(),)
     """The first card, which has no slot, and those that were added; none of the first kind where
     the machine has no network from its start."""
-    mounts: tuple[Annotated[Mount, BeforeValidator(_mount)], ...] = ()
-    labels: dict[str, str] = Field(default_factory=dict)
-    engine: Literal["auto", "native", "qemu"] = "auto"
+    mounts: Annotated[
+        tuple[Annotated[Mount, BeforeValidator(_mount)], ...],
+        Flag(
+            "SOURCE:TARGET[:ro], a directory of this host; may be repeated.",
+            "list",
+            names=("--mount",),
+        ),
+    ] = ()
+    labels: Annotated[
+        dict[str, str],
+        BeforeValidator(_labels),
+        Flag("KEY=VALUE; may be repeated.", "list", names=("--label",)),
+    ] = Field(default_factory=dict)
+    engine: Annotated[
+        Literal["auto", "native", "qemu"],
+        Flag("auto, qemu or native.", uses=("make", "template")),
+    ] = "auto"
 
     @property
     def root_size(self) -> int | None:
@@ -180,6 +250,22 @@ class MachineSpec(Part):
                 hint=f"ask for {LEAST_CPU_WEIGHT} to {MOST_CPU_WEIGHT};"
                 f" {DEFAULT_CPU_WEIGHT} is everybody's",
             )
+
+
+def flags() -> dict[str, Flag]:
+    """The table of fields: the words that `machine_spec` takes, and how commands ask for them."""
+    found = {}
+    for name, field in MachineSpec.model_fields.items():
+        for flag in (each for each in field.metadata if isinstance(each, Flag)):
+            default = flag.default or _shown(field.default, flag)
+            found[flag.word or name] = replace(flag, default=default)
+    return found
+
+
+def _shown(default: object, flag: Flag) -> str:
+    if isinstance(default, int):
+        return format_size(default) if flag.kind == "size" else str(default)
+    return default if isinstance(default, str) else ""
 
 
 def machine_spec(**asked: object) -> MachineSpec:

@@ -1,0 +1,122 @@
+"""Options for the fields of a machine, made of the table that the model itself is.
+
+The models take as long to load as all the rest of a command. A command therefore has these options
+only once it is itself asked for: `cerne ls` and `cerne --help` load no model.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.core import TyperCommand
+
+if TYPE_CHECKING:
+    from typer._click.core import Context
+
+    from cerne.spec.flag import Flag, Use
+    from cerne.spec.machine import MachineSpec
+
+_KINDS: Mapping[str, object] = {
+    "number": int | None,
+    "size": str | None,
+    "text": str | None,
+    "list": list[str] | None,
+}
+
+
+class FieldOptions:
+    """A command's function whose ``**asked`` are the options for the fields of a machine.
+
+    They come before its keyword-only parameters. Those that are not given are not among ``asked``.
+    """
+
+    def __init__(self, function: Callable[..., None], use: Use) -> None:
+        """Take a function, and the use that it makes of fields."""
+        self.__name__ = function.__name__
+        self.__doc__ = function.__doc__
+        self.__annotations__: dict[str, object] = {}
+        self.__signature__ = _without_asked(function)
+        self._function = function
+        self._use = use
+        self._words: frozenset[str] = frozenset()
+
+    def __call__(self, **options: object) -> None:
+        """Run the command with the options that were given."""
+        own = {name: value for name, value in options.items() if name not in self._words}
+        asked = {name: options[name] for name in self._words if options.get(name) is not None}
+        self._function(**own, **asked)
+
+    def add(self) -> None:
+        """Add the options."""
+        from cerne.spec.machine import flags
+
+        known = {word: flag for word, flag in flags().items() if self._use in flag.uses}
+        own = [*_without_asked(self._function).parameters.values()]
+        last = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
+        first = [parameter for parameter in own if parameter not in last]
+        options = [_parameter(word, flag) for word, flag in known.items()]
+        self.__signature__ = inspect.Signature([*first, *options, *last])
+        self._words = frozenset(known)
+
+
+class FieldCommand(TyperCommand):
+    """A command whose function may be `FieldOptions`."""
+
+    def make_context(
+        self,
+        info_name: str | None,
+        args: list[str],
+        parent: Context | None = None,
+        **extra: object,
+    ) -> Context:
+        """Add the options before the words are read, or help or completions are asked for."""
+        function = inspect.unwrap(self.callback) if self.callback else None
+        if isinstance(function, FieldOptions):
+            function.add()
+            whole = typer.Typer(add_completion=False)
+            whole.command()(function)
+            made = typer.main.get_command(whole)
+            self.params, self.callback = made.params, made.callback
+        return super().make_context(info_name, args, parent, **extra)
+
+
+def field_options(use: Use) -> Callable[[Callable[..., None]], FieldOptions]:
+    """Decorates the function of a `FieldCommand` (see `FieldOptions`)."""
+    return lambda function: FieldOptions(function, use)
+
+
+def make_spec(image: str, name: str, asked: Mapping[str, object]) -> MachineSpec:
+    """The specification that the options of a command make.
+
+    Raises:
+        InputError: an option has a wrong value.
+    """
+    from cerne.spec.machine import machine_spec
+
+    return machine_spec(image=image, name=name, **asked)
+
+
+def _without_asked(function: Callable[..., None]) -> inspect.Signature:
+    signature = inspect.signature(function, eval_str=True)
+    parameters = signature.parameters.values()
+    return signature.replace(
+        parameters=[each for each in parameters if each.kind is not each.VAR_KEYWORD]
+    )
+
+
+def _parameter(word: str, flag: Flag) -> inspect.Parameter:
+    option = typer.Option(
+        *(flag.names or (f"--{word.replace('_', '-')}",)),
+        help=flag.help,
+        metavar=flag.metavar or None,
+        show_default=flag.default or True,
+    )
+    return inspect.Parameter(
+        word,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[_KINDS[flag.kind], option],
+    )

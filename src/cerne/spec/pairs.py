@@ -1,0 +1,24 @@
+"""Keys and values that people write as ``KEY=VALUE``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from cerne.errors import InputError
+
+
+def parse_pairs(words: Iterable[str], what: str) -> dict[str, str]:
+    """The keys and values of words ``KEY=VALUE``; `what` they are, for the error.
+
+    Raises:
+        InputError: one of the words has no key or no ``=``.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise InputError(
+                f"{what} {word!r} is not KEY=VALUE", hint=f"write it as {what} COLOUR=blue"
+            )
+        found[key] = value
+    return found
