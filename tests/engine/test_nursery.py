@@ -110,7 +110,7 @@ def test_one_that_has_no_room_for_descriptors_says_so(home: Path, start: Start) 
     assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] >= 1024
     _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (8, hard))
-    with pytest.raises(EngineError, match="raise its hard limit"):
+    with pytest.raises(EngineError, match="raise the hard limit"):
         start("b")
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard, hard))
     assert _status(start("c"), "PPid") == str(pid)

@@ -74,7 +74,7 @@ def test_a_guest_goes_on_when_its_storage_daemon_is_killed(
             os.kill(daemon, signal.SIGKILL)
     assert b"WRONG" not in _wait_for(plan, b"done")
     log = plan.engine_log.read_text()
-    assert log.count("is there again") == 2
+    assert log.count("has come back") == 2
     for sector in range(1, 61):
         first = (home / "disk").read_bytes()[sector * 512 :][:8]
         assert int.from_bytes(first, "little") == sector << 32

@@ -48,9 +48,9 @@ def _go_to(vcpu: Vcpu, address: int) -> None:
     ("exit_", "reason", "likely"),
     [
         (ShutdownExit(), "a triple fault", "reboot=t"),
-        (InternalErrorExit(1, (5, 7), b"\x0f\x01\xca"), "could not emulate", "instruction: 0f 01"),
-        (InternalErrorExit(2, (), b""), "exceptions came upon each other", "handlers"),
-        (InternalErrorExit(3, (1,), b""), "could not be delivered", "data: 0x1"),
+        (InternalErrorExit(1, (5, 7), b"\x0f\x01\xca"), "failed to emulate", "instruction: 0f 01"),
+        (InternalErrorExit(2, (), b""), "exceptions that KVM does not combine", "handlers"),
+        (InternalErrorExit(3, (1,), b""), "failed to deliver", "data: 0x1"),
         (InternalErrorExit(4, (), b""), "does not know", "newer kernel"),
         (InternalErrorExit(99, (), b""), "internal error 99", "rip=0x1020"),
         (FailEntryExit(0x80000021, 0), "refused to enter the guest (0x80000021)", "guest's state"),
@@ -58,7 +58,7 @@ def _go_to(vcpu: Vcpu, address: int) -> None:
         (FailEntryExit(0x80000029, 0), "refused to enter", "machine check"),
         (FailEntryExit(7, 0), "refused to enter the guest (0x7)", "set the processor up wrongly"),
         (UnsupportedExit(12345), "(12345)", ""),
-        (HltExit(), "nobody handles", ""),
+        (HltExit(), "an unhandled exit", ""),
     ],
 )
 def test_why_and_where_is_said(

@@ -239,7 +239,7 @@ def test_a_signal_ends_it_in_order(run: Run, kvm_device: Path) -> None:
             machine.process.terminate()
             shutdown = client.wait_event("SHUTDOWN", timeout=30)
             assert shutdown.data == {"guest": False, "reason": "host-signal"}
-        assert machine.end() == (True, "its process was asked to end by a signal")
+        assert machine.end() == (True, "a signal asked its process to end")
 
 
 def test_its_console_goes_both_ways(run: Run, kvm_device: Path) -> None:

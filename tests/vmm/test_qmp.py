@@ -162,6 +162,6 @@ def test_descriptors_that_found_no_room_are_told_of(served: _Served, tmp_path: P
             refused = str(_line(client)["error"])
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert "raise its hard limit" in refused
+        assert "raise the hard limit" in refused
         socket.send_fds(client, [b'{"execute": "first-words"}'], [file.fileno()])
         assert _line(client) == {"return": {"words": "hello"}}

@@ -78,7 +78,7 @@ def test_the_guest_is_told_of_each_pause_if_it_can_be() -> None:
     ("error", "said"),
     [
         (KvmError("KVM_RUN", 14), "KVM_RUN failed: Bad address (vCPU 0)"),
-        (RuntimeError("unforeseen"), "a fault of the machine monitor itself"),
+        (RuntimeError("unforeseen"), "the machine monitor itself failed"),
     ],
 )
 def test_a_machine_does_not_linger_without_its_processor(error: Exception, said: str) -> None:

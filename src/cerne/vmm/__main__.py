@@ -1,7 +1,8 @@
-"""``python -m cerne.vmm CONFIG``: the process of one machine; see `cerne.vmm.start`, too.
+"""``python -m cerne.vmm CONFIG``: the process of one machine; see also `cerne.vmm.start`.
 
-Where the machine forks, the child comes back here, to go on as another one. All modules are loaded
-before privileges are given up: whom it becomes need not be allowed to read them.
+After a fork of the machine, the child returns to this module and goes on as another machine. All
+modules are imported before the process drops its privileges, because its later user may not read
+them.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from cerne.vmm.snapshot import read_state
 
 
 def main() -> int:
-    """Run the machine of the configuration that is named; 0 where it ended in order."""
+    """Run the machine of a configuration file; return 0 if it ended in order."""
     return end_of(lambda: VmmConfig.read(sys.argv[1]), jail.Title())
 
 
 def end_of(configure: Callable[[], VmmConfig], title: jail.Title) -> int:
-    """Be the process of a machine to its end; its exit status."""
+    """Run a machine in this process to its end; return the exit status."""
     try:
         return _live(configure(), title)
     except CerneError as error:
@@ -43,7 +44,7 @@ def end_of(configure: Callable[[], VmmConfig], title: jail.Title) -> int:
 def _live(config: VmmConfig, title: jail.Title) -> int:
     handle_kicks()
     raise_limit()
-    # Children that were forked are nobody's to wait for.
+    # Nothing waits for forked children.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     kvm = Kvm()
     memory, state = _origin(config)
@@ -61,17 +62,17 @@ def _live(config: VmmConfig, title: jail.Title) -> int:
 
 
 def _heed_signals(machine: Machine) -> None:
-    """End in order where the host is shut down, say: what is written to disks is kept."""
+    """End in order at a signal, such as at the host's shutdown, so that written data is kept."""
     signal.signal(signal.SIGTERM, lambda number, frame: machine.end_by_signal())
 
 
 def _origin(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:
-    """The memory that a machine begins with, and the state."""
+    """The memory and the state with which a machine starts."""
     ranges = layout.memory_ranges(config.memory)
     saved = config.saved
     if saved is not None:
         memory, state = GuestMemory.private_file(ranges, saved.memory), read_state(saved.state)
-        # The mapping holds what it needs of them.
+        # The mapping keeps the files open.
         os.close(saved.memory)
         os.close(saved.state)
         return memory, state

@@ -1,7 +1,7 @@
-"""Keeping the backend of a vhost-user device: a thread waits for it to go, and for the next.
+"""Watches the backend of a vhost-user device: a thread waits for its end, and for the next one.
 
-Nothing here is on the way of the guest's requests, and a backend that does not answer keeps neither
-the loop nor the control socket waiting.
+No request of the guest passes through this module, and a backend that does not answer blocks
+neither the loop nor the control socket.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from cerne.devices.vhost_user.messages import BackendError
 from cerne.vmm.config import BackendConfig
 
 FIRST_PATIENCE = 30.0
-"""Seconds that a backend may take to start."""
+"""Seconds within which a backend has to start."""
 
 _FIRST_DELAY, _LONGEST_DELAY = 0.05, 2.0
 
 
 class MakeDevice(Protocol):
-    """A kind of device, on a connected socket."""
+    """Makes a device on a connected socket."""
 
     def __call__(self, link: socket.socket) -> VhostUserDevice:
-        """Raises BackendError where the backend is of no use."""
+        """Make it; raises BackendError if the backend is not usable."""
 
 
 class Backend:
-    """One device and its backend. What happens to the backend is said on standard error."""
+    """One device and its backend. Events of the backend are written to standard error."""
 
     def __init__(self, what: str, config: BackendConfig, make: MakeDevice) -> None:
-        """Meet the backend; `what` it is, in words.
+        """Connect to the backend; `what` names it in messages.
 
         Raises:
-            BackendError: it is of no use.
+            BackendError: it is not usable.
         """
         self._what = what
         self._address = config.address
@@ -56,7 +56,7 @@ class Backend:
         self._thread.start()
 
     def finish(self) -> None:
-        """Let the backend end in order, and wait until it has; no vCPU runs any more."""
+        """End the backend in order, and wait for its end; no vCPU may be running."""
         self._ending.set()
         os.eventfd_write(self._bell, 1)
         self._thread.join(_LONGEST_DELAY)
@@ -74,14 +74,14 @@ class Backend:
                 return
 
     def _wait(self) -> None:
-        """Until something comes on the link, or it is closed, or we end."""
+        """Wait until data comes on the link, or it is closed, or this object ends."""
         poll = select.poll()
         poll.register(self.device.link.fileno(), select.POLLIN | select.POLLRDHUP)
         poll.register(self._bell, select.POLLIN)
         poll.poll()
 
     def _find_another(self) -> bool:
-        """Wait for another backend; False where there can be none, or at the end."""
+        """Wait for another backend; return False if there is none, or at the end."""
         if self._address is None:
             return False
         delay = _FIRST_DELAY
@@ -93,9 +93,9 @@ class Backend:
                 self._say(f"does not come back: {error.message}")
                 continue
             except OSError:
-                # Nobody listens yet.
+                # No backend listens yet.
                 continue
-            self._say("is there again")
+            self._say("has come back")
             return True
         return False
 
@@ -106,7 +106,7 @@ class Backend:
 
 
 def connected(address: int) -> socket.socket:
-    """A connection to the socket that a descriptor names (O_PATH): nothing is looked up."""
+    """Connect to the socket of a descriptor (O_PATH), without a lookup of a path."""
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.settimeout(_LONGEST_DELAY)
@@ -119,7 +119,7 @@ def connected(address: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _told_to_end(leash: int | None) -> Iterator[None]:
-    """Tell the backend's supervisor that the machine ends in order, and wait for it at the end."""
+    """Tell the backend's supervisor that the machine ends in order, and wait for its end."""
     if leash is None:
         yield
         return

@@ -1,7 +1,7 @@
-"""The host's side of a machine's balloon: what is asked of it by QMP, and what it tells.
+"""The host's side of a machine's balloon: its QMP commands, event and properties.
 
-Commands, event and properties are QEMU's (``qapi/machine.json``, docs/virtio-balloon-stats.txt),
-so that one client serves both engines.
+They are QEMU's (``qapi/machine.json``, docs/virtio-balloon-stats.txt), so that one client serves
+both engines.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ INTERVAL = "guest-stats-polling-interval"
 
 _EVENT = "BALLOON_CHANGE"
 _QUIET = 1.0
-"""Seconds from one event to the next at the least, however often the balloon changes."""
+"""The least seconds between two events, for a balloon that changes often."""
 _NOT_TOLD = (1 << 64) - 1
 _MOST_BYTES = (1 << 63) - 1
 _LONGEST_INTERVAL = (1 << 32) - 1
 
 
 class Balloon:
-    """A balloon device, and how much memory its guest is to have, in bytes."""
+    """A balloon device, and the memory that its guest should have, in bytes."""
 
     def __init__(self, loop: Loop, memory: GuestMemory, emit: Emit) -> None:
         self.device = BalloonDevice(memory, self._changed)
@@ -44,11 +44,11 @@ class Balloon:
         self._polls = False
 
     def leave(self, size: int) -> None:
-        """Ask the guest to make do with this much memory, or to take as much again."""
+        """Ask the guest to use only this much memory."""
         self.device.want(max(0, self._memory.size - size))
 
     def qmp_balloon(self, request: Request) -> object:
-        """``balloon``: the guest is to have ``value`` bytes."""
+        """``balloon``: ask the guest to use only ``value`` bytes."""
         self.leave(request.arguments.integer("value", _MOST_BYTES, 1))
         return {}
 
@@ -57,7 +57,7 @@ class Balloon:
         return {"actual": self._left}
 
     def qmp_qom_get(self, request: Request) -> object:
-        """``qom-get``, of this device's two properties."""
+        """``qom-get`` of this device's two properties."""
         if _property(request) == INTERVAL:
             return self._interval
         said = self.device.statistics
@@ -65,9 +65,9 @@ class Balloon:
         return {"stats": stats, "last-update": self.device.told}
 
     def qmp_qom_set(self, request: Request) -> object:
-        """``qom-set``: how often the guest is asked, in seconds; 0 for never."""
+        """``qom-set``: the seconds between two requests of statistics; 0 for none."""
         if _property(request) != INTERVAL:
-            raise InputError(f"{STATISTICS} cannot be set")
+            raise InputError(f"the property {STATISTICS} is read-only")
         self._interval = request.arguments.integer("value", _LONGEST_INTERVAL)
         if self._interval and not self._polls:
             self._poll()
@@ -84,7 +84,7 @@ class Balloon:
             self._loop.after(self._interval, self._poll)
 
     def _changed(self) -> None:
-        """Of whatever thread; a guest may do so as often as it likes."""
+        """Note a change; from any thread, as often as the guest likes."""
         if not self._telling:
             self._telling = True
             self._loop.ask(self._tell_in_time)

@@ -1,7 +1,7 @@
 """The board of a machine: its KVM VM with memory, interrupts and vCPUs, and the fixed devices.
 
-What is on it is what `cerne.arch.x86.layout` says where it lies: a serial port, a clock, a
-keyboard controller that resets, ACPI's power registers. PCI devices are plugged in by others.
+`cerne.arch.x86.layout` has the addresses of its devices: a serial port, a clock, a keyboard
+controller for resets, ACPI's power registers. Other modules add PCI devices.
 """
 
 from __future__ import annotations
@@ -46,19 +46,19 @@ _SIGNATURE = 1
 
 
 class Wishes(NamedTuple):
-    """Whom the board tells what the guest asks for."""
+    """The functions that the board calls at the guest's requests."""
 
     power_off: Callable[[], None]
     reset: Callable[[], None]
     panicked: Callable[[], None]
-    """Its kernel can go no further."""
+    """Its kernel panicked."""
     crash_loaded: Callable[[], None]
-    """Its kernel can go no further, and another takes over to look at what is left."""
+    """Its kernel panicked, and a crash kernel takes over."""
     console: Callable[[bytes], None]
 
 
 class Line:
-    """An interrupt line of the board, into the kernel's interrupt controllers."""
+    """An interrupt line of the board to the kernel's interrupt controllers."""
 
     def __init__(self, board: Board, gsi: int) -> None:
         self._board = board
@@ -73,7 +73,7 @@ class Line:
 
 
 class Board:
-    """A machine's processors and fixed devices around its memory, which stays the caller's."""
+    """A machine's processors and fixed devices; the caller keeps the memory."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Board:
         wishes: Wishes,
         change_cpuid: Callable[[Sequence[kvm_cpuid_entry2]], None] = lambda leaves: None,
     ) -> None:
-        """Assemble it; `change_cpuid` may take from what each processor says of itself."""
+        """Assemble it; `change_cpuid` may change the CPUID of each processor."""
         self.memory = memory
         self.wishes = wishes
         self._kvm = kvm
@@ -100,17 +100,17 @@ class Board:
         ports.insert(layout.SERIAL_PORT, SERIAL_REGISTERS, self.serial)
         ports.insert(layout.POWER_PORT, POWER_REGISTERS, self.power)
         ports.insert(_RTC_PORT, 2, self._rtc)
-        # Port 0x61 lies in the midst of the controller's and is the kernel's own timer.
+        # Port 0x61, between the controller's ports, belongs to the kernel's timer.
         ports.insert(_I8042_PORT, PORTS, self._keyboard)
         self._at_power_on = self._devices_state()
 
     def load(self, kernel: int, initrd: int | None, command_line: str, *, mp_table: bool) -> None:
-        """Put a kernel and what it is told into memory, and the first vCPU at its entry.
+        """Put a kernel and its parameters into memory, and set the first vCPU to its entry.
 
-        The kernel and its initrd are descriptors, which stay the caller's.
+        The kernel and its initrd are descriptors, which the caller closes.
 
         Raises:
-            ImageError, InputError: the kernel or its command line cannot be.
+            ImageError, InputError: the kernel or its command line is not valid.
         """
         write_command_line(self.memory, command_line)
         loaded = load_kernel(self.memory, kernel)
@@ -130,14 +130,14 @@ class Board:
         first.set_regs(regs)
 
     def let_ticks_be_missed(self) -> None:
-        """Do not make up for ticks of the timer that came while the guest did not run.
+        """Drop ticks of the timer that came while the guest did not run.
 
-        It may take 15 ms, for which the kernel waits for its own readers.
+        This may take 15 ms, while the kernel waits for its own readers.
         """
         self.vm.reinject_control(False)
 
     def state(self) -> PlainState:
-        """Processors, the kernel's devices and the fixed ones; no vCPU may be running."""
+        """The state of processors, kernel devices and fixed devices; no vCPU may be running."""
         return {
             "vcpus": [plain_vcpu(save_vcpu(vcpu, self._msrs)) for vcpu in self.vcpus],
             "vm": plain_vm(save_vm(self.vm)),
@@ -145,13 +145,13 @@ class Board:
         }
 
     def power_on(self) -> None:
-        """Be as at power-on: a new VM over the same memory, all zero; no vCPU runs.
+        """Return to the state of power-on: a new VM over the same memory, zeroed; no vCPU runs.
 
-        What was known to the old VM (memory beside this, interrupts, doorbells) is forgotten.
+        The registrations of the old VM (other memory, interrupts, doorbells) are lost.
 
         Raises:
-            KvmError: this host's kernel gives no other VM.
-            HostError: nor the memory.
+            KvmError: the kernel makes no other VM.
+            HostError: the kernel gives no memory.
         """
         self._resources.close()
         self.memory.clear()
@@ -159,14 +159,14 @@ class Board:
         self._restore_devices(SavedState("a machine", self._at_power_on))
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says, over memory as it was then; before any vCPU runs.
+        """Restore `state` over the memory of that time, before any vCPU runs.
 
         Raises:
-            DamagedError: that cannot be.
-            KvmError: this host's kernel refuses it.
+            DamagedError: the state is not valid.
+            KvmError: the kernel refuses it.
         """
         saved = SavedState("a machine", state)
-        # Before the devices, which raise or lower their lines.
+        # Restored before the devices, which raise or lower their lines.
         restore_vm(self.vm, vm_state(saved.section("vm")))
         self._restore_devices(saved)
         vcpus = saved.sections("vcpus", len(self.vcpus))
@@ -174,7 +174,7 @@ class Board:
             restore_vcpu(vcpu, vcpu_state(values))
 
     def close(self) -> None:
-        """Give everything back; no vCPU may be running."""
+        """Release everything; no vCPU may be running."""
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -213,7 +213,7 @@ class Board:
     def _set_up_vm(self) -> None:
         self.vm.set_tss_addr(layout.TSS)
         self.vm.set_identity_map_addr(layout.IDENTITY_MAP)
-        # First: once there is an interrupt controller the kernel waits for its own readers, 7 ms.
+        # First, because with an interrupt controller the kernel waits for its own readers, 7 ms.
         self.vm.set_memory(self.memory)
         self.vm.create_irqchip()
         self.vm.create_pit2(_PIT_SPEAKER_DUMMY)

@@ -1,4 +1,4 @@
-"""The cable of a network card: its link, watched by the loop for as long as the card wants it."""
+"""The link of a network card, which the loop watches while the card needs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cerne.vmm.loop import Loop
 
 
 class Cable:
-    """A card and its link. Call `update` after whatever may change what the card wants."""
+    """A card and its link. Call `update` after each change of what the card waits for."""
 
     def __init__(self, loop: Loop, nic: NicConfig) -> None:
         self._loop = loop
@@ -30,17 +30,17 @@ class Cable:
         self.update()
 
     def pause(self) -> None:
-        """Let nothing of the guest's memory be changed by the card."""
+        """Stop the card's writes to the guest's memory."""
         if isinstance(self.card, KernelNetDevice):
             self.card.pause()
 
     def resume(self) -> None:
-        """Let the card go on."""
+        """Let the card work again."""
         if isinstance(self.card, KernelNetDevice):
             self.card.resume()
 
     def update(self) -> None:
-        """Watch the link for what the card wants now; on the loop's thread."""
+        """Watch the link for what the card waits for now; on the loop's thread."""
         if self._gone:
             return
         if not self.card.link_up:
@@ -52,13 +52,13 @@ class Cable:
         self._loop.watch(self._link.fileno(), readable, writable)
 
     def pull_out(self) -> None:
-        """Pull the cable out of a card that is gone; on the loop's thread."""
+        """Close the link of a removed card; on the loop's thread."""
         self._loop.watch(self._link.fileno(), None)
         self._gone = True
         self.close()
 
     def close(self) -> None:
-        """Pull the cable out; the loop must not run any more."""
+        """Close the link; the loop must have ended."""
         self._link.close()
         for descriptor in (self._nic.address, self._nic.leash):
             if descriptor is not None:
@@ -67,7 +67,7 @@ class Cable:
             self.card.close()
 
     def _connect_again(self) -> None:
-        """Put the cable into what took the place of its other end, which has gone."""
+        """Connect the link to the new process at its other end."""
         if self._nic.address is None:
             return
         try:
@@ -96,7 +96,7 @@ def _card(nic: NicConfig, on_change: Callable[[], None]) -> NetDevice:
 
 
 def _kernel_backend(descriptor: int, tap: int) -> KernelBackend | None:
-    """The kernel's vhost-net, if it does; the card works without it, more slowly."""
+    """The kernel's vhost-net, if it works; without it the card is slower."""
     vhost = VhostNet(descriptor)
     try:
         return KernelBackend(vhost, tap)

@@ -1,7 +1,7 @@
-"""A byte stream of a device, offered on a Unix socket: one client at a time, others wait.
+"""A byte stream of a device on a Unix socket: one client at a time, others wait.
 
-What the guest writes while nobody is connected is dropped (a log may keep it); what a client writes
-is taken as fast as the device takes it, so that a slow guest slows its client and fills no memory.
+The guest's data is dropped while no client is connected (a log may keep it). A client's data is
+read as fast as the device takes it, so that a slow guest slows its client and fills no memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _LONGEST_BACKLOG = 1 << 20
 
 
 class Channel:
-    """One listening socket. `take` is given a client's bytes and says how many it took."""
+    """One listening socket. `take` gets a client's bytes and returns how many it took."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Channel:
         self._listener = Listener(loop, listener, self._accept)
 
     def send(self, data: bytes) -> int:
-        """Give bytes to the client; how many were taken (all, where nobody is there)."""
+        """Send bytes to the client; return how many were taken (all, if there is no client)."""
         if self._client is None:
             return len(data)
         taken = data[: _LONGEST_BACKLOG - len(self._outgoing)]
@@ -46,7 +46,7 @@ class Channel:
         return len(taken)
 
     def close(self) -> None:
-        """Leave the client, and listen no more; the loop must not run any more."""
+        """Close the client and the listening socket; the loop must have ended."""
         if self._client is not None:
             self._client.close()
         self._listener.close()
@@ -57,14 +57,14 @@ class Channel:
             self._on_room()
 
     def resume(self) -> None:
-        """The device takes bytes again."""
+        """Go on, because the device takes bytes again."""
         if self._client is not None and self._incoming:
             self._pass_on()
         self._watch()
 
     def _accept(self, client: socket.socket) -> None:
         self._client = client
-        # The next client waits in the kernel's queue until this one has gone.
+        # The next client waits in the kernel's queue until this one has left.
         self._listener.want(False)
         self._on_presence(True)
         self._watch()

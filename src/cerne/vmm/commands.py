@@ -1,4 +1,4 @@
-"""What a machine answers on its control socket: the QMP commands, as functions of the machine."""
+"""The QMP commands of a machine's control socket, as functions of the machine."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ def commands(machine: Machine) -> dict[str, Command]:
 
 
 def _without_arguments(function: Callable[[], object], request: Request) -> object:
-    """Do what takes no arguments.
+    """Make a command of a function that takes no arguments.
 
     Raises:
-        InputError: there are some.
+        InputError: arguments were given.
     """
     for name in request.arguments:
         raise InputError(f"there is no argument {name!r}")
@@ -68,37 +68,37 @@ def _without_arguments(function: Callable[[], object], request: Request) -> obje
 
 
 def _plug_disk(machine: Machine, request: Request) -> object:
-    """``cerne-plug-disk``: a disk's configuration, its files sent with it, and its slot."""
+    """``cerne-plug-disk``: plug in a disk; gets its configuration, slot and descriptors."""
     machine.peripherals.plug_disk(request.take_over(disk_from_json))
     return {}
 
 
 def _plug_nic(machine: Machine, request: Request) -> object:
-    """``cerne-plug-nic``: a network card's configuration, its link sent with it, and its slot."""
+    """``cerne-plug-nic``: plug in a network card; gets its configuration, slot and link."""
     machine.peripherals.plug_nic(request.take_over(nic_from_json))
     return {}
 
 
 def _ask_back(machine: Machine, request: Request) -> object:
-    """``device_del``, QEMU's: ask the guest to let go; the event DEVICE_DELETED follows, or not."""
+    """``device_del`` of QEMU: ask the guest to release a device; DEVICE_DELETED may follow."""
     machine.peripherals.slots.ask_back(_slot(request))
     return {}
 
 
 def _keep(machine: Machine, request: Request) -> object:
-    """``cerne-keep-device``: take a ``device_del`` back."""
+    """``cerne-keep-device``: cancel a ``device_del``."""
     machine.peripherals.slots.keep(_slot(request))
     return {}
 
 
 def _pull(machine: Machine, request: Request) -> object:
-    """``cerne-pull-device``: pull a device out, whatever the guest is doing with it."""
+    """``cerne-pull-device``: remove a device, even if the guest uses it."""
     machine.peripherals.slots.pull(_slot(request))
     return {}
 
 
 def _query_devices(machine: Machine, _: Request) -> object:
-    """``cerne-query-devices``: what can be pulled out."""
+    """``cerne-query-devices``: the devices that can be removed."""
     return [{"id": device_name(slot), "slot": slot} for slot in machine.peripherals.slots.taken]
 
 

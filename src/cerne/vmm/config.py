@@ -1,7 +1,7 @@
-"""What a VMM process is told by whoever starts it: JSON, in which every file is a descriptor.
+"""The configuration of a VMM process: JSON, in which every file is a descriptor.
 
-The process inherits the descriptors, or is sent them when a machine forks, so that it need open
-nothing by itself once it has given its privileges up.
+The process inherits the descriptors, or receives them when a machine forks, so that it opens no
+file after it has dropped its privileges.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MOST_CPUS = 1 << 12
 _MOST_BYTES = 1 << 52
 
 Descriptors = Callable[[int], int]
-"""The descriptor that a number in the configuration stands for."""
+"""Maps a number in the configuration to a descriptor."""
 
 
 class BootConfig(NamedTuple):
@@ -40,7 +40,7 @@ class BootConfig(NamedTuple):
 
 
 class SavedConfig(NamedTuple):
-    """A machine to go on with, as `cerne.vmm.snapshot` wrote it."""
+    """A saved machine, as `cerne.vmm.snapshot` writes it."""
 
     state: int
     memory: int
@@ -57,33 +57,33 @@ class BackendConfig(NamedTuple):
     """A process that serves a device by vhost-user."""
 
     link: int
-    """A Unix socket that is connected to it."""
+    """A Unix socket that is connected to the process."""
     address: int | None = None
-    """The socket at which it listens (O_PATH), to connect to it again when it was restarted."""
+    """Its listening socket (O_PATH), to connect again after its restart."""
     leash: int | None = None
-    """A socket to whoever ends it: it is written at an orderly end, and closed at any."""
+    """A socket to its supervisor: written at an orderly end, and closed at every end."""
 
 
 class DiskConfig(NamedTuple):
-    """One disk: its file and the backing files under it, the top first; or a backend's."""
+    """One disk: its file and the backing files under it, the top first; or its backend."""
 
     files: tuple[FileConfig, ...]
     serial: str = ""
     read_only: bool = False
     slot: int | None = None
-    """The slot for devices that come and go, from 0 on; None for one that stays."""
+    """The slot of a removable disk, from 0 on; None for a permanent one."""
     backend: BackendConfig | None = None
 
 
 class ShareConfig(NamedTuple):
-    """A directory of the host, which a backend serves."""
+    """A directory of the host that a backend serves."""
 
     tag: str
     backend: BackendConfig
 
 
 class LinkKind(StrEnum):
-    """What a network card's descriptor is."""
+    """The kind of a network card's descriptor."""
 
     STREAM = "stream"
     """A stream socket to passt."""
@@ -92,21 +92,21 @@ class LinkKind(StrEnum):
 
 
 class NicConfig(NamedTuple):
-    """One network card, and the host's end of its cable."""
+    """One network card, and the host's end of its link."""
 
     mac: str
     link: int
     kind: LinkKind = LinkKind.STREAM
     mtu: int | None = None
-    """The largest packet of its network, where the guest is to be told."""
+    """The largest packet of its network, if the guest needs it."""
     vhost: int | None = None
-    """An open /dev/vhost-net, by which the kernel moves a tap's frames; Python does without."""
+    """An open /dev/vhost-net, with which the kernel moves a tap's frames; else Python does."""
     slot: int | None = None
-    """As a disk's."""
+    """The slot, as of a disk."""
     address: int | None = None
-    """As a backend's, of a link that is a stream."""
+    """The listening socket, as of a backend, for a link that is a stream."""
     leash: int | None = None
-    """As a backend's."""
+    """The socket to its supervisor, as of a backend."""
 
     @property
     def descriptors(self) -> set[int]:
@@ -120,7 +120,7 @@ class VsockConfig(NamedTuple):
 
     listener: int
     directory: int
-    """The directory, to look up names in it."""
+    """The directory in which names are looked up."""
 
 
 class BackendNicConfig(NamedTuple):
@@ -131,42 +131,42 @@ class BackendNicConfig(NamedTuple):
 
 
 class VmmConfig(NamedTuple):
-    """One machine, with every file that its process may touch."""
+    """One machine, with every file that its process uses."""
 
     name: str
     identity: str
-    """What stands in the process's command line, for people who look at it."""
+    """The text of the process's command line, for people."""
     cpus: int
     memory: int
     """Bytes."""
     boot: BootConfig
-    """What it boots, or boots again: a machine that goes on from a saved one may reboot too."""
+    """The kernel that it boots; a restored machine needs it for a reboot."""
     qmp: int
-    """A listening Unix socket, as the console's and the agent's are."""
+    """A listening Unix socket, like those of the console and the agent."""
     console: int
     console_log: int
     agents: tuple[int, ...]
     ending: int
-    """Where the process says how the machine ended."""
+    """The file to which the process writes how the machine ended."""
     saved: SavedConfig | None = None
-    """Where it goes on from, if it does not boot; a forked child has its parent's memory."""
+    """The saved machine, if it does not boot; a forked child has its parent's memory."""
     disks: tuple[DiskConfig, ...] = ()
     nics: tuple[NicConfig, ...] = ()
     vsock: VsockConfig | None = None
     balloon: int | None = None
-    """Bytes of its memory that the guest may have; None for all, or for what it had when saved."""
+    """Bytes of memory that the guest may use; None for all, or for the saved value."""
     backend_nics: tuple[BackendNicConfig, ...] = ()
     shares: tuple[ShareConfig, ...] = ()
     engine_log: int | None = None
-    """What a forked child has instead of its parent's standard output and error."""
+    """A forked child's standard output and error, in place of its parent's."""
     registration: int | None = None
-    """What a forked child registers itself by, first of all (`cerne.vmm.registration`)."""
+    """The file to which a forked child registers itself first (`cerne.vmm.registration`)."""
     emulated: bool = False
     """Whether this host's kernel emulates guests' kernel code (`cerne.host.probe`)."""
 
     @property
     def backends(self) -> tuple[BackendConfig, ...]:
-        """All processes that serve devices of it: its memory is shared with them."""
+        """All processes that serve its devices; they share its memory."""
         return (
             *(disk.backend for disk in self.disks if disk.backend is not None),
             *(nic.backend for nic in self.backend_nics),
@@ -195,11 +195,11 @@ class VmmConfig(NamedTuple):
         return numbers
 
     def to_json(self) -> PlainState:
-        """As plain JSON."""
+        """The configuration as JSON."""
         return plain(self)
 
     def write(self, path: Path) -> None:
-        """Write it for a process to read."""
+        """Write it to a file for a process."""
         path.write_text(json.dumps(self.to_json(), indent=1))
 
     @classmethod
@@ -207,23 +207,23 @@ class VmmConfig(NamedTuple):
         """Read what `write` wrote.
 
         Raises:
-            DamagedError: it is something else.
+            DamagedError: it is not valid.
         """
         try:
             with os.fdopen(os.open(path, os.O_RDONLY), "rb") as file:
                 values = json.load(file)
         except (OSError, ValueError, RecursionError) as error:
-            raise DamagedError(f"{path} is no configuration of a machine: {error}") from error
+            raise DamagedError(f"{path} is not a configuration of a machine: {error}") from error
         if not isinstance(values, dict):
-            raise DamagedError(f"{path} is no configuration of a machine")
+            raise DamagedError(f"{path} is not a configuration of a machine")
         return cls.from_saved(SavedState("a machine's configuration", values), int)
 
     @classmethod
     def from_saved(cls, saved: SavedState, descriptors: Descriptors) -> VmmConfig:
-        """What `to_json` said.
+        """Read the result of `to_json`.
 
         Raises:
-            DamagedError: it is something else.
+            DamagedError: it is not valid.
         """
 
         def descriptor(part: SavedState, name: str) -> int:
@@ -266,19 +266,19 @@ class VmmConfig(NamedTuple):
 
 
 def disks_from_json(saved: SavedState, descriptors: Descriptors) -> tuple[DiskConfig, ...]:
-    """The disks of a configuration, or of what is said when its disks are changed.
+    """The disks of a configuration, or of a change of its disks.
 
     Raises:
-        DamagedError: it is something else.
+        DamagedError: it is not valid.
     """
     return tuple(disk_from_json(part, descriptors) for part in saved.sections("disks", None))
 
 
 def disk_from_json(saved: SavedState, descriptors: Descriptors) -> DiskConfig:
-    """One disk of them.
+    """One disk of a configuration.
 
     Raises:
-        DamagedError: it is something else.
+        DamagedError: it is not valid.
     """
     files = tuple(
         FileConfig(
@@ -297,14 +297,14 @@ def disk_from_json(saved: SavedState, descriptors: Descriptors) -> DiskConfig:
 
 
 def nic_from_json(saved: SavedState, descriptors: Descriptors) -> NicConfig:
-    """One network card of them.
+    """One network card of a configuration.
 
     Raises:
-        DamagedError: it is something else.
+        DamagedError: it is not valid.
     """
     kind = saved.text("kind", 16)
     if kind not in list(LinkKind):
-        raise DamagedError(f"a network card on {kind!r} cannot be")
+        raise DamagedError(f"a network card has the link {kind!r}, which is unknown")
     vhost, address, leash = (
         None if number is None else descriptors(number)
         for number in (

@@ -1,4 +1,4 @@
-"""What a guest wrote to its console, in a file that does not grow for ever."""
+"""A log of a guest's console, in a file of a limited size."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import contextlib
 import os
 
 LARGEST_LOG = 16 << 20
-"""Bytes, after which it begins anew: a guest may write as fast as it likes."""
+"""Bytes after which the log starts again, because a guest may write without end."""
 
 
 class ConsoleLog:
-    """The file behind a descriptor that writes at its end, and stays the caller's.
+    """The file of an appending descriptor, which the caller closes.
 
-    What the file system does not take is lost: the guest runs on.
+    Data that the file system refuses is lost, and the guest goes on.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -20,7 +20,7 @@ class ConsoleLog:
         self._size = os.fstat(descriptor).st_size
 
     def write(self, data: bytes) -> None:
-        """Write at its end; from whatever thread has something."""
+        """Append data; from any thread."""
         with contextlib.suppress(OSError):
             if self._size + len(data) > LARGEST_LOG:
                 os.ftruncate(self._descriptor, 0)

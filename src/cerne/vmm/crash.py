@@ -1,8 +1,8 @@
-"""What a guest was doing when it could go no further: in a line for people, and at length.
+"""Describes a crash of a guest: in one line, and with its registers, code and stack.
 
-A triple fault counts as a crash and not as a reset, though a processor of its own would reset: a
-kernel has three better ways to ask for a reset, and one that faults for ever would begin anew for
-ever, with nobody told why.
+A triple fault counts as a crash and not as a reset, although a real processor resets: a kernel has
+three better ways to ask for a reset, and a kernel that always faults would reset for ever without a
+message.
 """
 
 from __future__ import annotations
@@ -41,46 +41,46 @@ _PROTECTION, _PAGING = 1, 1 << 31
 
 _INTERNAL = {
     InternalError.EMULATION: (
-        "KVM could not emulate an instruction",
-        "the kernel does not know it, or the guest ran on to where it has no code",
+        "KVM failed to emulate an instruction",
+        "KVM does not know the instruction, or the guest jumped to an address without code",
     ),
     InternalError.SIMUL_EX: (
-        "exceptions came upon each other that KVM does not know to combine",
+        "the guest raised exceptions that KVM does not combine",
         "the guest's exception handlers fault themselves",
     ),
     InternalError.DELIVERY_EV: (
-        "an interrupt or exception could not be delivered",
-        "the guest's interrupt table or stack lies where it has no memory",
+        "KVM failed to deliver an interrupt or exception",
+        "the guest's interrupt table or stack is at an address without memory",
     ),
     InternalError.UNEXPECTED_EXIT_REASON: (
         "the processor left the guest for a reason that this host's KVM does not know",
-        "a newer kernel on the host may know it",
+        "a newer kernel on the host may know the reason",
     ),
 }
-# Basic exit reasons of entries that failed (Intel SDM, volume 3, appendix C), whose bit 31 is set;
-# AMD's processors have one number for all (VMEXIT_INVALID).
+# Basic exit reasons of failed entries (Intel SDM, volume 3, appendix C), with bit 31 set; AMD's
+# processors have one number for all (VMEXIT_INVALID).
 _ENTRY_FAILED = 1 << 31
 _ENTRIES = {
-    33: "the guest's state is not one that the processor takes",
-    34: "a model-specific register cannot be loaded",
+    33: "the processor does not accept the guest's state",
+    34: "the processor refuses to load a model-specific register",
     41: "a machine check came: the host's hardware is at fault",
 }
 _INVALID = ((1 << 64) - 1, (1 << 32) - 1)
 
 
 class Crash(NamedTuple):
-    """Why a vCPU can go no further."""
+    """The reason why a vCPU stopped for ever."""
 
     reason: str
     """One line for people."""
     report: str = ""
-    """Lines for who wants to know more: registers, code and stack."""
+    """Lines with details: registers, code and stack."""
 
 
 def describe(index: int, vcpu: Vcpu, memory: GuestMemory, exit_: Exit, hint: str = "") -> Crash:
-    """What is known of a vCPU whose last exit ends its machine; for its own thread.
+    """Describe a vCPU whose last exit ends its machine; on the vCPU's thread.
 
-    `hint` is said in place of what is likely on most hosts.
+    `hint` replaces the likely reason on most hosts.
     """
     what, likely = _words(exit_)
     lines = [f"the guest crashed on vCPU {index}: {what}"]
@@ -95,12 +95,12 @@ def describe(index: int, vcpu: Vcpu, memory: GuestMemory, exit_: Exit, hint: str
         lines += _registers(regs, sregs)
         lines += _memory(vcpu, memory, regs, sregs)
     except KvmError as error:
-        lines.append(f"  its registers cannot be read: {error.message}")
+        lines.append(f"  reading its registers failed: {error.message}")
     return Crash(f"{what} on vCPU {index}{place}", "\n".join(lines))
 
 
 def _words(exit_: Exit) -> tuple[str, str]:
-    """What has happened, and why that mostly does."""
+    """What has happened, and its usual reason."""
     match exit_:
         case ShutdownExit():
             return "a triple fault", (
@@ -108,14 +108,14 @@ def _words(exit_: Exit) -> tuple[str, str]:
                 "a kernel told to reboot so (reboot=t) does it deliberately"
             )
         case InternalErrorExit(suberror):
-            known = (f"KVM could not go on (internal error {suberror})", "")
+            known = (f"KVM stopped (internal error {suberror})", "")
             return _INTERNAL.get(InternalError(suberror), known) if _is(suberror) else known
         case FailEntryExit(reason):
             return f"the processor refused to enter the guest ({reason:#x})", _entry(reason)
         case UnsupportedExit(reason):
-            return f"an exit that nobody handles ({_exit_name(reason)})", ""
+            return f"an unhandled exit ({_exit_name(reason)})", ""
         case _:
-            return f"an exit that nobody handles ({exit_})", ""
+            return f"an unhandled exit ({exit_})", ""
 
 
 def _is(suberror: int) -> bool:
@@ -127,7 +127,7 @@ def _entry(reason: int) -> str:
         return _ENTRIES[33]
     if reason & _ENTRY_FAILED:
         return _ENTRIES.get(reason & 0xFFFF, "")
-    return "the host's KVM, or what it runs on, has set the processor up wrongly"
+    return "the host's KVM, or the hypervisor under it, has set the processor up wrongly"
 
 
 def _exit_name(reason: int) -> str:
@@ -174,7 +174,7 @@ def _memory(vcpu: Vcpu, memory: GuestMemory, regs: kvm_regs, sregs: kvm_sregs) -
         yield "  code: there is no memory at rip"
     else:
         before = read_linear(vcpu, memory, here - _BEFORE, _BEFORE) if here >= _BEFORE else b""
-        # What lies on a page that is not there ends short of rip.
+        # Bytes before rip may be on a missing page.
         before = before if len(before) == _BEFORE else b""
         yield f"  code: {before.hex(' ')} <{code[0]:02x}> {code[1:].hex(' ')}".replace(":  ", ": ")
     stack = read_linear(vcpu, memory, _linear(sregs.ss, regs.rsp, sregs), _STACK)
@@ -183,7 +183,7 @@ def _memory(vcpu: Vcpu, memory: GuestMemory, regs: kvm_regs, sregs: kvm_sregs) -
 
 
 def _linear(segment: kvm_segment, offset: int, sregs: kvm_sregs) -> int:
-    """The linear address of an offset in a segment; 64-bit code has none but the first."""
+    """The linear address of an offset in a segment; 64-bit code has only the flat segment."""
     if sregs.efer & _LONG_MODE_ACTIVE and sregs.cs.l:
         return offset
     return segment.base + offset & 0xFFFF_FFFF

@@ -1,18 +1,17 @@
-"""Helps for hosts whose KVM emulates a guest's kernel instruction by instruction, with gaps.
+"""Workarounds for hosts whose KVM emulates a guest's kernel incompletely.
 
-Such a host is recognised by measurement (`cerne.host.probe`), never guessed, and this module is the
-only place that knows of it. What is missing there, and done here:
+`cerne.host.probe` recognises such a host by measurement, and only this module handles it. The gaps
+there, which this module fills:
 
 - SYSCALL from ring 3 goes to its target with the code segment still that of ring 3, so that the
-  first instruction faults. A hardware breakpoint at the page fault handler catches just that fault,
-  and completes the SYSCALL as the AMD manual (volume 3) has it.
-- int3, clac, stac and fwait are not known to the emulator: they arrive as emulation failures.
-- IRET in 32-bit protected mode is not known either; it is done where it returns to the same
-  segment, from the place where the host's kernel puts an interrupt's frame.
-- VMCALL, which guests with several processors wake each other by, is never done: the features that
-  use it are hidden.
-- Some features are known to the processor and not to the emulator; the kernel's command line turns
-  them off, and with them what costs a boot most there.
+  first instruction faults. A hardware breakpoint at the page fault handler catches this fault, and
+  completes the SYSCALL as in the AMD manual (volume 3).
+- The emulator does not know int3, clac, stac and fwait, which cause emulation failures. - The
+emulator does not know IRET in 32-bit protected mode; this module does it if it returns to the same
+segment, from the place where the host's kernel puts an interrupt's frame. - The emulator never
+finishes VMCALL, with which processors of a guest wake each other; this module hides the features
+that use it. - The processor has some features that the emulator does not know; the kernel's command
+line turns them off, and other features that make a boot slow there.
 """
 
 from __future__ import annotations
@@ -36,13 +35,13 @@ COMMAND_LINE = (
     "perf_event_sysfs_init,clockevents_init_sysfs,init_clocksource_sysfs,topology_init,"
     "topology_sysfs_init"
 )
-"""What a Linux guest is told in addition (see `command_line`)."""
+"""Additional parameters for a Linux guest (see `command_line`)."""
 
 HINT = (
-    "this host's KVM emulates guests' kernel code and lacks this, which is not helped yet; "
+    "this host's KVM emulates guests' kernel code and lacks this instruction; "
     "--engine qemu runs the guest"
 )
-"""What is said where KVM could not go on, in spite of the helps."""
+"""The hint if KVM stopped in spite of the workarounds."""
 
 _LSTAR, _STAR, _SFMASK, _KERNEL_GS = 0xC000_0082, 0xC000_0081, 0xC000_0084, 0xC000_0102
 # Documentation/virt/kvm/x86/cpuid.rst
@@ -56,41 +55,41 @@ _RESUME, _ALIGNMENT_CHECK = 1 << 16, 1 << 18
 _ENDBR64, _SWAPGS = b"\xf3\x0f\x1e\xfa", b"\x0f\x01\xf8"
 _IRET, _INT3, _FWAIT, _CLAC, _STAC = b"\xcf", b"\xcc", b"\x9b", b"\x0f\x01\xca", b"\x0f\x01\xcb"
 _FRAME, _FRAME32 = struct.Struct("<6Q"), struct.Struct("<IH2xI")
-_PROTECTED, _LONG_MODE_ACTIVE = 1 << 0, 1 << 10  # of CR0, of EFER
+_PROTECTED, _LONG_MODE_ACTIVE = 1 << 0, 1 << 10  # Bits of CR0 and of EFER.
 _RFLAGS_OF_IRET, _RFLAGS_ALWAYS = 0x25_3FD7, 1 << 1  # neither a nested task nor virtual 8086 mode
 _RING = 3
-# Exits between two looks at whether the guest has moved its handler.
+# Exits between two checks whether the guest has moved its handler.
 _LOOK_EVERY = 64
 
 
 def command_line(tsc_khz: int) -> str:
-    """What a Linux guest is told in addition, whose time stamp counter counts so fast.
+    """Additional parameters for a Linux guest with this frequency of its time stamp counter.
 
-    Of the processor's features 308 is SMAP, 297 ERMS, 580 FSRM, 141 CX16, 151 POPCNT. A tick of the
-    kernel's timer costs a fifth of its time there, and less where it reads the counter itself and
-    not the hypervisor's clock; zeroing whole large pages for its per-CPU data costs more than
-    mapping small ones. Each word costs a twentieth of a second.
+    Of the processor's features 308 is SMAP, 297 ERMS, 580 FSRM, 141 CX16, 151 POPCNT. Ticks of the
+    kernel's timer take a fifth of its time there, and less if it reads the counter instead of the
+    hypervisor's clock; zeroing large pages for its per-CPU data takes longer than mapping small
+    ones. Each parameter takes a twentieth of a second.
 
-    AVX cannot be hidden from programs there, and without XSAVE the kernel does not keep its
-    registers when it turns to another process: the C library is told to leave them alone. Programs
-    that use AVX by themselves are on their own.
+    KVM does not hide AVX from programs there, and without XSAVE the kernel does not save its
+    registers at a context switch, so a parameter tells the C library not to use them. Programs that
+    use AVX directly may fail.
     """
     return COMMAND_LINE.format(tsc_khz=tsc_khz)
 
 
 def without_hypercalls(leaves: Sequence[kvm_cpuid_entry2]) -> None:
-    """Hide from a guest what it would ask the kernel by VMCALL, at which the emulator hangs."""
+    """Hide the features for which a guest uses VMCALL, at which the emulator hangs."""
     for leaf in leaves:
         if leaf.function == _KVM_FEATURES:
             leaf.eax &= ~(_KICK | _SEND_IPI | _YIELD)
 
 
 class EmulationAssist:
-    """The helps for one vCPU; belongs to its thread.
+    """The workarounds for one vCPU; belongs to its thread.
 
-    `others` are those of the machine's other vCPUs, and of this one. One that has not set its
-    breakpoint yet is interrupted by those that run, to look: it may sleep from the kernel's start
-    to its first user process.
+    `others` are those of all vCPUs of the machine. The running ones interrupt one that has not set
+    its breakpoint yet, so that it checks: a vCPU may sleep from the kernel's start to its first
+    user process.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class EmulationAssist:
         self._entry_length = 0
 
     def after_exit(self) -> None:
-        """Look now and then where the guest's handlers are; called after every exit."""
+        """Check repeatedly where the guest's handlers are; called after every exit."""
         self._exits += 1
         if self._exits % _LOOK_EVERY == 0:
             self.look()
@@ -114,16 +113,17 @@ class EmulationAssist:
                 other.interrupt_if_needed()
 
     def look(self) -> None:
-        """Look where the guest's handlers are; called by the vCPU's thread when interrupted too."""
+        """Check where the guest's handlers are; called on the vCPU's thread, also when
+        interrupted."""
         self._watch_page_faults()
 
     def interrupt_if_needed(self) -> None:
-        """Have its thread look, where that has found nothing yet; from any thread."""
+        """Make its thread check, if it has found no handler yet; from any thread."""
         if not self._handler:
             self._vcpu.kick()
 
     def take_failure(self, failure: InternalErrorExit) -> bool:
-        """Do what the emulator cannot; whether it was one of the instructions that are known."""
+        """Do an instruction that the emulator does not know; return False for an unknown one."""
         code = failure.instruction
         regs = self._vcpu.get_regs()
         if code.startswith((_CLAC, _STAC)):
@@ -159,7 +159,7 @@ class EmulationAssist:
         return True
 
     def restored(self) -> None:
-        """Set the breakpoint in a vCPU that was restored: it is no part of a saved state."""
+        """Set the breakpoint in a restored vCPU, because saved state does not contain it."""
         self._watch_page_faults()
 
     def _arm(self) -> None:
@@ -172,7 +172,7 @@ class EmulationAssist:
         regs, sregs = self._vcpu.get_regs(), self._vcpu.get_sregs()
         regs.rsp = rsp
         regs.rflags = rflags & ~msrs[_SFMASK]
-        # The handler's own first instructions are done here: endbr64 is none, swapgs is this.
+        # This does the handler's first instructions: endbr64 does nothing, swapgs does this.
         regs.rip = self._entry + self._entry_length
         user_gs, sregs.gs.base = sregs.gs.base, msrs[_KERNEL_GS]
         selector = (msrs[_STAR] >> 32 & 0xFFFF) + 8
@@ -190,7 +190,8 @@ class EmulationAssist:
         if not (protected and sregs.cs.db and sregs.ss.db):
             return False
         stack = regs.rsp & 0xFFFF_FFFF
-        # The host's kernel puts an interrupt's frame there as if the stack's segment had no base.
+        # The host's kernel puts an interrupt's frame there and ignores the base of the stack's
+        # segment.
         for address in {sregs.ss.base + stack, stack}:
             rip, selector, rflags = _FRAME32.unpack(self._read(address, _FRAME32.size))
             if selector == sregs.cs.selector and not rflags & ~_RFLAGS_OF_IRET:
@@ -208,7 +209,7 @@ class EmulationAssist:
         self._vcpu.set_vcpu_events(events)
 
     def _watch_page_faults(self) -> None:
-        """Set the breakpoint where the guest's page fault handler is, once there is a LSTAR."""
+        """Set the breakpoint at the guest's page fault handler, when LSTAR is set."""
         entry = self._vcpu.get_msrs([_LSTAR])[_LSTAR]
         if not entry:
             return
@@ -231,11 +232,11 @@ class EmulationAssist:
         return int(low | middle << 16 | high << 32)
 
     def _read(self, linear: int, length: int) -> bytes:
-        """Guest memory by the guest's own page tables; zeros from where nothing is mapped."""
+        """Read guest memory through the guest's page tables; unmapped bytes are zeros."""
         return read_linear(self._vcpu, self._memory, linear, length).ljust(length, b"\0")
 
 
 def _skipped(code: bytes) -> int:
-    """How many bytes of the handler's first instruction can be left out: a clac or a nop."""
-    # Before the kernel has adapted itself to its processor, three short nops stand there.
+    """How many bytes of the handler's first instruction to skip: a clac or a nop."""
+    # Before the kernel patches itself for its processor, there are three short nops.
     return 3 if code in (_CLAC, b"\x0f\x1f\x00", b"\x90\x90\x90") else 0

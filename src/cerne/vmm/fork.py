@@ -1,10 +1,9 @@
-"""Forking a running machine, and saving one, by fork(2): a child has its memory as it was then.
+"""Forks and saves a running machine by fork(2): the child has the memory of that moment.
 
-The machine is paused for as long as it takes to read its state and to fork; the host's kernel
-makes the memory copy-on-write on both sides, and the machine runs on. What is long is done by the
-child or in a thread beside the loop, which serves the guest's devices meanwhile: a forked machine
-builds a KVM VM of its own over the memory (a VM belongs to the process that
-made it), and a saved one is written to its files.
+The machine is paused while its state is read and the process forks. The host's kernel makes the
+memory copy-on-write on both sides, and the machine goes on. The child, or another thread than the
+loop's, does the long work: a forked machine makes a new KVM VM over the memory (a VM belongs to the
+process that made it), and a saved machine is written to its files.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _FIRST_FREE_DESCRIPTOR = 3
 
 
 class Forked(BaseException):
-    """Unwinds a forked child out of its parent's work; it is to go on as another machine."""
+    """Unwinds the stack in a forked child, which then goes on as another machine."""
 
     def __init__(self, config: VmmConfig, state: PlainState) -> None:
         super().__init__(config.name)
@@ -47,12 +46,11 @@ class Forked(BaseException):
 
 
 def save(machine: Machine, request: Request) -> object:
-    """``cerne-save``: write state and memory to files; with ``disks`` it goes on as in `fork`.
+    """``cerne-save``: write state and memory to files; with ``disks`` go on as in `fork`.
 
-    ``state`` and ``memory`` are descriptors of empty files; by ``registration`` the process that
-    writes them registers itself. ``report`` is one of a pipe, on which
-    the outcome is written once they are complete: ``digest`` (of the memory) or ``error``. The
-    machine runs on meanwhile, if it ran and ``resume`` says so.
+    ``state`` and ``memory`` are descriptors of empty files; the process that writes them registers
+    itself in ``registration``. ``report`` is a pipe for the result: ``digest`` (of the memory) or
+    ``error``. The machine goes on meanwhile, if it ran and ``resume`` is true.
     """
     _require_own_memory(machine)
     arguments = request.arguments
@@ -81,9 +79,9 @@ def save(machine: Machine, request: Request) -> object:
 
 
 def _require_own_memory(machine: Machine) -> None:
-    """Refuse a machine whose memory is shared with backends: a child would share it too.
+    """Refuse a machine that shares its memory with backends: a child would share it too.
 
-    What backends know of it is theirs, so that it cannot be written down either.
+    The state of the backends is in other processes, so it is not saved either.
     """
     if machine.config.backends:
         raise EngineError("other processes serve devices of the machine, and share its memory")
@@ -92,13 +90,13 @@ def _require_own_memory(machine: Machine) -> None:
 def fork(machine: Machine, request: Request) -> object:
     """``cerne-fork``: fork a machine for each of ``children``, configurations with descriptors.
 
-    The machine itself goes on with ``disks``, overlays of those that it had. Answers with the
-    children's ``pids``, and the ``pause`` that it made, in nanoseconds.
+    The machine goes on with ``disks``, which are overlays of its former disks. Answers with the
+    children's ``pids``, and the length of the ``pause`` in nanoseconds.
     """
     _require_own_memory(machine)
     children = request.arguments.sections("children", None)
     if not 1 <= len(children) <= _MOST_CHILDREN:
-        raise DamagedError(f"a machine is forked 1 to {_MOST_CHILDREN} times at once")
+        raise DamagedError(f"one request forks 1 to {_MOST_CHILDREN} machines")
     configs = [VmmConfig.from_saved(child, request.descriptor) for child in children]
     disks = request.take_over(disks_from_json)
     reading, writing = os.pipe()
@@ -125,13 +123,13 @@ def fork(machine: Machine, request: Request) -> object:
 
 
 def _close(disks: list[Disk]) -> None:
-    """Close the disks that a machine had; what it wrote is counted in them first."""
+    """Close the former disks of a machine, after their tables are written."""
     for disk in disks:
         disk.close()
 
 
 def _fork() -> int:
-    # What Python's collector would touch in a child is copied for nothing.
+    # Python's garbage collector would write to pages of the child, which the kernel then copies.
     gc.freeze()
     try:
         return os.fork()
@@ -142,11 +140,11 @@ def _fork() -> int:
 def _become(
     machine: Machine, configs: list[VmmConfig], state: PlainState, report: int, other_end: int
 ) -> NoReturn:
-    """In the first child: fork the others, and leave the parent's work as one machine of them."""
+    """In the first child: fork the others, and unwind the stack as one of the machines."""
     config = registered(configs[0])
     machine.title.set(config.identity)
     faults.step("in the child")
-    # The parent need not wait for them: its memory is as it was in this child too.
+    # The parent does not wait for them, because this child has the memory of that moment too.
     index = 0
     try:
         for other in range(1, len(configs)):
@@ -161,14 +159,14 @@ def _become(
     _say(report, {"child": index, "pid": os.getpid()})
     os.setsid()
     config = with_log_of_its_own(config)
-    # The pipe is closed on the way out.
+    # The unwinding closes the pipe.
     _keep_only(machine, config.descriptors | {report, other_end})
     faults.step("child apart")
     raise Forked(config, state)
 
 
 def registered(config: VmmConfig) -> VmmConfig:
-    """Register a forked child as the machine's, before it does anything else."""
+    """Register a forked child for the machine, before its other work."""
     if config.registration is None:
         return config
     register(config.registration)
@@ -176,7 +174,7 @@ def registered(config: VmmConfig) -> VmmConfig:
 
 
 def with_log_of_its_own(config: VmmConfig) -> VmmConfig:
-    """Have a forked child write to its own log, in place of its parent's output."""
+    """Redirect a forked child's output to its own log."""
     if config.engine_log is None:
         return config
     for standard in (1, 2):
@@ -188,7 +186,7 @@ def with_log_of_its_own(config: VmmConfig) -> VmmConfig:
 def _write(
     machine: Machine, state: PlainState, state_file: int, memory_file: int, report: int
 ) -> NoReturn:
-    """In a child: write a machine down, and end."""
+    """In a child: write a machine to files, and end."""
     try:
         _keep_only(machine, {state_file, memory_file, report})
         faults.step("in the saver")
@@ -204,7 +202,7 @@ def _write(
 
 
 def _keep_only(machine: Machine, kept: set[int]) -> None:
-    """Close whatever the parent had open, so that none of it is held or used by this process."""
+    """Close all other descriptors of the parent, so that this process does not hold them."""
     machine.abandon()
     first = _FIRST_FREE_DESCRIPTOR
     for descriptor in sorted(kept | {machine.kvm.fileno()}):
@@ -218,7 +216,7 @@ def _say(report: int, outcome: PlainState) -> None:
 
 
 def _pids(report: IO[bytes], count: int) -> list[int]:
-    """The children's pids, in their order; where there are not all, none is left."""
+    """The children's pids, in their order; if one is missing, end all of them."""
     said = [SavedState("a child", json.loads(line)) for line in _all_of(report).splitlines()]
     pids = {
         child.integer("child", count - 1): child.integer("pid", 1 << 22)
@@ -234,7 +232,7 @@ def _pids(report: IO[bytes], count: int) -> list[int]:
 
 
 def _all_of(report: IO[bytes]) -> bytes:
-    """What the children say until each has closed its end."""
+    """All that the children write until each has closed its end."""
     data = b""
     coming = select.poll()
     coming.register(report, select.POLLIN)

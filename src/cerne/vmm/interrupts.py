@@ -1,8 +1,8 @@
-"""Where a machine's interrupts lead: the pins of its controllers, and messages (MSI-X).
+"""The routes of a machine's interrupts: to the pins of its controllers, and messages (MSI-X).
 
 The kernel keeps one table of routes (KVM_SET_GSI_ROUTING), which is replaced as a whole. A message
-has an eventfd that the kernel turns into an interrupt by itself (KVM_IRQFD), so that whoever has
-something to say only writes it.
+has an eventfd that the kernel turns into an interrupt (KVM_IRQFD), so that a sender only writes to
+it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cerne.kvm.vm import IrqchipRoute, MsiRoute, Vm
 _PINS = 24
 _PIC_PINS = 8
 _TIMER_PIN = 2
-"""Where the timer's line 0 reaches the IOAPIC, as the MADT and the MP table say."""
+"""The pin of the IOAPIC for the timer's line 0, as in the MADT and the MP table."""
 
 
 class Interrupts:
@@ -32,7 +32,7 @@ class Interrupts:
         self._apply()
 
     def add_message(self, address: int, data: int) -> int:
-        """Make a message known; the GSI by which it is sent and changed."""
+        """Add a message; return the GSI that sends and changes it."""
         with self._change:
             if self._free:
                 gsi = self._free.pop()
@@ -43,22 +43,22 @@ class Interrupts:
         return gsi
 
     def connect(self, eventfd: int, gsi: int) -> None:
-        """Let an eventfd send a message; one that was written before sends it now."""
+        """Let an eventfd send a message; an eventfd that is already written sends it now."""
         self._vm.irqfd(eventfd, gsi)
 
     def disconnect(self, eventfd: int, gsi: int) -> None:
-        """Let it send none: what is written to it stays there."""
+        """Disconnect an eventfd: it keeps later writes."""
         self._vm.deassign_irqfd(eventfd, gsi)
 
     def remove_message(self, gsi: int) -> None:
-        """Forget a message that no eventfd sends any more."""
+        """Remove a message that no eventfd sends."""
         with self._change:
             del self._messages[gsi]
             self._apply()
             self._free.append(gsi)
 
     def change_message(self, gsi: int, address: int, data: int) -> None:
-        """Let it send another message from now on."""
+        """Replace a message by another one."""
         route = MsiRoute(gsi, address, data)
         with self._change:
             if self._messages[gsi] != route:
@@ -66,7 +66,7 @@ class Interrupts:
                 self._apply()
 
     def power_on(self, vm: Vm) -> None:
-        """Go on with another VM, which knows no messages."""
+        """Go on with another VM, which has no messages."""
         with self._change:
             self._vm = vm
             self._messages.clear()
@@ -81,24 +81,24 @@ class Interrupts:
 class MessageVectors:
     """The MSI-X vectors of one device (`cerne.devices.pci` says when they are masked).
 
-    The device triggers no vector that is masked. A backend does not know: an eventfd that one was
-    given is disconnected meanwhile, which takes the kernel milliseconds, and keeps what is written.
+    The device triggers no masked vector. A backend does not know the mask: its eventfd is
+    disconnected meanwhile, which takes the kernel milliseconds, and keeps later writes.
     """
 
     def __init__(self, interrupts: Interrupts, count: int) -> None:
         self._interrupts = interrupts
-        # The last one is for queues of which the guest wants no interrupts.
+        # The last one is for queues without interrupts.
         self._eventfds = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(count + 1)]
         self._gsis: list[int | None] = [None] * count
         self._masked = [True] * count
         self._connected = [False] * count
         self._handed = [False] * count
-        # Of `withdraw`: a vCPU may be in the midst of an access to a device that is pulled out.
+        # Guards `withdraw`: a vCPU may be accessing a device that is removed.
         self._lock = threading.Lock()
         self._withdrawn = False
 
     def set_route(self, vector: int, address: int, data: int, masked: bool) -> None:
-        """Let a vector send this message, or wait while it is masked."""
+        """Set the message of a vector; None masks the vector."""
         with self._lock:
             if self._withdrawn:
                 return
@@ -111,7 +111,7 @@ class MessageVectors:
             self._connect(vector)
 
     def eventfd(self, vector: int) -> int:
-        """What a backend writes to send a vector's message, masked or not."""
+        """The eventfd that a backend writes to send a vector's message, masked or not."""
         with self._lock:
             if vector < len(self._handed) and not self._handed[vector]:
                 self._handed[vector] = True
@@ -134,7 +134,7 @@ class MessageVectors:
                 os.eventfd_write(self._eventfds[vector], 1)
 
     def withdraw(self) -> None:
-        """Send no more messages, and give routes and eventfds back, while the machine runs on."""
+        """Send no more messages, and release routes and eventfds, while the machine runs."""
         with self._lock:
             self._withdrawn = True
             for vector, gsi in enumerate(self._gsis):
@@ -145,7 +145,7 @@ class MessageVectors:
         self.close()
 
     def power_on(self) -> None:
-        """Lead nowhere, as in a VM that knows no messages; what had been triggered is lost."""
+        """Reset all routes for a VM without messages; pending messages are lost."""
         count = len(self._gsis)
         self._gsis = [None] * count
         self._masked = [True] * count
@@ -155,7 +155,7 @@ class MessageVectors:
                 os.eventfd_read(eventfd)
 
     def close(self) -> None:
-        """Give the eventfds back; the VM is another process's, or ends."""
+        """Close the eventfds; the VM belongs to another process, or ends."""
         for eventfd in self._eventfds:
             os.close(eventfd)
 

@@ -1,8 +1,8 @@
-"""What a VMM's process gives up before its guest runs: privileges, and the way back to them.
+"""Drops a VMM process's privileges for ever, before its guest runs.
 
-By then everything that it needs is open. It becomes nobody where it was root, and neither it nor
-what it might start can gain privileges again (prctl(2), PR_SET_NO_NEW_PRIVS). Its memory, which is
-the guest's, is dumped nowhere when it crashes, and no other process of its user may look into it.
+All files that it needs are open by then. A process of root becomes nobody, and neither the process
+nor its children can gain privileges again (prctl(2), PR_SET_NO_NEW_PRIVS). Its memory, which
+contains the guest's, is not dumped at a crash, and other processes of its user may not read it.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ _ARGUMENTS_START, _ARGUMENTS_END = 45, 46
 
 
 def enter() -> None:
-    """Give up privileges, for this process and for good; while it has one thread.
+    """Drop the privileges of this process for ever; it must have only one thread.
 
     Raises:
-        HostError: the kernel refused; a machine is not run with more than it needs.
+        HostError: the kernel refused; a machine does not run with more privileges than it needs.
     """
     if os.geteuid() == 0:
         os.setgroups([])
@@ -33,19 +33,19 @@ def enter() -> None:
     os.umask(_OWNER_ALONE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _prctl(_SET_NO_NEW_PRIVILEGES, 1)
-    # A program that takes core dumps by a pipe is not kept from them by the limit (core(5)).
+    # The limit does not stop core dumps to a program by a pipe (core(5)).
     _prctl(_SET_DUMPABLE, 0)
 
 
 def _prctl(option: int, value: int) -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
-        raise HostError(f"privileges cannot be given up: {os.strerror(ctypes.get_errno())}")
+        raise HostError(f"dropping privileges failed: {os.strerror(ctypes.get_errno())}")
 
 
 class Title:
-    """The process's command line, which a forked child must not have from its parent.
+    """The process's command line, which a forked child has to change.
 
-    Made before `enter`: the kernel tells only the privileged where it lies.
+    Made before `enter`, because the kernel tells its address only to the privileged.
     """
 
     def __init__(self) -> None:
@@ -55,6 +55,6 @@ class Title:
         self._size = int(fields[_ARGUMENTS_END]) - self._start
 
     def set(self, text: str) -> None:
-        """Show this text, as much of it as there is room for."""
+        """Show this text, cut to the available room."""
         title = os.fsencode(text)[: self._size - 1]
         ctypes.memmove(self._start, title.ljust(self._size, b"\0"), self._size)

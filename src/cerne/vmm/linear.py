@@ -1,4 +1,4 @@
-"""Guest memory by linear addresses: through the page tables that a vCPU has now (KVM_TRANSLATE)."""
+"""Reads guest memory at linear addresses, through a vCPU's page tables (KVM_TRANSLATE)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _ALL_ONES = (1 << 64) - 1
 
 
 def read_linear(vcpu: Vcpu, memory: GuestMemory, address: int, length: int) -> bytes:
-    """The bytes from a linear address on, as far as there is memory; the vCPU must not run.
+    """The bytes from a linear address on, up to missing memory; the vCPU must not run.
 
     Raises:
         KvmError: the kernel does not translate.

@@ -1,4 +1,4 @@
-"""A listening socket on the loop, which no failed accept(2) ends, and which never spins."""
+"""A listening socket on the loop, which survives a failed accept(2) and never spins."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from cerne.vmm.loop import Loop
 
 _NOTHING_LEFT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PATIENCE = 0.5
-"""Seconds until it is tried again where there is no descriptor, or no memory, for a connection."""
+"""Seconds until the next attempt after descriptors or memory ran out."""
 
 
 class Listener:
-    """Gives each connection to `take`, not blocking, for as long as it is wanted."""
+    """Passes each connection, non-blocking, to `take` while connections are wanted."""
 
     def __init__(
         self, loop: Loop, listening: socket.socket, take: Callable[[socket.socket], None]
@@ -27,12 +27,12 @@ class Listener:
         self._watch()
 
     def want(self, wanted: bool) -> None:
-        """Take connections, or leave them in the kernel's queue."""
+        """Accept connections, or leave them in the kernel's queue."""
         self._wanted = wanted
         self._watch()
 
     def close(self) -> None:
-        """Listen no more; the loop must not run any more."""
+        """Close the socket; the loop must have ended."""
         self._socket.close()
 
     def _watch(self) -> None:
@@ -42,9 +42,9 @@ class Listener:
         try:
             connection, _ = self._socket.accept()
         except OSError as error:
-            # Any other is the connection's own (accept(2)): it has gone again.
+            # Any other error belongs to the connection (accept(2)), which has gone.
             if error.errno in _NOTHING_LEFT:
-                # It stays in the queue, and would be told of again and again.
+                # The connection stays in the queue, and poll would report it again and again.
                 self._loop.watch(self._socket.fileno(), None)
                 self._loop.after(_PATIENCE, self._watch)
             return

@@ -1,7 +1,7 @@
-"""The loop of a VMM's main thread: it waits for descriptors and for what other threads ask.
+"""The loop of a VMM's main thread: it waits for descriptors and for calls of other threads.
 
-Everything but running vCPUs and waiting for a disk happens here, so that devices' host sides need
-no locks against each other.
+All work except running vCPUs and waiting for a disk happens on this thread, so that the host sides
+of devices need no locks.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ Ready = Callable[[], None]
 
 
 class Loop:
-    """Calls back when a descriptor can be read or written, or when a thread asks for it."""
+    """Calls back when a descriptor is readable or writable, or when a thread asks for it."""
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
         self._asked: deque[Ready] = deque()
-        # By when; the numbers keep those of one moment in their order.
+        # Ordered by time; the numbers keep the order of calls with the same time.
         self._timers: list[tuple[float, int, Ready]] = []
         self._numbers = itertools.count()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -31,7 +31,7 @@ class Loop:
         self.watch(self._bell, self._answer_bell)
 
     def watch(self, descriptor: int, readable: Ready | None, writable: Ready | None = None) -> None:
-        """Call back while a descriptor can be read or written; with neither, forget it."""
+        """Call back while a descriptor is readable or writable; with neither, forget it."""
         events = selectors.EVENT_READ if readable else 0
         events |= selectors.EVENT_WRITE if writable else 0
         known = descriptor in self._selector.get_map()
@@ -44,12 +44,12 @@ class Loop:
             self._selector.register(descriptor, events, (readable, writable))
 
     def ask(self, action: Ready) -> None:
-        """Have the loop's thread do something soon; from any thread."""
+        """Call a function on the loop's thread soon; from any thread."""
         self._asked.append(action)
         os.eventfd_write(self._bell, 1)
 
     def after(self, seconds: float, action: Ready) -> None:
-        """Do something once so many seconds have passed; from the loop's own thread."""
+        """Call a function after so many seconds; from the loop's thread."""
         due = time.monotonic() + seconds
         heapq.heappush(self._timers, (due, next(self._numbers), action))
 
@@ -70,12 +70,12 @@ class Loop:
             self._do_what_is_due()
 
     def close(self) -> None:
-        """Give its own descriptors back."""
+        """Close its own descriptors."""
         self._selector.close()
         os.close(self._bell)
 
     def _patience(self) -> float | None:
-        """Seconds until something is due; None where nothing is."""
+        """Seconds until the next call is due; None if there is none."""
         return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
 
     def _do_what_is_due(self) -> None:
@@ -88,6 +88,6 @@ class Loop:
 
     def _answer_bell(self) -> None:
         os.eventfd_read(self._bell)
-        # Who asks meanwhile rings again; those that wait for descriptors have their turn first.
+        # Later calls ring again, so that descriptors have their turn first.
         for _ in range(len(self._asked)):
             self._asked.popleft()()

@@ -1,8 +1,8 @@
 """One machine in this process: its board, its devices' host sides, its control socket, its end.
 
-It runs, or is paused, until it has ended; what its state does not allow is refused. A reset begins
-anew with a new VM over the same memory, all zero, in the same process: a VM that has run has state
-in the kernel that nothing else is sure to take back.
+It runs, or is paused, until it has ended; a request that its state does not allow is refused. A
+reset makes a new VM over the same memory, zeroed, in the same process, because only a new VM surely
+has none of the old state in the kernel.
 """
 
 from __future__ import annotations
@@ -37,18 +37,16 @@ from cerne.vmm.qmp import QmpServer
 from cerne.vmm.runstate import RunState
 from cerne.vmm.vcpu import VcpuThread
 
-# Seconds: a busy host is no reason to lose the machine, for which there is no way back.
+# Seconds, long enough for a busy host, because a machine that fails here is lost.
 _RESET_PATIENCE = 60.0
-EMULATION_NOTICE = (
-    "this host's KVM emulates guests' kernel code: the helps of cerne.vmm.emulation_assist are on"
-)
+EMULATION_NOTICE = "this host's KVM emulates guests' kernel code: cerne.vmm.emulation_assist is on"
 
 
 class Machine:
-    """A machine that is assembled, runs until something ends it, and is taken apart.
+    """A machine in this process, from its assembly to its end.
 
-    `state` is what a machine that it goes on from was; without it, a kernel is booted. The
-    memory and the process's title are the caller's, and outlive the machine where that forks.
+    `state` is the saved state that it starts from; without it, it boots a kernel. The caller keeps
+    the memory and the process's title, which a forked child uses again.
     """
 
     def __init__(
@@ -66,7 +64,7 @@ class Machine:
         self._loop = Loop()
         self._end: End | None = None
         self._reset_cause = ""
-        # Of changes of these two, which vCPU threads make too.
+        # Guards these two, which vCPU threads change too.
         self._wishing = threading.Lock()
         self._running = False
         wishes = Wishes(
@@ -91,7 +89,7 @@ class Machine:
         self._boot()
 
     def run(self) -> End:
-        """Run the guest until the end, and say how it ended."""
+        """Run the guest to its end, and return how it ended."""
         self._start_threads(run=True)
         self._loop.run()
         for thread in self._threads:
@@ -103,7 +101,7 @@ class Machine:
         return self._end
 
     def state(self) -> PlainState:
-        """All that it is but its memory; it must be paused."""
+        """The machine's state without its memory; it must be paused."""
         return {
             "cpus": self.config.cpus,
             "memory": self.memory.size,
@@ -113,20 +111,22 @@ class Machine:
 
     @property
     def run_state(self) -> RunState:
-        """What it is at."""
+        """Its run state."""
         if self._end is not None:
             return RunState.ENDED
         return RunState.RUNNING if self._running else RunState.PAUSED
 
     def require(self, what: str, *states: RunState) -> None:
-        """Refuse what its state does not allow.
+        """Refuse a request that its state does not allow.
 
         Raises:
-            EngineError: it is in none of these states.
+            EngineError: it is not in one of these states.
         """
         if self.run_state not in states:
             ended = f": {self._end.reason}" if self._end is not None else ""
-            raise EngineError(f"{what} is not allowed: it is {self.run_state.value}{ended}")
+            raise EngineError(
+                f"the machine is {self.run_state.value}{ended}, which does not allow {what}"
+            )
 
     @property
     def vcpu_threads(self) -> list[int]:
@@ -134,22 +134,22 @@ class Machine:
         return [thread.native_id for thread in self._threads]
 
     def emit(self, event: str, data: Mapping[str, object] | None = None) -> None:
-        """Tell whoever is at the control socket of an event."""
+        """Send an event to all clients of the control socket."""
         self._qmp.emit(event, data)
 
     def end(self, reason: str, cause: str) -> None:
-        """Let it end in order, as the host asked."""
+        """End it in order, at the host's request."""
         self._finish(End(True, reason), cause)
 
     def end_by_signal(self) -> None:
-        """Let it end in order; for a signal's handler, whatever this thread is at."""
-        said = "its process was asked to end by a signal"
+        """End it in order; may be called from a signal's handler."""
+        said = "a signal asked its process to end"
         self._loop.ask(lambda: self.end(said, "host-signal"))
 
     def reset(self, cause: str) -> None:
-        """Let it begin anew, unless it has ended; from any thread.
+        """Reset it, unless it has ended; from any thread.
 
-        No vCPU runs on until it has: a kernel whose reset takes its time tries other ways.
+        No vCPU runs before the reset is done, because a kernel tries other ways after a while.
         """
         with self._wishing:
             if self._end is not None or self._reset_cause:
@@ -160,10 +160,10 @@ class Machine:
         self._loop.ask(self._reset_if_wished)
 
     def pause(self) -> bool:
-        """Take all vCPUs out of the guest; whether they ran.
+        """Pause all vCPUs; return whether they ran.
 
         Raises:
-            EngineError: one does not stop, or the machine has ended.
+            EngineError: a vCPU does not stop, or the machine has ended.
         """
         self.require("to pause it", RunState.RUNNING, RunState.PAUSED)
         if not self._running:
@@ -174,14 +174,14 @@ class Machine:
         if not all(thread.wait_paused() for thread in self._threads):
             self.resume()
             raise EngineError("a vCPU does not stop")
-        # What a vCPU asked for on its way out comes first.
+        # A request that a vCPU made before it stopped comes first.
         self._reset_if_wished()
         self.require("to pause it", RunState.PAUSED)
         self.peripherals.pause()
         return True
 
     def resume(self) -> None:
-        """Let all vCPUs run on.
+        """Let all vCPUs run.
 
         Raises:
             EngineError: the machine has ended.
@@ -194,9 +194,9 @@ class Machine:
 
     @contextlib.contextmanager
     def paused(self, *, resume: bool = True) -> Iterator[None]:
-        """Pause it, where it runs, and let it run on afterwards.
+        """Pause it for the block, and let it run afterwards if it ran.
 
-        Without `resume` only what goes wrong lets it run on.
+        Without `resume` it runs afterwards only if the block fails.
 
         Raises:
             EngineError: a vCPU does not stop.
@@ -212,7 +212,7 @@ class Machine:
             self.resume()
 
     def abandon(self) -> None:
-        """Close whatever it has open, in a forked child: it goes on in the parent alone."""
+        """Close its descriptors in a forked child: it goes on only in the parent."""
         self._console.close()
         self.peripherals.abandon()
         self._qmp.close()
@@ -225,11 +225,11 @@ class Machine:
         if emulated:
             told += f" {command_line(self.board.vcpus[0].get_tsc_khz())}"
         self.board.load(boot.kernel, boot.initrd, told, mp_table=emulated)
-        # Once the guest runs, which need not wait for it.
+        # After the guest has started, which does not wait for this.
         self._loop.ask(self.board.let_ticks_be_missed)
 
     def _reset_if_wished(self) -> None:
-        """Begin anew, if that was asked for; on the loop's thread."""
+        """Reset the machine, if a reset was requested; on the loop's thread."""
         if not self._reset_cause or self._end is not None:
             return
         try:
@@ -238,7 +238,7 @@ class Machine:
                 raise EngineError("a vCPU does not stop")
             self._power_on()
         except CerneError as error:
-            self._finish(End(False, f"it could not be reset: {error.message}"), "host-error")
+            self._finish(End(False, f"its reset failed: {error.message}"), "host-error")
             return
         with self._wishing:
             cause, self._reset_cause = self._reset_cause, ""
@@ -264,7 +264,7 @@ class Machine:
         self.board.power.signal(GENERATION_CHANGED)
         for thread in self._threads:
             thread.restored()
-        # Once the guest runs: it has turned to another clock, and need not wait for this.
+        # After the guest has started: it uses another clock by then, and does not wait for this.
         self._loop.ask(self.board.let_ticks_be_missed)
 
     def _new_threads(self) -> list[VcpuThread]:
@@ -289,7 +289,7 @@ class Machine:
         return self._assists[-1]
 
     def _console_output(self, data: bytes) -> None:
-        """Of vCPU threads: log what the guest writes, and pass it to whoever is attached."""
+        """Log the guest's output and pass it to an attached client; on vCPU threads."""
         self._console_log.write(data)
         self._loop.ask(lambda: self._pass_on(data))
 
@@ -302,7 +302,7 @@ class Machine:
         self._finish(End(False, reason), "guest-panic")
 
     def _finish(self, end: End, cause: str) -> None:
-        """Let the machine end so; the first to say counts. From any thread."""
+        """End the machine with this result; the first call counts. From any thread."""
         with self._wishing:
             if self._end is not None:
                 return

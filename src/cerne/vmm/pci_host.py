@@ -1,8 +1,8 @@
-"""The PCI bus of a board: where its functions' memory lies, and who is woken by a doorbell.
+"""The PCI bus of a board: the addresses of its functions' memory, and their doorbells.
 
-A doorbell is an ioeventfd: the kernel writes an eventfd for the guest's write, and the vCPU runs on
-without leaving the kernel. The loop's thread then serves the queue, unless a backend does.
-Functions come and go on that thread alone; guests' accesses may be under way meanwhile.
+A doorbell is an ioeventfd: at the guest's write the kernel writes an eventfd, and the vCPU goes on
+without leaving the kernel. The loop's thread then serves the queue, unless a backend does. Only
+that thread adds and removes functions; guests' accesses may happen meanwhile.
 """
 
 from __future__ import annotations
@@ -41,14 +41,14 @@ class _Window:
 
 
 class _Wiring(NamedTuple):
-    """What a function has of the host."""
+    """The host's resources of a function."""
 
     vectors: MessageVectors
     bells: list[int]
 
 
 class PciHost:
-    """Plugs virtio devices into a board, and pulls them out."""
+    """Adds virtio devices to a board, and removes them."""
 
     def __init__(self, board: Board, loop: Loop) -> None:
         self._board = board
@@ -61,7 +61,7 @@ class PciHost:
         board.buses.memory.insert(layout.ECAM_START, ECAM_BUS_SIZE, self._root.ecam)
 
     def add(self, device: VirtioDevice, slot: int | None = None) -> None:
-        """Plug a device in, its memory placed, its doorbells answered."""
+        """Add a device, with an address for its memory and with its doorbells."""
         vectors = MessageVectors(self._interrupts, len(device.queue_sizes) + 1)
         bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in device.queue_sizes]
         transport = VirtioPciTransport(device, self._board.memory, vectors, bells)
@@ -72,15 +72,15 @@ class PciHost:
         self.add_function(transport, slot)
 
     def add_function(self, function: PciFunction, slot: int | None = None) -> None:
-        """Plug a function in, its memory placed."""
+        """Add a function, with an address for its memory."""
         chosen = self._root.free_slot() if slot is None else slot
         _place(function, chosen)
         self._root.add(function, chosen)
 
     def remove(self, slot: int) -> None:
-        """Pull out the device in a slot, and give back all that it had of the host.
+        """Remove the device in a slot, and release all of its resources of the host.
 
-        Its driver is gone for the device too, so that nothing of it is at work any more.
+        The device forgets its driver, so that no part of it works any more.
         """
         function = self._root.remove(slot)
         assert isinstance(function, VirtioPciTransport)
@@ -92,17 +92,17 @@ class PciHost:
         wiring.vectors.withdraw()
 
     def state(self) -> PlainState:
-        """The bus and every function on it; no vCPU may be running."""
+        """The state of the bus and of every function on it; no vCPU may be running."""
         functions = {
             str(slot): _function_state(function) for slot, function in self._root.functions.items()
         }
         return {"ports": self._root.ports.state(), "functions": functions}
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says, with the same devices plugged in.
+        """Restore `state`, with the same devices present.
 
         Raises:
-            DamagedError: that cannot be.
+            DamagedError: the state is not valid.
         """
         saved = SavedState("the PCI bus", state)
         self._root.ports.restore(saved.plain("ports"))
@@ -113,21 +113,21 @@ class PciHost:
             _restore_function(function, functions.plain(str(slot)))
 
     def rouse(self) -> None:
-        """Serve every queue, and interrupt for every queue: after a restore.
+        """Serve every queue, and send an interrupt for every queue, after a restore.
 
-        What was on its way in an eventfd when the state was taken is not part of it.
+        The state does not contain the events that were pending in an eventfd.
         """
         for function in self._root.functions.values():
             if isinstance(function, VirtioPciTransport):
                 function.rouse()
 
     def power_off(self) -> None:
-        """Have every function forget its driver, while the board has the VM that it ran in."""
+        """Make every function forget its driver, while the board still has the old VM."""
         for function in self._root.functions.values():
             function.power_on()
 
     def power_on(self) -> None:
-        """Be as at power-on, in the board's new VM; after `power_off`."""
+        """Return to the state of power-on, in the board's new VM; after `power_off`."""
         self._root.ports.power_on()
         self._interrupts.power_on(self._board.vm)
         for wiring in self._wirings.values():
@@ -136,16 +136,16 @@ class PciHost:
             _place(function, slot)
 
     def close(self) -> None:
-        """Give the eventfds back; the loop must not run any more."""
+        """Close the eventfds; the loop must have ended."""
         for wiring in self._wirings.values():
             wiring.vectors.close()
             for bell in wiring.bells:
                 os.close(bell)
 
     def map(self, function: PciFunction, bar: int, address: int, size: int) -> bool:
-        """Let a function's memory answer from an address on; called by the function.
+        """Map a function's memory at an address; called by the function.
 
-        False where other memory of the bus answers there.
+        Returns False if other memory of the bus is there.
         """
         try:
             self._board.buses.memory.insert(address, size, _Window(function, bar))
@@ -157,7 +157,7 @@ class PciHost:
         return True
 
     def unmap(self, function: PciFunction, bar: int) -> None:
-        """Let it answer nowhere; called by the function."""
+        """Unmap it; called by the function."""
         address = self._places.pop((function, bar))
         self._board.buses.memory.remove(address)
         for bell, place in self._bells(function, address):
@@ -171,7 +171,7 @@ class PciHost:
 
 
 def _place(function: PciFunction, slot: int) -> None:
-    """Give a function's memory its place, as firmware would."""
+    """Give a function's memory an address, as firmware does."""
     for bar in function.bars:
         function.place(bar.number, layout.PCI_WINDOW_START + slot * BAR_SIZE)
 

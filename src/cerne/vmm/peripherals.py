@@ -1,4 +1,4 @@
-"""What is plugged into a machine's board over PCI, and the host's side of each device."""
+"""The PCI devices of a machine's board, and the host's side of each device."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _AGENT_PORT = "org.cerne.agent"
 
 
 class Peripherals:
-    """A machine's devices beside those of its board, as its configuration names them."""
+    """A machine's devices in addition to its board's, from its configuration."""
 
     def __init__(self, board: Board, loop: Loop, config: VmmConfig, emit: Emit) -> None:
         self._loop = loop
@@ -64,12 +64,12 @@ class Peripherals:
         self._add_backends(config)
 
     def plug_disk(self, disk: DiskConfig) -> None:
-        """Plug a disk into its slot while the machine runs; its files are taken over.
+        """Plug a disk into its slot while the machine runs; takes over its files.
 
         Raises:
-            ConflictError: the slot has something in it.
-            DamagedError: it names no slot.
-            CerneError: it cannot be used.
+            ConflictError: the slot is not empty.
+            DamagedError: the configuration has no slot.
+            CerneError: the disk is not usable.
         """
         try:
             slot = self._free_slot(disk.slot)
@@ -83,11 +83,11 @@ class Peripherals:
         self.slots.announce(slot)
 
     def plug_nic(self, nic: NicConfig) -> None:
-        """Plug a network card into its slot while the machine runs; its link is taken over.
+        """Plug a network card into its slot while the machine runs; takes over its link.
 
         Raises:
-            ConflictError: the slot has something in it.
-            DamagedError: it names no slot.
+            ConflictError: the slot is not empty.
+            DamagedError: the configuration has no slot.
         """
         try:
             slot = self._free_slot(nic.slot)
@@ -100,22 +100,22 @@ class Peripherals:
         self.slots.announce(slot)
 
     def state(self) -> PlainState:
-        """Every device; no vCPU may be running."""
+        """The state of every device; no vCPU may be running."""
         return {"bus": self._pci.state(), "slots": self.slots.state()}
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says, with the same devices plugged in.
+        """Restore `state`, with the same devices present.
 
         Raises:
-            DamagedError: that cannot be.
+            DamagedError: the state is not valid.
         """
         saved = SavedState("the devices", state)
         self._pci.restore(saved.plain("bus"))
         self.slots.restore(saved.plain("slots"))
 
     def rouse(self) -> None:
-        """Serve every queue, and interrupt for every queue: after the board was restored too."""
-        # Whoever was connected is so no more, and what was on its way may be lost.
+        """Serve every queue, and send an interrupt for every queue, after the board's restore."""
+        # Former connections are gone, and data in transit may be lost.
         for port in range(len(self._agent.ports)):
             self._agent.close(port)
         self._pci.rouse()
@@ -124,51 +124,52 @@ class Peripherals:
         self._set_balloon()
 
     def pause(self) -> None:
-        """Let nobody else change the guest's memory, once no vCPU runs."""
+        """Stop all other writers of the guest's memory, after the vCPUs have stopped."""
         self._running = False
         for cable in self._cables:
             cable.pause()
 
     def resume(self) -> None:
-        """Let the vCPUs find everybody at work."""
+        """Let all other writers work again, before the vCPUs run."""
         self._running = True
         for cable in self._cables:
             cable.resume()
 
     def power_off(self) -> None:
-        """Have every device forget its driver, while the board has the VM that it ran in."""
+        """Make every device forget its driver, while the board still has the old VM."""
         self._pci.power_off()
 
     def power_on(self) -> None:
-        """Be as at power-on, in the board's new VM; after `power_off`."""
+        """Return to the state of power-on, in the board's new VM; after `power_off`."""
         self._pci.power_on()
         self.slots.power_on()
 
     def switch_disks(self, disks: tuple[DiskConfig, ...]) -> list[Disk]:
-        """Go on with other files of the same content, while it is paused; those that it had.
+        """Replace the disks by files of the same content, while paused; return the old ones.
 
         Raises:
-            DamagedError: they are not as many as it has.
-            CerneError: one cannot be used.
+            DamagedError: their number is another one.
+            CerneError: a disk is not usable.
         """
         ordered = sorted(disks, key=lambda disk: _order(disk.slot))
         present = sorted(self._disks, key=lambda each: _order(each[0]))
         if [disk.slot for disk in ordered] != [slot for slot, _ in present]:
             raise DamagedError(
-                f"{len(disks)} disks do not replace {len(present)}, or are in other slots"
+                f"the {len(disks)} new disks do not match the machine's {len(present)} disks"
+                " and their slots"
             )
         fresh = [_open_disk(disk) for disk in ordered]
         return [device.replace(disk) for (_, device), disk in zip(present, fresh, strict=True)]
 
     def finish(self) -> None:
-        """End the use of the disks in order; no vCPU runs any more."""
+        """Close the disks in order; no vCPU may be running."""
         for _, disk in self._disks:
             disk.close()
         for backend in self._backends:
             backend.finish()
 
     def abandon(self) -> None:
-        """Close whatever it has open, in a forked child: it goes on in the parent alone."""
+        """Close its descriptors in a forked child: it goes on only in the parent."""
         for channel in self._channels:
             channel.close()
         for cable in self._cables:
@@ -182,7 +183,7 @@ class Peripherals:
             self.balloon.leave(self._memory_left)
 
     def _plug_agent(self, listeners: tuple[int, ...]) -> ConsoleDevice:
-        """The ports of the guest's agent, each with its socket."""
+        """Add the ports of the guest's agent, each with its socket."""
         channels = self._channels
 
         def port(index: int) -> Port:
@@ -251,7 +252,7 @@ class Peripherals:
             cable.resume()
 
     def _add_backends(self, config: VmmConfig) -> None:
-        """What backends serve beside disks."""
+        """Add the devices that backends serve, except disks."""
         for nic in config.backend_nics:
             mac = bytes.fromhex(nic.mac.replace(":", ""))
             self._add_backend(
@@ -272,7 +273,7 @@ class Peripherals:
         self._pci.add(backend.device)
 
     def _add(self, device: VirtioDevice, slot: int | None, gone: Callable[[], None]) -> None:
-        """Plug a device in for good, or into a slot that it can be pulled out of."""
+        """Add a permanent device, or one in a slot, which can be removed."""
         if slot is None:
             self._pci.add(device)
         else:
@@ -280,19 +281,21 @@ class Peripherals:
 
     def _free_slot(self, slot: int | None) -> int:
         if slot is None:
-            raise DamagedError("what comes while a machine runs has a slot")
+            raise DamagedError(
+                "a device for a running machine needs a slot, and the configuration has none"
+            )
         self.slots.require_free(slot)
         return slot
 
 
 def _order(slot: int | None) -> int:
-    """Disks that stay come before those in slots."""
+    """Permanent disks come before disks in slots."""
     return -1 if slot is None else slot
 
 
 def _require_no_backend(disk: DiskConfig) -> None:
     if disk.backend is not None:
-        raise DamagedError("a disk that a backend serves does not come while a machine runs")
+        raise DamagedError("a running machine takes no disk that a backend serves")
 
 
 def _open_disk(disk: DiskConfig) -> Disk:

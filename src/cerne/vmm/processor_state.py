@@ -20,7 +20,7 @@ def plain_vcpu(state: VcpuState) -> PlainState:
 
 
 def vcpu_state(saved: SavedState) -> VcpuState:
-    """What `plain_vcpu` said; raises DamagedError for anything else."""
+    """Read the result of `plain_vcpu`; raises DamagedError for anything else."""
     msrs = saved.section("msrs")
     return VcpuState(
         cpuid=saved.data("cpuid", _LARGEST_GROUP),
@@ -47,7 +47,7 @@ def plain_vm(state: VmState) -> PlainState:
 
 
 def vm_state(saved: SavedState) -> VmState:
-    """What `plain_vm` said; raises DamagedError for anything else."""
+    """Read the result of `plain_vm`; raises DamagedError for anything else."""
     chips = saved.sections("irqchips", len(Irqchip))
     return VmState(
         irqchips=tuple(chip.data("chip", _LARGEST_GROUP) for chip in chips),
@@ -64,7 +64,7 @@ def _index(name: str) -> int:
     try:
         index = int(name, 16)
     except ValueError as error:
-        raise DamagedError(f"the saved vCPU has an MSR {name!r}, which there is not") from error
+        raise DamagedError(f"the saved vCPU has an MSR {name!r}, which does not exist") from error
     if not 0 <= index <= _LARGEST_MSR:
-        raise DamagedError(f"the saved vCPU has an MSR {name!r}, which there is not")
+        raise DamagedError(f"the saved vCPU has an MSR {name!r}, which does not exist")
     return index

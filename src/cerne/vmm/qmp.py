@@ -40,34 +40,34 @@ _Taken = TypeVar("_Taken")
 
 
 class Request(NamedTuple):
-    """A command's arguments, and the descriptors sent with it, which are closed after it."""
+    """A command's arguments, and the descriptors that came with it, which are closed afterwards."""
 
     arguments: SavedState
     descriptors: tuple[int, ...]
 
     def descriptor(self, number: int) -> int:
-        """The descriptor that was sent as this one, counted from 0.
+        """The received descriptor of this number, counted from 0.
 
         Raises:
-            DamagedError: fewer were sent.
+            DamagedError: fewer descriptors were sent.
         """
         if number >= len(self.descriptors):
             raise DamagedError(f"descriptor {number} was not sent")
         return self.descriptors[number]
 
     def take_over(self, parse: Callable[[SavedState, Descriptors], _Taken]) -> _Taken:
-        """What the arguments say of descriptors, which are the caller's own in it.
+        """Parse the arguments with duplicated descriptors, which the caller owns.
 
-        Nothing is duplicated for arguments that are refused, by whatever `parse` raises.
+        If `parse` raises an error, no descriptor stays duplicated.
         """
         parse(self.arguments, self.descriptor)
         return parse(self.arguments, lambda number: os.dup(self.descriptor(number)))
 
 
 class Later(NamedTuple):
-    """The answer of a command that takes long: what this gives, or raises, in a thread of its own.
+    """The answer of a long command: the result of a function in a separate thread.
 
-    The loop goes on meanwhile. The client's next command waits until it is answered.
+    The loop goes on meanwhile. The client's next command waits for the answer.
     """
 
     finish: Callable[[], object]
@@ -81,7 +81,7 @@ _DEVICE_NOT_FOUND = "DeviceNotFound"
 
 
 class _RefusedError(Exception):
-    """A request is answered with an error of one of QMP's classes."""
+    """An error of one of QMP's classes, which answers a request."""
 
     def __init__(self, words: str, kind: str = _GENERIC) -> None:
         super().__init__(words)
@@ -103,7 +103,7 @@ class QmpServer:
         self._listener = Listener(loop, listener, self._accept)
 
     def emit(self, event: str, data: Mapping[str, object] | None = None) -> None:
-        """Tell all clients of an event."""
+        """Send an event to all clients."""
         seconds, microseconds = divmod(time.time_ns() // 1000, 1_000_000)
         message = {
             "event": event,
@@ -115,12 +115,12 @@ class QmpServer:
                 client.send(message)
 
     def flush(self) -> None:
-        """Give clients what waits for them, as far as they take it; before the end."""
+        """Send waiting data to clients, as far as they take it; before the end."""
         for client in list(self._clients):
             client.flush()
 
     def close(self) -> None:
-        """Leave all clients, and listen no more; the loop must not run any more."""
+        """Close all connections and the listening socket; the loop must have ended."""
         for client in self._clients:
             client.close()
         self._listener.close()
@@ -141,7 +141,7 @@ class QmpServer:
             _say(client, _identity(request), answer)
 
     def _finish_later(self, client: _Client, name: str, later: Later, identity: object) -> None:
-        """In a thread: do what takes long, and have the loop's thread answer."""
+        """In a thread: run the long function, and let the loop's thread answer."""
         answer = _outcome(name, later.finish)
 
         def tell() -> None:
@@ -161,7 +161,7 @@ class QmpServer:
             raise _RefusedError(f"the command {name} has not been found", _COMMAND_NOT_FOUND)
         request = Request(SavedState("the command", arguments), client.take_descriptors())
         answer = _outcome(name, partial(command, request))
-        # Not where a forked child leaves this function: they are its own.
+        # A forked child that leaves this function keeps them.
         for descriptor in request.descriptors:
             os.close(descriptor)
         if isinstance(answer, _RefusedError):
@@ -170,13 +170,13 @@ class QmpServer:
         return answer
 
     def _capabilities(self, request: Request) -> object:
-        # An empty list is all that may be enabled.
+        # Only an empty list is allowed.
         if "enable" in request.arguments:
             request.arguments.sections("enable", 0)
         return {}
 
     def forget(self, client: _Client) -> None:
-        """A client has gone."""
+        """Forget a client that has gone."""
         self._clients.remove(client)
 
     def _accept(self, connection: socket.socket) -> None:
@@ -205,7 +205,7 @@ class _Client:
         self._gone = False
         self.negotiated = False
         self.busy = False
-        """Whether a request of it is being answered."""
+        """Whether one of its requests is in progress."""
         loop.watch(connection.fileno(), self._receive)
 
     def answer(self, identity: object, value: object) -> None:
@@ -239,10 +239,10 @@ class _Client:
         self._loop.watch(self._connection.fileno(), self._receive, writable)
 
     def take_descriptors(self) -> tuple[int, ...]:
-        """What the client has sent since its last command.
+        """The descriptors that the client has sent since its last command.
 
         Raises:
-            _RefusedError: this process could not take all of it.
+            _RefusedError: this process had no room for all of them.
         """
         if self._some_lost:
             self._forget_descriptors()
@@ -257,7 +257,7 @@ class _Client:
         self._descriptors = []
 
     def close(self) -> None:
-        """Close the connection, and nothing of it stays."""
+        """Close the connection and its descriptors."""
         self._gone = True
         self._connection.close()
         self._forget_descriptors()
@@ -267,7 +267,7 @@ class _Client:
             data, sent, flags, _ = socket.recv_fds(
                 self._connection, _CHUNK, DESCRIPTORS_AT_ONCE, socket.MSG_CMSG_CLOEXEC
             )
-            # What did not fit is gone, and a command must not take others for it.
+            # Descriptors that did not fit are lost, and a command must not get others instead.
             self._some_lost = self._some_lost or bool(flags & socket.MSG_CTRUNC)
         except BlockingIOError:
             return
@@ -282,14 +282,14 @@ class _Client:
         self.go_on()
 
     def go_on(self) -> None:
-        """Answer what has come, up to a request that takes long."""
+        """Answer received requests, up to a long one."""
         while not self._gone and not self.busy and self._take():
             pass
 
     def _take(self) -> bool:
-        """Answer the first whole request of what has come; whether there was one.
+        """Answer the first whole request, and return whether there was one.
 
-        Requests need no line end between them: QEMU takes them so, and its own client sends them.
+        Requests need no line end between them: QEMU accepts that, and its own client sends that.
         """
         self._incoming = self._incoming.lstrip()
         text = self._incoming.decode(errors="surrogateescape")
@@ -318,7 +318,7 @@ class _Client:
 
 
 def _outcome(name: str, action: Callable[[], object]) -> object:
-    """What a command answers: its value, or that it is refused."""
+    """The answer of a command: its value, or an error."""
     try:
         return action()
     except NotFoundError as error:
@@ -326,7 +326,7 @@ def _outcome(name: str, action: Callable[[], object]) -> object:
     except CerneError as error:
         return _RefusedError(error.message)
     except OSError as error:
-        # A descriptor that is of another kind, or no more of them.
+        # A descriptor of another kind, or too many open descriptors.
         return _RefusedError(f"{name} failed: {error.strerror or error}")
 
 
@@ -338,17 +338,17 @@ def _say(client: _Client, identity: object, answer: object) -> None:
 
 
 def _command_of(request: object) -> tuple[str, Mapping[str, object]]:
-    """A request's command and its arguments; raises _RefusedError for what is no request."""
+    """A request's command and arguments; raises _RefusedError if it is not a request."""
     if not isinstance(request, dict):
-        raise _RefusedError("a QMP request is an object")
+        raise _RefusedError("a QMP request must be an object")
     for member in request:
         if member not in ("execute", "arguments", "id"):
-            raise _RefusedError(f"a QMP request has no member {member!r}")
+            raise _RefusedError(f"a QMP request must not have the member {member!r}")
     name, arguments = request.get("execute"), request.get("arguments", {})
     if not isinstance(name, str):
-        raise _RefusedError("a QMP request has a member 'execute', a string")
+        raise _RefusedError("a QMP request must have the member 'execute', a string")
     if not isinstance(arguments, dict):
-        raise _RefusedError("the member 'arguments' of a QMP request is an object")
+        raise _RefusedError("the member 'arguments' of a QMP request must be an object")
     return name, arguments
 
 

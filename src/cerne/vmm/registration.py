@@ -1,4 +1,4 @@
-"""How a forked process says that it is a machine's (see `cerne.host.members`)."""
+"""Registers a forked process as a machine's (see `cerne.host.members`)."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 
 
 def register(descriptor: int) -> None:
-    """Write which process this is to its registration; end it where that was withdrawn.
+    """Write this process's identity to its registration; end the process if that was withdrawn.
 
-    What withdraws one removes the file first and reads it then: either this process finds that it
-    is removed, or its words are read.
+    A withdrawal removes the file first and reads it afterwards: either this process finds the file
+    removed, or the withdrawal reads its identity.
     """
     status = os.open("/proc/self/stat", os.O_RDONLY)
     try:

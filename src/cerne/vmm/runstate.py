@@ -1,4 +1,4 @@
-"""What a machine is at: it runs, or is paused, until it has ended."""
+"""The run state of a machine: it runs, or is paused, until it has ended."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import Enum
 
 
 class RunState(Enum):
-    """The value is QMP's word for it (RunState of qapi/run-state.json)."""
+    """The value is QMP's name of the state (RunState of qapi/run-state.json)."""
 
     RUNNING = "running"
     PAUSED = "paused"

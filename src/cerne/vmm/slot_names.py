@@ -1,4 +1,4 @@
-"""What devices that come and go are called in QMP, on both engines: after their slots."""
+"""The names of removable devices in QMP, on both engines, made from their slots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LONGEST_NUMBER = 3
 
 
 def device_name(slot: int) -> str:
-    """What the device in a slot is called."""
+    """The name of the device in a slot."""
     return f"{_PREFIX}{slot}"
 
 
@@ -17,7 +17,7 @@ def slot_of(name: str) -> int:
     """The slot of the device of this name.
 
     Raises:
-        NotFoundError: no device in a slot can be called so.
+        NotFoundError: no slot has this name.
     """
     digits = name.removeprefix(_PREFIX)
     if digits == name or not digits.isdecimal() or len(digits) > _LONGEST_NUMBER:

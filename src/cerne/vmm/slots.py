@@ -1,7 +1,8 @@
-"""The slots of a machine that disks and network cards come to and go from while it runs.
+"""The slots for disks and network cards that are added and removed while a machine runs.
 
-What is plugged in is seen by the guest at once. What is to go is asked of the guest, and pulled out
-once it has let go of it; without being asked it is surprised, as by a drive that somebody pulls.
+The guest sees an added device at once. To remove a device, the guest is asked, and the device is
+removed after the guest has released it; a removal without asking surprises the guest, like a pulled
+drive.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from cerne.vmm.pci_host import PciHost
 from cerne.vmm.slot_names import device_name
 
 Emit = Callable[[str, Mapping[str, object]], None]
-"""Tells whoever is at the control socket of an event."""
+"""Sends an event to all clients of the control socket."""
 
 
 class Slots:
-    """The slots of one machine, from 0 on; used on the loop's thread."""
+    """The slots of one machine, from 0 on; used only on the loop's thread."""
 
     def __init__(self, board: Board, loop: Loop, pci: PciHost, emit: Emit) -> None:
         self._pci = pci
@@ -41,50 +42,50 @@ class Slots:
 
     @property
     def taken(self) -> list[int]:
-        """The slots that have something in them."""
+        """The slots that are not empty."""
         return sorted(self._taken)
 
     def add(self, slot: int, device: VirtioDevice, gone: Callable[[], None]) -> None:
-        """Have a device in a slot from the start; `gone` is called once it is pulled out."""
+        """Put a device into a slot at the start; `gone` is called after its removal."""
         self._pci.add(device, _place(slot))
         self._taken[slot] = gone
 
     def require_free(self, slot: int) -> None:
-        """Refuse a slot that has something in it.
+        """Refuse a slot that is not empty.
 
         Raises:
-            ConflictError: it has.
+            ConflictError: it is not empty.
         """
         if slot in self._taken:
             raise ConflictError(f"there is a device {device_name(slot)} already")
 
     def announce(self, slot: int) -> None:
-        """Tell the guest of a device that was added while it ran."""
+        """Notify the guest of a device that was added while it ran."""
         self._registers.plugged(_place(slot))
 
     def ask_back(self, slot: int) -> None:
-        """Ask the guest to let go of a device; an event tells what comes of it.
+        """Ask the guest to release a device; an event reports the result.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: the slot is empty.
         """
         self._require_taken(slot)
         self._registers.ask_back(_place(slot))
 
     def keep(self, slot: int) -> None:
-        """Ask no longer: the guest's letting go of it, should it come now, is not heeded.
+        """Cancel the request: if the guest releases the device now, the device stays.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: the slot is empty.
         """
         self._require_taken(slot)
         self._registers.forget(_place(slot))
 
     def pull(self, slot: int) -> None:
-        """Pull a device out, whether the guest has let go of it or not.
+        """Remove a device, even if the guest has not released it.
 
         Raises:
-            NotFoundError: there is none.
+            NotFoundError: the slot is empty.
         """
         self._require_taken(slot)
         self._registers.forget(_place(slot))
@@ -93,22 +94,22 @@ class Slots:
         self._emit("DEVICE_DELETED", {"device": device_name(slot)})
 
     def power_on(self) -> None:
-        """Nothing has a driver now: pull out what the guest was asked for, and forget the rest."""
+        """After a reset, when no device has a driver, remove the devices that were asked for."""
         asked = self._registers.asked
         self._registers.restore(self._at_power_on)
         for place in asked:
             self._ejected(place)
 
     def state(self) -> PlainState:
-        """What the guest has not been told, and what it was asked; no vCPU may be running."""
+        """The pending notifications and requests; no vCPU may be running."""
         return self._registers.state()
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says; raises DamagedError where that cannot be."""
+        """Restore `state`; raises DamagedError if it is not valid."""
         self._registers.restore(state)
 
     def _ejected(self, place: int) -> None:
-        # It may have been pulled out since.
+        # The device may have been removed meanwhile.
         slot = place - layout.FIRST_HOTPLUG_SLOT
         if slot in self._taken:
             self.pull(slot)

@@ -1,8 +1,8 @@
-"""A machine in files: its state, which describes and checks itself, and its sparse memory.
+"""A saved machine in two files: its state, with a version and a checksum, and its sparse memory.
 
 The state is a header (magic, version, architecture, length, SHA-256) and a tree of sections in
-JSON. The memory has a machine's ranges one after the other, pages of zeros left out as holes, so
-that it can be mapped as it is: a restored machine shares it until it writes.
+JSON. The memory file has a machine's ranges one after the other, with holes for pages of zeros, so
+that it can be mapped directly: a restored machine shares its pages until it writes to them.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _X86_64 = 62
 """The number of the architecture in ELF."""
 _HEADER = struct.Struct("<8sIIQ32s")
 _LARGEST_STATE = 8 << 20
-"""A machine's is some 100 KB; what is larger takes memory to read before it can be refused."""
+"""The most bytes of a state, which normally has 100 KB; reading a larger one would waste memory."""
 _PIECE = 2 << 20
 _NO_PIECE = bytes(_PIECE)
 _NO_PAGE = bytes(PAGE_SIZE)
@@ -35,7 +35,7 @@ def write_state(descriptor: int, state: PlainState) -> None:
     """Write a state to an empty file.
 
     Raises:
-        StorageError: it does not take it.
+        StorageError: writing failed.
     """
     content = json.dumps(state).encode()
     digest = hashlib.sha256(content).digest()
@@ -46,14 +46,14 @@ def write_state(descriptor: int, state: PlainState) -> None:
 
 
 def read_state(descriptor: int) -> PlainState:
-    """Read what `write_state` wrote.
+    """Read a state that `write_state` wrote.
 
     Raises:
         DamagedError: it is truncated, altered, or of another version or architecture.
     """
     header = os.pread(descriptor, _HEADER.size, 0)
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
-        raise DamagedError("the file is no saved machine")
+        raise DamagedError("the file is not a saved machine")
     _, version, architecture, length, digest = _HEADER.unpack(header)
     if version != VERSION:
         raise DamagedError(
@@ -68,17 +68,17 @@ def read_state(descriptor: int) -> PlainState:
     try:
         state = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise DamagedError(f"the saved machine's state cannot be read: {error}") from error
+        raise DamagedError(f"the saved machine's state is not readable: {error}") from error
     if not isinstance(state, dict):
-        raise DamagedError("the saved machine's state is no tree")
+        raise DamagedError("the saved machine's state is not a tree")
     return state
 
 
 def write_memory(descriptor: int, memory: GuestMemory) -> str:
-    """Write memory to an empty file, without its zeros; the digest of what was written.
+    """Write memory to an empty file, without its zeros; return the digest of the file.
 
     Raises:
-        StorageError: the file system does not take it.
+        StorageError: writing failed.
     """
     digest = hashlib.sha256(_number(memory.size))
     offset = 0
@@ -97,10 +97,10 @@ def write_memory(descriptor: int, memory: GuestMemory) -> str:
 
 
 def memory_digest(descriptor: int) -> str:
-    """The digest that `write_memory` gave, of what is in the file now.
+    """The digest of the file's present content, as `write_memory` computes it.
 
     Raises:
-        StorageError: it cannot be read.
+        StorageError: reading failed.
     """
     digest = hashlib.sha256(_number(os.fstat(descriptor).st_size))
     for offset in _pieces_with_data(descriptor):
@@ -120,7 +120,7 @@ def _pieces_with_data(descriptor: int) -> Iterator[int]:
         except OSError as error:
             if error.errno == errno.ENXIO:
                 return
-            raise StorageError(f"the saved memory cannot be read: {error.strerror}") from error
+            raise StorageError(f"reading the saved memory failed: {error.strerror}") from error
         piece = found - found % _PIECE
         yield piece
         offset = piece + _PIECE
@@ -135,7 +135,7 @@ def _is_zero(piece: bytes) -> bool:
 
 
 def _write_pages(descriptor: int, piece: bytes, offset: int) -> None:
-    """Write the pages of a piece that have something in them, neighbours together."""
+    """Write the pages of a piece that are not zero, adjacent pages together."""
     first: int | None = None
     for start in range(0, len(piece), PAGE_SIZE):
         empty = piece.startswith(_NO_PAGE, start)
@@ -161,5 +161,5 @@ def _writing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"{what} cannot be written: {error.strerror}", hint="free some space, and try again"
+            f"writing {what} failed: {error.strerror}", hint="free some space, and try again"
         ) from error

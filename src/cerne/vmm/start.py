@@ -3,9 +3,8 @@
     start.py machine CONFIG        what `cerne.vmm.__main__` does
     start.py nursery SOCKET NAME   what `cerne.vmm.nursery` does
 
-A VMM needs the standard library and this package alone. Looking for what else is installed here
-(-S leaves that out), and looking for garbage among the modules that it loads, would be a seventh of
-a start.
+A VMM needs only the standard library and this package. The search for other installed packages (-S
+turns it off) and garbage collection during the imports would take a seventh of the start.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ import sys
 
 
 def main() -> int:
-    """Load what is to run, and run it."""
+    """Import the module to run, and run it."""
     gc.disable()
     sys.path.append(__file__.rpartition("/cerne/")[0])
     if sys.argv.pop(1) == "machine":
         from cerne.vmm.__main__ import main as run
     else:
         from cerne.vmm.nursery import main as run
-    # Nothing that is loaded is garbage, and what the collector touches a fork copies for nothing.
+    # Imports make no garbage, and a fork would copy the pages that the collector writes.
     gc.freeze()
     gc.enable()
     return run()

@@ -1,7 +1,7 @@
-"""One vCPU in a thread of its own: it runs, its exits are answered, it is paused and resumed.
+"""One vCPU in a separate thread, which runs it, answers its exits, pauses and resumes it.
 
-Handling an exit is a function of the buses and the exit. What ends the machine is told to its
-owner by a callback, from this thread.
+Handling an exit is a function of the buses and the exit. A callback from this thread tells the
+owner what ends the machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _JOIN_TIMEOUT = 5.0
 
 
 class Buses(NamedTuple):
-    """The two address spaces in which a guest meets devices."""
+    """The two address spaces in which a guest reaches devices."""
 
     ports: Bus
     memory: Bus
@@ -55,7 +55,7 @@ def answer(buses: Buses, exit_: IoExit | MmioExit) -> None:
 
 
 class VcpuThread:
-    """Runs a vCPU until it is told to stop, or the guest can go no further."""
+    """Runs a vCPU until `end`, or until the guest crashes."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class VcpuThread:
         self._buses = buses
         self._on_crash = on_crash
         self._assist = assist
-        # Guards what is wanted of the thread and what it is at.
+        # Guards the thread's requested state and its present state.
         self._change = threading.Condition()
         self._wanted_paused = True
         self._wanted_end = False
@@ -85,7 +85,7 @@ class VcpuThread:
 
     @property
     def native_id(self) -> int:
-        """The kernel's ID of the thread (gettid(2)); 0 before it was started."""
+        """The kernel's ID of the thread (gettid(2)); 0 before its start."""
         return self._thread.native_id or 0
 
     def resume(self) -> None:
@@ -95,24 +95,24 @@ class VcpuThread:
             self._change.notify_all()
 
     def ask_to_pause(self) -> None:
-        """Take the vCPU out of the guest; `wait_paused` waits until it is."""
+        """Make the vCPU leave the guest; `wait_paused` waits for that."""
         with self._change:
             self._wanted_paused = True
             if not self._paused:
                 self.vcpu.kick()
 
     def wait_paused(self) -> bool:
-        """Wait until the vCPU is out of the guest; whether it came in time."""
+        """Wait until the vCPU has left the guest; return False if it did not in time."""
         with self._change:
             return self._change.wait_for(lambda: self._paused, _JOIN_TIMEOUT)
 
     def restored(self) -> None:
-        """The vCPU has been given a saved state; before it runs."""
+        """Note that the vCPU has a restored state; before it runs."""
         if self._assist is not None:
             self._assist.restored()
 
     def end(self, patience: float = _JOIN_TIMEOUT) -> bool:
-        """Take the vCPU out of the guest for good, and wait for its thread; whether it ended."""
+        """End the vCPU, and wait for its thread; return whether the thread ended."""
         with self._change:
             self._wanted_end = True
             self._change.notify_all()
@@ -121,22 +121,22 @@ class VcpuThread:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        crash: Crash | None = Crash("a fault of the machine monitor itself")
+        crash: Crash | None = Crash("the machine monitor itself failed")
         try:
             crash = self._run_on()
         except KvmError as error:
             crash = Crash(f"{error.message} (vCPU {self._index})")
         finally:
-            # Whatever goes wrong here: a machine does not linger without its processor.
+            # Every failure here ends the machine, which is useless without its processor.
             if crash:
                 self._on_crash(crash)
-            # Who waits for it to pause need wait no longer.
+            # Threads that wait for the pause stop waiting.
             with self._change:
                 self._paused = True
                 self._change.notify_all()
 
     def _run_on(self) -> Crash | None:
-        """Run until told to stop; why the guest can go no further, or nothing."""
+        """Run until asked to stop; return the crash, if any."""
         while self._may_run():
             crash = self._step()
             if crash:
@@ -144,10 +144,10 @@ class VcpuThread:
         return None
 
     def _may_run(self) -> bool:
-        """Wait while paused; False at the end."""
+        """Wait while paused; return False at the end."""
         if not self._wanted_paused and not self._wanted_end:
             return True
-        # What the guest asked of a device is only done then, and its state fit to be read.
+        # A pending access to a device is complete only then, and the state is consistent.
         self.vcpu.complete_exit()
         with self._change:
             self._paused = True
@@ -160,16 +160,16 @@ class VcpuThread:
         return True
 
     def _tell_of_pause(self) -> None:
-        """Keep the guest's watchdogs from taking the time that it did not run for a lockup."""
+        """Keep the guest's watchdogs from reporting the pause as a lockup."""
         try:
             self.vcpu.kvmclock_ctrl()
         except KvmError as error:
-            # A guest that uses no kvm-clock has no such watchdog to tell.
+            # A guest without kvm-clock has no such watchdog.
             if error.errno != errno.EINVAL:
                 raise
 
     def _step(self) -> Crash | None:
-        """Run to the next exit and answer it; why the guest can go no further, or nothing."""
+        """Run to the next exit and answer it; return the crash, if any."""
         exit_ = self.vcpu.run()
         if isinstance(exit_, IoExit | MmioExit):
             answer(self._buses, exit_)

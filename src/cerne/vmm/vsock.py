@@ -1,9 +1,9 @@
-"""The host's side of a machine's sockets: Unix sockets in one directory, as Firecracker has them.
+"""The host's side of a machine's sockets: Unix sockets in one directory, as in Firecracker.
 
-A program that connects to the listening socket there and writes ``CONNECT port`` and a line feed is
-connected to the guest's port, and reads ``OK`` and the host's port on a line of its own first. A
-guest that connects to its host at a port reaches the socket in the directory that has the port's
-number for its name, if somebody listens there.
+A program connects to the listening socket there and writes ``CONNECT port`` and a line feed. It
+then reads a line with ``OK`` and the host's port, and is connected to the guest's port. A guest
+that connects to a port of its host reaches the socket in the directory whose name is the port's
+number, if a program listens there.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from cerne.vmm.listener import Listener
 from cerne.vmm.loop import Loop
 
 GUEST_CID = 3
-"""Every guest's: it means something to the guest alone."""
+"""The CID of every guest; only the guest itself uses it."""
 
 _LONGEST_LINE = 32
 _MOST_CALLERS = 64
@@ -30,7 +30,7 @@ _LARGEST_PORT = (1 << 32) - 2
 
 
 class HostSockets:
-    """One machine's sockets, and the device that they lead to."""
+    """One machine's sockets, and the device that they belong to."""
 
     def __init__(self, loop: Loop, config: VsockConfig) -> None:
         self._loop = loop
@@ -41,11 +41,11 @@ class HostSockets:
         self._listener = Listener(loop, socket.socket(fileno=config.listener), self._accept)
 
     def connect(self, port: int) -> socket.socket:
-        """A socket to whoever serves this port (see `HostSide.connect`)."""
+        """Connect to the program that serves this port (see `HostSide.connect`)."""
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            # There is no connectat(2). Nothing else here goes by the working directory, and a name
-            # of digits alone leads nowhere else.
+            # There is no connectat(2). Nothing else in this process uses the working directory, and
+            # a name of digits stays inside of it.
             os.fchdir(self._directory)
             link.connect(str(port))
         except OSError:
@@ -56,19 +56,19 @@ class HostSockets:
         return link
 
     def opened(self, connection: Connection) -> None:
-        """Tell a caller that it is connected."""
-        # What it closes meanwhile is noticed when it is read.
+        """Tell a client that it is connected."""
+        # If the client closes meanwhile, the next read notices that.
         with contextlib.suppress(OSError):
             connection.link.send(b"OK %d\n" % connection.key.host_port)
 
     def changed(self, connection: Connection) -> None:
-        """Watch or close its socket, soon, on the loop's thread."""
+        """Update the watch of its socket, or close it, soon, on the loop's thread."""
         if not self._changed:
             self._loop.ask(self._update)
         self._changed.add(connection)
 
     def close(self) -> None:
-        """Close all sockets; the loop must not run any more."""
+        """Close all sockets; the loop must have ended."""
         for link in (*self._callers, *(each.link for each in self.device.connections)):
             link.close()
         for connection in self._changed:
@@ -101,7 +101,7 @@ class HostSockets:
         self._watch_listener()
 
     def _listen_to(self, caller: socket.socket) -> None:
-        """Take what a caller says, up to the end of its first line: the rest is the guest's."""
+        """Read a client's first line; the rest belongs to the guest."""
         line = self._callers[caller]
         try:
             ahead = caller.recv(_LONGEST_LINE - len(line), socket.MSG_PEEK)

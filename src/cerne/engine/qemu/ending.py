@@ -23,7 +23,7 @@ _CAUSES = {
     1: Ending(orderly=False, reason="the host failed it (see the engine's log)"),
     2: Ending(orderly=True, reason="it was told to quit"),
     3: Ending(orderly=True, reason="it was told to reset"),
-    4: Ending(orderly=True, reason="its process was asked to end by a signal"),
+    4: Ending(orderly=True, reason="a signal asked its process to end"),
     5: Ending(orderly=True, reason="it was closed on the host"),
     6: Ending(orderly=True, reason="the guest shut down"),
 }
