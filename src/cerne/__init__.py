@@ -52,6 +52,9 @@ if TYPE_CHECKING:
         State,
         Stats,
     )
+    from cerne.manager.asynchronous import (
+        AsyncMachine,
+    )
     from cerne.manager.pool import (
         Pool,
     )
@@ -80,6 +83,7 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
+    "AsyncMachine": "cerne.manager.asynchronous",
     "BusyError": "cerne.errors",
     "CapacityError": "cerne.errors",
     "CerneError": "cerne.errors",
@@ -123,6 +127,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AsyncMachine",
     "BusyError",
     "CapacityError",
     "CerneError",

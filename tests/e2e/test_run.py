@@ -188,7 +188,7 @@ def test_the_library_from_asyncio(cerne: Cerne, engine: Engine) -> None:
 import asyncio, cerne, sys
 async def name(number):
     async with cerne.run_async("tiny", engine=sys.argv[1], memory="128M") as vm:
-        return (await asyncio.to_thread(vm.exec, ["echo", str(number)])).stdout
+        return (await vm.exec(["echo", str(number)], check=True)).stdout
 async def main():
     assert await asyncio.gather(name(1), name(2)) == [b"1\\n", b"2\\n"]
 asyncio.run(main())

@@ -89,6 +89,7 @@ class GuestAgent:
         user: str | None = None,
         stdin: bytes | BinaryIO | Iterable[bytes] | None = None,
         timeout: float | None = None,
+        started: Callable[[GuestProcess], None] | None = None,
     ) -> ExecResult:
         """Run a command and collect its output, up to 256 MiB.
 
@@ -99,6 +100,7 @@ class GuestAgent:
             user: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; by default root.
             stdin: its standard input; by default empty.
             timeout: seconds after which the command is killed.
+            started: is called with the process when it runs; another thread may signal it.
 
         Raises:
             InputError: there is no program, or an argument has a zero byte or is too long.
@@ -107,6 +109,8 @@ class GuestAgent:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self.popen(argv, env=env, cwd=cwd, user=user) as process:
+            if started is not None:
+                started(process)
             feeder = _Feeder(process, stdin)
             try:
                 gathered = _gather(process, deadline)

@@ -60,7 +60,7 @@ class ProcessIdentity:
 
     def send(self, signal_number: signal.Signals) -> bool:
         """Send a signal; return False if the process has ended."""
-        with self._pidfd() as descriptor:
+        with self.pidfd() as descriptor:
             if descriptor is None:
                 return False
             try:
@@ -71,7 +71,7 @@ class ProcessIdentity:
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most `timeout` seconds for the process to end; return whether it has ended."""
-        with self._pidfd() as descriptor:
+        with self.pidfd() as descriptor:
             if descriptor is None:
                 return True
             # select(2) handles only the first 1024 descriptors.
@@ -80,7 +80,8 @@ class ProcessIdentity:
             return bool(ended.poll(None if timeout is None else max(0.0, timeout) * 1000))
 
     @contextlib.contextmanager
-    def _pidfd(self) -> Iterator[int | None]:
+    def pidfd(self) -> Iterator[int | None]:
+        """A descriptor that becomes readable at its end (pidfd_open(2)); None after its end."""
         try:
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:

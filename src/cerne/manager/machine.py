@@ -13,7 +13,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, overload
@@ -55,10 +55,13 @@ from cerne.spec.names import check_name
 from cerne.units import parse_size
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from cerne.engine.base import Vsock
     from cerne.engine.qmp.balloon import GuestMemoryUse
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.manager.snapshot import Snapshot
+    from cerne.manager.store.changes import Changes
     from cerne.spec.disk import Disk
     from cerne.spec.machine import MachineSpec
     from cerne.spec.nic import Nic
@@ -561,6 +564,7 @@ class Machine:
         text: Literal[False] = False,
         check: bool = False,
         timeout: float | None = None,
+        started: Callable[[GuestProcess], None] | None = None,
     ) -> ExecResult: ...
 
     @overload
@@ -576,6 +580,7 @@ class Machine:
         text: Literal[True],
         check: bool = False,
         timeout: float | None = None,
+        started: Callable[[GuestProcess], None] | None = None,
     ) -> ExecTextResult: ...
 
     def exec(
@@ -590,6 +595,7 @@ class Machine:
         text: bool = False,
         check: bool = False,
         timeout: float | None = None,
+        started: Callable[[GuestProcess], None] | None = None,
     ) -> ExecResult | ExecTextResult:
         """Run a command in its guest and wait for it, as `subprocess.run` does here.
 
@@ -604,6 +610,7 @@ class Machine:
             text: whether ``stdout`` and ``stderr`` of the result are text (UTF-8) and not bytes.
             check: whether a status other than 0 raises.
             timeout: seconds after which it is killed.
+            started: is called with the process when it runs; another thread may signal it.
 
         Raises:
             InputError: the command is one string, or has what no process could be given.
@@ -622,6 +629,7 @@ class Machine:
             user=user,
             stdin=stdin if fed is None else fed,
             timeout=timeout,
+            started=started,
         )
         result = ended.as_text() if text else ended
         if check and result.status != 0:
@@ -701,6 +709,10 @@ class Machine:
     def events(self, after: int = 0) -> list[Event]:
         """What happened to it, from the event numbered `after` on."""
         return self._store.events(after, self.id)
+
+    def changes(self) -> AbstractContextManager[Changes]:
+        """Changes of the store in a block: each may be an event of this machine."""
+        return self._store.changes()
 
     def stats(self) -> Stats:
         """What it uses of this host now.

@@ -6,20 +6,21 @@ import contextlib
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from typing import TYPE_CHECKING, ParamSpec, TypeVar, Unpack
+from typing import TYPE_CHECKING, ParamSpec, Unpack
 
+from cerne.errors import CerneError
 from cerne.manager.manager import Manager
 from cerne.spec.machine import machine_spec
 from cerne.units import parse_duration
 
 if TYPE_CHECKING:
     from cerne.images import Progress
+    from cerne.manager.asynchronous import AsyncMachine
     from cerne.manager.machine import Machine
     from cerne.spec.asked import MachineFields
 
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -53,24 +54,32 @@ def run(
 
 
 def _asynchronous(
-    function: Callable[P, AbstractContextManager[T]],
-) -> Callable[P, AbstractAsyncContextManager[T]]:
+    function: Callable[P, AbstractContextManager[Machine]],
+) -> Callable[P, AbstractAsyncContextManager[AsyncMachine]]:
     @contextlib.asynccontextmanager
-    async def entered_in_a_thread(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
+    async def entered_in_a_thread(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[AsyncMachine]:
         import asyncio
 
+        from cerne.manager.asynchronous import AsyncMachine, in_thread
+
         context = function(*args, **kwargs)
-        entered = await asyncio.to_thread(context.__enter__)
+        entering = asyncio.ensure_future(in_thread(context.__enter__))
         try:
-            yield entered
+            machine = await asyncio.shield(entering)
+        except asyncio.CancelledError:
+            # The thread makes the machine all the same; it is removed as soon as it is whole.
+            with contextlib.suppress(CerneError):
+                await entering
+                await in_thread(lambda: context.__exit__(None, None, None))
+            raise
+        try:
+            yield AsyncMachine(machine)
         finally:
-            await asyncio.to_thread(context.__exit__, *sys.exc_info())
+            failure = sys.exc_info()
+            await in_thread(lambda: context.__exit__(*failure))
 
     return entered_in_a_thread
 
 
 run_async = _asynchronous(run)
-"""`run` for asyncio, as ``async with``: the event loop goes on while a machine starts and ends.
-
-A machine's own methods go well with `asyncio.to_thread`.
-"""
+"""`run` for asyncio, as ``async with``: an `AsyncMachine`, whose methods are awaited."""
