@@ -216,7 +216,7 @@ def _present(machines: Iterable[Machine], failures: Failures) -> list[tuple[Mach
     found = []
     for machine in machines:
         with failures.told(), contextlib.suppress(NotFoundError):
-            found.append((machine, machine.record))
+            found.append((machine, machine.listed))
     return found
 
 

@@ -71,6 +71,8 @@ def coloured(stream: TextIO) -> bool:
 
 def printable(text: str) -> str:
     """The text with control characters escaped: a guest must not control the user's terminal."""
+    if text.isprintable():
+        return text
     return "".join(
         character.encode("unicode_escape").decode()
         if unicodedata.category(character) in ("Cc", "Cf", "Cs")

@@ -165,6 +165,10 @@ class Life:
             NotFoundError: it has been removed.
         """
         self.last = self.store.get(self.id)
+        return self.looked_at()
+
+    def looked_at(self) -> Record:
+        """The same, where its row was read just now."""
         self._tell_notes()
         if _needs_settling(self.last) and not is_held(self.lock_path):
             # Who only looks waits for nobody: what cannot be put right now is shown as it is.
@@ -217,6 +221,8 @@ class Life:
     def ports(self) -> tuple[PublishedPort, ...]:
         """Its published ports; while it runs, with the numbers that were chosen for it."""
         asked = self.spec.ports
+        if not asked:
+            return asked
         try:
             numbers = json.loads(self._chosen_ports.read_text())
         except FileNotFoundError:

@@ -119,6 +119,11 @@ class Machine:
         return self._life.record()
 
     @property
+    def listed(self) -> Record:
+        """What was known of it when it was found; a run that has ended since is noticed."""
+        return self._life.looked_at()
+
+    @property
     def state(self) -> State:
         """Its state now."""
         return self.record.state

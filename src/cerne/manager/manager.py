@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Generator, Iterator
+import re
+from collections.abc import Callable, Generator, Iterator, Set
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
@@ -27,7 +28,7 @@ from cerne.manager.names import made_up_name
 from cerne.manager.on_host import found_spec
 from cerne.manager.plan import wanted_engine
 from cerne.manager.pool import Pool, new_pool_row
-from cerne.manager.recovery import discard, discard_runtime
+from cerne.manager.recovery import discard, discard_runtime, names_in
 from cerne.manager.store import Event, ImageUsers, Record, Store, name_in_use
 from cerne.manager.template import Templates, may_have_template
 from cerne.spec.names import check_name
@@ -42,6 +43,10 @@ if TYPE_CHECKING:
     from cerne.images import Image, ImageStore, Progress
     from cerne.manager.snapshot import Snapshot
     from cerne.spec.machine import MachineSpec
+
+
+_ID = re.compile("[0-9a-f]{12}")
+"""Of a machine or a snapshot, after which its lock is named."""
 
 
 def _choose_engine(home: Home, requested: str) -> Engine:
@@ -454,34 +459,35 @@ class Manager:
         self._sweep_incomplete()
         self._surroundings.sweep_abandoned()
         known = self._store.ids()
-        for directory in self.home.machines.iterdir():
-            lock = self.home.machine_lock(directory.name)
-            if directory.name not in known and not is_held(lock) and self._unknown(directory.name):
-                discard_runtime(self.home, directory.name)
-                discard(directory)
+        for machine_id in names_in(self.home.machines) - known:
+            lock = self.home.machine_lock(machine_id)
+            if not is_held(lock) and self._unknown(machine_id):
+                discard_runtime(self.home, machine_id)
+                discard(self.home.machine_directory(machine_id))
                 remove_unheld(lock)
-        self._sweep_locks()
-        snapshot.sweep(self.home, self._store)
+        self._sweep_locks(known)
+        snapshot.sweep(self.home, self._store, known)
         self.templates.sweep()
         self._surroundings.collect()
 
-    def _sweep_locks(self) -> None:
+    def _sweep_locks(self, known: Set[str]) -> None:
         """Remove the locks of what a command was killed over before there was anything of it."""
-        known = self._store.ids()
-        for lock in self.home.locks.glob("[0-9a-f]*.lock"):
-            if lock.stem in known:
+        of_known = {f"{id_}.lock" for id_ in known}
+        for name in names_in(self.home.locks) - of_known:
+            id_, _, kind = name.partition(".")
+            if kind != "lock" or not _ID.fullmatch(id_):
                 continue
             nothing = not any(
                 directory.exists()
                 for directory in (
-                    self.home.machine_directory(lock.stem),
-                    self.home.snapshot_directory(lock.stem),
+                    self.home.machine_directory(id_),
+                    self.home.snapshot_directory(id_),
                 )
             )
             # It may have been added since the list was read.
-            named = self._store.find_id(lock.stem) or self._store.find_snapshot(lock.stem)
+            named = self._store.find_id(id_) or self._store.find_snapshot(id_)
             if nothing and not named:
-                remove_unheld(lock)
+                remove_unheld(self.home.machine_lock(id_))
 
     def _unknown(self, machine_id: str) -> bool:
         """Look again: it may have been added, and its lock freed, since the list was read."""

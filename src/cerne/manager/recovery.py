@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -35,6 +36,12 @@ def unmade_directory(home: Home, operation: str) -> Iterator[Path]:
         finally:
             discard(directory)
             lock.unlink(missing_ok=True)
+
+
+def names_in(directory: Path) -> set[str]:
+    """What is in a directory, by name; each command asks it of thousands."""
+    with os.scandir(directory) as entries:
+        return {entry.name for entry in entries}
 
 
 def discard(directory: Path) -> None:

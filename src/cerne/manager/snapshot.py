@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from cerne.manager.births import births, new_record, spec_of_child
 from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
 from cerne.manager.lock import held, is_held, remove_unheld
 from cerne.manager.manifest import Manifest, read_manifest
-from cerne.manager.recovery import discard
+from cerne.manager.recovery import discard, names_in
 from cerne.manager.stats import allocated
 from cerne.manager.store import Record, SnapshotRow, State, Store, snapshot_name_in_use
 from cerne.spec.limits import ROOT_SERIAL
@@ -296,16 +296,13 @@ def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
     return Snapshot(life.surroundings, row)
 
 
-def sweep(home: Home, store: Store) -> None:
-    """Remove what commands that were killed left of snapshots."""
-    known = store.ids()
-    for directory in home.snapshots.iterdir():
-        if directory.name in known:
-            continue
-        lock = home.machine_lock(directory.name)
+def sweep(home: Home, store: Store, known: Set[str]) -> None:
+    """Remove what commands that were killed left of snapshots; not of those that are known."""
+    for snapshot_id in names_in(home.snapshots) - known:
+        lock = home.machine_lock(snapshot_id)
         # It may have been added, and its lock freed, since the list was read.
-        if not is_held(lock) and store.find_snapshot(directory.name) is None:
-            discard(directory)
+        if not is_held(lock) and store.find_snapshot(snapshot_id) is None:
+            discard(home.snapshot_directory(snapshot_id))
             remove_unheld(lock)
 
 
