@@ -49,7 +49,8 @@ from cerne.vmm.config import VmmConfig
 from cerne.vmm.loop import Loop
 from cerne.vmm.processor_state import vcpu_state, vm_state
 from cerne.vmm.qmp import Command, QmpServer
-from cerne.vmm.snapshot import VERSION, read_state
+from cerne.vmm.snapshot import read_state
+from cerne.vmm.upgrade import FORMAT
 
 _TABLE = 0x8000
 _SMALL = GuestMemory.anonymous([(GuestAddress(0), 1 << 16)])
@@ -266,7 +267,7 @@ def qcow2(data: bytes) -> None:
 def state(data: bytes) -> None:
     """A file that claims to be a saved machine, and what is read from it."""
     digest = hashlib.sha256(data).digest()
-    header = struct.pack("<8sIIQ32s", b"CERNEVM\0", VERSION, 62, len(data), digest)
+    header = struct.pack("<8sIIQ32s", b"CERNEVM\0", FORMAT, 62, len(data), digest)
     for content in (header + data, data):
         with _file(content) as descriptor, contextlib.suppress(DamagedError):
             read = SavedState("a machine", read_state(descriptor))

@@ -88,6 +88,9 @@ class FakeEngine:
     def fingerprint(self) -> str:
         return self.version
 
+    def restores(self, fingerprint: str) -> bool:
+        return fingerprint == self.version
+
     def save(
         self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
     ) -> None:

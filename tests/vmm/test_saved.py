@@ -13,19 +13,20 @@ from tests.descriptors import open_descriptors
 
 from cerne.devices.state import SavedState
 from cerne.errors import DamagedError
+from cerne.vmm import upgrade
 from cerne.vmm.config import VmmConfig, disk_from_json, nic_from_json
 from cerne.vmm.qmp import Request
-from cerne.vmm.snapshot import VERSION, read_state, write_state
+from cerne.vmm.snapshot import read_state, write_state
 
 _NESTED = b"[" * 100_000
 _NO_JSON = [b"", b"{", b"\xff", _NESTED, b"[]", b'"a"']
 
 
-def _saved(content: bytes) -> int:
+def _saved(content: bytes, number: int = upgrade.FORMAT) -> int:
     """A file whose header says that all is well."""
     digest = hashlib.sha256(content).digest()
     descriptor = os.memfd_create("state")
-    header = struct.pack("<8sIIQ32s", b"CERNEVM\0", VERSION, 62, len(content), digest)
+    header = struct.pack("<8sIIQ32s", b"CERNEVM\0", number, 62, len(content), digest)
     os.write(descriptor, header + content)
     return descriptor
 
@@ -76,3 +77,33 @@ def test_a_refused_request_takes_no_descriptor_over() -> None:
     assert taken.files[0].descriptor != sent
     os.close(taken.files[0].descriptor)
     os.close(sent)
+
+
+def test_every_older_format_has_an_upgrade() -> None:
+    assert sorted(upgrade.UPGRADES) == [*range(upgrade.OLDEST, upgrade.FORMAT)]
+
+
+def test_a_state_of_an_older_format_goes_through_each_upgrade(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upgrade, "FORMAT", 8)
+    monkeypatch.setattr(
+        upgrade,
+        "UPGRADES",
+        {
+            6: lambda state: {"clock": {"now": state["now"]}},
+            7: lambda state: state | {"kind": "kvm-clock"},
+        },
+    )
+    new = {"clock": {"now": 5}, "kind": "kvm-clock"}
+    assert read_state(_saved(b'{"now": 5}', 6)) == new
+    assert read_state(_saved(b'{"clock": {"now": 5}}', 7)) == new
+    assert read_state(_saved(json.dumps(new).encode(), 8)) == new
+    with pytest.raises(DamagedError, match="not in format 6"):
+        read_state(_saved(b"{}", 6))
+
+
+@pytest.mark.parametrize(("number", "said"), [(5, "reads formats"), (2**31, "a newer Cerne")])
+def test_a_format_that_is_not_known_is_refused(number: int, said: str) -> None:
+    with pytest.raises(DamagedError, match=said):
+        read_state(_saved(b"{}", number))

@@ -241,6 +241,12 @@ class Engine(Protocol):
     def fingerprint(self) -> str:
         """What a saved machine depends on beside its plan: another value cannot restore it."""
 
+    def restores(self, fingerprint: str) -> bool:
+        """Whether a machine that was saved with this fingerprint can go on here.
+
+        The engine's own fingerprint always can; one of an older Cerne may.
+        """
+
     def save(
         self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
     ) -> None:

@@ -79,7 +79,10 @@ class SavedMachine:
 
 
 def check(
-    directory: Path, fingerprint: str, memory: int, digest_of_memory: Callable[[int], str]
+    directory: Path,
+    restores: Callable[[str], bool],
+    memory: int,
+    digest_of_memory: Callable[[int], str],
 ) -> None:
     """Refuse a saved machine that is not whole, or that this host cannot go on with.
 
@@ -90,7 +93,7 @@ def check(
         DamagedError: it is truncated or altered, or of another engine, processor or size.
     """
     saved = SavedMachine.read(directory)
-    if saved.fingerprint != fingerprint:
+    if not restores(saved.fingerprint):
         raise DamagedError(
             f"{directory} was saved by another engine, or on another kind of processor",
             hint="restore it where it was saved, or boot the machine anew",

@@ -162,11 +162,11 @@ def _check_host(surroundings: Surroundings, manifest: Manifest, what: str) -> No
     """Refuse what this host could not go on with, before anything of it is loaded."""
     if not manifest.has_memory:
         return
-    here = surroundings.choose_engine(manifest.engine).fingerprint()
-    if here != manifest.fingerprint:
+    engine = surroundings.choose_engine(manifest.engine)
+    if not engine.restores(manifest.fingerprint):
         raise HostError(
             f"{what} was saved on another kind of processor, or by another version of its engine:"
-            f" {manifest.fingerprint!r}, and this host has {here!r}",
+            f" {manifest.fingerprint!r}, and this host has {engine.fingerprint()!r}",
             hint="keep the machine without its memory: cerne snapshot create --no-memory",
         )
 

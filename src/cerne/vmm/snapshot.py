@@ -1,6 +1,6 @@
-"""A saved machine in two files: its state, with a version and a checksum, and its sparse memory.
+"""A saved machine in two files: its state, with a format and a checksum, and its sparse memory.
 
-The state is a header (magic, version, architecture, length, SHA-256) and a tree of sections in
+The state is a header (magic, format, architecture, length, SHA-256) and a tree of sections in
 JSON. The memory file has a machine's ranges one after the other, with holes for pages of zeros, so
 that it can be mapped directly: a restored machine shares its pages until it writes to them.
 """
@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from cerne.devices.state import PlainState
 from cerne.errors import DamagedError, StorageError
 from cerne.kvm.memory import PAGE_SIZE, GuestMemory
+from cerne.vmm.upgrade import FORMAT, require_known, upgraded
 
-VERSION = 6
 _MAGIC = b"CERNEVM\0"
 _X86_64 = 62
 """The number of the architecture in ELF."""
@@ -39,27 +39,23 @@ def write_state(descriptor: int, state: PlainState) -> None:
     """
     content = json.dumps(state).encode()
     digest = hashlib.sha256(content).digest()
-    header = _HEADER.pack(_MAGIC, VERSION, _X86_64, len(content), digest)
+    header = _HEADER.pack(_MAGIC, FORMAT, _X86_64, len(content), digest)
     with _writing("the state of the machine"):
         _write_at(descriptor, header + content, 0)
         os.fsync(descriptor)
 
 
 def read_state(descriptor: int) -> PlainState:
-    """Read a state that `write_state` wrote.
+    """Read a state that `write_state` wrote, of this Cerne or an older one.
 
     Raises:
-        DamagedError: it is truncated, altered, or of another version or architecture.
+        DamagedError: it is truncated, altered, or of an unknown format or architecture.
     """
     header = os.pread(descriptor, _HEADER.size, 0)
     if len(header) < _HEADER.size or not header.startswith(_MAGIC):
         raise DamagedError("the file is not a saved machine")
-    _, version, architecture, length, digest = _HEADER.unpack(header)
-    if version != VERSION:
-        raise DamagedError(
-            f"the machine was saved in format {version}, and this is for format {VERSION}",
-            hint="restore it with the version of Cerne that saved it",
-        )
+    _, number, architecture, length, digest = _HEADER.unpack(header)
+    require_known(number)
     if architecture != _X86_64:
         raise DamagedError(f"the machine was saved on architecture {architecture}, not x86-64")
     content = os.pread(descriptor, min(length, _LARGEST_STATE) + 1, _HEADER.size)
@@ -71,7 +67,7 @@ def read_state(descriptor: int) -> PlainState:
         raise DamagedError(f"the saved machine's state is not readable: {error}") from error
     if not isinstance(state, dict):
         raise DamagedError("the saved machine's state is not a tree")
-    return state
+    return upgraded(state, number)
 
 
 def write_memory(descriptor: int, memory: GuestMemory) -> str:

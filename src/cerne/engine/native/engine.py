@@ -76,7 +76,8 @@ from cerne.vmm.config import (
 )
 from cerne.vmm.end import PANICKED
 from cerne.vmm.slot_names import device_name
-from cerne.vmm.snapshot import VERSION, memory_digest
+from cerne.vmm.snapshot import memory_digest
+from cerne.vmm.upgrade import FORMAT, OLDEST
 
 if TYPE_CHECKING:
     from cerne.engine.qmp import QmpClient
@@ -140,7 +141,7 @@ class NativeEngine:
             if disk.shared:
                 require_unlocked(disk.path, writable=not disk.read_only)
         if plan.saved is not None:
-            check(plan.saved, self.fingerprint(), plan.memory, memory_digest)
+            check(plan.saved, self.restores, plan.memory, memory_digest)
 
     def start(self, plan: LaunchPlan) -> ProcessIdentity:
         """Start the machine's process; return when it answers and its vCPUs run."""
@@ -175,7 +176,11 @@ class NativeEngine:
 
     def fingerprint(self) -> str:
         """The format in which machines are saved, and the processor as guests see it."""
-        return f"native {VERSION} {processor_fingerprint()}"
+        return _fingerprint(FORMAT)
+
+    def restores(self, fingerprint: str) -> bool:
+        """Whether what was saved with this fingerprint can go on here: older formats can."""
+        return fingerprint in [_fingerprint(number) for number in range(OLDEST, FORMAT + 1)]
 
     def save(
         self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
@@ -453,3 +458,8 @@ def _execute(
     said = SavedState("the answer of the VMM", answer)
     _log.debug("%s paused %s for %d us", command, plan.name, said.integer("pause", 1 << 62) // 1000)
     return said
+
+
+def _fingerprint(number: int) -> str:
+    """The fingerprint of what is saved here in the format of this number."""
+    return f"native {number} {processor_fingerprint()}"

@@ -75,7 +75,7 @@ class QemuEngine:
             if disk.shared:
                 require_unlocked(disk.path, writable=not disk.read_only)
         if plan.saved is not None:
-            check(plan.saved, self.fingerprint(), plan.memory, memory_digest)
+            check(plan.saved, self.restores, plan.memory, memory_digest)
 
     def start(self, plan: LaunchPlan) -> ProcessIdentity:
         """Start the machine's process; return when it answers and its vCPUs run."""
@@ -114,6 +114,10 @@ class QemuEngine:
         if _has_vsock():
             version += " vsock"
         return f"qemu {version} {self.accelerator} {processor_fingerprint()}"
+
+    def restores(self, fingerprint: str) -> bool:
+        """Whether what was saved with this fingerprint can go on here: with this QEMU alone."""
+        return fingerprint == self.fingerprint()
 
     def save(
         self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
