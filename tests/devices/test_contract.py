@@ -50,7 +50,7 @@ def test_a_kind_of_device_that_names_no_state_cannot_be_saved() -> None:
     class Forgetful(VirtioDevice):
         device_type = 63
 
-    with pytest.raises(EngineError, match="a Forgetful does not say what its state is"):
+    with pytest.raises(EngineError, match="Forgetful does not define its state"):
         Forgetful().state()
 
 

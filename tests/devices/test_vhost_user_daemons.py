@@ -85,4 +85,4 @@ def test_a_storage_daemon_is_killed_and_another_goes_on(
             assert served.answer(512) == (0, b"x" * 512)
         served.guest.write(20, 1, 0)
         assert served.device.connected
-    assert served.losses == ["it hung up"] * 2
+    assert served.losses == ["the backend closed the connection"] * 2

@@ -159,7 +159,7 @@ def test_a_disk_goes_on_in_an_overlay(disk: Guest, tmp_path: Path) -> None:
     assert request(disk, 0, 2, room=1024) == (0, b"x" * 512 + b"y" * 512)
     former.close()
     assert before.read_bytes() == frozen
-    with pytest.raises(InputError, match="does not replace"):
+    with pytest.raises(InputError, match="the new disk has"):
         device.replace(RawDisk(os.memfd_create("smaller")))
 
 

@@ -144,7 +144,7 @@ def test_a_file_that_is_too_short_is_refused(tmp_path: Path) -> None:
     with file.open("rb") as source:
         with pytest.raises(InputError, match="shorter"):
             GuestMemory.private_file([LOW], source.fileno())
-        with pytest.raises(InputError, match="inside a page"):
+        with pytest.raises(InputError, match="multiple of the page size"):
             GuestMemory.private_file([(GuestAddress(0), PAGE_SIZE)], source.fileno(), offset=1)
 
 

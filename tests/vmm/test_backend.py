@@ -69,7 +69,10 @@ def test_a_backend_is_lost_and_found(
     backend.finish()
     server.die()
     said = capsys.readouterr().err.splitlines()
-    assert said == ["the disk is lost: it hung up", "the disk has come back"] * 2
+    assert (
+        said
+        == ["the disk is lost: the backend closed the connection", "the disk has come back"] * 2
+    )
 
 
 def test_one_that_is_of_no_use_is_not_the_last(

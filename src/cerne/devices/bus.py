@@ -1,7 +1,7 @@
-"""An address space: which device answers at which port or physical address.
+"""An address space, which maps ports or physical addresses to devices.
 
-A device sees an offset and a size, and never knows where it stands. Ranges do not overlap. What
-nobody answers reads as all ones and takes any write, as an open bus does.
+A device gets an offset and a size, and never knows its address. Ranges do not overlap. An address
+without a device reads as all ones and ignores writes, like an open bus.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from typing import NamedTuple, Protocol
 
 
 class BusDevice(Protocol):
-    """What answers on a bus. Offsets are within its range; sizes are 1, 2, 4 or 8 bytes."""
+    """A device on a bus. Offsets are within its range; sizes are 1, 2, 4 or 8 bytes."""
 
     def read(self, offset: int, size: int) -> int:
-        """What a read of so many bytes gives."""
+        """Answer a read of so many bytes."""
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take a write of so many bytes."""
+        """Handle a write of so many bytes."""
 
 
 class OverlapError(Exception):
@@ -26,7 +26,7 @@ class OverlapError(Exception):
 
 
 class BusRange(NamedTuple):
-    """Where a device answers."""
+    """The range of a device."""
 
     base: int
     size: int
@@ -42,18 +42,18 @@ class BusRange(NamedTuple):
 
 
 class Bus:
-    """One address space. Any thread may read and write; changes are seen whole."""
+    """One address space. Any thread may read and write; changes are atomic."""
 
     def __init__(self) -> None:
         self._change = threading.Lock()
-        # Replaced as one, so that an access needs no lock.
+        # Replaced as a whole, so that an access needs no lock.
         self._map: tuple[list[int], list[BusRange]] = ([], [])
 
     def insert(self, base: int, size: int, device: BusDevice) -> None:
-        """Let a device answer from `base` on.
+        """Add a device at `base`.
 
         Raises:
-            OverlapError: another device answers there.
+            OverlapError: the range overlaps another device's.
         """
         new = BusRange(base, size, device)
         with self._change:
@@ -64,7 +64,7 @@ class Bus:
             self._replace(sorted([*ranges, new], key=lambda each: each.base))
 
     def remove(self, base: int) -> None:
-        """Let nobody answer where a device was inserted."""
+        """Remove a device."""
         with self._change:
             self._replace([each for each in self._map[1] if each.base != base])
 
@@ -87,7 +87,7 @@ class Bus:
     def _find(self, address: int, size: int) -> BusRange | None:
         bases, ranges = self._map
         index = bisect_right(bases, address) - 1
-        # An access that runs over the end of a device is nobody's.
+        # An access over the end of a device reaches no device.
         if index < 0 or address + size > ranges[index].end:
             return None
         return ranges[index]

@@ -1,4 +1,4 @@
-"""The keyboard controller of a PC, as far as a machine without a keyboard has one: it can reset.
+"""The keyboard controller of a PC, without a keyboard: it only resets the machine.
 
 Ports 0x60 (data) and 0x64 (status, command) of an Intel 8042. Linux resets by pulsing line 0.
 """
@@ -28,7 +28,7 @@ class I8042:
         self._output: int | None = None
 
     def read(self, offset: int, size: int) -> int:
-        """Status, or the one byte that a command left."""
+        """Read the status, or the one byte that a command left."""
         with self._lock:
             if offset == _COMMAND:
                 return _OUTPUT_FULL if self._output is not None else 0
@@ -38,7 +38,7 @@ class I8042:
             return value
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take a command; all but two are ignored."""
+        """Handle a command; all but two are ignored."""
         if offset != _COMMAND:
             return
         if value == _PULSE_RESET:
@@ -48,10 +48,10 @@ class I8042:
                 self._output = _TEST_PASSED
 
     def state(self) -> PlainState:
-        """All that it is."""
+        """The whole state."""
         return {"output": self._output}
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says; raises DamagedError where that cannot be."""
+        """Restore `state`; raises DamagedError if it is not valid."""
         saved = SavedState("the keyboard controller", state)
         self._output = saved.optional_integer("output", 0xFF)

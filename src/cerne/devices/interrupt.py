@@ -1,4 +1,4 @@
-"""How a device asks for attention: a line that it raises and lowers."""
+"""The interrupt line of a device, which it raises and lowers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class InterruptLine(Protocol):
-    """A wire to an interrupt controller. Setting it to what it is already is harmless."""
+    """A line to an interrupt controller. Setting it twice to one level is harmless."""
 
     def set(self, level: bool) -> None:
         """Raise or lower the line."""

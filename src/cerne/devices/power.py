@@ -1,7 +1,7 @@
 """The power of a machine: ACPI's sleep and reset registers, and the events that it signals.
 
 Hardware-reduced ACPI (ACPI 6.5, 4.8.3.7 and 4.8.3.6): one byte each for sleep control, sleep
-status, reset and, for the generic event device, why it raised its line; reading that forgets it.
+status, reset and, for the generic event device, its pending events; reading clears them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RESET_VALUE = 1
 POWER_BUTTON = 1
 GENERATION_CHANGED = 2
 PCI_CHANGED = 4
-"""A slot of PCI has something new, or is to be freed (`cerne.devices.pci.hotplug`)."""
+"""A PCI slot has a new device, or should be freed (`cerne.devices.pci.hotplug`)."""
 
 _ALL_EVENTS = POWER_BUTTON | GENERATION_CHANGED | PCI_CHANGED
 _SLEEP_TYPE_SHIFT = 2
@@ -46,7 +46,7 @@ class Power:
             self._line.set(True)
 
     def read(self, offset: int, size: int) -> int:
-        """Which events there were; everything else reads as zero."""
+        """Read the pending events; everything else reads as zero."""
         if offset != EVENTS:
             return 0
         with self._lock:
@@ -55,7 +55,7 @@ class Power:
         return events
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Switch off or reset, if that is what was written."""
+        """Switch off or reset, if the written value says so."""
         asleep = value >> _SLEEP_TYPE_SHIFT & _SLEEP_TYPE_MASK
         if offset == SLEEP_CONTROL and value & SLEEP_ENABLE and asleep == SLEEP_TYPE_OFF:
             self._power_off()
@@ -63,12 +63,12 @@ class Power:
             self._reset()
 
     def state(self) -> PlainState:
-        """All that it is."""
+        """The whole state."""
         with self._lock:
             return {"events": self._events}
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says; raises DamagedError where that cannot be."""
+        """Restore `state`; raises DamagedError if it is not valid."""
         events = SavedState("the power", state).integer("events", _ALL_EVENTS)
         with self._lock:
             self._events = events

@@ -1,7 +1,7 @@
-"""The panic notifier of a PC, by which a guest says that it can go no further, or has shut down.
+"""The panic notifier of a PC, with which a guest reports a panic or a shutdown.
 
-QEMU's pvpanic-pci (docs/specs/pvpanic.rst there): one register of one byte, which says when it is
-read what it understands, and is told when it is written what has happened.
+QEMU's pvpanic-pci (docs/specs/pvpanic.rst there): one register of one byte: reading it returns the
+supported events, and writing it reports an event.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from collections.abc import Callable
 from cerne.devices.pci.function import Bar, PciFunction, PciIdentity
 
 PANICKED, CRASH_LOADED, SHUT_DOWN = 1, 2, 4
-"""It ends here; another kernel takes over to look at what is left (kdump); or it has shut down, and
-has no ACPI to switch the machine off by."""
+"""The events: panic, panic with a crash kernel (kdump), shutdown of a guest without ACPI."""
 
 _IDENTITY = PciIdentity(
     vendor=0x1B36, device=0x0011, class_code=0x088000, subsystem_vendor=0x1AF4, subsystem=0x1100
@@ -22,9 +21,9 @@ _EVENTS = 0
 
 
 class PanicNotifier(PciFunction):
-    """All that it is made with is called when the guest says so, from its vCPU's thread.
+    """Its callbacks are called at the guest's events, on the vCPU's thread.
 
-    Of a crash kernel it tells once until the machine is reset, however often the guest says it.
+    It reports a crash kernel once until the machine is reset, even if the guest repeats it.
     """
 
     def __init__(
@@ -41,11 +40,11 @@ class PanicNotifier(PciFunction):
         self.add_bar(_BAR)
 
     def read_bar(self, bar: int, offset: int, size: int) -> int:
-        """What it understands; zero beside the register."""
+        """The supported events; zero outside of the register."""
         return PANICKED | CRASH_LOADED | SHUT_DOWN if offset == _EVENTS else 0
 
     def write_bar(self, bar: int, offset: int, size: int, value: int) -> None:
-        """Take what has happened."""
+        """Handle an event."""
         if offset != _EVENTS:
             return
         if value & PANICKED:
@@ -57,6 +56,6 @@ class PanicNotifier(PciFunction):
             self._shut_down()
 
     def power_on(self) -> None:
-        """Back to the state after power-on."""
+        """Return to the state after power-on."""
         super().power_on()
         self._has_told = False

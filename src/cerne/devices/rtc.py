@@ -1,4 +1,4 @@
-"""The clock of a PC, with its CMOS memory (Motorola's MC146818), told the host's time in UTC."""
+"""The clock of a PC with its CMOS memory (Motorola's MC146818); it shows the host's UTC time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INDEX_MASK = 0x7F
 
 
 class Rtc:
-    """Two ports: an index, and what is at it. `now` gives seconds since the epoch."""
+    """Two ports: an index, and the byte at the index. `now` returns seconds since the epoch."""
 
     def __init__(self, now: Callable[[], float] = time.time) -> None:
         self._now = now
@@ -27,7 +27,7 @@ class Rtc:
         self._memory[_STATUS_B] = _24_HOURS
 
     def read(self, offset: int, size: int) -> int:
-        """The index port reads as it was written; the other one gives what is at the index."""
+        """The index port returns the index; the other port returns the byte at the index."""
         with self._lock:
             if offset == 0:
                 return self._index
@@ -37,7 +37,7 @@ class Rtc:
             return _VALID if self._index == _STATUS_D else self._memory[self._index]
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Choose an index, or write at it; the time of day is the host's and stays so."""
+        """Set the index, or write the byte at it; the time of day stays the host's."""
         with self._lock:
             if offset == 0:
                 self._index = value & _INDEX_MASK
@@ -45,11 +45,11 @@ class Rtc:
                 self._memory[self._index] = value & 0xFF
 
     def state(self) -> PlainState:
-        """All that it is, but for the time."""
+        """The state without the time."""
         return {"index": self._index, "memory": self._memory.hex()}
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says; raises DamagedError where that cannot be."""
+        """Restore `state`; raises DamagedError if it is not valid."""
         saved = SavedState("the clock", state)
         self._index = saved.integer("index", _INDEX_MASK)
         memory = saved.data("memory", len(self._memory))

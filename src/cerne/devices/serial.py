@@ -1,7 +1,7 @@
 """A 16550A serial port: all registers, both directions, its interrupts (National's PC16550D).
 
-The line has no speed: what is written is gone at once, and what comes in waits in a queue that the
-receive buffer is filled from.
+The line has no speed: written bytes leave at once, and received bytes wait in a queue for the
+receive buffer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from cerne.devices.state import PlainState, SavedState
 DATA, INTERRUPT_ENABLE, INTERRUPT_ID, LINE_CONTROL, MODEM_CONTROL = range(5)
 LINE_STATUS, MODEM_STATUS, SCRATCH = 5, 6, 7
 REGISTERS = 8
-"""Ports that it takes."""
+"""The number of its ports."""
 
 _FIFO_SIZE = 16
 _LONGEST_QUEUE = 64 * 1024
@@ -50,7 +50,7 @@ _CONNECTED = 0xB0  # carrier, data set ready, clear to send
 
 
 class Serial:
-    """One port; `sink` is given what the guest writes, `line` is its interrupt."""
+    """One port; `sink` gets the guest's output, `line` is its interrupt."""
 
     def __init__(self, line: InterruptLine, sink: Callable[[bytes], None]) -> None:
         self._line = line
@@ -67,7 +67,7 @@ class Serial:
         self._overrun = False
 
     def feed(self, data: bytes) -> int:
-        """Take bytes for the guest to read; how many were taken. The rest would not fit."""
+        """Queue bytes for the guest; return how many fitted."""
         with self._lock:
             taken = data[: _LONGEST_QUEUE - len(self._queue)]
             self._queue.extend(taken)
@@ -84,11 +84,11 @@ class Serial:
         with self._lock:
             written = self._write(offset, value & 0xFF)
         if written is not None:
-            # Without the lock: whoever takes it may wait.
+            # Without the lock, because the sink may wait.
             self._sink(bytes([written]))
 
     def state(self) -> PlainState:
-        """All that it is."""
+        """The whole state."""
         with self._lock:
             return {
                 "queue": bytes(self._queue).hex(),
@@ -103,7 +103,7 @@ class Serial:
             }
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says; raises DamagedError where that cannot be."""
+        """Restore `state`; raises DamagedError if it is not valid."""
         saved = SavedState("a serial port", state)
         with self._lock:
             self._queue = deque(saved.data("queue", _LONGEST_QUEUE))
@@ -139,7 +139,7 @@ class Serial:
         return value
 
     def _write(self, offset: int, value: int) -> int | None:
-        """Take a register's new value; the byte that goes out by it, if any."""
+        """Set a register; return the byte that this sends, if any."""
         written = None
         if offset == DATA and self._divisor_access:
             self._divisor = self._divisor & 0xFF00 | value
@@ -204,14 +204,14 @@ class Serial:
         fifos = _FIFOS_ENABLED if self._fifo_control & 1 else 0
         cause = self._cause()
         if cause == _ID_TRANSMITTER:
-            # To have been told is enough.
+            # Reading the identification clears the interrupt.
             self._transmitter_pending = False
         return fifos | cause
 
     def _cause(self) -> int:
         if self._overrun and self._enabled & Enable.LINE_STATUS:
             return _ID_LINE_STATUS
-        # A receive timeout is never waited for: what is there is told of at once.
+        # There is no receive timeout: received bytes are reported at once.
         if self._queue and self._enabled & Enable.RECEIVED:
             return _ID_RECEIVED
         if self._transmitter_pending and self._enabled & Enable.TRANSMITTER_EMPTY:

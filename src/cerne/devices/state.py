@@ -1,7 +1,7 @@
-"""Reading saved state of devices back: plain JSON types that nobody has checked yet.
+"""Reads saved state of devices: plain JSON types that are not checked yet.
 
-A device saves itself as a dict of numbers, flags, texts, lists and further dicts. What comes back
-was on a disk; each value is asked for by its name, its type and its limits.
+A device saves itself as a dict of numbers, flags, texts, lists and further dicts. Saved state comes
+from a disk, so each value is checked by its name, its type and its limits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cerne.errors import DamagedError
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 PlainState = dict[str, object]
-"""Saved state: JSON types alone."""
+"""Saved state: only JSON types."""
 
 
 class Record(Protocol):
@@ -25,7 +25,7 @@ class Record(Protocol):
 
 
 def plain(record: Record) -> PlainState:
-    """A named tuple as it is saved: the fields of it, and of those in it."""
+    """A named tuple as JSON: its fields, and the fields of tuples in it."""
     return {name: _plain(value) for name, value in record._asdict().items()}
 
 
@@ -63,7 +63,7 @@ class SavedState:
         return [SavedState(self._what, {name: each}).integer(name, largest) for each in values]
 
     def is_none(self, name: str) -> bool:
-        """Whether there is None in a place that may hold a part; raises DamagedError if none."""
+        """Whether an optional part is None; raises DamagedError if it is missing."""
         return self._value(name) is None
 
     def __iter__(self) -> Iterator[str]:
@@ -82,7 +82,7 @@ class SavedState:
     def text(self, name: str, longest: int) -> str:
         """A text of limited length; raises DamagedError for anything else."""
         value = self._value(name)
-        # JSON can have halves of characters, which nothing can be made of.
+        # JSON may contain lone surrogates, which have no encoding.
         if not isinstance(value, str) or len(value) > longest or _SURROGATE.search(value):
             self._refuse(name)
         return value
@@ -100,18 +100,18 @@ class SavedState:
         return self._section(name, self._value(name))
 
     def sections(self, name: str, count: int | None) -> list[SavedState]:
-        """The saved states of that many parts, or of any; raises DamagedError otherwise."""
+        """The saved states of that many parts, or of any number; raises DamagedError otherwise."""
         values = self._value(name)
         if not isinstance(values, list | tuple) or count not in (None, len(values)):
             self._refuse(name)
         return [self._section(f"{name}[{at}]", value) for at, value in enumerate(values)]
 
     def plain_list(self, name: str, count: int) -> list[PlainState]:
-        """That many parts as they were saved; raises DamagedError for anything else."""
+        """That many parts as plain JSON; raises DamagedError for anything else."""
         return [dict(each._values) for each in self.sections(name, count)]
 
     def plain(self, name: str) -> PlainState:
-        """A part as it was saved, for the device it belongs to; raises DamagedError if none."""
+        """A part as plain JSON, for its device; raises DamagedError if it is missing."""
         return dict(self.section(name)._values)
 
     def _section(self, name: str, value: object) -> SavedState:
@@ -125,4 +125,4 @@ class SavedState:
         return self._values[name]
 
     def _refuse(self, name: str) -> NoReturn:
-        raise DamagedError(f"the saved state of {self._what} has a {name!r} that cannot be")
+        raise DamagedError(f"the saved state of {self._what} has a {name!r} that is not valid")

@@ -1,7 +1,7 @@
-"""Where a buffer of this process lies, for the structures in which the kernel wants an address.
+"""The address of a buffer of this process, for the kernel's structures.
 
-The only place that turns a buffer into a number. An address is good for as long as the buffer's
-owner lives and no longer; whoever asks for one says, where it asks, who that owner is.
+Only this module turns a buffer into a number. An address is valid while the buffer's owner exists;
+a comment at each call names the owner.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the wrappers of /dev/kvm, a VM and a vCPU have in common: one descriptor, closed once."""
+"""The base of the wrappers of /dev/kvm, a VM and a vCPU: one descriptor, closed once."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def ioctl(
     operation: IntEnum,
     argument: int | ctypes.Structure | ctypes.c_uint64 | bytearray = 0,
 ) -> int:
-    """Call the kernel; its answer, which is not negative.
+    """Call the kernel; return its answer, which is not negative.
 
     The kernel keeps no address beyond the call, during which the caller holds the argument.
 

@@ -142,7 +142,7 @@ class kvm_irqchip(Structure):
 
 
 class RoutingType(IntEnum):
-    """KVM_IRQ_ROUTING_*: where a GSI leads."""
+    """KVM_IRQ_ROUTING_*: the kind of a GSI's route."""
 
     IRQCHIP = 1
     MSI = 2
@@ -645,7 +645,7 @@ class ExitReason(IntEnum):
 
 
 class InternalError(IntEnum):
-    """KVM_INTERNAL_ERROR_*: what the kernel could not do for the guest."""
+    """KVM_INTERNAL_ERROR_*: the reason why the kernel stopped the guest."""
 
     EMULATION = 1
     SIMUL_EX = 2
@@ -956,7 +956,7 @@ class Ioctl(IntEnum):
 
 
 class Capability(IntEnum):
-    """KVM_CAP_*: what KVM_CHECK_EXTENSION can be asked."""
+    """KVM_CAP_*: the arguments of KVM_CHECK_EXTENSION."""
 
     IRQCHIP = 0
     USER_MEMORY = 3

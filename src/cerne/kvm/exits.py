@@ -1,8 +1,8 @@
 """Why a vCPU stopped, decoded once from `kvm_run` into one small type for each reason.
 
-The data of port and memory-mapped I/O are the very bytes of `kvm_run` that the kernel reads when
-the vCPU runs again, and are good until then. Named tuples cost a third of a frozen dataclass, and
-are defined in a tenth of the time.
+The data of port and memory-mapped I/O are the bytes of `kvm_run` that the kernel reads when the
+vCPU runs again, and are valid until then. Named tuples cost a third of a frozen dataclass, and are
+defined in a tenth of the time.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class MmioExit(NamedTuple):
 
 
 class _Bare:
-    """An exit that is nothing but its reason: all of one reason are alike."""
+    """An exit without data: all exits of one reason are equal."""
 
     __slots__ = ()
 
@@ -105,13 +105,13 @@ class FailEntryExit(NamedTuple):
 
 
 class InternalErrorExit(NamedTuple):
-    """The kernel could not go on with the guest (KVM_EXIT_INTERNAL_ERROR)."""
+    """The kernel stopped the guest (KVM_EXIT_INTERNAL_ERROR)."""
 
     suberror: int
     """An `InternalError`, or a number that is newer."""
     data: tuple[int, ...]
     instruction: bytes
-    """The bytes that could not be emulated, where the kernel tells them; else empty."""
+    """The bytes of the instruction that the kernel failed to emulate, or empty."""
 
 
 class SystemEventExit(NamedTuple):
@@ -128,7 +128,7 @@ class IoapicEoiExit(NamedTuple):
 
 
 class MsrExit(NamedTuple):
-    """The guest touches an MSR that is left to us (KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR).
+    """The guest uses an MSR that user space handles (KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR).
 
     Answered by `Vcpu.answer_msr`.
     """

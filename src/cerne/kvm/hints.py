@@ -1,4 +1,4 @@
-"""What to do where /dev/kvm is not there, or not open: the command that mends it, for errors."""
+"""Hints for errors: the command to type if /dev/kvm is missing or not open to this user."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cerne.kvm.kvm import KVM_DEVICE
 
 
 def missing_hint() -> str:
-    """What makes /dev/kvm appear on this host."""
+    """The command that makes /dev/kvm appear on this host."""
     with contextlib.suppress(OSError):
         flags = Path("/proc/cpuinfo").read_text().split()
         if "svm" in flags:
@@ -27,7 +27,7 @@ def missing_hint() -> str:
 
 
 def permission_hint(device: Path | str = KVM_DEVICE) -> str:
-    """What opens a device that is there to this user."""
+    """The command that gives this user access to a device."""
     user = _user()
     try:
         status = Path(device).stat()

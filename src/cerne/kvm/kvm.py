@@ -1,4 +1,4 @@
-"""/dev/kvm: what the kernel offers as a hypervisor, and where virtual machines come from."""
+"""/dev/kvm: the kernel's features as a hypervisor, and the creation of virtual machines."""
 
 from __future__ import annotations
 
@@ -32,21 +32,23 @@ class Kvm(Descriptor):
         """Open the device.
 
         Raises:
-            KvmError: it is not there or not open to this user; the hint names what mends it.
+            KvmError: it is missing or not open to this user; the hint is the command to type.
             HostError: its API is not the one that has been stable since Linux 2.6.22.
         """
         super().__init__(_open(device))
         version = self.get_api_version()
         if version != abi.KVM_API_VERSION:
             self.close()
-            raise HostError(f"{device} speaks version {version} of the KVM API, and not 12")
+            raise HostError(
+                f"{device} has version {version} of the KVM API, and Cerne needs version 12"
+            )
 
     def get_api_version(self) -> int:
         """The version of the API: 12."""
         return ioctl(self._descriptor, Ioctl.KVM_GET_API_VERSION)
 
     def check_extension(self, capability: Capability) -> int:
-        """0 where the capability is missing; else 1, or a number that it explains."""
+        """0 if the capability is missing; else 1, or the capability's number."""
         return ioctl(self._descriptor, Ioctl.KVM_CHECK_EXTENSION, capability)
 
     def get_vcpu_mmap_size(self) -> int:
@@ -54,7 +56,7 @@ class Kvm(Descriptor):
         return ioctl(self._descriptor, Ioctl.KVM_GET_VCPU_MMAP_SIZE)
 
     def get_supported_cpuid(self) -> list[abi.kvm_cpuid_entry2]:
-        """The CPUID leaves that a guest can be given."""
+        """The CPUID leaves that the host supports for a guest."""
         leaves = Flexible.of(abi.kvm_cpuid2, abi.kvm_cpuid_entry2, _MAX_CPUID_ENTRIES)
         leaves.head.nent = _MAX_CPUID_ENTRIES
         ioctl(self._descriptor, Ioctl.KVM_GET_SUPPORTED_CPUID, leaves.buffer)
@@ -69,7 +71,7 @@ class Kvm(Descriptor):
         return self._msr_list(Ioctl.KVM_GET_MSR_FEATURE_INDEX_LIST)
 
     def get_msrs(self, indices: Sequence[int]) -> dict[int, int]:
-        """The feature MSRs of these that can be read, and their values."""
+        """The readable feature MSRs among these, with their values."""
         return read_msrs(self._descriptor, indices)
 
     def create_vm(self) -> Vm:
@@ -104,11 +106,11 @@ def _open(device: Path | str) -> int:
     except PermissionError as error:
         raise _cannot_open(f"{device} is not open to this user", error, device) from error
     except OSError as error:
-        raise _cannot_open(f"{device} cannot be opened: {error.strerror}", error, device) from error
+        raise _cannot_open(f"opening {device} failed: {error.strerror}", error, device) from error
 
 
 def _cannot_open(message: str, error: OSError, device: Path | str) -> KvmError:
-    # Whoever starts machines quickly has no need of what these load.
+    # Imported here, because a quick start of machines does not need these modules.
     from cerne.kvm.hints import missing_hint, permission_hint
 
     refused = isinstance(error, PermissionError)

@@ -1,4 +1,4 @@
-"""Guest memory: what the guest has as RAM, and the one way for this process to touch it.
+"""Guest memory: the guest's RAM, and the only way for this process to access it.
 
 A guest's memory is made of regions, each a page-aligned range of guest-physical addresses over a
 mapping of this process (mmap(2)): anonymous, a memfd that other processes may map too (vhost-user),
@@ -26,7 +26,7 @@ GuestAddress = NewType("GuestAddress", int)
 """A guest-physical address."""
 
 MemoryRange = tuple[GuestAddress, int]
-"""Where memory begins, and its size in bytes."""
+"""The address of a range, and its size in bytes."""
 
 PAGE_SIZE = mmap.PAGESIZE
 HUGE_PAGE_SIZE = 2 << 20
@@ -50,14 +50,14 @@ class GuestMemoryError(GuestError):
 
 
 class Backing(Enum):
-    """What lies under a region, which decides how its pages can be given back."""
+    """The kind of mapping of a region, which decides how its pages are freed."""
 
     ANONYMOUS = "anonymous"
     """Private to this process; copy-on-write in a forked child."""
     SHARED = "shared"
-    """A memfd: whoever maps it sees the same bytes, a forked child too."""
+    """A memfd: all processes that map it share its bytes, also a forked child."""
     PRIVATE_FILE = "private-file"
-    """A file under it is read and never written; copy-on-write."""
+    """A file, which is read and never written; copy-on-write."""
 
 
 class MemoryRegion(NamedTuple):
@@ -93,7 +93,7 @@ class GuestMemory:
         """Take over regions, which must not overlap.
 
         Raises:
-            InputError: there is none, two overlap, or one is not aligned to pages.
+            InputError: there is no region, two overlap, or one is not aligned to pages.
         """
         self._regions = tuple(sorted(regions, key=lambda region: region.start))
         _check_ranges([(region.start, region.size) for region in self._regions])
@@ -133,7 +133,7 @@ class GuestMemory:
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, descriptor)
             os.ftruncate(descriptor, sum(size for _, size in ranges))
-            # Whoever shares it could otherwise take pages away from under this process.
+            # Without the seals, a process that shares it could remove pages of this process.
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _FIXED_SIZE)
             memory = cls(_file_regions(ranges, descriptor, 0, Backing.SHARED, undo))
             undo.pop_all()
@@ -145,17 +145,19 @@ class GuestMemory:
     ) -> Self:
         """Memory whose first content is a file's, from `offset` on, one range after the other.
 
-        The file is never written: what the guest writes is kept in pages of this process.
-        The descriptor stays the caller's, and may be closed.
+        The file is never written: the guest's writes are in pages of this process. The caller keeps
+        the descriptor, and may close it.
 
         Raises:
             InputError: the ranges or the offset are not aligned, or the file is too short.
-            HostError: the file cannot be mapped.
+            HostError: mapping the file failed.
         """
         _check_ranges(ranges)
         wanted = offset + sum(size for _, size in ranges)
         if offset < 0 or offset % PAGE_SIZE:
-            raise InputError(f"memory cannot begin at {offset} of a file, which is inside a page")
+            raise InputError(
+                f"the offset {offset} of the memory file is not a multiple of the page size"
+            )
         if os.fstat(descriptor).st_size < wanted:
             raise InputError(f"the memory file is shorter than the {wanted} bytes it should have")
         with contextlib.ExitStack() as undo:
@@ -229,64 +231,66 @@ class GuestMemory:
         region.view[offset : offset + 8] = value.to_bytes(8, "little")
 
     def require(self, address: int, length: int) -> None:
-        """See that a range is memory, of however many regions that follow one another.
+        """Refuse a range that is not memory; it may cross adjacent regions.
 
         Raises:
-            GuestMemoryError: a part of it is none.
+            GuestMemoryError: a part of it is not memory.
         """
         self._pieces(address, length)
 
     def discard(self, address: int, length: int) -> None:
-        """Give the whole pages of a range back to the host; the guest finds them zero.
+        """Free the whole pages of a range; the guest then reads zeros.
 
-        The range may cross regions that follow one another. Pages of a private file have the
-        file's content again instead.
+        The range may cross adjacent regions. Pages of a private file have the file's content again
+        instead.
 
         Raises:
-            GuestMemoryError: a part of the range is no memory, or it is not whole pages; nothing
-                was given back.
-            HostError: the host keeps them, as it does where memory is locked.
+            GuestMemoryError: a part of the range is not memory, or it is not whole pages; nothing
+                was freed.
+            HostError: the host does not free them, for example because memory is locked.
         """
         if address % PAGE_SIZE or length % PAGE_SIZE:
             raise GuestMemoryError(
-                f"{length} bytes at {address:#x} of the guest are no whole pages"
+                f"{length} bytes at {address:#x} of the guest are not whole pages"
             )
         for region, offset, size in self._pieces(address, length):
             try:
                 region.mapping.madvise(_advice(region), region.mapping_offset + offset, size)
             except OSError as error:
-                raise HostError(f"the host keeps a guest's memory: {error.strerror}") from error
+                raise HostError(
+                    f"the host does not free a guest's memory: {error.strerror}"
+                ) from error
 
     def discard_view(self, view: memoryview) -> None:
-        """Give back the pages that a view of this memory shows, as `discard` does.
+        """Free the pages of a view of this memory, as `discard` does.
 
         Raises:
-            GuestMemoryError: it shows no whole pages; nothing was given back.
-            HostError: the host keeps them.
+            GuestMemoryError: it is not whole pages; nothing was freed.
+            HostError: the host does not free them.
         """
         if not view:
             return
-        # The mapping is this object's, and lives as long as the view does.
+        # This object owns the mapping, which exists as long as the view.
         place = address_of(view)
         for region in self._regions:
             offset = place - address_of(region.view)
             if 0 <= offset < region.size:
                 self.discard(region.start + offset, len(view))
                 return
-        raise GuestMemoryError("a view is not of the guest's memory")
+        raise GuestMemoryError("the view does not belong to the guest's memory")
 
     def clear(self) -> None:
-        """Make all of it zero, as at power-on, and give its pages back to the host.
+        """Zero the whole memory, as at power-on, and free its pages.
 
-        The VM that had it must be closed before: what lay over a private file is mapped anew.
+        Its VM must be closed before, because ranges of a private file are mapped again.
 
         Raises:
-            HostError: the host does not map it.
+            HostError: the host refuses the mapping.
         """
         self._regions = tuple(_cleared(region) for region in self._regions)
 
     def close(self) -> None:
-        """Unmap the memory; the VM that had it must be closed before."""
+        """Unmap the memory; its VM must be closed before."""
         for region in self._regions:
             _unmap(region)
         descriptors = {region.descriptor for region in self._regions}
@@ -312,7 +316,7 @@ class GuestMemory:
         return value
 
     def _pieces(self, address: int, length: int) -> list[tuple[MemoryRegion, int, int]]:
-        """The regions that a range lies in, where in each it begins, and its bytes there."""
+        """The regions of a range, with its offset and its bytes in each."""
         pieces = []
         at, end = address, address + length
         for region in self._regions:
@@ -334,24 +338,24 @@ class GuestMemory:
 
 def _check_ranges(ranges: Sequence[MemoryRange]) -> None:
     if not ranges:
-        raise InputError("a guest needs memory")
+        raise InputError("a guest needs memory, and no range was given")
     end = 0
     for start, size in sorted(ranges):
         if size <= 0 or start < 0 or start % PAGE_SIZE or size % PAGE_SIZE:
-            raise InputError(f"memory of {size} bytes at {start:#x} is not made of whole pages")
+            raise InputError(f"memory of {size} bytes at {start:#x} is not a whole number of pages")
         if start < end:
             raise InputError(f"memory at {start:#x} overlaps the memory before it")
         end = start + size
 
 
 def _anonymous_region(start: GuestAddress, size: int, huge_pages: bool) -> MemoryRegion:
-    # Huge pages serve a guest only where both addresses are equal modulo their size.
+    # Huge pages serve a guest only if both addresses are equal modulo their size.
     slack = HUGE_PAGE_SIZE if huge_pages else 0
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
     mapping = _map(-1, size + slack, flags, 0)
     offset = (start - address_of(mapping)) % HUGE_PAGE_SIZE if huge_pages else 0
     if huge_pages:
-        # A kernel without transparent huge pages says EINVAL, and serves small ones.
+        # A kernel without transparent huge pages returns EINVAL, and uses small ones.
         with contextlib.suppress(OSError):
             mapping.madvise(mmap.MADV_HUGEPAGE)
     view = memoryview(mapping)[offset : offset + size]
@@ -368,7 +372,7 @@ def _cleared(region: MemoryRegion) -> MemoryRegion:
 
 
 def _advice(region: MemoryRegion) -> int:
-    """What gives a region's pages back to the host."""
+    """The advice that frees a region's pages."""
     return mmap.MADV_REMOVE if region.backing is Backing.SHARED else mmap.MADV_DONTNEED
 
 
@@ -415,6 +419,6 @@ def _map(descriptor: int, size: int, flags: int, offset: int) -> mmap.mmap:
 
 def _unmap(region: MemoryRegion) -> None:
     region.view.release()
-    # Somebody still looks at it; the mapping goes when the last view does.
+    # A view still uses the mapping, which goes away with the last view.
     with contextlib.suppress(BufferError):
         region.mapping.close()

@@ -1,6 +1,6 @@
 """Model-specific registers, read and written many at a time (KVM_GET_MSRS, KVM_SET_MSRS).
 
-The kernel stops at the first register that it does not have and says how far it came.
+The kernel stops at the first register that it does not have and returns how many it did.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from cerne.kvm.abi import Flexible, Ioctl
 
 
 def read_msrs(descriptor: int, indices: Sequence[int]) -> dict[int, int]:
-    """The values of those registers that can be read."""
+    """The values of the readable registers among these."""
     values: dict[int, int] = {}
     wanted = list(indices)
     while wanted:
         msrs = _msrs(dict.fromkeys(wanted, 0))
         done = ioctl(descriptor, Ioctl.KVM_GET_MSRS, msrs.buffer)
         values.update((entry.index, entry.data) for entry in msrs.entries[:done])
-        # The one at which it stopped cannot be read; those after it may be.
+        # The register at which it stopped is not readable; those after it may be.
         wanted = wanted[done + 1 :]
     return values
 

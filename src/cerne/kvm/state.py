@@ -1,6 +1,6 @@
-"""All that makes up a vCPU's and a VM's state in the kernel, taken and given back in one go.
+"""The complete state of a vCPU and of a VM in the kernel, saved and restored in one call.
 
-Plain bytes and numbers, apart from the live objects, and untrusted when they come back: sizes are
+Plain bytes and numbers, separate from the live objects, and untrusted at a restore: sizes are
 checked here, the values by the kernel. Guest memory is not part of it.
 """
 
@@ -57,7 +57,7 @@ def save_vcpu(vcpu: Vcpu, msrs: Sequence[int]) -> VcpuState:
     """
     return VcpuState(
         cpuid=b"".join(bytes(entry) for entry in vcpu.get_cpuid2()),
-        # Asked first of the registers: it makes the kernel take in pending events.
+        # Read before the registers, because this makes the kernel handle pending events.
         mp_state=vcpu.get_mp_state(),
         regs=bytes(vcpu.get_regs()),
         sregs=bytes(vcpu.get_sregs()),
@@ -72,10 +72,10 @@ def save_vcpu(vcpu: Vcpu, msrs: Sequence[int]) -> VcpuState:
 
 
 def restore_vcpu(vcpu: Vcpu, state: VcpuState) -> None:
-    """Give a new vCPU a saved state.
+    """Restore a saved state into a new vCPU.
 
     Raises:
-        DamagedError: a group has not the size of its structure.
+        DamagedError: a group does not have the size of its structure.
         KvmError: the kernel refused.
     """
     # CPUID decides what the rest may hold; the local APIC comes before the MSRs, since the TSC
@@ -106,10 +106,10 @@ def save_vm(vm: Vm, *, pit: bool = True) -> VmState:
 
 
 def restore_vm(vm: Vm, state: VmState) -> None:
-    """Give a VM that has the same controllers a saved state.
+    """Restore a saved state into a VM with the same controllers.
 
     Raises:
-        DamagedError: a part has not the size of its structure.
+        DamagedError: a part does not have the size of its structure.
         KvmError: the kernel refused.
     """
     if state.pit:
@@ -138,7 +138,7 @@ def _mp_state(value: int) -> MpState:
     try:
         return MpState(value)
     except ValueError as error:
-        raise DamagedError(f"the saved vCPU is in state {value}, which there is not") from error
+        raise DamagedError(f"the saved vCPU has the state {value}, which does not exist") from error
 
 
 def _set_xsave(vcpu: Vcpu, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""One vCPU of the kernel: it runs, says why it stopped, and gives and takes its state.
+"""One vCPU of the kernel: runs it, decodes its exits, and reads and writes its state.
 
 Methods are named after the ioctls (Documentation/virt/kvm/api.rst). A vCPU belongs to the thread
 that runs it; only `kick` may be called from another. An ioctl that the kernel refuses raises
@@ -51,7 +51,7 @@ def handle_kicks() -> None:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Nothing to do: that a signal came is all."""
+    """Do nothing: the signal alone interrupts the vCPU."""
 
 
 class Vcpu(Descriptor):
@@ -71,27 +71,27 @@ class Vcpu(Descriptor):
         self._native_thread = 0
 
     def close(self) -> None:
-        """Close the vCPU, which no thread may be running, and unmap what it shares.
+        """Close the vCPU, which no thread may be running, and unmap its shared memory.
 
-        In a forked child too: while the mapping is there, the kernel keeps the parent's VM.
+        A forked child calls this too: the mapping keeps the parent's VM in the kernel.
         """
         super().close()
         self._view.release()
         self._run = abi.kvm_run()
-        # Whoever still holds an exit's data keeps the mapping until they drop it.
+        # An exit's data that is still referenced keeps the mapping until it is dropped.
         with contextlib.suppress(BufferError):
             self._mapping.close()
 
     @property
     def kvm_run(self) -> abi.kvm_run:
-        """What the kernel and this process share."""
+        """The memory that the kernel and this process share."""
         return self._run
 
     def run(self) -> exits.Exit:
         """Run the guest until it needs us, or a signal comes.
 
         Raises:
-            KvmError: the kernel cannot run it.
+            KvmError: the kernel fails to run it.
         """
         thread = threading.get_ident()
         if thread != self._thread:
@@ -110,7 +110,7 @@ class Vcpu(Descriptor):
     def kick(self) -> None:
         """Take the vCPU out of the guest, or stop it from entering: `run` is interrupted.
 
-        From any thread. Where the vCPU is not in `run`, its next `run` returns at once.
+        From any thread. If the vCPU is not in `run`, its next `run` returns at once.
         """
         self._view[_IMMEDIATE_EXIT] = 1
         if self._native_thread:
@@ -119,7 +119,7 @@ class Vcpu(Descriptor):
     def complete_exit(self) -> None:
         """Let the guest take the answer to its last exit, without running on.
 
-        An I/O access is only over then; before that the state is not fit to be saved.
+        An I/O access is complete only then; before that the state is not consistent.
         """
         self._view[_IMMEDIATE_EXIT] = 1
         try:
@@ -182,10 +182,12 @@ class Vcpu(Descriptor):
         """Set the extended state.
 
         Raises:
-            ValueError: it has not the size that this host's state has.
+            ValueError: its size is not the size on this host.
         """
         if len(state) != self._xsave_size:
-            raise ValueError(f"an XSAVE state of {len(state)} bytes is not {self._xsave_size}")
+            raise ValueError(
+                f"the XSAVE state has {len(state)} bytes, and this host's has {self._xsave_size}"
+            )
         ioctl(self._descriptor, Ioctl.KVM_SET_XSAVE, bytearray(state))
 
     def get_xcrs(self) -> abi.kvm_xcrs:
@@ -197,7 +199,7 @@ class Vcpu(Descriptor):
         ioctl(self._descriptor, Ioctl.KVM_SET_XCRS, xcrs)
 
     def get_msrs(self, indices: Sequence[int]) -> dict[int, int]:
-        """The values of those MSRs that can be read."""
+        """The values of the readable MSRs among these."""
         return read_msrs(self._descriptor, indices)
 
     def set_msrs(self, values: Mapping[int, int]) -> None:
@@ -236,11 +238,11 @@ class Vcpu(Descriptor):
         ioctl(self._descriptor, Ioctl.KVM_SET_MP_STATE, abi.kvm_mp_state(mp_state=state))
 
     def get_vcpu_events(self) -> abi.kvm_vcpu_events:
-        """Exceptions, interrupts, NMIs and SMIs on their way."""
+        """Pending exceptions, interrupts, NMIs and SMIs."""
         return self._get(Ioctl.KVM_GET_VCPU_EVENTS, abi.kvm_vcpu_events())
 
     def set_vcpu_events(self, events: abi.kvm_vcpu_events) -> None:
-        """Set what is on its way; `flags` (`VcpuEventFlag`) says which fields count."""
+        """Set pending events; `flags` (`VcpuEventFlag`) says which fields are valid."""
         ioctl(self._descriptor, Ioctl.KVM_SET_VCPU_EVENTS, events)
 
     def get_debugregs(self) -> abi.kvm_debugregs:
@@ -259,12 +261,12 @@ class Vcpu(Descriptor):
         """Set how fast the guest's time stamp counter runs, in kHz."""
         ioctl(self._descriptor, Ioctl.KVM_SET_TSC_KHZ, khz)
 
-    # What is done to a vCPU
+    # Operations on a vCPU
 
     def kvmclock_ctrl(self) -> None:
-        """Tell the guest that it was paused, so that its watchdogs do not bark.
+        """Tell the guest that it was paused, so that its watchdogs report no lockup.
 
-        The kernel says EINVAL where the guest uses no kvm-clock.
+        The kernel returns EINVAL if the guest does not use kvm-clock.
         """
         ioctl(self._descriptor, Ioctl.KVM_KVMCLOCK_CTRL)
 

@@ -42,12 +42,12 @@ class VhostNet(Descriptor):
         ioctl(self._descriptor, VhostIoctl.VHOST_SET_FEATURES, c_uint64(features))
 
     def set_mem_table(self, memory: GuestMemory) -> None:
-        """Where guest addresses lie. The memory must stay as long as a queue is served."""
+        """Set the mapping of guest addresses; the memory must exist while a queue is served."""
         regions = [
             vhost_memory_region(
                 guest_phys_addr=region.start,
                 memory_size=region.size,
-                # The mapping is the memory's, which its owner keeps.
+                # The memory owns the mapping, and the caller keeps the memory.
                 userspace_addr=address_of(region.view),
             )
             for region in memory.regions
@@ -56,17 +56,17 @@ class VhostNet(Descriptor):
         ioctl(self._descriptor, VhostIoctl.VHOST_SET_MEM_TABLE, table)
 
     def set_vring_num(self, index: int, size: int) -> None:
-        """How many entries a queue has."""
+        """Set the number of entries of a queue."""
         state = vhost_vring_state(index=index, num=size)
         ioctl(self._descriptor, VhostIoctl.VHOST_SET_VRING_NUM, state)
 
     def set_vring_base(self, index: int, next_available: int) -> None:
-        """Where in the driver's ring it goes on."""
+        """Set the index in the driver's ring at which it continues."""
         state = vhost_vring_state(index=index, num=next_available)
         ioctl(self._descriptor, VhostIoctl.VHOST_SET_VRING_BASE, state)
 
     def get_vring_base(self, index: int) -> int:
-        """Where it would go on, of a queue that is not served."""
+        """The index at which a stopped queue would continue."""
         state = vhost_vring_state(index=index)
         ioctl(self._descriptor, VhostIoctl.VHOST_GET_VRING_BASE, state)
         return int(state.num)
@@ -74,14 +74,14 @@ class VhostNet(Descriptor):
     def set_vring_addr(
         self, index: int, memory: GuestMemory, descriptors: int, driver: int, device: int
     ) -> None:
-        """Where a queue's rings lie, by guest addresses.
+        """Set the guest addresses of a queue's rings.
 
         Raises:
-            GuestMemoryError: one is not in memory.
+            GuestMemoryError: a ring is not in memory.
         """
         request = vhost_vring_addr(
             index=index,
-            # The kernel checks how far each ring goes from there.
+            # The kernel checks the length of each ring.
             desc_user_addr=address_of(memory.view(descriptors, 1)),
             avail_user_addr=address_of(memory.view(driver, 1)),
             used_user_addr=address_of(memory.view(device, 1)),
@@ -99,6 +99,6 @@ class VhostNet(Descriptor):
         ioctl(self._descriptor, VhostIoctl.VHOST_SET_VRING_CALL, file)
 
     def net_set_backend(self, index: int, tap: int | None) -> None:
-        """Serve a queue with the frames of a tap; None ends it, and waits for what is under way."""
+        """Serve a queue with the frames of a tap; None stops it, and waits for pending frames."""
         file = vhost_vring_file(index=index, fd=_NOTHING if tap is None else tap)
         ioctl(self._descriptor, VhostIoctl.VHOST_NET_SET_BACKEND, file)

@@ -54,7 +54,7 @@ class Vm(Descriptor):
     def __init__(self, descriptor: int, vcpu_mmap_size: int) -> None:
         super().__init__(descriptor)
         self._vcpu_mmap_size = vcpu_mmap_size
-        # The regions that the kernel has by address, held for as long as it has them.
+        # The regions whose addresses the kernel has, referenced as long as it has them.
         self._slots: dict[int, MemoryRegion] = {}
 
     def close(self) -> None:
@@ -63,7 +63,7 @@ class Vm(Descriptor):
         self._slots.clear()
 
     def check_extension(self, capability: Capability) -> int:
-        """What this VM says of a capability; 0 where it is missing."""
+        """This VM's value of a capability; 0 if it is missing."""
         return ioctl(self._descriptor, Ioctl.KVM_CHECK_EXTENSION, capability)
 
     def enable_cap(self, capability: Capability, *arguments: int) -> None:
@@ -87,14 +87,14 @@ class Vm(Descriptor):
             flags=flags,
             guest_phys_addr=region.start,
             memory_size=region.size,
-            # The mapping is the region's, which is held in _slots until the slot is deleted.
+            # The region owns the mapping, and _slots keeps the region until the slot is deleted.
             userspace_addr=address_of(region.view),
         )
         ioctl(self._descriptor, Ioctl.KVM_SET_USER_MEMORY_REGION, request)
         self._slots[slot] = region
 
     def delete_memory_region(self, slot: int) -> None:
-        """Take a region of memory from the guest."""
+        """Remove a region of memory from the guest."""
         request = abi.kvm_userspace_memory_region(slot=slot)
         ioctl(self._descriptor, Ioctl.KVM_SET_USER_MEMORY_REGION, request)
         del self._slots[slot]
@@ -124,15 +124,15 @@ class Vm(Descriptor):
         ioctl(self._descriptor, Ioctl.KVM_CLEAR_DIRTY_LOG, request)
 
     def set_tss_addr(self, address: int) -> None:
-        """Where three pages below 4 GiB are free (needed by Intel processors)."""
+        """Set the address of three free pages below 4 GiB (needed by Intel processors)."""
         ioctl(self._descriptor, Ioctl.KVM_SET_TSS_ADDR, address)
 
     def set_identity_map_addr(self, address: int) -> None:
-        """Where one page below 4 GiB is free (needed by Intel processors)."""
+        """Set the address of one free page below 4 GiB (needed by Intel processors)."""
         ioctl(self._descriptor, Ioctl.KVM_SET_IDENTITY_MAP_ADDR, c_uint64(address))
 
     def set_boot_cpu_id(self, vcpu_id: int) -> None:
-        """Which vCPU starts; before any is created."""
+        """Set which vCPU starts; before any is created."""
         ioctl(self._descriptor, Ioctl.KVM_SET_BOOT_CPU_ID, vcpu_id)
 
     # Interrupts
@@ -152,7 +152,7 @@ class Vm(Descriptor):
         ioctl(self._descriptor, Ioctl.KVM_SET_IRQCHIP, state)
 
     def set_gsi_routing(self, routes: Sequence[Route]) -> None:
-        """Say where every GSI leads; what was said before is forgotten."""
+        """Set the routes of all GSIs, in place of the former ones."""
         table = Flexible.of(abi.kvm_irq_routing, abi.kvm_irq_routing_entry, len(routes))
         table.head.nr = len(routes)
         for entry, route in zip(table.entries, routes, strict=True):
@@ -165,7 +165,7 @@ class Vm(Descriptor):
         ioctl(self._descriptor, Ioctl.KVM_IRQ_LINE, request)
 
     def signal_msi(self, address: int, data: int) -> bool:
-        """Send a message-signalled interrupt; whether the guest took it."""
+        """Send a message-signalled interrupt; return whether the guest took it."""
         request = abi.kvm_msi(address_lo=address & 0xFFFF_FFFF, address_hi=address >> 32, data=data)
         return ioctl(self._descriptor, Ioctl.KVM_SIGNAL_MSI, request) > 0
 
@@ -232,7 +232,7 @@ class Vm(Descriptor):
         ioctl(self._descriptor, Ioctl.KVM_SET_PIT2, state)
 
     def reinject_control(self, reinject: bool) -> None:
-        """Whether ticks of the timer that the guest missed are made up for."""
+        """Set whether the kernel repeats ticks of the timer that the guest missed."""
         request = abi.kvm_reinject_control(pit_reinject=reinject)
         ioctl(self._descriptor, Ioctl.KVM_REINJECT_CONTROL, request)
 

@@ -1,4 +1,4 @@
-"""What a boot protocol hands to a kernel: the Linux zero page, and PVH's start info.
+"""The data that a boot protocol passes to a kernel: the Linux zero page, and PVH's start info.
 
 Documentation/arch/x86/{boot,zero-page}.rst of the Linux kernel, and
 xen/include/public/arch-x86/hvm/start_info.h of Xen.
@@ -36,7 +36,7 @@ class MemoryMapEntry(NamedTuple):
 
 
 class Initrd(NamedTuple):
-    """Where an initial RAM disk was loaded."""
+    """The place of a loaded initial RAM disk."""
 
     address: GuestAddress
     size: int
@@ -56,14 +56,14 @@ def memory_map(memory_size: int) -> list[MemoryMapEntry]:
 
 
 def write_command_line(memory: GuestMemory, command_line: str) -> None:
-    """Put a kernel's command line where both protocols point.
+    """Write a kernel's command line at the address that both protocols use.
 
     Raises:
-        InputError: it has a NUL, or is longer than a kernel reads.
+        InputError: it contains a NUL, or is longer than a kernel reads.
     """
     encoded = command_line.encode()
     if b"\0" in encoded:
-        raise InputError("the kernel command line has a NUL character")
+        raise InputError("the kernel command line contains a NUL character")
     if len(encoded) > 2047:
         raise InputError(
             f"the kernel command line has {len(encoded)} bytes; Linux on x86 reads 2047",
@@ -98,7 +98,7 @@ def write_zero_page(
 
 
 def made_setup_header() -> bytes:
-    """The least setup header that an ELF kernel, entered by the 64-bit protocol, accepts."""
+    """The smallest setup header that an ELF kernel accepts with the 64-bit protocol."""
     header = bytearray(SETUP_HEADER_END - SETUP_HEADER)
     struct.pack_into("<H", header, 0x1FE - SETUP_HEADER, 0xAA55)
     struct.pack_into("<4sH", header, 0x202 - SETUP_HEADER, b"HdrS", 0x020F)

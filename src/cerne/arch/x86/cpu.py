@@ -31,7 +31,7 @@ _GDT_TSS = 0x0000_8B00_0000_0067
 
 
 def write_page_tables(memory: GuestMemory) -> GuestAddress:
-    """Map the first 4 GiB one to one by 2 MiB pages; the address for CR3."""
+    """Map the first 4 GiB one to one with 2 MiB pages; return the address for CR3."""
     root = layout.PAGE_TABLES
     pointers = root + 0x1000
     directories = root + 0x2000
@@ -46,7 +46,7 @@ def write_page_tables(memory: GuestMemory) -> GuestAddress:
 
 
 def set_entry(memory: GuestMemory, kernel: LoadedKernel, sregs: kvm_sregs, regs: kvm_regs) -> None:
-    """Change the reset state of the first vCPU into that in which it enters this kernel."""
+    """Change the first vCPU's reset state to the state in which it enters this kernel."""
     long_mode = kernel.protocol is Protocol.LINUX64
     descriptors = (0, 0, _GDT_CODE64 if long_mode else _GDT_CODE32, _GDT_DATA, _GDT_TSS)
     memory.write(layout.GDT, struct.pack("<5Q", *descriptors))

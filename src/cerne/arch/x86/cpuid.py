@@ -1,6 +1,6 @@
 """The CPUID leaves of a guest: what the host's kernel supports, with this machine's topology.
 
-Each vCPU is a core of its own in one package (Intel SDM, volume 2, CPUID; leaves 1, 4 and 0xB).
+Each vCPU is a separate core in one package (Intel SDM, volume 2, CPUID; leaves 1, 4 and 0xB).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SMT_LEVEL, _CORE_LEVEL = 1 << 8, 2 << 8
 def guest_cpuid(
     supported: Sequence[kvm_cpuid_entry2], index: int, cpus: int
 ) -> list[kvm_cpuid_entry2]:
-    """The leaves of the vCPU of this index, of so many."""
+    """The leaves for the vCPU of this index, of so many vCPUs."""
     leaves = [_adapted(entry, index, cpus) for entry in supported if not _is_topology(entry)]
     return leaves + _topology(index, cpus)
 

@@ -1,8 +1,8 @@
 """Loading a kernel and its initrd: bzImage by Linux's boot protocol, ELF by the same or by PVH.
 
 Documentation/arch/x86/boot.rst of the Linux kernel and the System V ABI's ELF-64. The files are
-hostile: every offset, length and address is checked before it is used, and what does not hold is
-an `ImageError`.
+hostile: every offset, length and address is checked before it is used, and a wrong one raises an
+`ImageError`.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Protocol(Enum):
 
 
 class LoadedKernel(NamedTuple):
-    """A kernel that lies in guest memory, ready to be entered."""
+    """A kernel in guest memory, ready for its start."""
 
     protocol: Protocol
     entry: GuestAddress
     end: int
-    """The first address that the kernel (with its BSS and its decompressor's space) leaves."""
+    """The first address after the kernel (with its BSS and its decompressor's space)."""
     setup_header: bytes
-    """Of the zero page; its own for a bzImage, a made one for an ELF file."""
+    """The setup header for the zero page: a bzImage's own, or a made one for an ELF file."""
     initrd_limit: int
     """The highest address that the initrd's last byte may have."""
 
@@ -93,23 +93,23 @@ def load_initrd(memory: GuestMemory, descriptor: int, kernel: LoadedKernel) -> I
 
 def _load_bzimage(memory: GuestMemory, descriptor: int, head: bytes, size: int) -> LoadedKernel:
     if len(head) < SETUP_HEADER_END:
-        raise ImageError("the bzImage is cut short within its header")
+        raise ImageError("the bzImage is truncated in its header")
     version = _u16(head, 0x206)
     if version < _FIRST_WITH_PLACE or not head[0x211] & _LOADED_HIGH:
         raise ImageError(
-            "the bzImage does not say where it is to lie, and only a BIOS can enter it",
+            "the bzImage does not name its load address, and only a BIOS can start it",
             hint="use a kernel of Linux 2.6.31 or later",
         )
     long_mode = version >= _FIRST_WITH_XLF and _u16(head, 0x236) & _XLF_KERNEL_64
     setup_size = ((head[0x1F1] or 4) + 1) * 512
     if size <= setup_size:
-        raise ImageError("the bzImage is cut short after its setup code")
+        raise ImageError("the bzImage is truncated after its setup code")
     alignment = _u32(head, 0x230) or _PAGE
     preferred = _u64(head, 0x258)
     needed = _u32(head, 0x260)
     address = max(preferred, layout.HIGH_START)
     if preferred % alignment or needed < size - setup_size:
-        raise ImageError("the bzImage's header contradicts itself about where it is to lie")
+        raise ImageError("the bzImage's header contradicts itself about its load address")
     _require_room(memory, address, needed)
     _read_into(memory, descriptor, setup_size, GuestAddress(address), size - setup_size)
     header_end = min(0x202 + head[0x201], SETUP_HEADER_END)
@@ -139,17 +139,17 @@ def _load_elf(memory: GuestMemory, descriptor: int, head: bytes, size: int) -> L
         if kind != _PT_LOAD or memory_size == 0:
             continue
         if offset + file_size > size or file_size > memory_size:
-            raise ImageError("a segment of the ELF file lies outside of it")
+            raise ImageError("a segment of the ELF file is outside of the file")
         _require_room(memory, physical, memory_size)
         _read_into(memory, descriptor, offset, GuestAddress(physical), file_size)
         end = max(end, physical + memory_size)
     if not end:
-        raise ImageError("the ELF file has nothing to load")
+        raise ImageError("the ELF file has no segment to load")
     # A Linux kernel that has both is entered in long mode, which is the shorter way.
     linux = pvh is None or _is_linux_entry(entry, end)
     chosen = entry if linux or pvh is None else pvh
     if not layout.HIGH_START <= chosen < end:
-        raise ImageError("the ELF file's entry lies outside of what it loads")
+        raise ImageError("the ELF file's entry is outside of its segments")
     return LoadedKernel(
         protocol=Protocol.LINUX64 if linux else Protocol.PVH,
         entry=GuestAddress(chosen),
@@ -164,9 +164,9 @@ def _is_linux_entry(entry: int, end: int) -> bool:
 
 
 def _pvh_entry(descriptor: int, offset: int, length: int, size: int) -> int | None:
-    """The entry that a note of Xen's names, or None where the notes have none."""
+    """The entry in a note of Xen, or None if there is no such note."""
     if offset + length > size or length > _MAX_NOTES:
-        raise ImageError("the notes of the ELF file lie outside of it, or are too long")
+        raise ImageError("the notes of the ELF file are outside of the file, or too long")
     notes = os.pread(descriptor, length, offset)
     position = 0
     while position + 12 <= len(notes):
@@ -184,7 +184,7 @@ def _pvh_entry(descriptor: int, offset: int, length: int, size: int) -> int | No
 def _require_room(memory: GuestMemory, address: int, length: int) -> None:
     if address < layout.HIGH_START or address + length > layout.HOLE_START:
         raise ImageError(
-            f"the kernel asks to lie at {address:#x}, {length} bytes, where no memory may be"
+            f"the kernel needs {length} bytes at {address:#x}, where a machine has no memory"
         )
     try:
         memory.view(GuestAddress(address), length).release()

@@ -1,8 +1,8 @@
-"""Where everything lies in a machine's physical address space.
+"""The layout of a machine's physical address space.
 
-Memory below 4 GiB ends at `HOLE_START`; what is above lies from 4 GiB on. The hole between holds
-PCI windows, ECAM and the interrupt controllers. The low megabyte holds what the boot protocols
-hand over; it is all the guest's own memory once it has started.
+Memory below 4 GiB ends at `HOLE_START`; the rest starts at 4 GiB. The hole between has PCI windows,
+ECAM and the interrupt controllers. The low megabyte has the data of the boot protocols; the guest
+may use all of it after its start.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ POWER_IRQ = 9
 HOTPLUG_PORT = 0x610
 """The registers of `cerne.devices.pci.hotplug`."""
 FIRST_HOTPLUG_SLOT = 24
-"""From this slot of PCI bus 0 on devices come and go while the machine runs."""
+"""The slots of PCI bus 0 from this one on are for devices that come and go."""
 HOTPLUG_SLOTS = 8
 
 

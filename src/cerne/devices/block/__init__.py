@@ -1,1 +1,1 @@
-"""Disks as a block device needs them: bytes by offset, whatever file format holds them."""
+"""Disks for a block device: bytes by offset, in any file format."""

@@ -11,12 +11,12 @@ from cerne.errors import ImageError
 
 
 def open_chain(files: Sequence[tuple[int, str]], *, read_only: bool) -> Disk:
-    """A disk of files, the top first, each a descriptor (which it takes over) and a format.
+    """Open a disk of files, the top first, each a descriptor (which it takes over) and a format.
 
-    Only the top is ever written.
+    Only the top file is written.
 
     Raises:
-        ImageError: a file is not in its format, is damaged, or is in a format that is not known.
+        ImageError: a file does not have its format, is damaged, or has an unknown format.
     """
     disk: Disk | None = None
     for depth, (descriptor, form) in reversed(list(enumerate(files))):
@@ -25,7 +25,9 @@ def open_chain(files: Sequence[tuple[int, str]], *, read_only: bool) -> Disk:
         elif form == "raw" and disk is None:
             disk = RawDisk(descriptor)
         else:
-            raise ImageError(f"a disk of format {form} cannot be used here")
+            raise ImageError(
+                f"the disk has the format {form}, which the native engine does not read"
+            )
     if disk is None:
-        raise ImageError("a disk is at least one file")
+        raise ImageError("a disk needs at least one file, and has none")
     return disk

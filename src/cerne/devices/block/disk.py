@@ -1,4 +1,4 @@
-"""What a block device needs of a disk. Whatever the host refuses is an OSError."""
+"""The interface of a disk for a block device. A refusal of the host is an OSError."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Protocol
 
 
 class Disk(Protocol):
-    """A disk of `size` bytes. Ranges lie within it, and may begin and end anywhere."""
+    """A disk of `size` bytes. Ranges are inside of it, and may begin and end at any byte."""
 
     @property
     def size(self) -> int:
         """Bytes."""
 
     def read(self, offset: int, views: Sequence[memoryview]) -> None:
-        """Fill the views, one after the other, with what is from `offset` on."""
+        """Fill the views, one after the other, with the data from `offset` on."""
 
     def write(self, offset: int, views: Sequence[memoryview]) -> None:
         """Write the views, one after the other, from `offset` on."""
@@ -23,10 +23,10 @@ class Disk(Protocol):
         """Return when everything written before is on the medium."""
 
     def discard(self, offset: int, length: int) -> None:
-        """Forget a range: it may read as anything it was, or as zeros."""
+        """Discard a range: it may read as its former data or as zeros."""
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Let a range read as zeros; with `unmap` its space is given back."""
+        """Zero a range; `unmap` frees its space."""
 
     def close(self) -> None:
-        """End the use of the disk in order, and close its files."""
+        """Close the disk and its files in order."""

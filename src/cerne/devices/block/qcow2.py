@@ -1,11 +1,10 @@
 """A disk in QEMU's format qcow2 (docs/interop/qcow2.txt of QEMU), with another disk under it.
 
-Clusters are found by two tables. What is written for the first time gets a cluster at the end of
-the file: first its data, then the entry that leads to it, so that a process that is killed leaves
-a whole disk. Reference counts are written when the disk is closed; until then the header says that
-they are to be made anew (lazy reference counts), which QEMU does by itself when it opens it.
-
-The file may be anybody's: each offset in it is checked before it is used.
+Two tables map the clusters. A first write to a cluster appends one to the file: first its data,
+then its table entry, so that a killed process leaves a consistent disk. Reference counts are
+written when the disk is closed; until then the header says that they are not valid (lazy reference
+counts), and QEMU makes them again when it opens the disk. The file is untrusted: each offset in it
+is checked before it is used.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from cerne.kvm.fallocate import KEEP_SIZE, PUNCH_HOLE, fallocate
 
 MAGIC = b"QFI\xfb"
 HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
-"""As version 3 has it; of version 2 the last five members are missing."""
+"""The header of version 3; version 2 lacks the last five members."""
 V2_HEADER_SIZE = 72
 
 _DIRTY, _CORRUPT = 1, 2
@@ -48,14 +47,14 @@ _COMPRESSED_SECTOR = 512
 _LARGEST_FIRST_TABLE = 32 << 20
 _LARGEST_SIZE = 1 << 56
 _TABLES_KEPT = 16 << 20
-"""Bytes: a guest may read everywhere."""
+"""The most bytes of cached tables, because a guest may read everywhere."""
 _ZEROS = memoryview(bytes(1 << 20))
 _MOST_VIEWS = 1024
-"""As many as one call takes (IOV_MAX)."""
+"""The most buffers of one call (IOV_MAX)."""
 
 
 class Kind(Enum):
-    """Where the content of a cluster is."""
+    """The place of a cluster's content."""
 
     DATA = "data"
     ZERO = "zero"
@@ -64,19 +63,19 @@ class Kind(Enum):
 
 
 class _Run(NamedTuple):
-    """Neighbouring bytes of the disk that are found the same way."""
+    """Adjacent bytes of the disk with the same kind of place."""
 
     kind: Kind
     length: int
     place: int
-    """Where in the file, of data; the table's entry, of what is compressed."""
+    """The offset in the file of plain data; the table's entry of compressed data."""
 
 
 class Qcow2Disk:
     """The disk in the file behind a descriptor, which it takes over with the disk under it.
 
     Raises:
-        ImageError: the file is not in the format, is damaged, or has what is not known here.
+        ImageError: the file does not have the format, is damaged, or has unknown features.
     """
 
     def __init__(self, descriptor: int, backing: Disk | None, *, read_only: bool) -> None:
@@ -85,7 +84,7 @@ class Qcow2Disk:
         self._read_only = read_only
         header = os.pread(descriptor, HEADER.size, 0)
         if len(header) < V2_HEADER_SIZE or not header.startswith(MAGIC):
-            raise ImageError("the disk is not in the format qcow2")
+            raise ImageError("the disk does not have the format qcow2")
         fields = HEADER.unpack(header.ljust(HEADER.size, b"\0"))
         (_, version, backing_at, _, self._cluster_bits, self.size, encryption, first_size) = fields[
             :8
@@ -98,11 +97,14 @@ class Qcow2Disk:
         self._counts_order = counts_order
         _check(version, encryption, incompatible, self._cluster_bits, self.size)
         if bool(backing_at) != (backing is not None):
-            raise ImageError("the disk names a backing file, and has none, or the other way round")
+            raise ImageError(
+                "the disk's header and the configuration disagree about a backing file"
+            )
         if not read_only and (version < 3 or snapshots or incompatible & _CORRUPT):
             raise ImageError(
-                "the disk cannot be written here: it is of version 2, damaged, or has snapshots",
-                hint="make it anew: qemu-img convert -O qcow2 OLD NEW",
+                "the native engine does not write this disk: it has version 2, is damaged, "
+                "or has snapshots",
+                hint="convert it: qemu-img convert -O qcow2 OLD NEW",
             )
         self._cluster = 1 << self._cluster_bits
         self._entries = self._cluster // _ENTRY
@@ -148,14 +150,14 @@ class Qcow2Disk:
         os.fdatasync(self._descriptor)
 
     def discard(self, offset: int, length: int) -> None:
-        """Give the space of whole clusters back; they read as zeros."""
+        """Free the space of whole clusters; they read as zeros."""
         self._require_writable()
         for index in self._whole(offset, length):
             if self._entry(index):
                 self._forget(index)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Let a range read as zeros: whole clusters by a mark, the rest by writing them."""
+        """Zero a range: whole clusters by a mark, the rest by a write."""
         self._require_writable()
         whole = self._whole(offset, length)
         if not whole:
@@ -170,7 +172,7 @@ class Qcow2Disk:
             self.write(end, [memoryview(bytes(offset + length - end))])
 
     def close(self) -> None:
-        """Write the reference counts, where anything was written, and close the files."""
+        """Write the reference counts, if anything was written, and close the files."""
         try:
             if self._incompatible & _DIRTY and not self._read_only:
                 self._write_counts()
@@ -182,7 +184,7 @@ class Qcow2Disk:
     # Finding clusters
 
     def _runs(self, offset: int, length: int) -> Iterator[_Run]:
-        """A range of the disk, in pieces as long as they can be."""
+        """A range of the disk, in pieces of the greatest length."""
         end = offset + length
         run: _Run | None = None
         while offset < end:
@@ -208,14 +210,14 @@ class Qcow2Disk:
         return _Run(Kind.ZERO if self._backing is None else Kind.BACKING, length, 0)
 
     def _owned(self, index: int) -> int | None:
-        """Where a cluster is that can be written in its place."""
+        """The offset of a cluster that can be written in its place."""
         entry = self._entry(index)
         if entry & (_COMPRESSED | _ZERO) or not entry & _COPIED:
             return None
         return self._place(entry)
 
     def _alike(self, first: int, end: int, place: int | None) -> int:
-        """How many clusters from `first` on are written in one go: neighbours, or all of them new.
+        """How many clusters from `first` on one write covers: adjacent ones, or new ones only.
 
         Never beyond the disk's `end`, nor beyond one table.
         """
@@ -229,7 +231,7 @@ class Qcow2Disk:
         return count
 
     def _whole(self, offset: int, length: int) -> range:
-        """The clusters that lie wholly in a range; the disk's last one may be cut off."""
+        """The clusters that are completely in a range; the disk's last one may be cut off."""
         end = offset + length
         if end == self.size:
             end += -end % self._cluster
@@ -277,7 +279,7 @@ class Qcow2Disk:
         while views:
             moved = os.preadv(self._descriptor, views[:_MOST_VIEWS], place)
             if moved == 0:
-                # The last cluster need not be whole.
+                # The last cluster may be incomplete.
                 _zero(views)
                 return
             place += moved
@@ -311,7 +313,7 @@ class Qcow2Disk:
         return data
 
     def _write_new(self, offset: int, count: int, views: Sequence[memoryview]) -> None:
-        """Write to clusters that get a new place, with what they were around it."""
+        """Write to clusters that get a new place, with their former data around it."""
         first = offset // self._cluster
         before = self._old(first * self._cluster, offset)
         end = offset + size_of(views)
@@ -323,7 +325,7 @@ class Qcow2Disk:
         self._set_entries(first, [entry | _COPIED for entry in entries])
 
     def _old(self, start: int, end: int) -> bytearray:
-        """What the disk holds there, zeros past its end."""
+        """The data of a cluster, with zeros after the disk's end."""
         data = bytearray(end - start)
         inside = min(end, self.size) - start
         if inside > 0:
@@ -331,12 +333,12 @@ class Qcow2Disk:
         return data
 
     def _forget(self, index: int) -> None:
-        """Let a cluster read as zeros, and give its space back."""
+        """Zero a cluster, and free its space."""
         place = self._owned(index)
         self._mark_dirty()
         self._set_entries(index, [_ZERO])
         if place is not None:
-            # What the file system does not do is no harm: the space is free at the next check.
+            # If the file system does not free it, the next check does.
             with contextlib.suppress(OSError):
                 fallocate(self._descriptor, PUNCH_HOLE | KEEP_SIZE, place, self._cluster)
 
@@ -346,7 +348,7 @@ class Qcow2Disk:
         return place
 
     def _set_entries(self, first: int, entries: Sequence[int]) -> None:
-        """Set entries of one table, which is made where there is none."""
+        """Set entries of one table, which is made first if it is missing."""
         which, within = divmod(first, self._entries)
         if not self._first[which] & _OFFSET:
             table = _numbers(b"", self._entries)
@@ -369,12 +371,12 @@ class Qcow2Disk:
 
     def _require_writable(self) -> None:
         if self._read_only:
-            raise OSError(errno.EROFS, "the disk is only read")
+            raise OSError(errno.EROFS, "the disk is read-only")
 
     # Reference counts
 
     def _mark_dirty(self) -> None:
-        """Say, before anything changes, that the reference counts are to be made anew."""
+        """Mark the reference counts as not valid, before any change."""
         if self._incompatible & _DIRTY:
             return
         self._incompatible |= _DIRTY
@@ -387,9 +389,9 @@ class Qcow2Disk:
         os.fdatasync(self._descriptor)
 
     def _write_counts(self) -> None:
-        """Write the reference counts, and say that they are right.
+        """Write the reference counts, and mark them as valid.
 
-        Where they do not fit they stay wrong, and the header goes on to say so.
+        If there is no room for them, the mark stays.
         """
         counts_end = self._counts_at + self._counts_clusters * self._cluster
         misplaced = self._counts_at % self._cluster or counts_end > self._end
@@ -411,7 +413,7 @@ class Qcow2Disk:
         self._write_features()
 
     def _count_blocks(self) -> list[int] | None:
-        """Where the blocks of counts are, enough for the whole file; None where that cannot be."""
+        """The blocks of counts for the whole file; None if there is no room for them."""
         room = self._counts_clusters * self._entries
         per_block = self._cluster // 2
         table = _numbers(
@@ -429,7 +431,7 @@ class Qcow2Disk:
         return blocks
 
     def _used(self) -> bytearray:
-        """A byte for each cluster of the file: whether anything leads to it."""
+        """A byte for each cluster of the file: whether it is used."""
         used = bytearray(self._end // self._cluster)
 
         def mark(place: int, length: int = 1) -> None:
@@ -452,21 +454,21 @@ class Qcow2Disk:
 
 
 def empty_head(size: int) -> dict[int, bytes]:
-    """What an empty disk of `size` bytes begins with, with nothing under it.
+    """The head of an empty disk of `size` bytes without a backing file.
 
     Raises:
-        ImageError: there is no place for that.
+        ImageError: the size or the name has no room in the header.
     """
     return overlay_head(size, b"", "raw")
 
 
 def overlay_head(size: int, backing: bytes, backing_format: str) -> dict[int, bytes]:
-    """What an empty overlay of `size` bytes begins with: pieces of the file by their offset.
+    """The head of an empty overlay of `size` bytes: pieces of the file by their offset.
 
     Clusters are of 64 KiB: header, table of reference counts, their first block, first table.
 
     Raises:
-        ImageError: there is no place for that.
+        ImageError: the size or the name has no room in the header.
     """
     cluster = 1 << _NEW_CLUSTER_BITS
     entries = -(-size // (cluster * (cluster // _ENTRY)))
@@ -479,7 +481,9 @@ def overlay_head(size: int, backing: bytes, backing_format: str) -> dict[int, by
         )
     name_at = HEADER.size + len(extension) + _EXTENSION.size
     if name_at + len(backing) > cluster or len(backing) > _LONGEST_NAME or size <= 0:
-        raise ImageError(f"a disk of {size} bytes cannot lie on {os.fsdecode(backing)}")
+        raise ImageError(
+            f"an overlay of {size} bytes on {os.fsdecode(backing)} is larger than the format allows"
+        )
     header = HEADER.pack(
         *(
             MAGIC,
@@ -504,10 +508,12 @@ def overlay_head(size: int, backing: bytes, backing_format: str) -> dict[int, by
 
 
 def _check(version: int, encryption: int, incompatible: int, cluster_bits: int, size: int) -> None:
-    hint = "make it anew: qemu-img convert -O qcow2 OLD NEW"
+    hint = "convert it: qemu-img convert -O qcow2 OLD NEW"
     if version not in (2, 3) or encryption or incompatible & ~(_DIRTY | _CORRUPT):
         raise ImageError(
-            "the disk has what is not known here: encryption, zstd or subclusters, say", hint=hint
+            "the disk has features that the native engine does not know, such as encryption, "
+            "zstd or subclusters",
+            hint=hint,
         )
     if not 9 <= cluster_bits <= 21 or not 0 < size <= _LARGEST_SIZE:
         raise ImageError("the disk's header is damaged", hint=hint)
@@ -521,7 +527,7 @@ def _zero(views: Sequence[memoryview]) -> None:
 
 
 def _joined(run: _Run, piece: _Run) -> _Run | None:
-    """Both in one, if they are found the same way."""
+    """Both runs in one, if they have the same kind of place."""
     follows = run.kind is not Kind.DATA or piece.place == run.place + run.length
     if run.kind is not piece.kind or run.kind is Kind.COMPRESSED or not follows:
         return None
@@ -529,7 +535,7 @@ def _joined(run: _Run, piece: _Run) -> _Run | None:
 
 
 def _numbers(data: bytes, count: int) -> array[int]:
-    """That many numbers of 8 bytes; zeros where the data end before."""
+    """That many numbers of 8 bytes; zeros after the end of the data."""
     numbers = array("Q", data[: _ENTRY * count].ljust(_ENTRY * count, b"\0"))
     numbers.byteswap()
     return numbers

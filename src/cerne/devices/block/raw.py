@@ -1,6 +1,6 @@
-"""A raw disk: a file, or a block device of the host, that is the disk byte by byte.
+"""A raw disk: a file, or a block device of the host, with the bytes of the disk.
 
-Data go between the file and the caller's views by preadv(2) and pwritev(2), with no copy.
+preadv(2) and pwritev(2) move data between the file and the caller's views without a copy.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from cerne.devices.virtio.buffers import split
 from cerne.kvm.fallocate import KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE, fallocate
 
 _MOST_VIEWS = 1024
-"""As many as one call takes (IOV_MAX)."""
+"""The most buffers of one call (IOV_MAX)."""
 _ZEROES = bytes(1 << 20)
 
 
@@ -37,11 +37,11 @@ class RawDisk:
         os.fdatasync(self._descriptor)
 
     def discard(self, offset: int, length: int) -> None:
-        """Give a range's space back; it reads as zeros."""
+        """Free a range's space; it reads as zeros."""
         fallocate(self._descriptor, PUNCH_HOLE | KEEP_SIZE, offset, length)
 
     def write_zeroes(self, offset: int, length: int, *, unmap: bool) -> None:
-        """Let a range read as zeros."""
+        """Zero a range."""
         mode = PUNCH_HOLE if unmap else ZERO_RANGE
         try:
             fallocate(self._descriptor, mode | KEEP_SIZE, offset, length)

@@ -1,7 +1,7 @@
 """One PCI function: its configuration space, base address registers and capabilities.
 
-PCI Local Bus Specification 3.0, chapter 6, with a type 0 header. The space is 256 bytes; what of
-it a guest may write is a mask, and everything else keeps its value.
+PCI Local Bus Specification 3.0, chapter 6, with a type 0 header. The space has 256 bytes; a mask
+says which bits a guest may write, and all others keep their value.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _BAR_FLAGS = 0xF
 
 
 class PciIdentity(NamedTuple):
-    """What a function says it is."""
+    """The identity of a function."""
 
     vendor: int
     device: int
@@ -43,7 +43,7 @@ class PciIdentity(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """A memory range that the function asks to be placed somewhere."""
+    """A memory range of the function, which needs an address."""
 
     number: int
     size: int
@@ -54,20 +54,20 @@ class Bar(NamedTuple):
 
 
 class BarMapper(Protocol):
-    """Puts a function's memory where the guest wants it; the machine's side of a BAR."""
+    """Maps a function's memory at the guest's address; the machine's side of a BAR."""
 
     def map(self, function: PciFunction, bar: int, address: int, size: int) -> bool:
-        """Let the function's `read_bar` and `write_bar` answer from that address on.
+        """Map the function's `read_bar` and `write_bar` at an address.
 
-        False where something else answers there: a guest may ask for anything.
+        Returns False if another device is there, because a guest may ask for any address.
         """
 
     def unmap(self, function: PciFunction, bar: int) -> None:
-        """Let them answer nowhere."""
+        """Unmap them."""
 
 
 class PciFunction:
-    """A function whose devices' side is `read_bar` and `write_bar`, which a subclass has."""
+    """A function; a subclass has its `read_bar` and `write_bar`."""
 
     def __init__(self, identity: PciIdentity) -> None:
         self._config = bytearray(CONFIG_SIZE)
@@ -87,15 +87,15 @@ class PciFunction:
         self._allow(_INTERRUPT_LINE, 1, 0xFF)
 
     def read_bar(self, bar: int, offset: int, size: int) -> int:
-        """What a read of the memory behind a BAR gives."""
+        """Answer a read of the memory behind a BAR."""
         raise NotImplementedError(f"{type(self).__name__} has no memory to read")
 
     def write_bar(self, bar: int, offset: int, size: int, value: int) -> None:
-        """Take a write of the memory behind a BAR."""
+        """Handle a write of the memory behind a BAR."""
         raise NotImplementedError(f"{type(self).__name__} has no memory to write")
 
     def config_written(self, offset: int, size: int) -> None:
-        """Called after the guest wrote configuration bytes; a subclass may look at its own."""
+        """Called after the guest wrote configuration bytes; a subclass may handle its own."""
 
     def config_read(self, offset: int, size: int) -> None:
         """Called before the guest reads configuration bytes; a subclass may fill in its own."""
@@ -111,11 +111,11 @@ class PciFunction:
         return self._get(COMMAND, 2)
 
     def attach(self, mapper: BarMapper) -> None:
-        """Give the function the one who places its memory."""
+        """Give the function the mapper of its memory."""
         self._mapper = mapper
 
     def detach(self) -> None:
-        """Take its memory from wherever it is; it is placed no more."""
+        """Unmap its memory for ever."""
         for bar in list(self._mapped):
             del self._mapped[bar]
             if self._mapper is not None:
@@ -128,19 +128,19 @@ class PciFunction:
         self._place_bars()
 
     def bar_address(self, bar: int) -> int:
-        """What address the guest, or whoever placed it, gave a BAR."""
+        """The address of a BAR."""
         chosen = self._bars[bar]
         value = self._get(_BARS + 4 * bar, 8 if chosen.wide else 4)
         return value & ~_BAR_FLAGS
 
     def add_bar(self, bar: Bar) -> None:
-        """Ask for memory; once for each index."""
+        """Add a memory range; once for each index."""
         taken = {bar.number, bar.number + 1} if bar.wide else {bar.number}
         used = {
             index + extra for index, each in self._bars.items() for extra in range(each.wide + 1)
         }
         if taken & used or max(taken) >= BAR_COUNT or bar.size < 16 or bar.size & (bar.size - 1):
-            raise ValueError(f"a function cannot have {bar} beside {self.bars}")
+            raise ValueError(f"{bar} does not fit a function with {self.bars}")
         self._bars[bar.number] = bar
         flags = (_BAR_64_BIT if bar.wide else 0) | (_BAR_PREFETCHABLE if bar.prefetchable else 0)
         width = 8 if bar.wide else 4
@@ -170,7 +170,7 @@ class PciFunction:
         return self._get(offset, size)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """Write 1, 2 or 4 bytes; what is not writable stays."""
+        """Write 1, 2 or 4 bytes; read-only bits stay."""
         if offset + size > CONFIG_SIZE:
             return
         mask = int.from_bytes(self._writable[offset : offset + size], "little")
@@ -180,9 +180,9 @@ class PciFunction:
         self.config_written(offset, size)
 
     def power_on(self) -> None:
-        """Back to the state after power-on, for a reset of the machine.
+        """Return to the state after power-on, for a reset of the machine.
 
-        What the guest wrote is forgotten: no memory is decoded any more, and none has a place.
+        All writes of the guest are forgotten: no memory is decoded, and none has an address.
         """
         for at, mask in enumerate(self._writable):
             self._config[at] &= ~mask & 0xFF
@@ -193,7 +193,7 @@ class PciFunction:
         return {"config": self._config.hex()}
 
     def restore_config(self, state: PlainState) -> None:
-        """Take what the guest had written; raises DamagedError if it cannot be."""
+        """Restore the guest's writes; raises DamagedError if they are not valid."""
         saved = SavedState("a PCI function", state).data("config", CONFIG_SIZE)
         for at, (value, mask) in enumerate(zip(saved, self._writable, strict=False)):
             self._config[at] = self._config[at] & ~mask | value & mask
@@ -230,6 +230,6 @@ class PciFunction:
 
 
 def _can_be_at(bar: Bar, address: int) -> bool:
-    # While a guest sizes a BAR it holds all ones; nothing is to be placed there, nor at 0.
+    # While a guest sizes a BAR, the BAR has all ones; no memory is mapped there or at 0.
     limit = 1 << 52 if bar.wide else (1 << 32) - bar.size
     return 0 < address < limit

@@ -1,14 +1,13 @@
-"""Registers by which a guest learns that a PCI slot has something new, or is to be freed.
+"""Registers that tell a guest that a PCI slot has a new device, or should be freed.
 
-They are ours, and described to the guest by its DSDT, as those of other hypervisors are (ACPI 6.5,
-section 6.3: _EJ0 and _OST). Four registers of four bytes, a bit for each slot in the first three:
+They are our own, and the guest's DSDT describes them, as in other hypervisors (ACPI 6.5, section
+6.3: _EJ0 and _OST). Four registers of four bytes, with a bit for each slot in the first three:
 
-    0x0  up       something new is in the slot; forgotten as it is read
-    0x4  down     the slot is to be freed; forgotten as it is read
-    0x8  eject    written by the guest: it has let go of what is in the slot
-    0xc  refused  written by the guest: the slot, and above 8 bits _OST's status of its freeing
+    0x0  up       the slot has a new device; reading clears it 0x4  down     the slot should be
+    freed; reading clears it 0x8  eject    written by the guest: it has released the device in the
+    slot 0xc  refused  written by the guest: the slot, and above 8 bits _OST's status
 
-A guest can let go only of what it was asked for: nobody takes a disk from a machine but its owner.
+A guest can release only devices that it was asked for: only the owner removes a disk.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ SLOTS = 32
 
 _UP, _DOWN, _EJECT, _REFUSED = 0x0, 0x4, 0x8, 0xC
 _ALL_SLOTS = (1 << SLOTS) - 1
-# Success, and what is said while it goes on.
+# Success, and the status of an unfinished ejection.
 _NO_REFUSALS = (0x00, 0x83)
 
 
 class PciHotplug:
-    """The registers. What it is given is called from whatever thread, and must not wait.
+    """The registers. Its callbacks are called from any thread, and must not wait.
 
-    `signal` has the guest look at the registers; `eject` and `refuse` are told the slot that was
-    asked for, once for each `ask_back`.
+    `signal` makes the guest read the registers; `eject` and `refuse` get the requested slot, once
+    for each `ask_back`.
     """
 
     def __init__(
@@ -51,25 +50,25 @@ class PciHotplug:
 
     @property
     def asked(self) -> list[int]:
-        """The slots that were asked for, and about which the guest has said nothing yet."""
+        """The requested slots that the guest has not answered yet."""
         with self._lock:
             return [slot for slot in range(SLOTS) if self._asked >> slot & 1]
 
     def plugged(self, slot: int) -> None:
-        """Tell the guest that something new is in a slot."""
+        """Tell the guest that a slot has a new device."""
         with self._lock:
             self._up |= 1 << slot
         self._signal()
 
     def ask_back(self, slot: int) -> None:
-        """Ask the guest to let go of what is in a slot; once more where it was asked before."""
+        """Ask the guest to release the device in a slot; ask again if it was asked before."""
         with self._lock:
             self._asked |= 1 << slot
             self._down |= 1 << slot
         self._signal()
 
     def forget(self, slot: int) -> None:
-        """Say no more of a slot: what was in it is gone, or is not asked back any longer."""
+        """Cancel the notifications of a slot, whose device has gone or is no longer requested."""
         with self._lock:
             self._up &= ~(1 << slot)
             self._down &= ~(1 << slot)
@@ -89,7 +88,7 @@ class PciHotplug:
         return value
 
     def write(self, offset: int, size: int, value: int) -> None:
-        """Take what the guest says of slots; anything else is dropped."""
+        """Handle the guest's answer about slots; other writes are dropped."""
         if size != 4:
             return
         if offset == _EJECT:
@@ -100,19 +99,19 @@ class PciHotplug:
                 self._refuse(slot)
 
     def state(self) -> PlainState:
-        """All that it is."""
+        """The whole state."""
         with self._lock:
             return {"up": self._up, "down": self._down, "asked": self._asked}
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says; raises DamagedError where that cannot be."""
+        """Restore `state`; raises DamagedError if it is not valid."""
         saved = SavedState("the hot-plug registers", state)
         up, down, asked = (saved.integer(name, _ALL_SLOTS) for name in ("up", "down", "asked"))
         with self._lock:
             self._up, self._down, self._asked = up, down, asked
 
     def _answered(self, slots: int) -> list[int]:
-        """Which of these slots were asked for; they are so no more."""
+        """The requested slots among these; their requests end."""
         with self._lock:
             answered = slots & self._asked
             self._asked &= ~answered

@@ -1,8 +1,8 @@
 """MSI-X: interrupts as messages that the guest writes into a table (PCI 3.0, section 6.8.2).
 
-The table and the pending bits lie in a BAR of the function. Where a message goes is the
-machine's affair (`MsixRoutes`); a masked vector that is triggered is kept pending and delivered
-once it is unmasked.
+The table and the pending bits are in a BAR of the function. The machine routes a message
+(`MsixRoutes`); a masked vector that is triggered stays pending and is delivered when it is
+unmasked.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MASK_ALL = 1 << 14
 
 
 class MsixRoutes(Protocol):
-    """Where a function's messages go."""
+    """The routes of a function's messages."""
 
     def set_route(self, vector: int, address: int, data: int, masked: bool) -> None:
         """The guest has written a vector's message, masked it or unmasked it."""
@@ -35,9 +35,9 @@ class MsixRoutes(Protocol):
         """Send a vector's message; called for none that is masked."""
 
     def eventfd(self, vector: int) -> int:
-        """What whoever else may trigger a vector writes; it waits in there while that is masked.
+        """The eventfd with which others trigger a vector; it keeps a write while that is masked.
 
-        There is one more than vectors, which leads nowhere.
+        There is one more eventfd than vectors, which has no route.
         """
 
 
@@ -46,7 +46,7 @@ class MsixTable:
 
     def __init__(self, count: int, routes: MsixRoutes) -> None:
         if not 0 < count <= LARGEST_TABLE:
-            raise ValueError(f"a function cannot have {count} vectors")
+            raise ValueError(f"{count} is not a number of vectors that a function may have")
         self.count = count
         self._routes = routes
         self._lock = threading.Lock()
@@ -81,7 +81,7 @@ class MsixTable:
             self._mask_all = False
 
     def control_written(self) -> None:
-        """Look at the capability again after the guest wrote configuration bytes."""
+        """Read the capability again after the guest wrote configuration bytes."""
         if self._function is None:
             return
         control = self._function.read_config(self._control_offset, 2)
@@ -93,7 +93,7 @@ class MsixTable:
             self._set_routes(range(self.count))
 
     def trigger(self, vector: int) -> None:
-        """Send a vector's message now, or once the guest unmasks it; none if it has no such."""
+        """Send a vector's message now, or when the guest unmasks it; ignore an unknown vector."""
         if not 0 <= vector < self.count:
             return
         with self._lock:
@@ -105,7 +105,7 @@ class MsixTable:
                 self._routes.trigger(vector)
 
     def eventfd(self, vector: int) -> int:
-        """What others write to trigger a vector; the one after the last leads nowhere."""
+        """The eventfd with which others trigger a vector; the one after the last has no route."""
         with self._lock:
             return self._routes.eventfd(vector)
 
@@ -126,20 +126,20 @@ class MsixTable:
         return self._pending >> 8 * offset & (1 << 8 * size) - 1
 
     def state(self) -> PlainState:
-        """The table and what is pending."""
+        """The table and the pending bits."""
         with self._lock:
             return {"table": self._table.hex(), "pending": f"{self._pending:x}"}
 
     def restore(self, state: PlainState) -> None:
-        """Take the table back, once the configuration space has been; sets the routes."""
+        """Restore the table, after the configuration space; sets the routes."""
         saved = SavedState("an MSI-X table", state)
         table = saved.data("table", self.table_size)
         try:
             pending = int(saved.text("pending", self.count), 16)
         except ValueError as error:
-            raise DamagedError("the saved pending bits of MSI-X are no number") from error
+            raise DamagedError("the saved pending bits of MSI-X are not a number") from error
         if len(table) != self.table_size or not 0 <= pending < 1 << self.count:
-            raise DamagedError("the saved MSI-X table is of another function")
+            raise DamagedError("the saved MSI-X table belongs to another function")
         with self._lock:
             self._table[:] = table
             self._pending = pending

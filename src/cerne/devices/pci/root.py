@@ -1,8 +1,8 @@
 """The root of PCI: one bus of functions, reached by two ports or by memory.
 
-Configuration mechanism #1 (PCI 3.0, section 3.2.2.3.2) is an address written to port 0xcf8 and
-data at 0xcfc; ECAM (PCI Express, section 7.2.2) gives each function 4 KiB of memory. What is not
-there reads as all ones.
+Configuration mechanism #1 (PCI 3.0, section 3.2.2.3.2) is an address written to port 0xcf8 and data
+at 0xcfc; ECAM (PCI Express, section 7.2.2) gives each function 4 KiB of memory. Missing functions
+read as all ones.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _HOST_BRIDGE = PciIdentity(vendor=0x8086, device=0x0D57, class_code=0x060000)
 class PciRoot:
     """Bus 0, with a host bridge in slot 0 and one function in each slot behind it.
 
-    Slots from `first_kept` on are taken only by who names them.
+    `free_slot` never returns a slot from `first_kept` on.
     """
 
     def __init__(self, mapper: BarMapper, first_kept: int = SLOT_COUNT) -> None:
         self._mapper = mapper
         self._first_kept = first_kept
-        # Held by whoever reads or writes configuration, for two vCPUs may move the same BAR at
-        # once, by whichever way, and functions come and go meanwhile.
-        # Devices' locks are taken inside of it, never the other way round.
+        # Held for each access to configuration, because two vCPUs may move one BAR at the same
+        # time, by either way, and functions come and go. Devices' locks are taken inside of it,
+        # never the reverse.
         self._lock = threading.RLock()
         self._functions: dict[int, PciFunction] = {0: PciFunction(_HOST_BRIDGE)}
         self.ports = ConfigPorts(self)
@@ -48,15 +48,15 @@ class PciRoot:
             return dict(self._functions)
 
     def free_slot(self) -> int:
-        """The first free slot that is not kept for who names it."""
+        """The first free slot before `first_kept`."""
         with self._lock:
             for slot in range(self._first_kept):
                 if slot not in self._functions:
                     return slot
-        raise ValueError("no slot of the PCI bus is free")
+        raise ValueError("the PCI bus has no free slot")
 
     def add(self, function: PciFunction, slot: int | None = None) -> int:
-        """Plug a function in, at a free slot unless one is named; returns the slot."""
+        """Add a function in the named slot or a free one; returns the slot."""
         with self._lock:
             chosen = self.free_slot() if slot is None else slot
             if chosen in self._functions or not 0 <= chosen < SLOT_COUNT:
@@ -66,7 +66,7 @@ class PciRoot:
         return chosen
 
     def remove(self, slot: int) -> PciFunction:
-        """Pull out what is in a slot; it answers nowhere from then on. It is the caller's."""
+        """Remove the function in a slot, unmap it, and return it to the caller."""
         with self._lock:
             function = self._functions.pop(slot)
             function.detach()
@@ -122,7 +122,7 @@ class ConfigPorts:
         return {"address": self._address}
 
     def restore(self, state: PlainState) -> None:
-        """Take the address register back; raises DamagedError if it cannot be."""
+        """Restore the address register; raises DamagedError if it is not valid."""
         address = SavedState("the PCI ports", state).integer("address", 0xFFFFFFFF)
         self._address = address & (_ENABLE | 0xFFFFFC)
 

@@ -1,8 +1,8 @@
-"""A virtio device whose queues a vhost-user backend serves, and what each kind adds.
+"""Virtio devices whose queues a vhost-user backend serves.
 
-A backend may die, and another take its place, at any time: the driver's requests wait in their
-rings meanwhile. The new one is told everything again, and finds what was not answered in the notes
-of the old one (the inflight file), or, where that kept none, lined up in the rings.
+A backend may end, and another may replace it, at any time: the driver's requests wait in their
+rings meanwhile. The new backend gets the whole configuration again, and finds the unanswered
+requests in the notes of the old one (the inflight file), or, without notes, in the rings.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _RING_FEATURES = FEATURE_INDIRECT | FEATURE_EVENT_INDEX | FEATURE_VERSION_1
 class VhostUserDevice(VirtioDevice):
     """The base of each kind. `link` is a connected socket, which the device takes over.
 
-    When the backend is of no more use, `on_loss` is called with the device's lock held, from
-    whatever thread; somebody then gives the device another one by `reconnect`.
+    When the backend is lost, `on_loss` is called with the device's lock held, from any thread; the
+    owner then calls `reconnect` with another backend.
     """
 
     known_features: int
-    """Features of the kind that a driver can have without our doing anything for them."""
+    """Features of the kind that need no work of ours."""
 
     def __init__(
         self,
@@ -49,10 +49,10 @@ class VhostUserDevice(VirtioDevice):
         queues: int,
         patience: float = TURN,
     ) -> None:
-        """Meet the backend, which has `patience` seconds to say what it is.
+        """Connect to the backend, which has `patience` seconds to answer.
 
         Raises:
-            BackendError: it does not, or is of no use.
+            BackendError: it does not answer, or is not usable.
         """
         super().__init__()
         self.link = link
@@ -67,13 +67,13 @@ class VhostUserDevice(VirtioDevice):
         self.handed_queues = range(count)
         self._needed = front.features & (self.known_features | _RING_FEATURES)
         self.features = front.features & self.known_features
-        # Resetting a ring takes it back, which every backend can.
+        # Resetting a ring stops it, which every backend supports.
         self.transport_features = front.features & _RING_FEATURES | FEATURE_RING_RESET
         self.learn(front)
 
     @property
     def connected(self) -> bool:
-        """Whether there is a backend of use."""
+        """Whether there is a usable backend."""
         return self._front is not None
 
     def queue_count(self, wanted: int, front: FrontEnd) -> int:
@@ -81,17 +81,17 @@ class VhostUserDevice(VirtioDevice):
         return wanted
 
     def learn(self, front: FrontEnd) -> None:
-        """Ask what the kind needs to know of a backend.
+        """Ask the backend for what the kind of device needs.
 
         Raises:
-            BackendError: that cannot be, or not in the place of the backend that was there.
+            BackendError: the answer is not valid, or does not fit the former backend.
         """
 
     def presence_changed(self) -> None:
-        """The backend has gone, or another one is there; called with the lock held."""
+        """The backend has gone, or has been replaced; called with the lock held."""
 
     def check(self) -> None:
-        """Look whether the backend is still there; after something has come on the link."""
+        """Check whether the backend is still there, after data has come on the link."""
         with self.lock:
             if self._front is None:
                 return
@@ -102,15 +102,21 @@ class VhostUserDevice(VirtioDevice):
                 return
             except OSError:
                 said = b""
-            # Nobody asked it anything while the lock is held by us.
-            self._lose(BackendError("the backend speaks unasked" if said else "it hung up"))
+            # While we hold the lock, no request is pending.
+            self._lose(
+                BackendError(
+                    "the backend sent a message without a request"
+                    if said
+                    else "the backend closed the connection"
+                )
+            )
 
     def reconnect(self, link: socket.socket) -> None:
-        """Go on with another backend, on a connected socket that the device takes over.
+        """Continue with another backend, on a connected socket that the device takes over.
 
         Raises:
-            BackendError: it is of no use; the socket is closed. One that fails later is lost as
-                the first was.
+            BackendError: it is not usable; the socket is closed. A later failure is a loss of the
+                backend.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(link.close)
@@ -154,11 +160,11 @@ class VhostUserDevice(VirtioDevice):
         super().reset()
 
     def state(self) -> PlainState:
-        """Nothing that the queues do not say."""
+        """The state, which is empty."""
         return {}
 
     def close(self) -> None:
-        """Leave the backend for good."""
+        """Close the connection to the backend."""
         with self.lock:
             self._front = None
             self._forget_notes()
@@ -175,7 +181,7 @@ class VhostUserDevice(VirtioDevice):
 
     def _lose(self, error: BackendError) -> None:
         self._front = None
-        # It wakes whoever waits for the link, and is closed when there is another.
+        # This wakes the waiting thread; the socket is closed when there is another one.
         with contextlib.suppress(OSError):
             self.link.shutdown(socket.SHUT_RDWR)
         self.presence_changed()
@@ -206,7 +212,7 @@ class VhostUserDevice(VirtioDevice):
             return
         front.start(handed)
         if again:
-            # What the old one was told, or had to tell, may be lost.
+            # Notifications from and to the old one may be lost.
             os.eventfd_write(handed.kick, 1)
             os.eventfd_write(handed.call, 1)
 
@@ -226,7 +232,7 @@ class VhostUserDevice(VirtioDevice):
 
 
 class VhostUserBlock(VhostUserDevice):
-    """A disk (virtio 1.2, section 5.2), whose configuration the backend tells."""
+    """A disk (virtio 1.2, section 5.2) with the backend's configuration."""
 
     device_type = 2
     class_code = 0x018000
@@ -246,14 +252,14 @@ class VhostUserBlock(VhostUserDevice):
         super().__init__(link, queues, patience)
 
     def queue_count(self, wanted: int, front: FrontEnd) -> int:
-        """As many as are wanted and the backend has."""
+        """As many as are wanted, at most the backend's number."""
         most = front.most_queues if front.most_queues is not None else 1
         if most < 1:
             raise BackendError("the backend serves no queue")
         return min(wanted, most)
 
     def learn(self, front: FrontEnd) -> None:
-        """Take the configuration; another backend must have the same."""
+        """Read the configuration; another backend must have the same."""
         told = bytearray(front.config(self._SIZE))
         struct.pack_into("<H", told, self._QUEUES_OFFSET, len(self.queue_sizes))
         if self._config and self._config != told:
@@ -266,7 +272,7 @@ class VhostUserBlock(VhostUserDevice):
 
 
 class VhostUserFs(VhostUserDevice):
-    """A directory of the host (virtio 1.2, section 5.11), which is mounted by its tag."""
+    """A directory of the host (virtio 1.2, section 5.11), which a guest mounts by its tag."""
 
     device_type = 26
     class_code = 0x018000
@@ -282,13 +288,13 @@ class VhostUserFs(VhostUserDevice):
     ) -> None:
         encoded = tag.encode()
         if not 0 < len(encoded) <= LONGEST_TAG:
-            raise InputError(f"the tag {tag!r} is not of 1 to {LONGEST_TAG} bytes")
+            raise InputError(f"the tag {tag!r} does not have 1 to {LONGEST_TAG} bytes")
         self._tag = encoded
         queues = 1 + self._REQUEST_QUEUES
         super().__init__(link, queues, patience)
 
     def config(self) -> bytes:
-        """The tag, and how many queues there are beside the urgent one."""
+        """The tag, and the number of queues without the urgent one."""
         return self._tag.ljust(LONGEST_TAG, b"\0") + struct.pack("<I", self._REQUEST_QUEUES)
 
 
@@ -317,7 +323,7 @@ class VhostUserNet(VhostUserDevice):
         self.features |= self._ADDRESS | self._STATUS
 
     def config(self) -> bytes:
-        """The address, and whether the link is up, which it is as long as the backend is there."""
+        """The address, and the link, which is up while there is a backend."""
         return self._mac + int(self.connected).to_bytes(2, "little")
 
     def presence_changed(self) -> None:

@@ -1,6 +1,6 @@
-"""Speaking to one backend on one connection: what is asked, in order and in time.
+"""Sends requests to one backend on one connection, in order and with a time limit.
 
-A connection on which anything goes wrong is of no more use: whoever has it begins another one.
+A connection is not usable after an error: its owner makes another one.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from cerne.devices.virtio.handover import HandedQueue
 from cerne.kvm.memory import GuestMemory
 
 TURN = 3.0
-"""Seconds that a backend has for all that is asked of it at once."""
+"""Seconds that a backend has for all requests of one turn."""
 
 _KNOWN = (
     ProtocolFeature.MQ
@@ -50,18 +50,18 @@ _MOST_DESCRIPTORS = 8
 
 
 class FrontEnd:
-    """Our end of a connection, a `QueueBackend` once it has been told features and memory.
+    """Our end of a connection, a `QueueBackend` after its features and memory are set.
 
-    It belongs to one thread at a time. Whatever it asks raises `BackendError` where the backend
-    is gone, answers nonsense, refuses, or is too late.
+    It belongs to one thread at a time. Each request raises `BackendError` if the backend is gone,
+    breaks the protocol, refuses, or is too late.
     """
 
     def __init__(self, connection: socket.socket, patience: float = TURN) -> None:
-        """Agree on what both sides can; the backend has `patience` seconds for it."""
+        """Negotiate the features; the backend has `patience` seconds for it."""
         self._connection = connection
         self._deadline: float | None = None
         self.protocol = ProtocolFeature(0)
-        """What both sides can."""
+        """The features that both sides support."""
         self.most_queues: int | None = None
         """How many queues the backend can serve, if it says so."""
         with self.turn(patience):
@@ -77,7 +77,7 @@ class FrontEnd:
 
     @contextlib.contextmanager
     def turn(self, patience: float = TURN) -> Iterator[None]:
-        """Limit the time for all that is asked within; one within another counts as the outer."""
+        """Limit the time for all requests of the block; an inner turn counts for the outer one."""
         outer, now = self._deadline, time.monotonic()
         self._deadline = now + patience if outer is None else outer
         try:
@@ -88,11 +88,11 @@ class FrontEnd:
     def config(self, size: int) -> bytes:
         """The first `size` bytes of the device's configuration."""
         if not self.protocol & ProtocolFeature.CONFIG:
-            raise BackendError("the backend does not tell the device's configuration")
+            raise BackendError("the backend does not offer the device's configuration")
         return decode_config(self._ask(Request.GET_CONFIG, encode_config(size)), size)
 
     def set_features(self, features: int) -> None:
-        """Say which virtio features the driver took."""
+        """Set the virtio features that the driver took."""
         kept = self.features & FEATURE_PROTOCOL
         self._tell(Request.SET_FEATURES, encode_u64(features & self.features | kept))
 
@@ -100,14 +100,16 @@ class FrontEnd:
         """Give the backend the guest's memory, which is in a memfd."""
         descriptors = [region.descriptor for region in memory.regions]
         if None in descriptors:
-            raise ValueError("memory of this process alone cannot be given to a backend")
+            raise ValueError(
+                "the guest's memory is private to this process, and a backend needs shared memory"
+            )
         shared = [each for each in descriptors if each is not None]
         self._tell(Request.SET_MEM_TABLE, encode_regions(memory.regions), shared)
 
     def new_inflight(self, queues: int, queue_size: int) -> tuple[Inflight, int] | None:
-        """A file for the backend's notes of what it has begun, the caller's; None if it has none.
+        """A file for the backend's notes of unfinished requests; None if it has no notes.
 
-        It notes nothing there before `set_inflight`.
+        The backend uses it after `set_inflight`.
         """
         if not self.protocol & ProtocolFeature.INFLIGHT_SHMFD:
             return None
@@ -123,7 +125,7 @@ class FrontEnd:
         return inflight, descriptors[0]
 
     def set_inflight(self, inflight: Inflight, descriptor: int) -> None:
-        """Give the backend its notes, its own or those of one that died."""
+        """Give the backend its notes, new ones or those of a former backend."""
         self._tell(Request.SET_INFLIGHT_FD, encode_inflight(inflight), [descriptor])
 
     def start(self, queue: HandedQueue) -> None:
@@ -141,7 +143,7 @@ class FrontEnd:
             self._wait_until_taken()
 
     def stop(self, index: int) -> int:
-        """Take a queue back; the index in the driver's ring at which the backend stopped."""
+        """Stop a queue; return the index in the driver's ring at which the backend stopped."""
         return decode_vring(
             Request.GET_VRING_BASE,
             self._ask(Request.GET_VRING_BASE, encode_vring(index, 0)),
@@ -153,12 +155,12 @@ class FrontEnd:
         self._tell(Request.SET_VRING_CALL, encode_vring_descriptor(index), [call])
 
     def reset(self) -> None:
-        """Let the backend forget the driver, if it can; its queues have been taken back."""
+        """Make the backend forget the driver, if it supports that; its queues are stopped."""
         if self.protocol & ProtocolFeature.RESET_DEVICE:
             self._tell(Request.RESET_DEVICE)
 
     def _wait_until_taken(self) -> None:
-        """Without acknowledgements, an answer says that all before it was seen."""
+        """Without acknowledgements, an answer shows that the backend has read all messages."""
         if not self.protocol & ProtocolFeature.REPLY_ACK:
             self._ask_number(Request.GET_FEATURES)
 
@@ -220,15 +222,17 @@ class FrontEnd:
                 )
             descriptors += sent
             if flags & socket.MSG_CTRUNC:
-                raise BackendError(f"not all descriptors of the answer to {request.name} fit here")
+                raise BackendError(
+                    f"this process has no room for the descriptors of the answer to {request.name}"
+                )
             if not piece:
-                raise BackendError(f"the backend hung up on {request.name}")
+                raise BackendError(f"the backend closed the connection at {request.name}")
             data += piece
         return data
 
     @contextlib.contextmanager
     def _limited(self, request: Request) -> Iterator[None]:
-        """Spend what is left of the turn on one operation of the socket."""
+        """Limit one operation of the socket by the rest of the turn."""
         left = TURN if self._deadline is None else self._deadline - time.monotonic()
         try:
             self._connection.settimeout(max(left, 1e-3))
@@ -237,7 +241,7 @@ class FrontEnd:
             raise BackendError(f"the backend does not answer {request.name}") from error
         except OSError as error:
             raise BackendError(
-                f"the backend hung up on {request.name}: {error.strerror}"
+                f"the backend closed the connection at {request.name}: {error.strerror}"
             ) from error
 
 

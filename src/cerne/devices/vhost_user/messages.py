@@ -1,6 +1,6 @@
 """The messages of vhost-user, as bytes (QEMU's docs/interop/vhost-user.rst).
 
-Numbers are little-endian. Whatever a backend says is checked for its size and its meaning.
+Numbers are little-endian. The size and the content of each answer are checked.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from cerne.kvm.memory import MemoryRegion
 
 HEADER_SIZE = 12
 LARGEST_PAYLOAD = 4096
-"""Bytes of the longest reply that is read."""
+"""The longest reply, in bytes."""
 LARGEST_CONFIG = 256
 """Bytes of a device's configuration."""
 MOST_REGIONS = 8
-"""Of guest memory, that every backend takes."""
+"""The regions of guest memory that every backend takes."""
 FEATURE_PROTOCOL = 1 << 30
 """A bit among the virtio features: the backend has protocol features."""
 
@@ -37,19 +37,19 @@ _REGIONS = struct.Struct("<II")
 _REGION = struct.Struct("<QQQQ")
 _CONFIG = struct.Struct("<III")
 _INFLIGHT = struct.Struct("<QQHH")
-# The size of the structure in C, which QEMU sends and its backends ask for.
+# The size of the structure in C, which QEMU sends and its backends require.
 _INFLIGHT_SIZE = 24
 _LARGEST_INFLIGHT = 16 << 20
 
 
 class BackendError(HostError):
-    """A backend is gone, does not answer, or answers nonsense."""
+    """A backend is gone, does not answer, or breaks the protocol."""
 
     code = "backend"
 
 
 class Request(IntEnum):
-    """What the front end asks for."""
+    """Requests of the front end."""
 
     GET_FEATURES = 1
     SET_FEATURES = 2
@@ -72,7 +72,7 @@ class Request(IntEnum):
 
 
 class ProtocolFeature(IntFlag):
-    """What front end and backend can agree on."""
+    """Features of the protocol that both sides negotiate."""
 
     MQ = 1 << 0
     REPLY_ACK = 1 << 3
@@ -82,7 +82,7 @@ class ProtocolFeature(IntFlag):
 
 
 class Inflight(NamedTuple):
-    """Where in a file a backend notes the requests that it has begun."""
+    """The place in a file of a backend's notes of unfinished requests."""
 
     size: int
     offset: int
@@ -97,10 +97,10 @@ def encode(request: Request, payload: bytes = b"", *, need_reply: bool = False) 
 
 
 def reply_size(header: bytes, request: Request) -> int:
-    """The payload's size, of the header of a reply to this request.
+    """The payload's size, from the header of a reply to this request.
 
     Raises:
-        BackendError: it is none.
+        BackendError: it is not a reply to this request.
     """
     kind, flags, size = _HEADER.unpack(header)
     if kind != request or not flags & _REPLY or flags & _VERSION_MASK != _VERSION:
@@ -118,7 +118,7 @@ def encode_u64(value: int) -> bytes:
 
 
 def decode_u64(request: Request, payload: bytes) -> int:
-    """The number that a reply is; raises BackendError for anything else."""
+    """The number in a reply; raises BackendError for anything else."""
     return int(_unpacked(request, _U64, payload)[0])
 
 
@@ -128,20 +128,23 @@ def encode_vring(index: int, value: int) -> bytes:
 
 
 def decode_vring(request: Request, payload: bytes, index: int) -> int:
-    """The 16-bit number of that queue that a reply is; raises BackendError for anything else."""
+    """The 16-bit number of that queue in a reply; raises BackendError for anything else."""
     told, value = _unpacked(request, _VRING_STATE, payload)
     if told != index or value > 0xFFFF:
-        raise BackendError(f"the backend answered {request.name} of queue {index}: {told}, {value}")
+        raise BackendError(
+            f"the backend answered {request.name} of queue {index} with queue {told}, "
+            f"number {value}"
+        )
     return int(value)
 
 
 def encode_vring_address(index: int, descriptors: int, driver: int, device: int) -> bytes:
-    """Where a queue lies, in the addresses of the memory table."""
+    """The addresses of a queue, in the memory table."""
     return _VRING_ADDRESS.pack(index, 0, descriptors, device, driver, 0)
 
 
 def encode_vring_descriptor(index: int) -> bytes:
-    """Of which queue the eventfd is that goes with the message."""
+    """The number of the queue for the eventfd of the message."""
     if not 0 <= index < _NO_DESCRIPTOR:
         raise ValueError(f"vhost-user has no queue {index}")
     return _U64.pack(index)
@@ -150,11 +153,13 @@ def encode_vring_descriptor(index: int) -> bytes:
 def encode_regions(regions: Sequence[MemoryRegion]) -> bytes:
     """The memory table; the regions' descriptors go with it.
 
-    What the backend is told to be our own addresses, by which the queues are named, are the
-    guest's: they mean nothing else to it, and every backend finds them in this table.
+    The table has the guest's addresses in place of our own: a backend only looks them up in this
+    table.
     """
     if not 0 < len(regions) <= MOST_REGIONS:
-        raise ValueError(f"vhost-user has no table of {len(regions)} regions")
+        raise ValueError(
+            f"the memory has {len(regions)} regions, which vhost-user does not describe"
+        )
     parts = [_REGIONS.pack(len(regions), 0)]
     parts += [
         _REGION.pack(region.start, region.size, region.start, region.file_offset)
@@ -169,26 +174,26 @@ def encode_config(size: int) -> bytes:
 
 
 def decode_config(payload: bytes, size: int) -> bytes:
-    """The configuration that a reply holds; raises BackendError for anything else."""
+    """The configuration in a reply; raises BackendError for anything else."""
     if len(payload) != _CONFIG.size + size or _CONFIG.unpack_from(payload)[:2] != (0, size):
-        raise BackendError(f"the backend does not tell {size} bytes of configuration")
+        raise BackendError(f"the backend did not answer with {size} bytes of configuration")
     return payload[_CONFIG.size :]
 
 
 def encode_inflight(inflight: Inflight) -> bytes:
-    """Where requests are noted, or are to be."""
+    """The place for notes of requests."""
     values = (inflight.size, inflight.offset, inflight.queues, inflight.queue_size)
     return _INFLIGHT.pack(*values).ljust(_INFLIGHT_SIZE, b"\0")
 
 
 def decode_inflight(payload: bytes, asked: Inflight) -> Inflight:
-    """Where the backend wants to note requests; raises BackendError for anything else."""
+    """The backend's place for notes of requests; raises BackendError for anything else."""
     if len(payload) not in (_INFLIGHT.size, _INFLIGHT_SIZE):
         raise BackendError(f"the backend answered GET_INFLIGHT_FD with {len(payload)} bytes")
     told = Inflight(*_INFLIGHT.unpack_from(payload))
     fits = 0 < told.size <= _LARGEST_INFLIGHT and told.offset <= _LARGEST_INFLIGHT
     if not fits or (told.queues, told.queue_size) != (asked.queues, asked.queue_size):
-        raise BackendError(f"the backend notes requests in what cannot be: {told}")
+        raise BackendError(f"the backend has an invalid place for its notes: {told}")
     return told
 
 

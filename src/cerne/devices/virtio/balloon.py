@@ -1,14 +1,14 @@
 """The memory balloon (virtio 1.2, section 5.5): a guest gives memory back to its host.
 
-The host says how large the balloon is to be; the driver takes pages of its guest's and puts them
-into it, a few hundred at a time, and they are given back as ranges, not one by one. Free page
-reporting tells of pages that are free now and may be used again without a word. A third queue
-brings what the guest says of its memory.
+The host sets the target size of the balloon; the driver puts pages of its guest into it, a few
+hundred at a time, and the device frees them as ranges, not one by one. Free page reporting names
+pages that are free now and that the guest may use again at any time. A third queue carries the
+guest's statistics.
 
-VIRTIO_BALLOON_F_PAGE_POISON is not offered: a page that was given back reads as zero, or, where
-memory came from a file, as what the file has there, which is the guest's own past. A driver that
-expects its free pages to have a certain content, as Linux does with init_on_free or page_poison,
-then reports none (virtballoon_validate); one that does not takes each page as uninitialised.
+VIRTIO_BALLOON_F_PAGE_POISON is not offered: a freed page reads as zero, or, if the memory is from a
+file, as the file's content, which is the guest's own old data. A driver that expects a certain
+content of free pages, as Linux does with init_on_free or page_poison, then reports none
+(virtballoon_validate); other drivers treat each page as uninitialised.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cerne.errors import HostError
 from cerne.kvm.memory import GuestMemory, GuestMemoryError
 
 BALLOON_PAGE = 4096
-"""Bytes of what the balloon counts, whatever pages the guest has."""
+"""The balloon's unit in bytes, which does not depend on the guest's pages."""
 LARGEST_LIST = 1 << 20
 """The most bytes of page numbers in one chain: those of a GiB. Linux sends 1 KiB."""
 
@@ -36,7 +36,7 @@ FEATURE_REPORTING = 1 << 5
 
 INFLATE, DEFLATE, STATISTICS = 0, 1, 2
 REPORTING = frozenset((3, 4))
-"""Queue 4 by the specification; Linux takes the next after those that it uses, which is 3."""
+"""Queue 4 in the specification; Linux takes the next after its used queues, which is 3."""
 
 STATISTIC_NAMES = (
     "stat-swap-in",
@@ -50,7 +50,7 @@ STATISTIC_NAMES = (
     "stat-htlb-pgalloc",
     "stat-htlb-pgfail",
 )
-"""What the driver tells, by its tags, as QEMU calls it."""
+"""The statistics by their tags, with QEMU's names."""
 
 _CONFIG = struct.Struct("<II")
 _ACTUAL = (4, 4)
@@ -64,8 +64,8 @@ _LARGEST_COUNT = (1 << 32) - 1
 class BalloonDevice(VirtioDevice):
     """A balloon in a guest's memory; sizes are in bytes.
 
-    `on_change` is called, with the lock held and from whatever thread, when the balloon's size has
-    changed; it must not wait.
+    `on_change` is called at a change of the balloon's size, with the lock held, from any thread; it
+    must not wait.
     """
 
     device_type = 5
@@ -78,28 +78,28 @@ class BalloonDevice(VirtioDevice):
         self._on_change = on_change
         self._wanted = 0
         self._actual = 0
-        # The driver offers its first statistics unasked.
+        # The driver offers its first statistics without a request.
         self._asked = True
         self._statistics: dict[str, int] = {}
         self._told = 0
 
     @property
     def size(self) -> int:
-        """How much memory the driver says it has put into the balloon."""
+        """The size of the balloon that the driver reports."""
         return min(self._actual * BALLOON_PAGE, self._memory.size)
 
     @property
     def statistics(self) -> Mapping[str, int]:
-        """What the guest last said of its memory, by `STATISTIC_NAMES`; it may say anything."""
+        """The guest's last statistics, by `STATISTIC_NAMES`; they are not trustworthy."""
         return self._statistics
 
     @property
     def told(self) -> int:
-        """When it said so, in whole seconds since the epoch; 0 where it never did."""
+        """The time of the statistics, in whole seconds since the epoch; 0 if there are none."""
         return self._told
 
     def want(self, size: int) -> None:
-        """Ask the driver for a balloon of this size, which it may not be able to make."""
+        """Ask the driver for a balloon of this size, which it may not reach."""
         with self.working():
             wanted = min(size, self._memory.size) // BALLOON_PAGE
             if wanted != self._wanted:
@@ -108,7 +108,7 @@ class BalloonDevice(VirtioDevice):
                     self._host.config_changed()
 
     def ask(self) -> None:
-        """Ask the driver for new statistics, unless it owes some."""
+        """Ask the driver for new statistics, unless a request is pending."""
         with self.working():
             if self._asked or not self.active or not self._queues[STATISTICS].ready:
                 return
@@ -122,16 +122,16 @@ class BalloonDevice(VirtioDevice):
                     self.process(STATISTICS)
 
     def config(self) -> bytes:
-        """How large the balloon is to be, and how large it is."""
+        """The balloon's target size and its size."""
         return _CONFIG.pack(self._wanted, self._actual)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """Take how large the driver says it is."""
+        """Handle the size that the driver reports."""
         if (offset, size) == _ACTUAL:
             self._set_actual(value)
 
     def process(self, queue_index: int) -> None:
-        """Give back what the driver put into the balloon or reports, or take its statistics."""
+        """Free the pages in the balloon or in a report, or read the statistics."""
         queue = self._queues[queue_index]
         if queue_index == STATISTICS:
             self._drain(queue, self._take_statistics)
@@ -142,7 +142,7 @@ class BalloonDevice(VirtioDevice):
             self._drain(queue, self._inflate if inflates else self._deflate)
 
     def reset(self) -> None:
-        """The driver is gone, and with it what it had put into the balloon."""
+        """Empty the balloon, because the driver is gone."""
         super().reset()
         self._set_actual(0)
         self._asked = True
@@ -150,7 +150,7 @@ class BalloonDevice(VirtioDevice):
         self._told = 0
 
     def state(self) -> PlainState:
-        """How large the balloon is and is to be, and what the guest last said."""
+        """The balloon's size, its target size and the last statistics."""
         return {
             "wanted": self._wanted,
             "actual": self._actual,
@@ -160,7 +160,7 @@ class BalloonDevice(VirtioDevice):
         }
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says; raises DamagedError where that cannot be."""
+        """Restore `state`; raises DamagedError if it is not valid."""
         saved = SavedState("a balloon", state)
         self._wanted = saved.integer("wanted", _LARGEST_COUNT)
         self._actual = saved.integer("actual", _LARGEST_COUNT)
@@ -183,7 +183,7 @@ class BalloonDevice(VirtioDevice):
         return 0
 
     def _deflate(self, chain: Chain) -> int:
-        # The host gives each page again when the guest first touches it.
+        # The host gives a new page when the guest first touches it.
         with _refusing():
             for first, count in _runs(_page_numbers(chain)):
                 self._memory.require(first * BALLOON_PAGE, count * BALLOON_PAGE)
@@ -197,12 +197,12 @@ class BalloonDevice(VirtioDevice):
         return 0
 
     def _give_back(self, address: int, length: int) -> None:
-        # Where the host cannot take the pages they stay the guest's, which does it no harm.
+        # If the host does not free the pages, the guest keeps them, which is harmless.
         with contextlib.suppress(HostError):
             self._memory.discard(address, length)
 
     def _take_statistics(self, chain: Chain) -> None:
-        """Read a buffer that stays with the device until new ones are asked for."""
+        """Read a buffer, which the device keeps until the next request."""
         if not self._asked:
             return
         longest = _STATISTIC.size * _MOST_STATISTICS
@@ -221,18 +221,20 @@ def _refusing() -> Iterator[None]:
     try:
         yield
     except GuestMemoryError as error:
-        raise QueueError(f"the driver gives back what is not its memory: {error}") from error
+        raise QueueError(
+            f"the driver gives pages back that are not in its memory: {error}"
+        ) from error
 
 
 def _page_numbers(chain: Chain) -> set[int]:
     size = chain.readable_size
     if size % _NUMBER.size or size > LARGEST_LIST:
-        raise QueueError(f"a list of page numbers of {size} bytes")
+        raise QueueError(f"a list of page numbers has {size} bytes")
     return {number for (number,) in _NUMBER.iter_unpack(gather(chain.readable))}
 
 
 def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """The numbers as runs: the first of each, and how many follow one another."""
+    """The numbers as runs: the first of each, and its length."""
     first = end = -1
     for number in sorted(numbers):
         if number == end:

@@ -1,7 +1,7 @@
 """The block device (virtio 1.2, section 5.2) over a disk (`cerne.devices.block`).
 
-Data go between the disk and guest memory with no copy. A request that cannot be served is answered
-with an error status; one that has no room even for that is dropped.
+Data moves between the disk and guest memory without a copy. A failed request is answered with an
+error status; a request without room for a status is dropped.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _UNMAP = 1
 
 
 class _RequestError(Exception):
-    """A request is answered with this status."""
+    """An error with the status that answers the request."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -50,7 +50,7 @@ class _RequestError(Exception):
 
 
 class BlockDevice(VirtioDevice):
-    """A guest's disk; what holds its bytes stays the caller's."""
+    """A guest's disk; the caller keeps the object with its bytes."""
 
     device_type = 2
     class_code = 0x018000
@@ -81,19 +81,21 @@ class BlockDevice(VirtioDevice):
         }
 
     def replace(self, disk: Disk) -> Disk:
-        """Go on with another disk of the same content; the one that it had.
+        """Replace the disk by one of the same content; return the old one.
 
         Raises:
             InputError: it has another size.
         """
         if disk.size // SECTOR != self.sectors:
-            raise InputError(f"a disk of {disk.size} bytes does not replace {self._disk.size}")
+            raise InputError(
+                f"the new disk has {disk.size} bytes and the old one {self._disk.size}"
+            )
         with self.lock:
             former, self._disk = self._disk, disk
         return former
 
     def close(self) -> None:
-        """End the use of the disk in order."""
+        """Close the disk in order."""
         with self.lock:
             self._disk.close()
 
@@ -114,7 +116,7 @@ class BlockDevice(VirtioDevice):
         )
 
     def state(self) -> PlainState:
-        """Nothing that the queues and the disk do not say."""
+        """The state, which is empty: the queues and the disk have all."""
         return {}
 
     def process(self, queue_index: int) -> None:

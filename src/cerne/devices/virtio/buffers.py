@@ -1,4 +1,4 @@
-"""Looking at a chain's bytes without regard to how the driver cut them into buffers."""
+"""Access to a chain's bytes across the driver's buffers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def split(views: Sequence[memoryview], length: int) -> tuple[Views, Views]:
 
 
 def gather(views: Iterable[memoryview]) -> bytes:
-    """A copy in one piece; for what is known to be short."""
+    """A copy in one piece; for short data."""
     return b"".join(views)
 
 
@@ -37,5 +37,5 @@ def scatter(views: Iterable[memoryview], data: bytes | memoryview) -> int:
 
 
 def size_of(views: Iterable[memoryview]) -> int:
-    """Bytes in all of them."""
+    """The bytes of all views."""
     return sum(len(view) for view in views)

@@ -1,7 +1,8 @@
 """The console device with several ports (virtio 1.2, section 5.3).
 
-Each port is a stream in both directions; a named one is found by the guest under that name, and
-carries the guest agent. Two control queues tell both sides of ports that come, open and close.
+Each port is a stream in both directions; the guest finds a named port by its name, and the guest
+agent uses such ports. Two control queues carry messages about ports that are added, opened and
+closed.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ DEVICE_READY, PORT_ADD, PORT_REMOVE, PORT_READY, CONSOLE_PORT, RESIZE, PORT_OPEN
 
 
 def _nothing() -> None:
-    """For a port whose host side need not be told."""
+    """For a port whose host side needs no notice."""
 
 
 class Port(NamedTuple):
-    """What a port is, and where what the guest writes goes."""
+    """A port's name, and the receiver of the guest's output."""
 
     name: str
     is_console: bool
     sink: Callable[[bytes], int]
-    """Takes bytes, returns how many; after fewer than all, `resume` goes on with the rest."""
+    """Takes bytes and returns how many; after fewer than all, `resume` continues with the rest."""
     on_room: Callable[[], None] = _nothing
-    """The guest has opened the port, closed it, or can take more; must not wait."""
+    """Called when the guest has opened or closed the port, or has room; must not wait."""
 
 
 class _Side:
-    """How far one port is."""
+    """The state of one port."""
 
     __slots__ = ("guest_open", "host_open", "sent")
 
@@ -64,27 +65,28 @@ class ConsoleDevice(VirtioDevice):
         self.ports = tuple(ports)
         self.queue_sizes = (_QUEUE_SIZE,) * (2 * len(self.ports) + 2)
         self._sides = [_Side(host_open=port.is_console) for port in self.ports]
-        # The last value for each port and event: a guest that never reads costs no more.
+        # Only the last value for each port and event, so that a guest that never reads uses no
+        # more.
         self._outgoing: dict[tuple[int, int], int] = {}
 
     def config(self) -> bytes:
-        """Size of the terminal, which is not told, and the number of ports."""
+        """The size of the terminal, which is 0, and the number of ports."""
         return struct.pack("<HHII", 0, 0, len(self.ports), 0)
 
     def guest_open(self, port: int) -> bool:
-        """Whether somebody in the guest has the port open."""
+        """Whether a process in the guest has the port open."""
         return self._sides[port].guest_open
 
     def open(self, port: int) -> None:
-        """Tell the guest that somebody is at the host's side."""
+        """Tell the guest that the host has opened the port."""
         self._set_host_open(port, True)
 
     def close(self, port: int) -> None:
-        """Tell the guest that nobody is at the host's side any more."""
+        """Tell the guest that the host has closed the port."""
         self._set_host_open(port, False)
 
     def feed(self, port: int, data: bytes) -> int:
-        """Give the guest bytes; returns how many it took. For the rest, wait for `on_room`."""
+        """Send bytes to the guest; return how many it took. For the rest, wait for `on_room`."""
         done = 0
         with self.working():
             if not self.active or not self._takes_input(port):
@@ -102,13 +104,13 @@ class ConsoleDevice(VirtioDevice):
         return done
 
     def resume(self, port: int) -> None:
-        """Go on with what the sink did not take."""
+        """Continue with the bytes that the sink did not take."""
         with self.working():
             if self.active and self._queues[_receive_queue(port) + 1].ready:
                 self.process(_receive_queue(port) + 1)
 
     def process(self, queue_index: int) -> None:
-        """Take what the guest wrote, and its control messages; send ours."""
+        """Read the guest's output and control messages; send ours."""
         control_in, control_out = _CONTROL_QUEUES
         if queue_index == control_out:
             self._drain(self._queues[queue_index], self._take_message)
@@ -122,7 +124,7 @@ class ConsoleDevice(VirtioDevice):
             self.ports[_port_of(queue_index)].on_room()
 
     def reset(self) -> None:
-        """The guest has no port open any more."""
+        """Mark all ports as closed by the guest."""
         super().reset()
         self._outgoing.clear()
         for side, port in zip(self._sides, self.ports, strict=True):
@@ -131,7 +133,7 @@ class ConsoleDevice(VirtioDevice):
             port.on_room()
 
     def state(self) -> PlainState:
-        """Which sides are open, what was not sent yet and how far each port is."""
+        """The open sides, the unsent messages and the state of each port."""
         return {
             "ports": [
                 {"host_open": side.host_open, "guest_open": side.guest_open, "sent": side.sent}
@@ -144,7 +146,7 @@ class ConsoleDevice(VirtioDevice):
         }
 
     def restore(self, state: PlainState) -> None:
-        """Take that back; raises DamagedError where it cannot be."""
+        """Restore it; raises DamagedError if it is not valid."""
         saved = SavedState("a console", state)
         for side, values in zip(self._sides, saved.sections("ports", len(self.ports)), strict=True):
             side.host_open = values.flag("host_open")

@@ -1,8 +1,8 @@
-"""What every virtio device has in common, and what a transport needs of it (virtio 1.2, chapter 2).
+"""The base of every virtio device, and its interface to a transport (virtio 1.2, chapter 2).
 
-A device's lock is held while it works on its queues, by whoever makes it work: the worker that
-was kicked, the vCPU that resets it, or its host side. Between two calls a device holds no chain, so
-that a reset or a snapshot finds nothing in flight.
+The thread that works on a device's queues holds its lock: the worker after a kick, the vCPU at a
+reset, or its host side. Between two calls a device holds no chain, so that a reset or a snapshot
+finds no request in progress.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ FEATURE_VERSION_1 = 1 << 32
 FEATURE_RING_RESET = 1 << 40
 
 _TURN = 0.05
-"""Seconds that a queue is served before others have their turn."""
+"""Seconds for one queue before others have their turn."""
 
 Notify = Callable[[Queue], None]
-"""Tells the driver of what was pushed to a queue, if it wants to know."""
+"""Notifies the driver of used buffers, if it wants notifications."""
 
 
 class DeviceHost(Protocol):
-    """What a device says to its transport by itself."""
+    """The transport's interface for a device."""
 
     @property
     def memory(self) -> GuestMemory:
-        """The guest's, for a backend that is to have it too."""
+        """The guest's memory, for a backend that needs it too."""
 
     def config_changed(self) -> None:
-        """The device's configuration has changed; tells the driver."""
+        """Notify the driver that the device's configuration has changed."""
 
     def failed(self, error: QueueError) -> None:
-        """The driver broke the rules; the device needs a reset."""
+        """Stop the device until a reset, because the driver broke the rules."""
 
     def hand_over(self, queue_index: int) -> HandedQueue | None:
-        """A queue as a backend is given it; None where the driver does not use it."""
+        """A queue for a backend; None if the driver does not use it."""
 
     def come_back(self, queue: Queue) -> None:
-        """There is more in a queue than may be served at once; the device is kicked again."""
+        """Kick the device again, because a queue has more than one turn may serve."""
 
 
 class VirtioDevice:
@@ -56,16 +56,16 @@ class VirtioDevice:
 
     device_type: int
     features: int = 0
-    """What it offers, without what transport and queues bring themselves."""
+    """The features of the device, without those of transport and queues."""
     transport_features: int = (
         FEATURE_INDIRECT | FEATURE_EVENT_INDEX | FEATURE_VERSION_1 | FEATURE_RING_RESET
     )
-    """What transport and queues offer; less where a backend serves the queues and has less."""
+    """The features of transport and queues; a backend for the queues may have fewer."""
     queue_sizes: tuple[int, ...]
     handed_queues: Collection[int] = ()
-    """Queues that a backend serves: their doorbells wake nobody here."""
+    """Queues that a backend serves: their doorbells wake no thread here."""
     class_code: int = 0xFF0000
-    """The PCI class, which some firmware looks at."""
+    """The PCI class, which some firmware reads."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -80,22 +80,22 @@ class VirtioDevice:
         return self._notify is not None
 
     def attach(self, host: DeviceHost) -> None:
-        """Tell the device its transport, once."""
+        """Set the device's transport, once."""
         self._host = host
 
     def read_config(self, offset: int, size: int) -> int:
-        """Read the device's configuration; zero where there is none."""
+        """Read the device's configuration; zero after its end."""
         return int.from_bytes(self.config()[offset : offset + size], "little")
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        """Write the device's configuration; dropped unless a device takes it."""
+        """Write the device's configuration; ignored unless a device overrides this."""
 
     def config(self) -> bytes:
         """The device's configuration as the driver reads it."""
         return b""
 
     def activate(self, queues: Sequence[Queue], features: int, notify: Notify) -> None:
-        """The driver is ready; called with the lock held."""
+        """Called when the driver is ready, with the lock held."""
         self._queues = queues
         self._features = features
         self._notify = notify
@@ -108,36 +108,36 @@ class VirtioDevice:
         """
 
     def queue_started(self, queue_index: int) -> None:
-        """The driver uses a queue again that it had reset; called with the lock held."""
+        """Called when the driver uses a queue again after its reset, with the lock held."""
 
     def queue_stopped(self, queue_index: int) -> None:
-        """The driver is about to reset a queue that is in use; called with the lock held."""
+        """Called before the driver resets a queue in use, with the lock held."""
 
     def queue_rerouted(self, queue_index: int) -> None:
-        """A queue that is in use has another interrupt; called with the lock held."""
+        """Called when a queue in use has another interrupt, with the lock held."""
 
     def reset(self) -> None:
-        """The driver is gone; called with the lock held."""
+        """Called when the driver is gone, with the lock held."""
         self._queues = ()
         self._features = 0
         self._notify = None
 
     def state(self) -> PlainState:
-        """What the device knows that its configuration and its queues do not say.
+        """The device's state without its configuration and its queues.
 
-        Each kind says so itself, also that it is nothing: state that is forgotten is lost.
+        Each kind has to define it, even if it is empty, because forgotten state would be lost.
 
         Raises:
-            EngineError: this kind does not say.
+            EngineError: this kind does not define it.
         """
-        raise EngineError(f"a {type(self).__name__} does not say what its state is")
+        raise EngineError(f"{type(self).__name__} does not define its state")
 
     def restore(self, state: PlainState) -> None:
-        """Take that back, after activation if it was active; raises DamagedError."""
+        """Restore the state, after activation if it was active; raises DamagedError."""
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
-        """Hold the lock; what the driver did wrong goes to the transport."""
+        """Hold the lock; errors of the driver go to the transport."""
         with self.lock:
             try:
                 yield
@@ -153,8 +153,8 @@ class VirtioDevice:
     def _drain(self, queue: Queue, serve: Callable[[Chain], int | None]) -> None:
         """Serve all chains, and ask for a kick for the next one.
 
-        `serve` says how many bytes it wrote, or None where it cannot go on now: the chain stays the
-        next one, and the device comes back by itself.
+        `serve` returns how many bytes it wrote, or None if it has to stop now: the chain stays the
+        next one, and the device continues later.
         """
         queue.disable_notification()
         served, more = self._serve_some(queue, serve)
@@ -164,10 +164,10 @@ class VirtioDevice:
             self._host.come_back(queue)
 
     def _serve_some(self, queue: Queue, serve: Callable[[Chain], int | None]) -> tuple[bool, bool]:
-        """Whether a chain was served, and whether there may be more than may be served at once.
+        """Serve chains for one turn; return whether any was served, and whether there may be more.
 
-        A driver may refill the queue all the time, and what a device writes may be the very ring
-        that it looks at: whoever else waits for this thread has a turn in between.
+        A driver may refill the queue all the time, and a device may even write into the ring that
+        it reads: so other work of this thread has a turn in between.
         """
         served = False
         end = time.monotonic() + _TURN

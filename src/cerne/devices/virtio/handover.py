@@ -1,8 +1,8 @@
 """Queues that a backend serves: another process (vhost-user) or the host's kernel (vhost).
 
-A queue that is handed over is used by its backend alone: the guest's doorbell wakes it, and it
-interrupts the guest, both by eventfds that the kernel connects, so that nobody here is woken. A
-backend that gives a queue back says how far it got.
+Only the backend uses a queue that is handed over: the guest's doorbell wakes it, and it interrupts
+the guest, both by eventfds that the kernel connects, so that no thread here is woken. A backend
+that stops a queue returns its position.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from cerne.devices.virtio.queue import Queue
 
 
 class HandedQueue(NamedTuple):
-    """All that a backend needs of one queue. Descriptors stay the transport's."""
+    """All that a backend needs to know about one queue. The transport owns the descriptors."""
 
     number: int
     size: int
     """Entries."""
     descriptors: int
-    """Guest addresses, as those of the two rings: within memory, and aligned."""
+    """Guest addresses of the table and the two rings: in memory, and aligned."""
     driver: int
     device: int
     next_available: int
-    """The index in the driver's ring at which the backend goes on."""
+    """The index in the driver's ring at which the backend continues."""
     kick: int
     """The eventfd that the guest's doorbell writes."""
     call: int
@@ -31,7 +31,7 @@ class HandedQueue(NamedTuple):
 
     @classmethod
     def of(cls, index: int, queue: Queue, kick: int, call: int) -> HandedQueue:
-        """A queue that is ready, as it is now."""
+        """The present state of a ready queue."""
         return cls(
             index,
             queue.size,
@@ -45,16 +45,16 @@ class HandedQueue(NamedTuple):
 
 
 class QueueBackend(Protocol):
-    """Whoever serves queues of one device, over the guest's memory, which it has been given.
+    """A backend that serves queues of one device, over the guest's memory.
 
-    Its errors are of `CerneError`.
+    Its errors are `CerneError`s.
     """
 
     def start(self, queue: HandedQueue) -> None:
         """Serve a queue from now on."""
 
     def stop(self, index: int) -> int:
-        """Give a queue back, and touch it no more; the index at which it would have gone on."""
+        """Stop a queue; return the index at which the backend would continue."""
 
     def set_call(self, index: int, call: int) -> None:
-        """Interrupt the guest by another eventfd, for a queue that is being served."""
+        """Interrupt the guest by another eventfd, for a running queue."""

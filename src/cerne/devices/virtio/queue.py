@@ -1,9 +1,9 @@
 """The split virtqueue as a device sees it (virtio 1.2, section 2.7).
 
-A driver describes buffers in a table, offers the heads of chains in one ring, and gets them back
-in another. All three lie in guest memory, so that every number in them is the guest's and may
-change while it is looked at: each is read once, checked, and only then used. The bytes of a chain
-are handed out as views of guest memory, fit for preadv(2) and pwritev(2).
+A driver describes buffers in a table, offers the heads of chains in one ring, and gets them back in
+another. All three are in guest memory, so the guest controls every number in them and may change it
+at any time: each is read once, checked, and then used. The bytes of a chain are views of guest
+memory, usable with preadv(2) and pwritev(2).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _NO_NOTIFY = 1
 _LARGEST_CHAIN = 1 << 32
 _LARGEST_ADDRESS = (1 << 64) - 1
 
-# Native order and alignment, for which the interpreter reads an aligned number in one piece.
+# Native order and alignment, so that the interpreter reads an aligned number in one piece.
 _DESCRIPTOR = struct.Struct("@QIHH")
 _USED_ELEMENT = struct.Struct("@II")
 _U16 = struct.Struct("@H")
@@ -45,10 +45,10 @@ class QueueError(GuestError):
 
 
 class Chain(NamedTuple):
-    """One request of the driver: what the device may read, then what it may write."""
+    """One request of the driver: the buffers to read, then the buffers to write."""
 
     head: int
-    """The descriptor that names the chain when it is given back."""
+    """The descriptor that identifies the chain when it is returned."""
     readable: tuple[memoryview, ...]
     writable: tuple[memoryview, ...]
 
@@ -64,26 +64,25 @@ class Chain(NamedTuple):
 
 
 class _Rings(NamedTuple):
-    """Where a queue in use lies; taken, and checked, when the driver declares it ready."""
+    """The addresses of a queue in use, checked when the driver declares it ready."""
 
     descriptors: memoryview
     driver: memoryview
     device: memoryview
     device_words: memoryview
-    """The same as 16-bit numbers, which are written in one piece: struct writes zeros before, and a
-    driver that looks just then would take an index of 0 for one that has moved."""
+    """The same as 16-bit numbers, for writes in one piece: struct writes zeros first."""
 
 
 class Queue:
-    """One virtqueue, of which the transport sets the addresses and a device uses the rest.
+    """One virtqueue; the transport sets its addresses, and a device uses the rest.
 
-    It belongs to one thread at a time. Whatever reads the guest's rings raises `QueueError` for
-    what no driver may do.
+    It belongs to one thread at a time. Methods that read the guest's rings raise `QueueError` if
+    the driver broke the rules.
     """
 
     def __init__(self, memory: GuestMemory, maximum: int) -> None:
         if not 0 < maximum <= LARGEST_QUEUE or maximum & (maximum - 1):
-            raise ValueError(f"a queue cannot have {maximum} entries")
+            raise ValueError(f"{maximum} is not a number of entries that a queue may have")
         self._memory = memory
         self.maximum = maximum
         """The most entries that the driver may choose."""
@@ -91,7 +90,7 @@ class Queue:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything that the driver said."""
+        """Forget all settings of the driver."""
         self.size = self.maximum
         self.descriptors = 0
         self.driver = 0
@@ -106,7 +105,7 @@ class Queue:
 
     @property
     def ready(self) -> bool:
-        """Whether the driver has declared the queue to be in use."""
+        """Whether the driver has declared the queue ready."""
         return self._rings is not None
 
     @ready.setter
@@ -125,25 +124,25 @@ class Queue:
         return self._next_available
 
     def used_index(self) -> int:
-        """How many chains were given back, modulo 2^16, as the ring itself says.
+        """The number of returned chains, modulo 2^16, from the ring.
 
-        Of a queue that a backend serves; what its rings say is the guest's to change.
+        For a queue that a backend serves; the guest may change its rings.
         """
         index: int = _U16.unpack_from(self._in_use().device, 2)[0]
         return index
 
     def take_back(self, next_available: int) -> None:
-        """Go on where a backend stopped."""
+        """Continue where a backend stopped."""
         self._next_available = next_available & 0xFFFF
         self._next_used = self._announced = self.used_index()
 
     def offer_again(self) -> None:
-        """Have the next backend find what one that died had not given back.
+        """Offer the chains again that a former backend did not return.
 
-        That may be any of the chains that were offered, for a backend answers in its own order;
-        and the next one begins after as many as were answered. So what was not is lined up there,
-        where no driver looks any more, as far as the rings still tell: they do not where a chain
-        waited while the whole queue went round.
+        These may be any of the offered chains, because a backend answers in any order, and the next
+        backend starts after as many chains as were answered. So the unanswered chains are written
+        there, in entries that the driver does not use any more, as far as the rings still have
+        them: they do not if a chain waited while the whole ring was used once.
         """
         rings = self._in_use()
         used = self.used_index()
@@ -160,14 +159,14 @@ class Queue:
             head = _USED_ELEMENT.unpack_from(rings.device, _USED_RING + 8 * (slot % self.size))[0]
             if head in waiting:
                 waiting.remove(head)
-        # Otherwise the rings say what cannot be, which is between the guest and its backend.
+        # Otherwise the guest has damaged its rings, which the backend will notice.
         if len(waiting) == unanswered:
             for slot, head in zip(slots[seen:], waiting, strict=True):
                 _U16.pack_into(rings.driver, _AVAIL_RING + 2 * (slot % self.size), head)
         self.take_back(used)
 
     def pop(self) -> Chain | None:
-        """The next chain that the driver offers, or None where there is none now."""
+        """The next offered chain, or None if there is none now."""
         rings = self._rings
         if rings is None or self._available(rings) == 0:
             return None
@@ -178,15 +177,15 @@ class Queue:
         return chain
 
     def put_back(self, count: int = 1) -> None:
-        """Take back so many of the last `pop`s: their chains are not done, and are next again."""
+        """Undo so many of the last `pop`s: their chains are the next ones again."""
         self._next_available = (self._next_available - count) & 0xFFFF
 
     def push(self, head: int, written: int) -> None:
-        """Give the chain of that head back, with the count of bytes written to it."""
+        """Return the chain of that head, with the number of bytes written to it."""
         self.push_all(((head, written),))
 
     def push_all(self, chains: Iterable[tuple[int, int]]) -> None:
-        """Give chains back, by head and count of bytes; the driver sees all of them, or none."""
+        """Return chains, by head and number of bytes; the driver sees all of them at once."""
         rings = self._in_use()
         for head, written in chains:
             slot = _USED_RING + 8 * (self._next_used % self.size)
@@ -195,7 +194,7 @@ class Queue:
         rings.device_words[1] = self._next_used
 
     def should_notify(self) -> bool:
-        """Whether the driver wants an interrupt for what was pushed since the last question."""
+        """Whether the driver wants an interrupt for the chains pushed since the last call."""
         rings = self._in_use()
         self._order_writes_before_reads()
         before, self._announced = self._announced, self._next_used
@@ -209,14 +208,14 @@ class Queue:
         return passed < (self._next_used - before) & 0xFFFF
 
     def disable_notification(self) -> None:
-        """Ask the driver not to kick while the queue is being looked at anyway."""
+        """Ask the driver not to kick while the queue is being served."""
         if not self.event_index:
             self._in_use().device_words[0] = _NO_NOTIFY
 
     def enable_notification(self) -> bool:
         """Ask the driver to kick for the next chain it offers.
 
-        True where chains were offered in the meantime, for which no kick will come.
+        Returns True if chains were offered meanwhile, for which no kick comes.
         """
         rings = self._in_use()
         if self.event_index:
@@ -227,7 +226,7 @@ class Queue:
         return self._available(rings) > 0
 
     def state(self) -> PlainState:
-        """Everything that the driver set and how far the device got."""
+        """The driver's settings and the device's position."""
         return {
             "size": self.size,
             "descriptors": self.descriptors,
@@ -243,9 +242,9 @@ class Queue:
         }
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says; raises DamagedError where that cannot be.
+        """Restore `state`; raises DamagedError if it is not valid.
 
-        A queue whose rings a driver had put outside memory was never ready.
+        A queue with rings outside of memory was never ready.
         """
         saved = SavedState("a virtqueue", state)
         self._rings = None
@@ -262,22 +261,24 @@ class Queue:
         try:
             self.ready = saved.flag("ready")
         except QueueError as error:
-            raise DamagedError(f"the saved state of a virtqueue: {error.message}") from error
+            raise DamagedError(
+                f"the saved state of a virtqueue is not valid: {error.message}"
+            ) from error
 
     def _in_use(self) -> _Rings:
         if self._rings is None:
-            raise QueueError("a queue is used that the driver has not made ready")
+            raise QueueError("the driver has not made the queue ready")
         return self._rings
 
     def _order_writes_before_reads(self) -> None:
-        # x86 may let a read overtake an earlier write; taking a lock is the full barrier that
-        # Python has. Without it both sides may miss what the other just wrote, and sleep.
+        # x86 may execute a read before an earlier write; taking a lock is Python's full barrier.
+        # Without it both sides may miss the other's write, and sleep.
         with self._fence:
             pass
 
     def _find_rings(self) -> _Rings:
         if not 0 < self.size <= self.maximum or self.size & (self.size - 1):
-            raise QueueError(f"a queue of {self.size} entries, of {self.maximum} at the most")
+            raise QueueError(f"the queue has {self.size} entries; the most are {self.maximum}")
         device = self._ring("used ring", self.device, 6 + 8 * self.size, 4)
         return _Rings(
             descriptors=self._ring("descriptor table", self.descriptors, 16 * self.size, 16),
@@ -295,7 +296,7 @@ class Queue:
         try:
             return self._memory.view(address, length)
         except GuestMemoryError as error:
-            raise QueueError(f"the {what} of a queue: {error.message}") from error
+            raise QueueError(f"the {what} of a queue is not in memory: {error.message}") from error
 
     def _available(self, rings: _Rings) -> int:
         index: int = _U16.unpack_from(rings.driver, 2)[0]
@@ -311,12 +312,12 @@ class Queue:
         for address, length, flags in self._walk(rings.descriptors, head, self.size):
             left -= length
             if left < 0:
-                raise QueueError("a chain of more than 4 GiB")
+                raise QueueError("a chain has more than 4 GiB")
             view = self._view("buffer", address, length)
             if flags & _WRITE:
                 writable.append(view)
             elif writable:
-                raise QueueError("a buffer to read comes after a buffer to write")
+                raise QueueError("a chain has a buffer to read after a buffer to write")
             else:
                 readable.append(view)
         return Chain(head, tuple(readable), tuple(writable))
@@ -329,7 +330,7 @@ class Queue:
             address, length, flags, following = _DESCRIPTOR.unpack_from(table, 16 * index)
             if flags & _INDIRECT:
                 if nested:
-                    raise QueueError("an indirect descriptor in an indirect table")
+                    raise QueueError("an indirect table contains an indirect descriptor")
                 table, entries = self._indirect_table(address, length, flags)
                 nested, index = True, 0
                 continue
@@ -341,9 +342,9 @@ class Queue:
 
     def _indirect_table(self, address: int, length: int, flags: int) -> tuple[memoryview, int]:
         if not self.indirect:
-            raise QueueError("an indirect descriptor, which was not negotiated")
+            raise QueueError("a chain has an indirect descriptor, which was not negotiated")
         if flags & _NEXT:
-            raise QueueError("an indirect descriptor that has a next one")
+            raise QueueError("an indirect descriptor has a next one")
         if length == 0 or length % 16:
-            raise QueueError(f"an indirect table of {length} bytes")
+            raise QueueError(f"an indirect table has {length} bytes")
         return self._view("indirect table", address, length), length // 16

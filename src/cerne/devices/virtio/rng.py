@@ -9,21 +9,21 @@ from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.queue import Chain
 
 LARGEST_READ = 65536
-"""The most bytes for one chain, however long it is."""
+"""The most bytes for one chain, even for a longer one."""
 
 
 class RngDevice(VirtioDevice):
-    """Fills what the driver offers from getrandom(2)."""
+    """Fills the driver's buffers from getrandom(2)."""
 
     device_type = 4
     queue_sizes = (64,)
 
     def process(self, queue_index: int) -> None:
-        """Fill every chain that is offered."""
+        """Fill every offered chain."""
         self._drain(self._queues[queue_index], self._fill)
 
     def state(self) -> PlainState:
-        """Nothing that the queues do not say."""
+        """The state, which is empty."""
         return {}
 
     def _fill(self, chain: Chain) -> int:

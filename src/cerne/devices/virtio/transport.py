@@ -1,7 +1,7 @@
 """A virtio device as a PCI function (virtio 1.2, section 4.1), with MSI-X for its interrupts.
 
-One BAR holds everything: the common configuration, the interrupt status, the device's own
-configuration, a doorbell for each queue, and the MSI-X table. Only the modern interface is there.
+One BAR contains the common configuration, the interrupt status, the device's own configuration, a
+doorbell for each queue, and the MSI-X table. There is only the modern interface.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ _ALL_ONES = (1 << 64) - 1
 
 
 class VirtioPciTransport(PciFunction):
-    """The function. `kick` is called by whoever waits for the doorbells' eventfds.
+    """The function. The thread that waits for the doorbells' eventfds calls `kick`.
 
-    `doorbells` are those of the queues: of one that the device hands over, or has served for long
-    enough, so that others have their turn.
+    `doorbells` are the eventfds of the queues, for handing a queue over, and for kicking the device
+    again after its turn.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class VirtioPciTransport(PciFunction):
         self.queues = tuple(Queue(memory, size) for size in device.queue_sizes)
         self._doorbells = doorbells
         self.failure: QueueError | None = None
-        """Why the device needs a reset, if it does."""
+        """The reason for a needed reset, if any."""
         self.msix = MsixTable(len(self.queues) + 1, routes)
         self._pci_access = self._add_capabilities()
         self._setters = self._common_setters()
@@ -100,16 +100,16 @@ class VirtioPciTransport(PciFunction):
         return self._status
 
     def notify_offset(self, queue: int) -> int:
-        """Where in the BAR a queue's doorbell is: 4 bytes, whatever is written to them."""
+        """The offset in the BAR of a queue's doorbell: 4 bytes, which take any value."""
         return NOTIFY + NOTIFY_MULTIPLIER * queue
 
     def kick(self, queue: int) -> None:
-        """Let the device serve a queue, once the driver is ready."""
+        """Let the device serve a queue, if the driver is ready."""
         with self.device.working():
             if queue >= len(self.queues) or not self.queues[queue].ready:
                 return
             if not self._status & STATUS_DRIVER_OK:
-                # It ought not to be, but Linux's driver of a balloon does it.
+                # This is against the rules, but Linux's balloon driver does it.
                 self._early.add(queue)
             elif self._status & STATUS_NEEDS_RESET:
                 return
@@ -119,7 +119,7 @@ class VirtioPciTransport(PciFunction):
                 self.device.process(queue)
 
     def rouse(self) -> None:
-        """Serve all queues and interrupt for each: notifications may have been lost, both ways."""
+        """Serve all queues and send an interrupt for each, because notifications may be lost."""
         for index, queue in enumerate(self.queues):
             self.kick(index)
             with self.device.lock:
@@ -133,17 +133,17 @@ class VirtioPciTransport(PciFunction):
             self._interrupt(ISR_CONFIG, self._config_vector)
 
     def failed(self, error: QueueError) -> None:
-        """Let the device rest until the driver resets it."""
+        """Stop the device until the driver resets it."""
         if self.failure is None:
             self.failure = error
             self._status |= STATUS_NEEDS_RESET
-            # Neither its driver nor its host's side is to move it now.
+            # Neither its driver nor its host side may use it now.
             if self.device.active:
                 self.device.reset()
             self.config_changed()
 
     def hand_over(self, queue_index: int) -> HandedQueue | None:
-        """A queue as a backend is given it; None where the driver does not use it."""
+        """A queue for a backend; None if the driver does not use it."""
         queue = self.queues[queue_index]
         if not queue.ready:
             return None
@@ -152,18 +152,18 @@ class VirtioPciTransport(PciFunction):
         return HandedQueue.of(queue_index, queue, kick, call)
 
     def come_back(self, queue: Queue) -> None:
-        """Kick the device again, once others have had their turn."""
+        """Kick the device again, after the turn of others."""
         self._ring(self.queues.index(queue))
 
     def reset(self) -> None:
-        """Back to the state after power-on, as seen by the driver; PCI stays as it is."""
+        """Return to the driver's state after power-on; PCI keeps its state."""
         with self.device.lock:
             if self.device.active:
                 self.device.reset()
             self._forget_driver()
 
     def power_on(self) -> None:
-        """Back to the state after power-on, PCI too; for a reset of the machine."""
+        """Return to the state after power-on, also of PCI; for a reset of the machine."""
         self.reset()
         super().power_on()
         self.msix.reset()
@@ -176,7 +176,7 @@ class VirtioPciTransport(PciFunction):
             return self.msix.read_table(offset - TABLE, size)
         part, within = offset & -_PART, offset % _PART
         if part == COMMON:
-            # Another vCPU may choose another queue meanwhile.
+            # Another vCPU may select another queue meanwhile.
             with self.device.lock:
                 return int.from_bytes(self._common()[within : within + size], "little")
         if part == DEVICE:
@@ -205,7 +205,7 @@ class VirtioPciTransport(PciFunction):
             self.msix.write_table(offset - TABLE, size, value)
 
     def config_read(self, offset: int, size: int) -> None:
-        """Fetch what the PCI configuration access capability names, if that is read."""
+        """Fetch the data of the PCI configuration access capability, if it is read."""
         data = self._pci_access + 16
         access = self._pci_access_target() if offset < data + 4 and data < offset + size else None
         if access is not None:
@@ -213,7 +213,7 @@ class VirtioPciTransport(PciFunction):
             self._config[data : data + 4] = value.to_bytes(4, "little")
 
     def config_written(self, offset: int, size: int) -> None:
-        """Pass on what was written by the PCI configuration access capability, and MSI-X."""
+        """Handle writes through the PCI configuration access capability, and of MSI-X."""
         data = self._pci_access + 16
         access = self._pci_access_target() if offset < data + 4 and data < offset + size else None
         if access is not None:
@@ -222,7 +222,7 @@ class VirtioPciTransport(PciFunction):
         self.msix.control_written()
 
     def state(self) -> PlainState:
-        """The function, its queues and its device; the device must not be at work."""
+        """The state of the function, its queues and its device; the device must be idle."""
         with self.device.lock:
             return {
                 "pci": self.config_state(),
@@ -241,7 +241,7 @@ class VirtioPciTransport(PciFunction):
             }
 
     def restore(self, state: PlainState) -> None:
-        """Be what `state` says; raises DamagedError where that cannot be."""
+        """Restore `state`; raises DamagedError if it is not valid."""
         saved = SavedState("a virtio device", state)
         with self.device.lock:
             self.reset()

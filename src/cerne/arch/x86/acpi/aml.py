@@ -14,7 +14,7 @@ def name_string(path: str) -> bytes:
     root = b"\\" if path.startswith("\\") else b""
     segments = [part.ljust(4, "_").encode() for part in path.removeprefix("\\").split(".")]
     if any(len(segment) != 4 for segment in segments):
-        raise ValueError(f"{path!r} is no ACPI name")
+        raise ValueError(f"{path!r} is not an ACPI name")
     if len(segments) == 1:
         return root + segments[0]
     prefix = b"\x2e" if len(segments) == 2 else b"\x2f" + bytes([len(segments)])

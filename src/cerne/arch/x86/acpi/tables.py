@@ -1,8 +1,7 @@
-"""The ACPI tables of a machine: hardware-reduced, as ACPI 6.5, chapters 4 and 5 have it.
+"""The ACPI tables of a machine: hardware-reduced ACPI (ACPI 6.5, chapters 4 and 5).
 
-RSDP, XSDT, FADT, MADT, MCFG and a DSDT with a PCI root, slots of which devices come and go, the
-serial port, a power button that is signalled by a generic event device, S5, and Microsoft's VM
-generation ID.
+RSDP, XSDT, FADT, MADT, MCFG and a DSDT with a PCI root, slots for removable devices, the serial
+port, a power button through a generic event device, S5, and Microsoft's VM generation ID.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ class PciIrq(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One table, and where it lies in guest memory."""
+    """One table, and its address in guest memory."""
 
     signature: bytes
     address: GuestAddress
@@ -51,7 +50,7 @@ class Table(NamedTuple):
 
 
 def write_tables(memory: GuestMemory, cpus: int, irqs: tuple[PciIrq, ...] = ()) -> GuestAddress:
-    """Write all tables; the address of the RSDP."""
+    """Write all tables; return the address of the RSDP."""
     for table in build_tables(cpus, irqs):
         memory.write(table.address, table.content)
     return layout.ACPI_TABLES
@@ -61,7 +60,7 @@ def build_tables(cpus: int, irqs: tuple[PciIrq, ...] = ()) -> list[Table]:
     """All tables with their addresses; the RSDP first.
 
     Raises:
-        InputError: more processors than the tables' space describes.
+        InputError: the tables have no room for so many processors.
     """
     tables: list[Table] = []
     position = layout.ACPI_TABLES + 64
@@ -81,7 +80,7 @@ def build_tables(cpus: int, irqs: tuple[PciIrq, ...] = ()) -> list[Table]:
     ]
     xsdt = place(b"XSDT", _table(b"XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed)))
     if position > layout.ACPI_TABLES + _SPACE:
-        raise InputError(f"{cpus} processors are more than the machine's tables can describe")
+        raise InputError(f"{cpus} processors are more than the machine's ACPI tables describe")
     return [Table(b"RSD PTR ", layout.ACPI_TABLES, _rsdp(xsdt)), *tables]
 
 
@@ -202,7 +201,7 @@ def _pci_root(irqs: tuple[PciIrq, ...]) -> bytes:
 
 
 def _hotplug() -> bytes:
-    """The slots that devices come to and go from (ACPI 6.5, 6.3), over our registers for them."""
+    """The slots for removable devices (ACPI 6.5, 6.3), with our registers for them."""
     first = layout.FIRST_HOTPLUG_SLOT
     slots = range(first, first + layout.HOTPLUG_SLOTS)
     return b"".join(
@@ -270,7 +269,7 @@ def _generation() -> bytes:
 
 
 def _events() -> bytes:
-    """The generic event device: one line, and a byte that says (and by being read forgets) why."""
+    """The generic event device: one line, and a byte with its events, which reading clears."""
     pending = aml.name_string("EVTS")
     return aml.device(
         "GED_",

@@ -1,1 +1,1 @@
-"""The network device (virtio 1.2, section 5.1): the card, and the links that it may have."""
+"""The network device (virtio 1.2, section 5.1): the card, and its kinds of links."""

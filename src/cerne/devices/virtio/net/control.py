@@ -1,8 +1,7 @@
-"""What a driver asks on the control queue (virtio 1.2, section 5.1.6.5).
+"""The commands on the control queue (virtio 1.2, section 5.1.6.5).
 
-A card gives its guest every frame of its link, so that there is nothing to do for filters: they are
-the driver's hints, and a card may let more pass than was asked for. A command that is malformed is
-answered so.
+A card gives its guest every frame of its link, so filters need no work: they are hints of the
+driver, and a card may pass more frames. A malformed command is answered with an error.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import NamedTuple
 from cerne.devices.virtio.net.header import GUEST_OFFLOADS, Feature
 
 LARGEST_COMMAND = 16384
-"""Bytes; tables of addresses are the longest."""
+"""The most bytes of a command; tables of addresses are the longest."""
 
 _RX, _MAC, _VLAN, _OFFLOADS = 0, 1, 2, 5
 _RX_MODES = (0, 1)
@@ -24,15 +23,15 @@ _LARGEST_VLAN = 4095
 
 
 class Control(NamedTuple):
-    """Carries out commands: `set_mac` and `set_offloads` are the card's."""
+    """Executes commands, with the card's `set_mac` and `set_offloads`."""
 
     features: int
-    """What the driver negotiated."""
+    """The negotiated features."""
     set_mac: Callable[[bytes], None]
     set_offloads: Callable[[int], None]
 
     def obey(self, command: bytes) -> bool:
-        """Do what a command says; whether it was one."""
+        """Execute a command; return False if it is not valid."""
         if len(command) < 2:
             return False
         kind, action, data = command[0], command[1], command[2:]
@@ -63,7 +62,7 @@ class Control(NamedTuple):
 
 
 def _are_tables(data: bytes) -> bool:
-    """Whether it is two tables of addresses, each after its length."""
+    """Whether the data is two tables of addresses, each after its length."""
     for _ in range(2):
         size = 4 + _MAC_SIZE * int.from_bytes(data[:4], "little")
         if len(data) < 4 or len(data) < size:

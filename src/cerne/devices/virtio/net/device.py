@@ -1,8 +1,8 @@
-"""The network card (virtio 1.2, section 5.1): a link's frames for its driver, and its driver's.
+"""The network card (virtio 1.2, section 5.1): moves frames between a link and its driver.
 
-Frames are read to where the driver wants them and written from where it has put them. How large
-the next frame is nobody knows before it is read: room is made for one like the last, and what is
-longer goes through a buffer of the card's, whose bytes alone are copied.
+Frames are read into the driver's buffers and written from them. The size of the next frame is
+unknown before it is read: the card makes room for one like the last, and the rest of a longer one
+goes through a buffer of the card and is copied.
 """
 
 from __future__ import annotations
@@ -46,20 +46,20 @@ _BROADCAST = b"\xff" * 6
 _RARP = b"\x80\x35"
 _REVERSE_REQUEST = struct.Struct("!HHBBH6s4s6s4s")
 _PADDING = bytes(60 - SMALLEST_FRAME - _REVERSE_REQUEST.size)
-# No frame is longer; one byte more tells one that was cut off.
+# No frame is longer; one byte more shows that a frame was cut off.
 _SPILL_SIZE = HEADER_SIZE + LARGEST_FRAME + 1
-# Of readv(2)'s 1024, so that the longest chain and the card's own buffer still fit.
+# Below readv(2)'s 1024, so that the longest chain and the card's own buffer still fit.
 _MOST_VIEWS = 1024 - 1 - (QUEUE_SIZE + 1)
 # Frames in one turn, between which nothing else is served.
 _TURN = 64
 
 
 class NetDevice(VirtioDevice):
-    """A network card. Call `receive` when its link can be read, `flush` when written.
+    """A network card. Call `receive` when its link is readable, `flush` when it is writable.
 
     When its link's other end has gone, the link is down and the guest's frames are dropped, as on
-    a cable that was pulled. When `wants_read` or `wants_write` has changed `on_change` is called,
-    from whatever thread; it must not wait.
+    an unplugged cable. `on_change` is called after changes of `wants_read` and `wants_write`, from
+    any thread; it must not wait.
     """
 
     device_type = 1
@@ -74,10 +74,10 @@ class NetDevice(VirtioDevice):
         *,
         mtu: int | None = None,
     ) -> None:
-        """A card with this address; a network whose frames are not of the usual size tells `mtu`.
+        """Make a card with this address; `mtu` is for a network with an unusual size of frames.
 
         Raises:
-            InputError: the address cannot be that of a card.
+            InputError: the address is not valid for a card.
         """
         super().__init__()
         if len(mac) != 6 or mac[0] & 1:
@@ -105,7 +105,7 @@ class NetDevice(VirtioDevice):
         return self._link_up
 
     def go_on(self, link: Link) -> None:
-        """Have another link of the same kind in place of the one that is down."""
+        """Replace the link, which is down, by another one of the same kind."""
         with self.working():
             self.link = link
             self._link_up = True
@@ -116,25 +116,25 @@ class NetDevice(VirtioDevice):
 
     @property
     def wants_write(self) -> bool:
-        """Whether a frame waits for the link to take more; then call `flush`."""
+        """Whether a frame waits until the link has room; then call `flush`."""
         return self._link_up and self.link.wants_write
 
     @property
     def wants_read(self) -> bool:
-        """Whether another frame has room; not where the guest has no buffers."""
+        """Whether another frame has room; False if the guest has no buffers."""
         return self._link_up and not self._starved
 
     def config(self) -> bytes:
-        """The address, the link's state, and how large packets may be."""
+        """The address, the link's state, and the largest packet."""
         return _CONFIG.pack(self._mac, int(self._link_up), 0, self._mtu)
 
     def activate(self, queues: Sequence[Queue], features: int, notify: Notify) -> None:
-        """The driver is ready: let the link leave undone what it takes."""
+        """Called when the driver is ready: set the link's offloads to the negotiated ones."""
         super().activate(queues, features, notify)
         self._set_offloads(features & GUEST_OFFLOADS)
 
     def reset(self) -> None:
-        """The driver is gone, and what it had asked for."""
+        """Called when the driver is gone: forget its settings."""
         super().reset()
         self._mac = self._own_mac
         self._waiting = b""
@@ -149,17 +149,17 @@ class NetDevice(VirtioDevice):
             self._tell_changes()
 
     def flush(self) -> None:
-        """Send on what waited for the link, and then what the guest has queued."""
+        """Send the waiting frame, and then the guest's queued frames."""
         with self.working():
             if self._flush_link() and self.active and self._queues[_TRANSMIT].ready:
                 self.process(_TRANSMIT)
             self._tell_changes()
 
     def announce(self) -> None:
-        """Tell a new link where its card is, by a frame in the guest's name (RARP, RFC 903).
+        """Announce the card's address to a new link, by a frame of the guest (RARP, RFC 903).
 
-        The guest knows nothing of it and may be silent for long; until it has spoken, passt sends
-        to nobody, and a bridge to everybody.
+        The guest does not know of the new link and may send nothing for long; until it sends a
+        frame, passt sends nothing to it, and a bridge sends its frames to all ports.
         """
         with self.working():
             if not self.active:
@@ -170,24 +170,24 @@ class NetDevice(VirtioDevice):
             self._tell_changes()
 
     def process(self, queue_index: int) -> None:
-        """Send the guest's frames, use the buffers that it has given, or do what it asks."""
+        """Send the guest's frames, fill its buffers, or execute its commands."""
         queue = self._queues[queue_index]
         if queue_index == _TRANSMIT:
             self._drain(queue, self._transmit)
         elif queue_index == _CONTROL:
             self._drain(queue, self._obey)
         else:
-            # It will be asked for kicks again once it has no buffers.
+            # The card asks for kicks again when the driver has no buffers.
             queue.disable_notification()
             self._starved = False
             self._receive()
         self._tell_changes()
 
     def state(self) -> PlainState:
-        """What the guest has set, and a frame that waits for it.
+        """The guest's settings, and a frame that waits for it.
 
-        The link is made anew, and what was on its way in it is lost: the rest of a frame would not
-        be understood by another one.
+        The link is made again, and data in transit is lost, because another link would not
+        understand the rest of a frame.
         """
         return {
             "mac": None if self._mac == self._own_mac else self._mac.hex(),
@@ -196,13 +196,13 @@ class NetDevice(VirtioDevice):
         }
 
     def restore(self, state: PlainState) -> None:
-        """Take them back; raises DamagedError where that cannot be."""
+        """Restore them; raises DamagedError if they are not valid."""
         saved = SavedState("a network card", state)
         self._mac = self._own_mac if saved.is_none("mac") else saved.data("mac", 6)
         offloads = saved.integer("offloads", int(GUEST_OFFLOADS))
         self._waiting = saved.data("waiting", _SPILL_SIZE)
         if len(self._mac) != 6 or offloads & ~self._features:
-            raise DamagedError("the saved state of a network card is that of another one")
+            raise DamagedError("the saved state belongs to another network card")
         self._set_offloads(offloads)
 
     def _set_mac(self, mac: bytes) -> None:
@@ -224,7 +224,7 @@ class NetDevice(VirtioDevice):
 
     def _obey(self, chain: Chain) -> int:
         if not chain.writable_size:
-            raise QueueError("a command to a network card leaves no room for an answer")
+            raise QueueError("a command to a network card has no room for an answer")
         control = Control(self._features, self._set_mac, self._set_offloads)
         short = chain.readable_size <= LARGEST_COMMAND
         done = short and control.obey(gather(chain.readable))
@@ -240,7 +240,7 @@ class NetDevice(VirtioDevice):
         return 0
 
     def _send(self, header: bytes, frame: Views) -> bool:
-        """Whether that is done with; not where the link takes nothing now."""
+        """Send a frame; return False if the link takes none now."""
         try:
             return self.link.send(header, frame)
         except LinkLostError:
@@ -248,7 +248,7 @@ class NetDevice(VirtioDevice):
         return True
 
     def _flush_link(self) -> bool:
-        """Whether nothing waits for the link any more."""
+        """Flush the link; return True if nothing waits any more."""
         try:
             return self.link.flush()
         except LinkLostError:
@@ -256,7 +256,7 @@ class NetDevice(VirtioDevice):
         return True
 
     def _receive(self) -> None:
-        """Give the guest what the link has, as far as it has buffers."""
+        """Give the guest the link's frames, as far as it has buffers."""
         if not self.active or not self._queues[_RECEIVE].ready:
             self._waiting = b""
             self._drop_frames()
@@ -276,7 +276,7 @@ class NetDevice(VirtioDevice):
             self._notify_driver(queue)
 
     def _receive_one(self, room: Room) -> bool:
-        """Read a frame, or take the one that waited; whether there was one, and room for it."""
+        """Read a frame, or take the waiting one; return whether there was one with room."""
         if self._waiting:
             return self._give_waiting(room)
         if not room.reserve(self._guess) and not room.views:
@@ -284,7 +284,7 @@ class NetDevice(VirtioDevice):
             return False
         size = self._read([*room.views, self._spill])
         if not HEADER_SIZE < size < _SPILL_SIZE:
-            # Nothing, or what is no frame; there may be others after it.
+            # Nothing, or an invalid frame; others may follow.
             return size > 0
         self._guess = size
         if size > room.size and not self._give_spilled(room, size):
@@ -294,10 +294,10 @@ class NetDevice(VirtioDevice):
         return True
 
     def _give_spilled(self, room: Room, size: int) -> bool:
-        """Copy what was read past the room that had been made; where there is none, it waits.
+        """Copy the bytes beyond the prepared room; if there is no room, the frame waits.
 
-        A frame that does not fit the one buffer that it may have is lost, as it would be in a card
-        with too small a ring.
+        A frame that does not fit its one buffer is lost, as in a card with a ring that is too
+        small.
         """
         before = room.size
         spilled = self._spill[: size - before]

@@ -1,8 +1,8 @@
 """virtio_net_hdr, before every frame in both directions (virtio 1.2, section 5.1.6), and offloads.
 
-A header says what whoever sends a frame has left undone: its checksum, and cutting it into segments
-of the network's size. What a guest's headers may say is what was negotiated; everything in them is
-checked here, before a kernel or another process sees it.
+A header says what the sender of a frame has not done: its checksum, and its segmentation to the
+network's size. A guest's headers may use only negotiated features; they are checked here
+completely, before a kernel or another process gets them.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ GUEST_OFFLOADS = (
     | Feature.GUEST_USO4
     | Feature.GUEST_USO6
 )
-"""What a guest takes off its hosts' hands, and may turn on and off while it runs."""
+"""The offloads that a guest handles, and may turn on and off while it runs."""
 
 HEADER_SIZE = 12
 SMALLEST_FRAME = 14
@@ -54,7 +54,7 @@ LARGEST_FRAME = 65550
 
 DATA_VALID = 2
 NO_OFFLOAD = bytes(HEADER_SIZE)
-"""A header that says that nothing is left undone."""
+"""A header of a frame without offloads."""
 
 _HEADER = struct.Struct("<BBHHHHH")
 _NEEDS_CHECKSUM = 1
@@ -67,9 +67,9 @@ _SMALLEST_SEGMENT, _LARGEST_SEGMENT = 8, 65534
 
 
 def checked_header(header: bytes, frame_size: int, features: int) -> bytes | None:
-    """What a frame's header says, without what means nothing; None where the frame is refused.
+    """A frame's header without unused fields; None if the frame is refused.
 
-    `header` is a copy, which its guest cannot change any more.
+    `header` is a copy, which the guest has no access to.
     """
     if len(header) != HEADER_SIZE or not SMALLEST_FRAME <= frame_size <= LARGEST_FRAME:
         return None

@@ -1,7 +1,7 @@
 """A network card whose frames the host's kernel moves between its queues and a tap (vhost-net).
 
-Only its control queue is served here. The kernel has the other queues while the machine runs; for
-as long as that is paused they are taken back, so that memory and state are of one moment.
+Only its control queue is served here. The kernel serves the other queues while the machine runs;
+while the machine is paused they are stopped, so that memory and state are consistent.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class KernelBackend:
         self._memory: GuestMemory | None = None
 
     def begin(self, features: int, memory: GuestMemory) -> None:
-        """Tell it what the driver negotiated, and where the guest's memory is."""
+        """Set the negotiated features and the guest's memory."""
         shared = features & self.features & (_RING_FEATURES | Feature.MRG_RXBUF)
         self._vhost.set_features(shared)
         self._vhost.set_mem_table(memory)
@@ -67,7 +67,7 @@ class KernelBackend:
         vhost.net_set_backend(index, self._tap)
 
     def stop(self, index: int) -> int:
-        """Give a queue back (see `QueueBackend.stop`)."""
+        """Stop a queue (see `QueueBackend.stop`)."""
         self._vhost.net_set_backend(index, None)
         return self._vhost.get_vring_base(index)
 
@@ -81,10 +81,9 @@ class KernelBackend:
 
 
 class KernelNetDevice(NetDevice):
-    """The card. It is paused at first: call `resume` when its machine runs, and `pause` before it
-    is looked at.
+    """The card. Call `resume` when its machine runs, and `pause` before its state is read.
 
-    Where the kernel refuses a queue the card's link is down.
+    If the kernel refuses a queue, the card's link is down.
     """
 
     handed_queues = (_RECEIVE, _TRANSMIT)
@@ -108,16 +107,16 @@ class KernelNetDevice(NetDevice):
 
     @property
     def wants_read(self) -> bool:
-        """Never: the frames are the kernel's."""
+        """False, because the kernel moves the frames."""
         return False
 
     @property
     def wants_write(self) -> bool:
-        """Never, as well."""
+        """False, because the kernel moves the frames."""
         return False
 
     def activate(self, queues: Sequence[Queue], features: int, notify: Notify) -> None:
-        """The driver is ready: hand the queues over, where the machine runs."""
+        """Called when the driver is ready: hand the queues over, if the machine runs."""
         super().activate(queues, features, notify)
         if not self._paused:
             self._hand_over()
@@ -138,25 +137,25 @@ class KernelNetDevice(NetDevice):
             self._ask(lambda: self._backend.set_call(queue_index, handed.call))
 
     def reset(self) -> None:
-        """Take all queues back; the driver is gone."""
+        """Called when the driver is gone: take all queues back."""
         self._take_back()
         super().reset()
 
     def pause(self) -> None:
-        """Take the queues back for as long as the machine is paused."""
+        """Take the queues back while the machine is paused."""
         with self.lock:
             self._paused = True
             self._take_back()
 
     def resume(self) -> None:
-        """Let the kernel go on."""
+        """Let the kernel continue."""
         with self.lock:
             if self._paused:
                 self._paused = False
                 self._hand_over()
 
     def close(self) -> None:
-        """Leave the kernel's device for good."""
+        """Close the kernel's device."""
         self._backend.close()
 
     def _hand_over(self) -> None:
@@ -177,7 +176,7 @@ class KernelNetDevice(NetDevice):
             return
         self._backend.start(handed)
         self._served.add(index)
-        # A kick may have been taken that was not served, and chains given back without a call.
+        # A kick may be lost, and used chains may have caused no interrupt.
         os.eventfd_write(handed.kick, 1)
         os.eventfd_write(handed.call, 1)
 

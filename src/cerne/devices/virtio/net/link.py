@@ -1,4 +1,4 @@
-"""What a network card asks of its link: the host's end of its cable."""
+"""The interface of a network card's link, the host's end of its cable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from cerne.devices.virtio.buffers import Views
 
 
 class LinkLostError(Exception):
-    """The other end has gone for good; the card's link is down from now on."""
+    """The other end has gone; the card's link is down from now on."""
 
 
 class Link(Protocol):
@@ -21,40 +21,40 @@ class Link(Protocol):
 
     @property
     def wants_write(self) -> bool:
-        """Whether it can take no frame now; `flush` is called when its descriptor takes more."""
+        """Whether it has no room for a frame; `flush` is called when its descriptor is writable."""
 
     def fileno(self) -> int:
         """The descriptor to wait on."""
 
     def set_offloads(self, offloads: int) -> None:
-        """Which of the features GUEST_* the frames that are read may make use of.
+        """Set the features GUEST_* that received frames may use.
 
         Raises:
             LinkLostError: the other end has gone.
         """
 
     def send(self, header: bytes, frame: Views) -> bool:
-        """Send a frame whose header was checked; False where it cannot be taken now.
+        """Send a frame with a checked header; return False if there is no room now.
 
         Raises:
             LinkLostError: the other end has gone.
         """
 
     def flush(self) -> bool:
-        """Send on what waits, if anything does; whether nothing does any more.
+        """Send waiting data; return True if nothing waits any more.
 
         Raises:
             LinkLostError: the other end has gone.
         """
 
     def read(self, buffers: Sequence[memoryview]) -> int:
-        """Read one frame, its header first; its size, or 0 where there is none now.
+        """Read one frame, its header first; return its size, or 0 if there is none now.
 
-        The buffers have room for the largest frame. What is after the frame's end may be changed.
+        The buffers have room for the largest frame. Bytes after the frame's end may change.
 
         Raises:
             LinkLostError: the other end has gone.
         """
 
     def close(self) -> None:
-        """Pull the cable out."""
+        """Close the link."""

@@ -1,7 +1,7 @@
-"""A driver's buffers for frames, popped for those of one turn (virtio 1.2, section 5.1.6.4).
+"""A driver's buffers for the frames of one turn (virtio 1.2, section 5.1.6.4).
 
-With mergeable buffers a frame may lie in several, of which its header tells the count; the driver
-is told of all of them at once. Otherwise a frame has one buffer for itself.
+With mergeable buffers a frame may be in several, and its header has their count; the driver gets
+all of them at once. Otherwise a frame is in one buffer.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ _COUNT_OFFSET = 10
 
 
 class Room:
-    """The buffers; whoever has popped some gives back what no frame was put into."""
+    """The buffers; `give_back` returns those without a frame."""
 
     def __init__(self, queue: Queue, *, merge: bool, most_views: int) -> None:
         self._queue = queue
         self.merge = merge
-        """Whether a frame may lie in several."""
+        """Whether a frame may be in several buffers."""
         self._most_views = most_views
         self._chains: deque[tuple[Chain, int]] = deque()
         self.views: list[memoryview] = []
-        """Where the next frame may go, its header first."""
+        """The views for the next frame, its header first."""
         self.size = 0
-        """Bytes of those."""
+        """The bytes of these views."""
 
     def reserve(self, wanted: int) -> bool:
-        """Pop buffers for so many bytes, or one where they do not merge; whether there were.
+        """Pop buffers for so many bytes, or one if they do not merge; return whether there were.
 
-        Where there were not, the driver will kick for the next that it has.
+        If there were none, the driver kicks for its next buffer.
         """
         while not self._suffices(wanted):
             chain = self._queue.pop()
@@ -46,7 +46,7 @@ class Room:
         return True
 
     def fill(self, start: int, data: memoryview) -> None:
-        """Copy data to where a frame goes on after `start` bytes."""
+        """Copy data into a frame after `start` bytes."""
         scatter(split(self.views, start)[1], data)
 
     def use(self, size: int) -> None:
@@ -63,7 +63,7 @@ class Room:
         del self.views[: sum(len(chain.writable) for chain, _ in used)]
 
     def give_back(self) -> None:
-        """Put what is left back into the queue."""
+        """Put unused buffers back into the queue."""
         self._queue.put_back(len(self._chains))
 
     def _suffices(self, wanted: int) -> bool:
@@ -74,7 +74,7 @@ class Room:
     def _add(self, chain: Chain) -> None:
         size = chain.writable_size
         if size < HEADER_SIZE:
-            raise QueueError(f"a buffer for frames of {size} bytes, less than a header")
+            raise QueueError(f"a buffer for frames has {size} bytes, less than a header")
         self._chains.append((chain, size))
         self.views += chain.writable
         self.size += size

@@ -1,8 +1,8 @@
 """A link by a stream socket to passt: each frame follows its length, as in QEMU's stream netdev.
 
-The length is 32 bits in network order. Headers do not travel: whatever a guest leaves undone would
-have to be done in Python, so that it is offered to leave nothing. Frames from passt have never been
-on a wire, and a guest that can be told so need not look at their checksums.
+The length is 32 bits in network order. Headers are not sent: Python would have to do a guest's
+offloads, so it offers none. Frames from passt have never been on a wire, so a guest need not check
+their checksums.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from cerne.devices.virtio.net.header import DATA_VALID, NO_OFFLOAD, Feature
 from cerne.devices.virtio.net.link import LinkLostError
 
 LARGEST_FRAME = 65535
-"""Passt takes no longer one."""
+"""The longest frame that passt takes."""
 _LENGTH = struct.Struct("!I")
 _NOT_TO_BE_CHECKED = bytes([DATA_VALID]) + NO_OFFLOAD[1:]
 
@@ -35,7 +35,7 @@ class StreamLink:
 
     @property
     def wants_write(self) -> bool:
-        """Whether a frame waits for the socket to take more."""
+        """Whether a frame waits until the socket has room."""
         return bool(self._outgoing)
 
     def fileno(self) -> int:
@@ -43,11 +43,11 @@ class StreamLink:
         return self._link.fileno()
 
     def set_offloads(self, offloads: int) -> None:
-        """Whether the guest knows of frames that need not be checked."""
+        """Note whether the guest accepts frames without checksums."""
         self._header = _NOT_TO_BE_CHECKED if offloads & Feature.GUEST_CSUM else NO_OFFLOAD
 
     def send(self, header: bytes, frame: Views) -> bool:
-        """Send a frame, or keep what the socket does not take of it (see `Link.send`)."""
+        """Send a frame, or keep the part that the socket does not take (see `Link.send`)."""
         if not self.flush():
             return False
         size = size_of(frame)
@@ -57,7 +57,7 @@ class StreamLink:
         return True
 
     def flush(self) -> bool:
-        """Send on what waited (see `Link.flush`)."""
+        """Send waiting data (see `Link.flush`)."""
         try:
             while self._outgoing:
                 del self._outgoing[: self._link.send(self._outgoing)]
@@ -68,7 +68,7 @@ class StreamLink:
         return True
 
     def read(self, buffers: Sequence[memoryview]) -> int:
-        """One frame, once it is whole (see `Link.read`)."""
+        """Read one frame, when it is complete (see `Link.read`)."""
         while not self._is_whole():
             if not self._fill():
                 return 0
@@ -77,7 +77,7 @@ class StreamLink:
         return scatter(buffers, frame)
 
     def close(self) -> None:
-        """Close the socket, upon which passt ends."""
+        """Close the socket, which ends passt."""
         self._link.close()
 
     def _is_whole(self) -> bool:
@@ -92,7 +92,7 @@ class StreamLink:
         return _LENGTH.size + length
 
     def _fill(self) -> bool:
-        """Read as much as the frame that has begun lacks; whether there was anything."""
+        """Read the missing part of the present frame; return whether there was any data."""
         try:
             data = self._link.recv(self._wanted() - len(self._incoming))
         except BlockingIOError:

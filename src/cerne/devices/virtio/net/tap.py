@@ -1,8 +1,8 @@
 """A link by a tap interface (Documentation/networking/tuntap.rst), with headers and offloads.
 
-The tap was opened with IFF_VNET_HDR and headers of 12 bytes, so that a guest's frames go to it, and
-come from it, as they lie in guest memory. Its kernel does what a guest leaves undone, or leaves it
-undone too where the frame goes to another guest.
+The tap was opened with IFF_VNET_HDR and headers of 12 bytes, so that frames move to it and from it
+without a change of guest memory. The kernel does a guest's offloads, or leaves them to another
+guest that receives the frame.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TUN_F = {
     Feature.GUEST_TSO6: 0x04,
     Feature.GUEST_ECN: 0x08,
 }
-# The kernel has both or none of them, from Linux 6.2 on.
+# From Linux 6.2 on the kernel has both of them, before that neither.
 _USO = Feature.GUEST_USO4 | Feature.GUEST_USO6
 _TUN_F_USO = 0x60
 _BASIC = (
@@ -37,12 +37,12 @@ _BASIC = (
     | Feature.GUEST_TSO6
     | Feature.GUEST_ECN
 )
-# What the kernel says of an interface that was removed, or of one whose network namespace was.
+# The kernel's errors for a removed interface, or one whose network namespace was removed.
 _GONE = (errno.EBADFD, errno.ENODEV, errno.ENXIO)
 
 
 class TapLink:
-    """The link; its descriptor is a tap's, opened by others, and closed with it."""
+    """The link; it takes over and closes the descriptor of a tap."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -63,12 +63,12 @@ class TapLink:
         return self._descriptor
 
     def set_offloads(self, offloads: int) -> None:
-        """Tell the kernel what it may leave undone (see `Link.set_offloads`)."""
+        """Set the kernel's offloads (see `Link.set_offloads`)."""
         if not self._takes(_flags(offloads)):
             raise LinkLostError
 
     def send(self, header: bytes, frame: Views) -> bool:
-        """Write a frame from where it lies; one that the kernel refuses is lost."""
+        """Write a frame without a copy; a frame that the kernel refuses is lost."""
         try:
             os.writev(self._descriptor, [header, *frame])
         except BlockingIOError:
@@ -79,12 +79,12 @@ class TapLink:
         return True
 
     def flush(self) -> bool:
-        """Nothing waits here: the frame stays its guest's."""
+        """Do nothing: a waiting frame stays in the guest's queue."""
         self._blocked = False
         return True
 
     def read(self, buffers: Sequence[memoryview]) -> int:
-        """Read a frame to where it belongs (see `Link.read`)."""
+        """Read a frame into the buffers (see `Link.read`)."""
         try:
             return os.readv(self._descriptor, buffers)
         except BlockingIOError:
@@ -93,7 +93,7 @@ class TapLink:
             raise LinkLostError from error
 
     def close(self) -> None:
-        """Close the descriptor; the interface goes where it was not made to stay."""
+        """Close the descriptor; an interface that is not persistent disappears."""
         os.close(self._descriptor)
 
     def _takes(self, offloads: int) -> bool:
@@ -109,7 +109,7 @@ class TapLink:
 
 
 def _flags(offloads: int) -> int:
-    """Flags of the kernel's, which refuses those that build on others alone."""
+    """The kernel's flags; it refuses a flag without those that it depends on."""
     if not offloads & Feature.GUEST_CSUM:
         return 0
     if not offloads & (Feature.GUEST_TSO4 | Feature.GUEST_TSO6):

@@ -1,8 +1,8 @@
 """The socket device (virtio 1.2, section 5.10): streams between a guest and sockets of the host.
 
-The guest's connections to its host (CID 2) lead to sockets that the host's side hands in, and that
-side may begin connections too. No connection outlives a snapshot or a fork: the guest that goes on
-is told so by a TRANSPORT_RESET.
+The host's side provides a socket for each connection of the guest to its host (CID 2), and may
+begin connections too. No connection survives a snapshot or a fork: a TRANSPORT_RESET tells the new
+guest so.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cerne.devices.virtio.vsock.packet import (
 from cerne.errors import InputError
 
 MOST_CONNECTIONS = 256
-"""How many a guest and its host can have at once."""
+"""The most connections between a guest and its host."""
 
 _RECEIVE, _TRANSMIT, _EVENT = 0, 1, 2
 _FEATURE_STREAM = 1 << 0
@@ -38,27 +38,28 @@ _TRANSPORT_RESET = struct.pack("<I", 0)
 _FIRST_HOST_PORT, _HOST_PORTS = 1 << 30, 1 << 30
 _LARGEST_PIECE = 65536
 _MOST_ANSWERS = 1024
-"""Answers that wait for the guest's buffers; while there are more its packets wait too."""
+"""The most answers that wait for the guest's buffers; beyond that its packets wait too."""
 _PACKETS_AT_ONCE = 16
 
 _Serve = Callable[[Connection, Header, Views], bool]
 
 
 class HostSide(Protocol):
-    """The host's side of a device, called with the device's lock by any thread: it never waits."""
+    """The host's side, called with the device's lock held, on any thread; never waits."""
 
     def connect(self, port: int) -> socket.socket:
-        """A connected, non-blocking stream socket to whoever serves this port of the host.
+        """Connect to the server of a port of the host; returns a non-blocking stream socket.
 
         Raises:
-            OSError: nobody does.
+            OSError: the port has no server.
         """
 
     def opened(self, connection: Connection) -> None:
-        """The guest took a connection that the host began; nothing of it has come yet."""
+        """Called when the guest accepts a connection of the host, before its first data."""
 
     def changed(self, connection: Connection) -> None:
-        """`Connection.wanted` has changed, or it has `ended`, and its socket is to be closed."""
+        """Called when `Connection.wanted` has changed, or `ended` is set and the socket is to
+        close."""
 
 
 class VsockDevice(VirtioDevice):
@@ -76,9 +77,9 @@ class VsockDevice(VirtioDevice):
         self._guest_cid = guest_cid
         self._host_side = host
         self._connections: dict[Key, Connection] = {}
-        # The guest knows these no more, and the host's programs have not taken all of them.
+        # The guest has closed these, and the host's programs have not read all of their data.
         self._lingering: set[Connection] = set()
-        # By connection and operation, so that no connection has many: the flags.
+        # The flags by connection and operation, so that no connection has many.
         self._answers: dict[tuple[Key, Operation], Shutdown] = {}
         self._next_host_port = 0
         self._starved = False
@@ -96,7 +97,7 @@ class VsockDevice(VirtioDevice):
 
     @property
     def connections(self) -> tuple[Connection, ...]:
-        """All of them, also those that the guest knows no more."""
+        """All connections, also those that the guest has closed."""
         return (*self._connections.values(), *self._lingering)
 
     def config(self) -> bytes:
@@ -104,9 +105,9 @@ class VsockDevice(VirtioDevice):
         return self._guest_cid.to_bytes(8, "little")
 
     def connect(self, link: socket.socket, port: int) -> Connection:
-        """Ask the guest for a connection to a port of its own.
+        """Request a connection to a port of the guest.
 
-        The socket is connected and non-blocking. What comes of it the host's side is told.
+        The socket is connected and non-blocking. The host's side gets the result.
 
         Raises:
             ConnectionRefusedError: the guest has no driver, or there are too many connections.
@@ -121,7 +122,7 @@ class VsockDevice(VirtioDevice):
         return connection
 
     def receive(self, connection: Connection) -> None:
-        """Give the guest what the host's socket has."""
+        """Give the guest the data of the host's socket."""
         with self.working():
             for _ in range(_PACKETS_AT_ONCE):
                 if not self._hears(connection) or not self._pass_on(connection):
@@ -129,7 +130,7 @@ class VsockDevice(VirtioDevice):
             self._settle()
 
     def flush(self, connection: Connection) -> None:
-        """Give the host's socket what waits for it."""
+        """Write waiting data to the host's socket."""
         with self.working():
             if not connection.ended:
                 connection.flush()
@@ -137,7 +138,7 @@ class VsockDevice(VirtioDevice):
             self._settle()
 
     def process(self, queue_index: int) -> None:
-        """Take what the guest sends, and use the buffers that it has given."""
+        """Handle the guest's packets, and fill its buffers."""
         if self._lost:
             self._drop_packets()
         if queue_index == _RECEIVE:
@@ -149,7 +150,7 @@ class VsockDevice(VirtioDevice):
         self._settle()
 
     def reset(self) -> None:
-        """No connection outlives its driver."""
+        """Called when the driver is gone: end all connections."""
         super().reset()
         for connection in self.connections:
             self._end(connection)
@@ -157,18 +158,18 @@ class VsockDevice(VirtioDevice):
         self._starved = self._stalled = self._lost = self._event_due = False
 
     def state(self) -> PlainState:
-        """Nothing: connections stay with the process that has their sockets."""
+        """The state, which is empty: connections stay with the process that has their sockets."""
         return {}
 
     def restore(self, state: PlainState) -> None:
-        """Tell the guest, once it can be told, that it has no connection any more."""
+        """Tell the guest as soon as possible that it has no connections."""
         self._lost = self._event_due = self.active
 
     def _hears(self, connection: Connection) -> bool:
         return not self._starved and connection.host_is_heard and connection.credit > 0
 
     def _pass_on(self, connection: Connection) -> bool:
-        """Fill one buffer of the guest's; whether there was one, and anything to put into it."""
+        """Fill one buffer of the guest; return whether there was a buffer, and data for it."""
         self._send_answers()
         chain = self._next_buffer()
         if chain is None:
@@ -198,7 +199,7 @@ class VsockDevice(VirtioDevice):
         return True
 
     def _take_packets(self) -> None:
-        """Take the guest's packets, for as long as there is room for the answers."""
+        """Handle the guest's packets, while there is room for answers."""
         queue = self._queues[_TRANSMIT]
         if not queue.ready:
             return
@@ -236,25 +237,25 @@ class VsockDevice(VirtioDevice):
             self._look_after(connection)
 
     def _obey_in(self, connection: Connection, header: Header, data: Views) -> bool:
-        """Do what a packet of a connection says; False where it may not say that."""
+        """Handle a packet of a connection; return False if it is not allowed."""
         serve = self._serve.get(header.operation)
         if serve is None or size_of(data) != header.length:
             return False
-        # The first packet of a connection that the host began is the answer, and no other is.
+        # Only the first packet of a connection that the host began is the answer.
         if connection.answered == (header.operation == Operation.RESPONSE):
             return False
         connection.note_credit(header)
         return serve(connection, header, data)
 
     def _admit(self, key: Key, header: Header) -> bool:
-        """Connect the guest to a port of the host; whether somebody is there."""
+        """Connect the guest to a port of the host; return False if the port has no server."""
         if key.kind != STREAM or self._full():
             return False
         try:
             link = self._host_side.connect(key.host_port)
         except OSError:
             return False
-        # The guest has begun anew: what it was to be told of a former connection is no more so.
+        # The guest starts a new connection: answers for a former one are obsolete.
         self._forget_answers(key)
         connection = Connection(key, link, answered=True)
         connection.note_credit(header)
@@ -290,7 +291,7 @@ class VsockDevice(VirtioDevice):
         return True
 
     def _look_after(self, connection: Connection) -> None:
-        """Tell the guest what has come to be of a connection; end it where both have left it."""
+        """Send the guest the news of a connection; end it if both sides have closed it."""
         if connection.guest_left and connection.drained:
             told = self._connections.get(connection.key) is connection
             self._end(connection)
@@ -334,7 +335,7 @@ class VsockDevice(VirtioDevice):
             self._unannounced = True
 
     def _next_buffer(self) -> Chain | None:
-        """The next buffer of the guest's that a packet fits into, if there is one now."""
+        """The guest's next buffer with room for a packet, if there is one now."""
         queue = self._queues[_RECEIVE]
         self._starved = True
         if not queue.ready:
@@ -350,7 +351,7 @@ class VsockDevice(VirtioDevice):
             else:
                 queue.push(chain.head, 0)
                 self._unannounced = True
-        raise QueueError("no buffer of a whole queue has room for a packet")
+        raise QueueError("no buffer in the whole queue has room for a packet")
 
     def _header(
         self, key: Key, operation: Operation, length: int = 0, flags: Shutdown = Shutdown.NONE
@@ -370,7 +371,7 @@ class VsockDevice(VirtioDevice):
         )
 
     def _drop_packets(self) -> None:
-        """Leave out what the guest sent before it goes on without its connections."""
+        """Drop the packets that the guest sent before its connections ended."""
         self._lost = False
         queue = self._queues[_TRANSMIT]
         if queue.ready:
@@ -385,7 +386,7 @@ class VsockDevice(VirtioDevice):
             self._notify_driver(queue)
 
     def _settle(self) -> None:
-        """After whatever was done: send what is to be said, and have what can go on watched."""
+        """After each operation: send the pending answers, and update the watches."""
         if not self.active:
             return
         self._send_answers()

@@ -1,4 +1,4 @@
-"""Packets of the socket device: a header, and a stream's bytes behind it (virtio 1.2, 5.10.6)."""
+"""Packets of the socket device: a header and a stream's bytes (virtio 1.2, 5.10.6)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 HOST_CID = 2
 STREAM = 1
-"""The type of a packet of a stream, the only type that is served."""
+"""The type of a packet of a stream, the only supported type."""
 
 _HEADER = struct.Struct("<QQIIIHHIII")
 HEADER_SIZE = _HEADER.size
 
 
 class Operation(IntEnum):
-    """What a packet is for."""
+    """The operation of a packet."""
 
     REQUEST = 1
     RESPONSE = 2
@@ -27,7 +27,7 @@ class Operation(IntEnum):
 
 
 class Shutdown(IntFlag):
-    """What the sender of a SHUTDOWN will not do any more."""
+    """The directions that the sender of a SHUTDOWN closes."""
 
     NONE = 0
     RECEIVE = 1
@@ -36,29 +36,29 @@ class Shutdown(IntFlag):
 
 
 class Header(NamedTuple):
-    """The header of a packet, from whichever side; nothing in it has been checked."""
+    """The header of a packet of either side, unchecked."""
 
     source_cid: int
     target_cid: int
     source_port: int
     target_port: int
     length: int
-    """Bytes behind the header."""
+    """The bytes after the header."""
     kind: int
     operation: int
     flags: int
     buffer: int
-    """Room that the sender has for the bytes of this connection, over all."""
+    """The whole room that the sender has for the bytes of this connection."""
     forwarded: int
     """Bytes of this connection that have left that room, modulo 2^32."""
 
     @classmethod
     def read(cls, data: bytes) -> Header | None:
-        """The header that stands first in a packet, or None where that is too short."""
+        """The header at the beginning of a packet, or None if the packet is too short."""
         if len(data) < HEADER_SIZE:
             return None
         return cls._make(_HEADER.unpack_from(data))
 
     def pack(self) -> bytes:
-        """As it stands in a packet."""
+        """The header's bytes."""
         return _HEADER.pack(*self)
