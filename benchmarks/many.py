@@ -15,7 +15,7 @@ from _measure import Sample, in_turn, print_table, seconds
 from cerne.manager import Home, Manager
 from cerne.spec.machine import MachineSpec, machine_spec
 
-_RUNS = 11
+_RUNS = 7
 _FEW, _MANY = 10, 1000
 _IMAGE = "blank"
 

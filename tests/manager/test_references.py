@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from tests.manager.conftest import FakeEngine
 
-from cerne.errors import DamagedError, HostError, InputError, StateError, StorageError
+from cerne.errors import DamagedError, EngineError, HostError, InputError, StateError, StorageError
 from cerne.images.files import new_file
 from cerne.manager import Home, Machine, Manager, State
 from cerne.manager import home as home_module
 from cerne.manager.lock import held, is_held
+from cerne.manager.snapshot import Snapshot
 from cerne.manager.store import Record, Store
 from cerne.manager.store.migrations import MIGRATIONS
 from cerne.spec.machine import machine_spec
@@ -314,3 +315,45 @@ def test_a_block_of_the_library_keeps_no_descriptor(
         gc.enable()
     # What the first one loads may stay open; nothing is added by another.
     assert counts[1] == counts[2] == counts[0]
+
+
+def test_a_restore_that_fails_leaves_no_reference(
+    manager: Manager, machine: Machine, engine: FakeEngine
+) -> None:
+    machine.start()
+    before = machine.snapshot("before")
+    later = machine.snapshot("later")
+    engine.failure = EngineError("it broke")
+    with pytest.raises(EngineError):
+        before.restore()
+    assert manager._store.layers_of(machine.id) == {_layer(later)}
+    before.remove()
+    later.remove()
+    # What the machine's disk lies on, and what lies under that.
+    assert {path.stem for path in manager.home.layers.iterdir()} == {_layer(before), _layer(later)}
+    machine.remove()
+    assert [*manager.home.layers.iterdir()] == []
+
+
+def _layer(snapshot: Snapshot) -> str:
+    assert snapshot.layer is not None
+    return snapshot.layer.stem
+
+
+def test_layers_without_rows_are_known_by_the_disks_on_them(
+    manager: Manager, machine: Machine
+) -> None:
+    # As of a store that was taken back from a copy, and of an older command that was at work.
+    machine.start()
+    layer = _layer(machine.snapshot("one"))
+    with manager._store._database.transaction() as connection:
+        for table in ("snapshot_layers", "machine_layers", "snapshots", "layers"):
+            connection.execute(f"DELETE FROM {table}")
+    machine.snapshot("two")
+    manager.create(machine_spec(name="next", image="blank", memory="64M"))
+    assert layer in manager._store.known_layers()
+    assert manager.home.layer(layer).exists()
+    machine.kill()
+    machine.remove()
+    manager.remove_snapshot("two")
+    assert [*manager.home.layers.iterdir()] == []

@@ -749,6 +749,9 @@ class Life:
         Members(self.runtime).end()
         for disk in self.own_disks().values():
             self.layers.roll_back(disk)
+        # A disk that cannot be read may lie on any of its layers.
+        with contextlib.suppress(DamagedError):
+            self.layers.settle(self.id)
         self.ended(record, State.SUSPENDED if self._is_suspended() else State.FAILED, why)
 
     def _failed_to_become_ready(self, error: BaseException, timeout: float) -> BaseException:
