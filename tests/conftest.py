@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import struct
 import tempfile
 import time
@@ -20,6 +21,13 @@ from cerne.host.programs import find_program, install_command
 # No test asserts times: what another process takes of this host is no failure.
 settings.register_profile("cerne", deadline=None)
 settings.load_profile("cerne")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _signals() -> None:
+    """Processes that tests start end by signals, though the tests run under nohup, say."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -58,15 +58,6 @@ class Engine:
         return ("--engine", self.name, "--memory", "128M")
 
 
-def heed_signals() -> None:
-    """Have a command that is about to begin end by signals.
-
-    Where the tests themselves run in the background or under nohup, they ignore some.
-    """
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
 class Cerne:
     """The command line, in a home of its own."""
 
@@ -115,7 +106,6 @@ class Cerne:
             stderr=subprocess.PIPE,
             env=self.environment,
             start_new_session=True,
-            preexec_fn=heed_signals,
         )
 
     def machine(self, name: str) -> dict[str, object]:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.e2e.conftest import Cerne, Engine, heed_signals
+from tests.e2e.conftest import Cerne, Engine
 
 Eventually = Callable[[Callable[[], bool]], None]
 
@@ -94,7 +94,6 @@ def test_a_block_of_python_that_is_ended_takes_its_machine_with_it(
         env=cerne.environment,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=heed_signals,
     )
     eventually(lambda: _runs_a_command(cerne))
     os.killpg(program.pid, number)
