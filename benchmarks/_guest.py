@@ -17,7 +17,7 @@ from pathlib import Path
 
 from _measure import Sample
 from _native import Machines
-from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, Nic
+from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, Nic
 from cerne.engine.qmp import QmpClient
 from cerne.host.programs import require_program
 from cerne.kvm.kvm import Kvm

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from _measure import Sample
-from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, Nic, UserNic
+from cerne.engine.base import Instance
 from cerne.engine.native import NativeEngine
+from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, Nic, UserNic
 from cerne.engine.select import choose_engine
 from cerne.host.process import ProcessIdentity
 from cerne.images import Image
@@ -42,6 +43,7 @@ class Machines:
         assert isinstance(engine, NativeEngine)
         self.engine = engine
         self._processes: list[ProcessIdentity] = []
+        self._instances: dict[Path, Instance] = {}
         self._count = 0
 
     def plan(self, boot: KernelBoot, memory: int, nics: Sequence[Nic] = ()) -> LaunchPlan:
@@ -65,8 +67,7 @@ class Machines:
 
     def start(self, plan: LaunchPlan) -> ProcessIdentity:
         """Start a machine."""
-        self._processes.append(self.engine.start(plan))
-        return self._processes[-1]
+        return self._kept(plan, self.engine.start(plan))
 
     def fork(
         self,
@@ -75,9 +76,13 @@ class Machines:
         disks: tuple[DiskPlan, ...] = (),
     ) -> list[ProcessIdentity]:
         """Fork one, which goes on with these disks."""
-        forked = self.engine.fork(plan, disks, children)
-        self._processes += forked
-        return forked
+        forked = self._instances[plan.runtime].fork(disks, children)
+        return [self._kept(child, each) for child, each in zip(children, forked, strict=True)]
+
+    def _kept(self, plan: LaunchPlan, instance: Instance) -> ProcessIdentity:
+        self._instances[plan.runtime] = instance
+        self._processes.append(instance.process)
+        return instance.process
 
     def another(self, plan: LaunchPlan) -> LaunchPlan:
         """The plan of another machine of the same kind."""
@@ -89,7 +94,7 @@ class Machines:
         other = self.another(plan)
         directory = other.runtime / "saved"
         directory.mkdir()
-        self.engine.save(plan, directory, disks, resume=True)
+        self._instances[plan.runtime].save(directory, disks, resume=True)
         return replace(other, saved=directory)
 
     def end(self, processes: Sequence[ProcessIdentity]) -> None:

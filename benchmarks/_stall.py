@@ -13,7 +13,7 @@ from dataclasses import replace
 from _guest import built, ticks_per_second
 from _measure import Sample, print_table, seconds
 from _native import Machines, Pauses, machines, touch_memory
-from cerne.engine.base import DiskPlan, KernelBoot
+from cerne.engine.plan import DiskPlan, KernelBoot
 from cerne.storage.overlay import create_overlay
 from cerne.units import GIB, MIB
 

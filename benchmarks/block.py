@@ -17,7 +17,7 @@ from pathlib import Path
 from _guest import Guests, Measured, rate_and_cost
 from _measure import print_table
 from _native import machines
-from cerne.engine.base import DiskPlan
+from cerne.engine.plan import DiskPlan
 from cerne.units import KIB, MIB
 
 _RUNS = 3

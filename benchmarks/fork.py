@@ -25,7 +25,7 @@ from _native import (
 )
 from _stall import Busy, print_stalls
 from cerne.arch.x86 import layout
-from cerne.engine.base import LaunchPlan
+from cerne.engine.plan import LaunchPlan
 from cerne.guest import GuestAgent
 from cerne.images import Image, ImageStore
 from cerne.kvm.kvm import Kvm

@@ -19,7 +19,7 @@ from functools import partial
 from _guest import Guests, Measured, rate_and_cost
 from _measure import print_table
 from _native import machines
-from cerne.engine.base import TapNic
+from cerne.engine.plan import TapNic
 
 _RUNS = 3
 _TAP = "cerne-bench"

@@ -8,7 +8,7 @@ import time
 from _measure import Sample, print_table
 from _native import ECHO, Machines, Pauses, answer, machines, touch_memory
 from _stall import Busy, print_stalls
-from cerne.engine.base import LaunchPlan
+from cerne.engine.plan import LaunchPlan
 from cerne.units import GIB, MIB
 
 _RUNS = 5

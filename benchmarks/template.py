@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from _measure import Sample, in_turn, print_table, private_memory, seconds
-from cerne.engine.base import KernelBoot, LaunchPlan, UserNic
+from cerne.engine.plan import KernelBoot, LaunchPlan, UserNic
 from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.command_line import command_line
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE
@@ -86,10 +86,10 @@ class _Bench:
         self._saved.mkdir()
         with self._plan() as plan:
             plan = dataclasses.replace(plan, memory_file=self._saved / MEMORY_FILE)
-            process = self._engine.start(plan)
+            instance = self._engine.start(plan)
             GuestAgent(plan.agent_sockets).wait_ready(_READY_TIMEOUT)
-            self._engine.save(plan, self._saved, (), resume=False)
-            _kill(process)
+            instance.save(self._saved, (), resume=False)
+            _kill(instance.process)
 
     def _cold(self) -> float:
         with self._plan() as plan:
@@ -102,7 +102,7 @@ class _Bench:
     def _started(self, plan: LaunchPlan, private: list[float] | None = None) -> float:
         begun = time.perf_counter()
         self._engine.require(plan)
-        process = self._engine.start(plan)
+        process = self._engine.start(plan).process
         GuestAgent(plan.agent_sockets).wait_ready(_READY_TIMEOUT)
         taken = time.perf_counter() - begun
         if private is not None:

@@ -19,7 +19,7 @@ from _guest import MEMORY, Guests, qemu
 from _measure import Sample, print_table, private_memory
 from _native import Machines, first_byte, machines
 from cerne.engine import native
-from cerne.engine.base import KernelBoot
+from cerne.engine.plan import KernelBoot
 from cerne.engine.qmp import QmpClient
 from cerne.units import KIB, MIB
 

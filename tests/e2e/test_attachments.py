@@ -142,7 +142,9 @@ def test_a_native_linux_is_told_by_acpi(
     disk: Path,
 ) -> None:
     monkeypatch.setenv("CERNE_HOME", str(cerne.home))
-    monkeypatch.setattr("cerne.engine.native.engine.VMM", (sys.executable, "-I", "-c", _WITH_ACPI))
+    monkeypatch.setattr(
+        "cerne.engine.native.launching.VMM", (sys.executable, "-I", "-c", _WITH_ACPI)
+    )
     manager = Manager()
     spec = machine_spec(name="acpi", engine="native", memory="128M")
     machine = manager.run(spec, timeout=600, cold=True)

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan
+from cerne.engine.base import Instance
 from cerne.engine.native import NativeEngine
+from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan
 from cerne.engine.qmp import QmpClient
 from cerne.host.process import ProcessIdentity
 from cerne.units import MIB
@@ -30,7 +31,7 @@ class Fleet:
         self._home = home
         self.kernel = kernel
         self._plans: dict[str, LaunchPlan] = {}
-        self._processes: dict[str, ProcessIdentity] = {}
+        self._instances: dict[str, Instance] = {}
 
     def plan(self, name: str) -> LaunchPlan:
         """The plan of a machine, with its directories."""
@@ -49,18 +50,18 @@ class Fleet:
     def start(self, name: str, saved: Path | None = None) -> None:
         plan = replace(self.plan(name), saved=saved)
         self.engine.require(plan)
-        self._processes[name] = self.engine.start(plan)
+        self._instances[name] = self.engine.start(plan)
 
     def fork(self, name: str, children: Sequence[str]) -> None:
         plans = [self.plan(child) for child in children]
-        forked = self.engine.fork(self.plan(name), self.plan(name).disks, plans)
-        self._processes |= dict(zip(children, forked, strict=True))
+        forked = self.instance(name).fork(self.plan(name).disks, plans)
+        self._instances |= dict(zip(children, forked, strict=True))
 
     def save(self, name: str, *, resume: bool = True) -> Path:
         directory = self._home / "saved"
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
-        self.engine.save(self.plan(name), directory, self.plan(name).disks, resume=resume)
+        self.instance(name).save(directory, self.plan(name).disks, resume=resume)
         return directory
 
     def say(self, name: str, words: bytes) -> int:
@@ -83,8 +84,11 @@ class Fleet:
             client.execute("system_reset")
             client.wait_event("RESET", timeout=20)
 
+    def instance(self, name: str) -> Instance:
+        return self._instances[name]
+
     def process(self, name: str) -> ProcessIdentity:
-        return self._processes[name]
+        return self.instance(name).process
 
     def files(self, name: str) -> list[str]:
         """What a machine's process has open, but for sockets, of which clients come and go."""
@@ -102,4 +106,4 @@ class Fleet:
             self.process(name).wait(20)
 
     def close(self) -> None:
-        self.kill(*self._processes)
+        self.kill(*self._instances)

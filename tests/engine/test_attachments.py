@@ -12,7 +12,7 @@ from tests.engine.fleet import Fleet
 from tests.engine.test_qemu_saving import Machines
 
 from cerne.arch.x86 import layout
-from cerne.engine.base import SLOTS, DiskPlan, LaunchPlan, UserNic
+from cerne.engine.plan import SLOTS, DiskPlan, LaunchPlan, UserNic
 from cerne.engine.qmp.unplugging import slots_among
 from cerne.errors import (
     ConflictError,
@@ -47,33 +47,32 @@ def test_both_sides_speak_of_the_same_slots() -> None:
 
 
 def test_a_native_machine_takes_and_gives_back(fleet: Fleet, home: Path) -> None:
-    engine, plan = fleet.engine, fleet.plan("a")
+    instance = fleet.instance("a")
     fleet.status("a")
     before = fleet.files("a")
     disk = _disk(home, "data")
-    assert engine.plugged(plan) == frozenset()
-    engine.plug(plan, disk)
-    engine.plug(plan, UserNic(_MAC, slot=0))
-    assert engine.plugged(plan) == {0, 3}
+    assert instance.plugged() == frozenset()
+    instance.plug(disk)
+    instance.plug(UserNic(_MAC, slot=0))
+    assert instance.plugged() == {0, 3}
     with pytest.raises(EngineError, match="already"):
-        engine.plug(plan, UserNic(_MAC, slot=3))
+        instance.plug(UserNic(_MAC, slot=3))
     with pytest.raises(GuestTimeoutError, match="--force"):
-        engine.unplug(plan, 3, 0.1, force=False)
-    assert engine.plugged(plan) == {0, 3}
+        instance.unplug(3, 0.1, force=False)
+    assert instance.plugged() == {0, 3}
     for slot in (3, 0, 0):
-        engine.unplug(plan, slot, 0.1, force=True)
-    engine.unplug(plan, 3, 0.1, force=False)
-    assert engine.plugged(plan) == frozenset()
+        instance.unplug(slot, 0.1, force=True)
+    instance.unplug(3, 0.1, force=False)
+    assert instance.plugged() == frozenset()
     assert fleet.files("a") == before
     with pytest.raises(StorageError):
-        engine.plug(plan, replace(disk, path=home / "none", format="raw"))
+        instance.plug(replace(disk, path=home / "none", format="raw"))
     assert fleet.say("a", b"i") == 3
 
 
 def test_what_goes_on_from_a_native_machine_has_its_devices(fleet: Fleet, home: Path) -> None:
-    engine = fleet.engine
     disk = _disk(home, "data")
-    engine.plug(fleet.plan("a"), disk)
+    fleet.instance("a").plug(disk)
     layer, child = home / "layer", home / "child.qcow2"
     fleet.change("a", disks=(disk,))
     disk.path.rename(layer)
@@ -81,7 +80,7 @@ def test_what_goes_on_from_a_native_machine_has_its_devices(fleet: Fleet, home: 
     create_overlay(layer, "qcow2", child)
     fleet.change("b", disks=(replace(disk, path=child),))
     fleet.fork("a", ["b"])
-    assert engine.plugged(fleet.plan("b")) == {3}
+    assert fleet.instance("b").plugged() == {3}
     assert [path for path in fleet.files("b") if path == str(child)]
     assert not [path for path in fleet.files("b") if path == str(disk.path)]
     # The next one goes on from what the fork saved, with other devices: it is refused.
@@ -91,24 +90,24 @@ def test_what_goes_on_from_a_native_machine_has_its_devices(fleet: Fleet, home: 
         fleet.start("c", saved)
     fleet.change("d", disks=(replace(disk, path=child),))
     fleet.start("d", saved)
-    assert engine.plugged(fleet.plan("d")) == {3}
+    assert fleet.instance("d").plugged() == {3}
     assert fleet.say("d", b"i") == 3
-    engine.unplug(fleet.plan("d"), 3, 0.1, force=True)
+    fleet.instance("d").unplug(3, 0.1, force=True)
 
 
 def test_a_shared_disk_is_written_by_one_machine_alone(fleet: Fleet, home: Path) -> None:
-    engine, plan = fleet.engine, fleet.plan("a")
+    instance = fleet.instance("a")
     disk = replace(_disk(home, "data"), shared=True)
-    engine.plug(plan, disk)
+    instance.plug(disk)
     fleet.change("b", disks=(disk,))
     with pytest.raises(ConflictError, match="another machine"):
         fleet.start("b")
-    engine.unplug(plan, 3, 0.1, force=True)
+    instance.unplug(3, 0.1, force=True)
     fleet.start("b")
     with pytest.raises(ConflictError, match="another machine"):
-        engine.plug(plan, replace(disk, read_only=True))
+        instance.plug(replace(disk, read_only=True))
     fleet.kill("b")
-    engine.plug(plan, replace(disk, read_only=True))
+    instance.plug(replace(disk, read_only=True))
     fleet.change("c", disks=(replace(disk, read_only=True),))
     fleet.start("c")
 
@@ -118,50 +117,53 @@ def _with(plan: LaunchPlan, *disks: DiskPlan) -> LaunchPlan:
 
 
 def test_a_qemu_machine_takes_and_keeps(machines: Machines, home: Path) -> None:
-    engine, plan = machines.engine, machines.plan("a")
+    plan = machines.plan("a")
     machines.start(plan)
+    instance = machines.instance(plan)
     disk = _disk(home, "data")
-    engine.plug(plan, disk)
-    engine.plug(plan, UserNic(_MAC, slot=0))
-    assert engine.plugged(plan) == {0, 3}
+    instance.plug(disk)
+    instance.plug(UserNic(_MAC, slot=0))
+    assert instance.plugged() == {0, 3}
     with pytest.raises(ConflictError, match="already"):
-        engine.plug(plan, disk)
+        instance.plug(disk)
     with pytest.raises(GuestTimeoutError):
-        engine.unplug(plan, 3, 0.1, force=False)
+        instance.unplug(3, 0.1, force=False)
     with pytest.raises(GuestTimeoutError):
-        engine.unplug(plan, 3, 0.1, force=False)
+        instance.unplug(3, 0.1, force=False)
     with pytest.raises(InputError, match="stop"):
-        engine.unplug(plan, 3, 0.1, force=True)
-    engine.unplug(plan, 5, 0.1, force=False)
-    assert engine.plugged(plan) == {0, 3}
+        instance.unplug(3, 0.1, force=True)
+    instance.unplug(5, 0.1, force=False)
+    assert instance.plugged() == {0, 3}
 
 
 def test_what_qemu_refuses_leaves_nothing(machines: Machines, home: Path) -> None:
-    engine, plan = machines.engine, machines.plan("a")
+    plan = machines.plan("a")
     machines.start(plan)
+    instance = machines.instance(plan)
     disk = _disk(home, "data")
     bad = home / "bad"
     bad.write_bytes(b"QFI\xfb" + bytes(700))
     with pytest.raises(EngineError):
-        engine.plug(plan, replace(disk, path=bad))
+        instance.plug(replace(disk, path=bad))
     with pytest.raises(EngineError):
-        engine.plug(plan, UserNic("no address", slot=3))
-    engine.plug(plan, disk)
-    assert engine.plugged(plan) == {3}
+        instance.plug(UserNic("no address", slot=3))
+    instance.plug(disk)
+    assert instance.plugged() == {3}
 
 
 def test_what_goes_on_from_a_qemu_machine_has_its_devices(machines: Machines, home: Path) -> None:
-    engine, plan = machines.engine, machines.plan("a")
+    plan = machines.plan("a")
     cold, hot = _disk(home, "cold", 1), _disk(home, "hot", 6)
     machines.start(_with(plan, cold))
-    engine.plug(plan, hot)
+    instance = machines.instance(plan)
+    instance.plug(hot)
     plan = _with(plan, cold, hot)
     for disk in (cold, hot):
         layer = disk.path.with_suffix(".layer")
         disk.path.rename(layer)
         create_overlay(layer, "qcow2", disk.path)
-    engine.save(plan, machines.saved, plan.disks, resume=True)
-    assert engine.plugged(plan) == {1, 6}
+    instance.save(machines.saved, plan.disks, resume=True)
+    assert instance.plugged() == {1, 6}
     other = machines.plan("b")
     fresh = []
     for disk in (cold, hot):
@@ -169,5 +171,5 @@ def test_what_goes_on_from_a_qemu_machine_has_its_devices(machines: Machines, ho
         create_overlay(disk.path.with_suffix(".layer"), "qcow2", path)
         fresh.append(replace(disk, path=path))
     machines.start(replace(_with(other, *fresh), saved=machines.saved))
-    assert engine.plugged(other) == {1, 6}
+    assert machines.instance(other).plugged() == {1, 6}
     assert chain(fresh[0].path, "qcow2")[1][0] == cold.path.with_suffix(".layer")

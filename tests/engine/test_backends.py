@@ -19,7 +19,6 @@ import pytest
 from tests.devices.test_vhost_user import Served
 
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs
-from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, PortForward, SharePlan, UserNic
 from cerne.engine.native.backends import (
     disk_backend,
     network_backend,
@@ -28,6 +27,7 @@ from cerne.engine.native.backends import (
     share_backend,
 )
 from cerne.engine.opened import Opened
+from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, PortForward, SharePlan, UserNic
 from cerne.errors import EngineError, ImageError
 from cerne.host.members import Members, supervisor_of
 from cerne.host.notes import Notes

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tests.engine.test_qmp import Message, Serve
 
+from cerne.engine.base import GuestMemoryUse
 from cerne.engine.qmp import QmpClient
-from cerne.engine.qmp.balloon import GuestMemoryUse, guest_memory_use, leave_memory
+from cerne.engine.qmp.balloon import guest_memory_use, leave_memory
 from cerne.errors import StateError
 from cerne.units import MIB
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerne.engine.base import (
+from cerne.engine.plan import (
     AGENT_PORTS,
     SLOTS,
     DiskPlan,
@@ -24,7 +24,8 @@ from cerne.engine.base import (
     TapNic,
     UserNic,
 )
-from cerne.engine.qemu.command_line import Accelerator, command_line
+from cerne.engine.qemu.accelerator import Accelerator
+from cerne.engine.qemu.command_line import command_line
 
 PLAN = LaunchPlan(
     machine_id="0123456789ab",
@@ -55,7 +56,7 @@ CHANGES: dict[str, object] = {
 }
 # The manager's name for the machine, which its process has no use for.
 # Nor what is said by QMP once it runs.
-UNUSED = {"machine_id", "balloon"}
+UNUSED = {"machine_id", "balloon", "agent"}
 
 PATHS = st.text(st.characters(blacklist_characters="\0", codec="utf-8"), min_size=1).map(
     lambda text: Path("/") / text.lstrip("/")

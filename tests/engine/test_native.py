@@ -19,7 +19,8 @@ import pytest
 from tests.engine.fleet import Fleet
 
 from cerne.engine.native import NativeEngine
-from cerne.engine.native import engine as native
+from cerne.engine.native import launching as native
+from cerne.engine.native.configuration import ENDING_FILE
 from cerne.engine.qmp import QmpClient
 from cerne.engine.saved import MANIFEST_FILE, MEMORY_FILE, STATE_FILE
 from cerne.errors import CerneError, DamagedError, EngineError, StorageError
@@ -107,7 +108,7 @@ def test_a_process_has_no_more_than_it_needs(fleet: Fleet, root: None) -> None:
     for name in "abcd":
         plan, process = fleet.plan(name), fleet.process(name).pid
         log = str(plan.engine_log)
-        logs = [log, log, str(plan.console_log), str(plan.logs / native.ENDING_FILE)]
+        logs = [log, log, str(plan.console_log), str(plan.logs / ENDING_FILE)]
         files = [path for path in fleet.files(name) if path != "anon_inode:[eventfd]"]
         memory = [str(saved / MEMORY_FILE)] if name == "d" else []
         given = [str(fleet.kernel), str(plan.vsock_directory)]
@@ -142,7 +143,7 @@ def test_how_it_ended_is_read_from_what_it_leaves(
     tmp_path: Path, said: str, console: str, reason: str
 ) -> None:
     ending = {"orderly": said != PANICKED, "reason": said}
-    (tmp_path / native.ENDING_FILE).write_text(json.dumps(ending))
+    (tmp_path / ENDING_FILE).write_text(json.dumps(ending))
     (tmp_path / "console.log").write_text(console)
     told = NativeEngine(emulated=False).ending(tmp_path)
     assert (told.orderly, told.reason) == (said != PANICKED, reason)
@@ -277,13 +278,13 @@ def test_a_machine_of_another_kind_is_refused(fleet: Fleet, field: str, value: o
 
 def test_a_machine_that_cannot_be_saved_runs_on(fleet: Fleet) -> None:
     with pytest.raises(StorageError):
-        fleet.engine.save(fleet.plan("a"), Path("/nonexistent"), (), resume=True)
+        fleet.instance("a").save(Path("/nonexistent"), (), resume=True)
     assert fleet.say("a", b"i") == 3
 
 
 def test_a_full_disk_is_said_in_words(fleet: Fleet, small_disk: Path) -> None:
     with pytest.raises(StorageError, match="No space"):
-        fleet.engine.save(fleet.plan("a"), small_disk, (), resume=True)
+        fleet.instance("a").save(small_disk, (), resume=True)
     assert not (small_disk / MANIFEST_FILE).exists()
     assert fleet.say("a", b"i") == 3
 
@@ -291,7 +292,7 @@ def test_a_full_disk_is_said_in_words(fleet: Fleet, small_disk: Path) -> None:
 def test_a_machine_that_cannot_be_forked_runs_on(fleet: Fleet) -> None:
     child = fleet.plan("b")
     with pytest.raises(CerneError):
-        fleet.engine.fork(fleet.plan("a"), (), [replace(child, logs=child.logs / "none")])
+        fleet.instance("a").fork((), [replace(child, logs=child.logs / "none")])
     assert fleet.say("a", b"i") == 3
 
 

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine.base import KernelBoot, LaunchPlan
-from cerne.engine.native import NativeEngine, nursery
-from cerne.engine.native import engine as native_engine
+from cerne.engine.native import NativeEngine, launching, nursery
+from cerne.engine.plan import KernelBoot, LaunchPlan
 from cerne.engine.qmp import QmpClient
 from cerne.errors import EngineError
 from cerne.host.members import Members
@@ -38,7 +37,7 @@ def start(
     nursery.another_nursery()
 
     def start(name: str) -> ProcessIdentity:
-        processes.append(NativeEngine(emulated=False).start(_plan(home, kernel, name)))
+        processes.append(NativeEngine(emulated=False).start(_plan(home, kernel, name)).process)
         return processes[-1]
 
     yield start
@@ -100,7 +99,7 @@ def test_it_has_open_what_a_first_machine_has(
         return sorted(name for name in names if not name.startswith("socket:"))
 
     forked = files(start("a"))
-    monkeypatch.setattr(native_engine, "another_nursery", lambda: None)
+    monkeypatch.setattr(launching, "another_nursery", lambda: None)
     assert forked == files(start("b"))
 
 
@@ -143,7 +142,7 @@ def test_machines_are_found_by_their_own_names_from_the_first(
     (home / "nursery.py").write_text(_HOLDING)
     monkeypatch.setattr(nursery, "PROGRAM", (sys.executable, "-I", str(home / "nursery.py")))
     holding = nursery.Nursery()
-    monkeypatch.setattr(native_engine, "another_nursery", lambda: holding)
+    monkeypatch.setattr(launching, "another_nursery", lambda: holding)
     with ThreadPoolExecutor() as beside:
         starting = beside.submit(start, "held")
         eventually(lambda: len(Members(home / "held").alive()) == 1)

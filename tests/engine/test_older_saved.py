@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tests.engine.fleet import Fleet
 
-from cerne.engine.base import DiskPlan
 from cerne.engine.native import NativeEngine
+from cerne.engine.plan import DiskPlan
 from cerne.engine.saved import SavedMachine
 from cerne.host.processor import processor_fingerprint
 from cerne.storage.overlay import create_empty

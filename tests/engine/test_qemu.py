@@ -12,9 +12,10 @@ from typing import TypeAlias
 
 import pytest
 
-from cerne.engine.base import DiskPlan, FirmwareBoot, LaunchPlan, PortForward, UserNic
+from cerne.engine.plan import DiskPlan, FirmwareBoot, LaunchPlan, PortForward, UserNic
 from cerne.engine.qemu import QemuEngine
-from cerne.engine.qemu.command_line import PID_FILE, Accelerator
+from cerne.engine.qemu.accelerator import Accelerator
+from cerne.engine.qemu.command_line import PID_FILE
 from cerne.engine.qmp import QmpClient
 from cerne.errors import ConflictError, EngineError, HostError, InputError, StorageError
 from cerne.host.process import ProcessIdentity
@@ -83,7 +84,7 @@ def running(plan: LaunchPlan) -> bool:
 def test_a_guest_that_shuts_down_ends_in_order(engine: QemuEngine, make_plan: MakePlan) -> None:
     plan = make_plan(GREET + POWER_OFF)
     engine.require(plan)
-    process = engine.start(plan)
+    process = engine.start(plan).process
     assert process.wait(TIMEOUT)
     ending = engine.ending(plan.logs)
     assert ending.orderly
@@ -93,7 +94,7 @@ def test_a_guest_that_shuts_down_ends_in_order(engine: QemuEngine, make_plan: Ma
 
 def test_a_guest_that_reboots_begins_anew(engine: QemuEngine, make_plan: MakePlan) -> None:
     plan = make_plan(GREET + RESET)
-    process = engine.start(plan)
+    process = engine.start(plan).process
     with QmpClient(plan.qmp_socket) as qmp:
         for _ in range(2):
             assert qmp.wait_event("RESET", timeout=TIMEOUT).data["reason"] == "guest-reset"
@@ -105,7 +106,7 @@ def test_a_guest_that_reboots_begins_anew(engine: QemuEngine, make_plan: MakePla
 
 def test_a_machine_is_paused_resumed_and_quit(engine: QemuEngine, make_plan: MakePlan) -> None:
     plan = make_plan()
-    process = engine.start(plan)
+    process = engine.start(plan).process
     with QmpClient(plan.qmp_socket) as qmp:
         assert qmp.status() == "running"
         qmp.stop()
@@ -123,7 +124,7 @@ def test_a_killed_process_is_told_from_one_that_ended(
     engine: QemuEngine, make_plan: MakePlan
 ) -> None:
     plan = make_plan()
-    process = engine.start(plan)
+    process = engine.start(plan).process
     process.send(signal.SIGKILL)
     assert process.wait(TIMEOUT)
     ending = engine.ending(plan.logs)
@@ -136,7 +137,7 @@ def test_the_process_has_a_session_and_an_environment_of_its_own(
 ) -> None:
     monkeypatch.setenv("SECRET", "1234")
     plan = make_plan()
-    process = engine.start(plan)
+    process = engine.start(plan).process
     proc = Path(f"/proc/{process.pid}")
     assert os.getsid(process.pid) == process.pid
     assert (proc / "environ").read_bytes() == b"LC_ALL=C\0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan, UserNic
+from cerne.engine.base import Instance
+from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, UserNic
 from cerne.engine.qemu import QemuEngine
-from cerne.engine.qemu.command_line import Accelerator
+from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qmp import QmpClient
 from cerne.engine.saved import MEMORY_FILE
 from cerne.guest import GuestAgent
-from cerne.host.process import ProcessIdentity
 from cerne.images.kernel import current_kernel
 from cerne.images.tiny import COMMAND_LINE
 from cerne.images.tiny import build as build_tiny
@@ -39,7 +38,7 @@ class Guests:
         parts = build_tiny(home, Home.of_this_user().cache, lambda *_: None)
         assert parts.kernel is not None
         self._boot = KernelBoot(parts.kernel, parts.initrd, COMMAND_LINE)
-        self._processes: list[ProcessIdentity] = []
+        self._instances: dict[Path, Instance] = {}
 
     def plan(self, name: str, number: int) -> LaunchPlan:
         directory = self._home / name
@@ -55,15 +54,19 @@ class Guests:
 
     def start(self, plan: LaunchPlan) -> GuestAgent:
         self.engine.require(plan)
-        self._processes.append(self.engine.start(plan))
+        self._instances[plan.runtime] = self.engine.start(plan)
         agent = GuestAgent(plan.agent_sockets)
-        agent.wait_ready(_READY, self._processes[-1].alive)
+        agent.wait_ready(_READY, self.instance(plan).process.alive)
         return agent
 
+    def instance(self, plan: LaunchPlan) -> Instance:
+        """The machine that was started by this plan, or by another with its directories."""
+        return self._instances[plan.runtime]
+
     def close(self) -> None:
-        for process in self._processes:
-            process.send(signal.SIGKILL)
-            process.wait(20)
+        for instance in self._instances.values():
+            instance.kill()
+            instance.wait(20)
 
 
 def _mac(number: int) -> str:
@@ -97,7 +100,7 @@ def template(guests: Guests) -> Path:
     with agent.popen(["cat"]) as process:
         process.write(b"x")
         assert process.read(60) is not None
-        guests.engine.save(plan, saved, (), resume=False)
+        guests.instance(plan).save(saved, (), resume=False)
     return saved
 
 
@@ -149,7 +152,7 @@ def test_a_running_machine_is_saved_with_its_memory_and_runs_on(guests: Guests) 
     agent = guests.start(plan)
     _said(agent, "echo 1 >/tmp/count")
     saved = guests.saved("first")
-    guests.engine.save(plan, saved, (), resume=True)
+    guests.instance(plan).save(saved, (), resume=True)
     _said(agent, "echo 2 >/tmp/count")
     assert not (saved / MEMORY_FILE).exists()
     restored = guests.start(replace(guests.plan("second", 6), saved=saved))
@@ -163,7 +166,7 @@ def test_a_clone_that_frees_memory_takes_it_from_no_other(guests: Guests) -> Non
     plan = replace(guests.plan("full", 7), memory_file=memory)
     agent = guests.start(plan)
     _said(agent, "dd if=/dev/urandom of=/tmp/data bs=1M count=32; sha256sum </tmp/data >/tmp/sum")
-    guests.engine.save(plan, saved, (), resume=False)
+    guests.instance(plan).save(saved, (), resume=False)
     before = memory.stat()
     clone = guests.start(replace(guests.plan("frees", 8), saved=saved))
     # Free pages are reported to a host two seconds after they came to be.
@@ -179,7 +182,7 @@ def test_a_clone_is_saved_itself_with_its_memory(guests: Guests, template: Path)
     agent = guests.start(plan)
     _said(agent, "echo mine >/tmp/own")
     saved = guests.saved("clone")
-    guests.engine.save(plan, saved, (), resume=True)
+    guests.instance(plan).save(saved, (), resume=True)
     restored = guests.start(replace(guests.plan("grandchild", 11), saved=saved))
     assert _said(restored, "cat /tmp/mark /tmp/own").split() == [_MARK, "mine"]
 
@@ -191,7 +194,7 @@ def test_a_disk_goes_back_with_the_memory(guests: Guests, disk: Path) -> None:
     layer = disk.rename(disk.with_name("layer.qcow2"))
     create_overlay(layer, "qcow2", disk)
     saved = guests.saved("disk")
-    guests.engine.save(plan, saved, plan.disks, resume=True)
+    guests.instance(plan).save(saved, plan.disks, resume=True)
     _said(agent, "echo later >/dev/vda; sync")
     other = disk.with_name("other.qcow2")
     create_overlay(layer, "qcow2", other)
@@ -212,7 +215,7 @@ def test_a_paused_machine_has_its_new_disk_once_it_runs_on(guests: Guests, disk:
     create_overlay(layer, "qcow2", disk)
     with QmpClient(plan.qmp_socket) as qmp:
         qmp.stop()
-    guests.engine.save(plan, guests.saved("paused"), plan.disks, resume=True)
+    guests.instance(plan).save(guests.saved("paused"), plan.disks, resume=True)
     frozen = layer.stat().st_mtime_ns
     with QmpClient(plan.qmp_socket) as qmp:
         assert qmp.status() == "paused"

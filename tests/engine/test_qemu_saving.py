@@ -15,9 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan
+from cerne.engine.base import Instance
+from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan
 from cerne.engine.qemu import saving
-from cerne.engine.qemu.command_line import Accelerator
+from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.engine import QemuEngine
 from cerne.engine.qmp import QmpClient
 from cerne.engine.qmp.balloon import leave_memory
@@ -57,7 +58,7 @@ class Machines:
         self.saved.mkdir()
         self._home = home
         self._kernel = _pvh_kernel(home / "kernel")
-        self._processes: list[ProcessIdentity] = []
+        self._instances: dict[Path, Instance] = {}
 
     def plan(self, name: str) -> LaunchPlan:
         runtime, logs = self._home / f"r{name}", self._home / f"l{name}"
@@ -68,10 +69,10 @@ class Machines:
 
     def start(self, plan: LaunchPlan) -> ProcessIdentity:
         self.engine.require(plan)
-        self._processes.append(self.engine.start(plan))
+        self._instances[plan.runtime] = self.engine.start(plan)
         while plan.saved is None and b"\xff" not in plan.console_log.read_bytes():
             time.sleep(0.01)  # the firmware speaks first
-        return self._processes[-1]
+        return self.instance(plan).process
 
     def say(self, plan: LaunchPlan, words: bytes) -> int:
         """What a machine answers to the last of these bytes."""
@@ -84,10 +85,14 @@ class Machines:
                 heard += console.recv(1)
         return heard[-1]
 
+    def instance(self, plan: LaunchPlan) -> Instance:
+        """The machine that was started by this plan, or by another with its directories."""
+        return self._instances[plan.runtime]
+
     def close(self) -> None:
-        for process in self._processes:
-            process.send(signal.SIGKILL)
-            process.wait(20)
+        for instance in self._instances.values():
+            instance.kill()
+            instance.wait(20)
 
 
 @pytest.fixture
@@ -116,7 +121,7 @@ def test_a_saved_machine_goes_on_many_times(machines: Machines, apart: bool) -> 
         plan = replace(plan, memory_file=machines.saved / MEMORY_FILE)
     first = machines.start(plan)
     assert machines.say(plan, b"ii") == 2
-    machines.engine.save(plan, machines.saved, (), resume=False)
+    machines.instance(plan).save(machines.saved, (), resume=False)
     first.send(signal.SIGKILL)
     for name in "bc":
         clone = replace(machines.plan(name), saved=machines.saved)
@@ -136,7 +141,7 @@ def test_a_machine_runs_on_with_its_new_disk(machines: Machines, home: Path) -> 
         create_overlay(layer, "qcow2", home / "root.qcow2")
         shutil.rmtree(machines.saved)
         machines.saved.mkdir()
-        machines.engine.save(plan, machines.saved, plan.disks, resume=True)
+        machines.instance(plan).save(machines.saved, plan.disks, resume=True)
         assert machines.say(plan, b"i") == number + 1
         device = "/machine/peripheral/vd0/virtio-backend"
         written = f"write -P {number + 1} {number * 64}k 4k"
@@ -166,7 +171,7 @@ def _holds(disk: Path, place: int, pattern: int) -> bool:
 def test_what_was_altered_is_refused(machines: Machines, name: str) -> None:
     plan = replace(machines.plan("a"), memory_file=machines.saved / MEMORY_FILE)
     machines.start(plan)
-    machines.engine.save(plan, machines.saved, (), resume=False)
+    machines.instance(plan).save(machines.saved, (), resume=False)
     path = machines.saved / name
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -179,7 +184,7 @@ def test_a_machine_that_cannot_be_saved_runs_on(machines: Machines, home: Path) 
     plan = machines.plan("a")
     machines.start(plan)
     with pytest.raises(StorageError):
-        machines.engine.save(plan, home / "nowhere", (), resume=True)
+        machines.instance(plan).save(home / "nowhere", (), resume=True)
     assert machines.say(plan, b"i") == 1
 
 
@@ -190,9 +195,9 @@ def test_a_disk_that_is_full_is_told_and_the_machine_runs_on(
     plan = machines.plan("a")
     machines.start(plan)
     with pytest.raises(StorageError, match="No space left"):
-        machines.engine.save(plan, small_disk, (), resume=True)
+        machines.instance(plan).save(small_disk, (), resume=True)
     assert machines.say(plan, b"i") == 1
-    machines.engine.save(plan, machines.saved, (), resume=True)
+    machines.instance(plan).save(machines.saved, (), resume=True)
     assert machines.say(plan, b"i") == 2
 
 
@@ -207,14 +212,14 @@ def test_saving_that_is_broken_off_does_not_stop_the_machine_later(
     with monkeypatch.context() as patched:
         patched.setattr(saving, "_wait", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            machines.engine.save(plan, machines.saved, (), resume=True)
+            machines.instance(plan).save(machines.saved, (), resume=True)
     with QmpClient(plan.qmp_socket) as qmp:
         assert qmp.status() == "running"
         status = qmp.execute("query-migrate")
         assert isinstance(status, dict)
         assert status["status"] in ("cancelled", "completed", "failed")
     assert machines.say(plan, b"i") == 1
-    machines.engine.save(plan, machines.saved, (), resume=True)
+    machines.instance(plan).save(machines.saved, (), resume=True)
     assert machines.say(plan, b"i") == 2
 
 
@@ -222,7 +227,7 @@ def test_a_fork_is_refused(machines: Machines) -> None:
     plan = machines.plan("a")
     machines.start(plan)
     with pytest.raises(InputError, match="cannot be forked"):
-        machines.engine.fork(plan, (), [machines.plan("b")])
+        machines.instance(plan).fork((), [machines.plan("b")])
 
 
 def test_a_paused_machine_is_saved_twice_and_stays_paused(machines: Machines) -> None:
@@ -232,7 +237,7 @@ def test_a_paused_machine_is_saved_twice_and_stays_paused(machines: Machines) ->
     with QmpClient(plan.qmp_socket) as qmp:
         qmp.stop()
     for _ in range(2):
-        machines.engine.save(plan, machines.saved, (), resume=True)
+        machines.instance(plan).save(machines.saved, (), resume=True)
         with QmpClient(plan.qmp_socket) as qmp:
             assert qmp.status() == "paused"
     with QmpClient(plan.qmp_socket) as qmp:
@@ -243,13 +248,13 @@ def test_a_paused_machine_is_saved_twice_and_stays_paused(machines: Machines) ->
 def test_a_machine_without_a_balloon_goes_on_without_one(machines: Machines, home: Path) -> None:
     template = replace(machines.plan("a"), memory_file=machines.saved / MEMORY_FILE)
     machines.start(template)
-    machines.engine.save(template, machines.saved, (), resume=False)
+    machines.instance(template).save(machines.saved, (), resume=False)
     first = replace(machines.plan("b"), saved=machines.saved)
     machines.start(first)
     # Its memory is in no file of its own any more, and it may be saved with it.
     again = home / "again"
     again.mkdir()
-    machines.engine.save(first, again, (), resume=False)
+    machines.instance(first).save(again, (), resume=False)
     second = replace(machines.plan("c"), saved=again)
     machines.start(second)
     with QmpClient(second.qmp_socket) as qmp, pytest.raises(StateError, match="no balloon"):
@@ -259,7 +264,7 @@ def test_a_machine_without_a_balloon_goes_on_without_one(machines: Machines, hom
 def test_a_machine_with_a_balloon_keeps_it(machines: Machines) -> None:
     plan = machines.plan("a")
     machines.start(plan)
-    machines.engine.save(plan, machines.saved, (), resume=False)
+    machines.instance(plan).save(machines.saved, (), resume=False)
     other = replace(machines.plan("b"), saved=machines.saved)
     machines.start(other)
     with QmpClient(other.qmp_socket) as qmp:

@@ -9,7 +9,7 @@ import pytest
 from cerne.engine import select
 from cerne.engine.native import NativeEngine
 from cerne.engine.qemu import QemuEngine
-from cerne.engine.qemu.command_line import Accelerator
+from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.select import choose_engine
 from cerne.errors import InputError
 from cerne.host.probe import GuestSpeed

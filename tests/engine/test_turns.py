@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan
-from cerne.engine.native import NativeEngine
+from cerne.engine.native.configuration import child_configuration
 from cerne.engine.native.turns import MOST_AT_ONCE, turns
 from cerne.engine.opened import Opened
+from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan
 from cerne.errors import EngineError
 from cerne.storage.overlay import create_overlay
 from cerne.units import MIB
@@ -53,7 +53,7 @@ def test_no_room_for_one_child_is_refused_in_words(make: LaunchPlan, tmp_path: P
 def test_no_fewer_are_counted_than_are_opened(make: LaunchPlan, tmp_path: Path) -> None:
     child = replace(make, disks=(_layered(tmp_path, 3),))
     with Opened(sent=True) as opened:
-        NativeEngine(emulated=False)._child(child, opened)
+        child_configuration(child, opened, emulated=False)
         needed = len(opened.descriptors)
     with pytest.raises(EngineError):
         turns((), [child], needed - 1)

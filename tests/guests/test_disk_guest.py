@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from tests.guests.conftest import Built
 
-from cerne.engine.base import DiskPlan, KernelBoot, LaunchPlan
 from cerne.engine.native import NativeEngine
+from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan
 from cerne.engine.qmp import QmpClient
 from cerne.errors import InputError
 from cerne.host.process import ProcessIdentity
@@ -39,7 +39,7 @@ def plan(home: Path, built: Built) -> LaunchPlan:
 
 @pytest.fixture
 def machine(plan: LaunchPlan, emulated: bool) -> Iterator[ProcessIdentity]:
-    process = NativeEngine(emulated).start(plan)
+    process = NativeEngine(emulated).start(plan).process
     yield process
     process.send(signal.SIGKILL)
     process.wait(20)
@@ -79,7 +79,8 @@ def test_a_guest_goes_on_when_its_storage_daemon_is_killed(
         first = (home / "disk").read_bytes()[sector * 512 :][:8]
         assert int.from_bytes(first, "little") == sector << 32
     with pytest.raises(InputError, match="cannot be saved or forked"):
-        NativeEngine(emulated=False).fork(plan, (), [])
+        engine = NativeEngine(emulated=False)
+        engine.attach(engine.describe(plan, machine)).fork((), [])
     with QmpClient(plan.qmp_socket) as client:
         client.quit()
     assert machine.wait(30)
@@ -91,7 +92,7 @@ def test_a_guest_that_only_looks_at_its_ring_sees_no_index_that_is_none(
 ) -> None:
     """As long as its disk is our own: an index is written in one piece."""
     served_here = replace(plan, disks=(replace(plan.disks[0], outside=False),))
-    process = NativeEngine(emulated).start(served_here)
+    process = NativeEngine(emulated).start(served_here).process
     try:
         assert b"WRONG" not in _wait_for(served_here, b"done")
     finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -13,8 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from cerne.engine.base import DiskPlan, Ending, LaunchPlan, Nic, ShareType
-from cerne.errors import CerneError, InputError
+from cerne.engine.base import Capabilities, Ending, GuestMemoryUse, Instance, RunState, ShareType
+from cerne.engine.plan import DiskPlan, LaunchPlan, Nic
+from cerne.engine.record import InstanceRecord
+from cerne.errors import CerneError, EngineError
+from cerne.guest import GuestAgent
+from cerne.host.cgroup import MachineGroup
 from cerne.host.members import MACHINE, Members, start_member
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager
@@ -48,6 +54,100 @@ def new_record() -> Callable[[str], Record]:
     return make
 
 
+class FakeInstance:
+    """A sleeping process; what it was asked is in `FakeEngine.asked`, and all of it succeeds."""
+
+    def __init__(self, engine: FakeEngine, record: InstanceRecord) -> None:
+        self.engine = engine
+        self.record = record
+
+    @property
+    def process(self) -> ProcessIdentity:
+        return self.record.process
+
+    @property
+    def _paused(self) -> Path:
+        return self.record.runtime / "paused"
+
+    @property
+    def _plugged(self) -> Path:
+        """Where it keeps what is in its slots: it outlives the engine."""
+        return self.record.runtime / "plugged"
+
+    def status(self) -> RunState:
+        return RunState.PAUSED if self._paused.exists() else RunState.RUNNING
+
+    def pause(self) -> None:
+        self._ask("pause")
+        self._paused.touch()
+
+    def resume(self) -> None:
+        self._ask("resume")
+        self._paused.unlink(missing_ok=True)
+
+    def power_button(self) -> None:
+        self._ask("power_button")
+
+    def break_off_saving(self) -> None:
+        self._ask("break_off_saving")
+
+    def save(self, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool) -> None:
+        (directory / "memory").write_bytes(bytes(self.engine.saved_size))
+        if self.engine.failure is not None:
+            raise self.engine.failure
+        (directory / "state").write_text(self.record.machine_id)
+
+    def fork(self, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]) -> list[Instance]:
+        assert self.engine.forks
+        return [self.engine.start(child) for child in children]
+
+    def plug(self, device: DiskPlan | Nic) -> None:
+        taken = self.plugged()
+        assert device.slot is not None
+        assert device.slot not in taken
+        if self.engine.failure is not None:
+            raise self.engine.failure
+        self._plugged.write_text(json.dumps([*taken, device.slot]))
+
+    def unplug(self, slot: int, timeout: float, *, force: bool) -> None:
+        if self.engine.failure is not None and not force:
+            raise self.engine.failure
+        self._plugged.write_text(json.dumps([*(self.plugged() - {slot})]))
+
+    def plugged(self) -> frozenset[int]:
+        return frozenset(json.loads(self._plugged.read_text()))
+
+    def set_memory(self, size: int) -> None:
+        self._ask(f"set_memory {size}")
+
+    def set_cpu_weight(self, weight: int) -> None:
+        group = MachineGroup(self.record.machine_id, self.record.control_group)
+        group.weigh(self.process.pid, weight)
+
+    def stats(self, *, runs: bool) -> GuestMemoryUse | None:
+        return None
+
+    def agent(self) -> GuestAgent:
+        return GuestAgent(self.record.agents)
+
+    def console(self) -> socket.socket:
+        raise EngineError("it has no console")
+
+    def vsock(self) -> None:
+        return None
+
+    def kill(self) -> None:
+        self.process.send(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self.process.wait(timeout)
+
+    def _ask(self, what: str) -> None:
+        if self.engine.silent:
+            raise EngineError("it does not answer")
+        self.engine.asked.append(what)
+
+
 class FakeEngine:
     """An engine whose machines are sleeping processes, and which fails where it is told to."""
 
@@ -55,6 +155,8 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.plans: list[LaunchPlan] = []
+        self.asked: list[str] = []
+        self.silent = False
         self.refusal: CerneError | None = None
         self.failure: BaseException | None = None
         self.how_it_ended = Ending(orderly=False, reason="its process was killed")
@@ -63,13 +165,17 @@ class FakeEngine:
         self.saved_size = 4096
         self._processes: list[subprocess.Popen[bytes]] = []
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(fork=self.forks, force_unplug=True, firmware=True, vsock=False)
+
     def require(self, plan: LaunchPlan) -> None:
         if self.refusal is not None:
             raise self.refusal
 
-    def start(self, plan: LaunchPlan) -> ProcessIdentity:
+    def start(self, plan: LaunchPlan) -> FakeInstance:
         self.plans.append(plan)
-        _plugged(plan).write_text(json.dumps([*plan.slots]))
+        (plan.runtime / "plugged").write_text(json.dumps([*plan.slots]))
         members = Members(plan.runtime)
         sleeper = start_member(members, MACHINE, ["/bin/sleep", "1000"], [])
         self._processes.append(sleeper)
@@ -79,7 +185,13 @@ class FakeEngine:
             raise self.failure
         identity = ProcessIdentity.of(sleeper.pid)
         assert identity is not None
-        return identity
+        return self.attach(self.describe(plan, identity))
+
+    def attach(self, record: InstanceRecord) -> FakeInstance:
+        return FakeInstance(self, record)
+
+    def describe(self, plan: LaunchPlan, process: ProcessIdentity) -> InstanceRecord:
+        return InstanceRecord.of(plan, process, self.name, self.version)
 
     @property
     def share_type(self) -> ShareType:
@@ -90,40 +202,6 @@ class FakeEngine:
 
     def restores(self, fingerprint: str) -> bool:
         return fingerprint == self.version
-
-    def save(
-        self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
-    ) -> None:
-        (directory / "memory").write_bytes(bytes(self.saved_size))
-        if self.failure is not None:
-            raise self.failure
-        (directory / "state").write_text(plan.machine_id)
-
-    def fork(
-        self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
-    ) -> list[ProcessIdentity]:
-        if not self.forks:
-            raise InputError("this engine cannot fork")
-        return [self.start(child) for child in children]
-
-    def vsock(self, plan: LaunchPlan) -> None:
-        return None
-
-    def plug(self, plan: LaunchPlan, device: DiskPlan | Nic) -> None:
-        taken = self.plugged(plan)
-        assert device.slot is not None
-        assert device.slot not in taken
-        if self.failure is not None:
-            raise self.failure
-        _plugged(plan).write_text(json.dumps([*taken, device.slot]))
-
-    def unplug(self, plan: LaunchPlan, slot: int, timeout: float, *, force: bool) -> None:
-        if self.failure is not None and not force:
-            raise self.failure
-        _plugged(plan).write_text(json.dumps([*(self.plugged(plan) - {slot})]))
-
-    def plugged(self, plan: LaunchPlan) -> frozenset[int]:
-        return frozenset(json.loads(_plugged(plan).read_text()))
 
     def ending(self, logs: Path) -> Ending:
         return self.how_it_ended
@@ -139,11 +217,6 @@ class FakeEngine:
             process.wait()
 
 
-def _plugged(plan: LaunchPlan) -> Path:
-    """Where a machine's process keeps what is in its slots: it outlives this engine."""
-    return plan.runtime / "plugged"
-
-
 @pytest.fixture
 def engine() -> Iterator[FakeEngine]:
     fake = FakeEngine()
@@ -151,24 +224,10 @@ def engine() -> Iterator[FakeEngine]:
     fake.close()
 
 
-def _run_state(commands: list[str]) -> str:
-    """What a process would say that was given these commands."""
-    said = [command for command in commands if command in ("stop", "cont")]
-    return "paused" if said and said[-1] == "stop" else "running"
-
-
 @pytest.fixture
-def qmp(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The commands that machines' processes were given in QMP, which all succeed."""
-    commands: list[str] = []
-    monkeypatch.setattr(
-        "cerne.manager.life.Life.qmp", lambda _life, command: commands.append(command)
-    )
-    monkeypatch.setattr(
-        "cerne.manager.life.Life.run_state",
-        lambda _life: _run_state(commands),
-    )
-    return commands
+def asked(engine: FakeEngine) -> list[str]:
+    """What machines' processes were asked to do, all of which succeeds."""
+    return engine.asked
 
 
 @pytest.fixture

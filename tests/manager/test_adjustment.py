@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.manager.conftest import FakeEngine
+from tests.manager.conftest import FakeEngine, FakeInstance
 
 from cerne import faults
 from cerne.errors import EngineError, HostError, InputError
@@ -15,16 +15,6 @@ from cerne.host.cgroup import require_weights
 from cerne.manager import Home, Machine, Manager, State
 from cerne.spec.machine import MachineSpec, machine_spec
 from cerne.units import MIB
-
-
-@pytest.fixture
-def left(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How much memory guests were left, each time that they were asked."""
-    sizes: list[int] = []
-    monkeypatch.setattr(
-        "cerne.manager.life.Life.leave_memory", lambda _life, size: sizes.append(size)
-    )
-    return sizes
 
 
 @pytest.fixture
@@ -73,24 +63,24 @@ def none_left() -> Iterator[None]:
 
 
 def test_a_machine_that_does_not_run_has_it_at_its_next_start(
-    machine: Machine, engine: FakeEngine, left: list[int]
+    machine: Machine, engine: FakeEngine, asked: list[str]
 ) -> None:
     machine.adjust(balloon=48 * MIB)
     assert machine.spec.balloon == 48 * MIB
     machine.start()
     assert engine.plans[-1].balloon == 48 * MIB
-    assert left == []
+    assert asked == []
     assert [event.kind for event in machine.events()].count("changed") == 1
 
 
 def test_a_machine_that_runs_or_is_paused_has_it_at_once(
-    machine: Machine, left: list[int], qmp: list[str]
+    machine: Machine, asked: list[str]
 ) -> None:
     machine.start()
     machine.adjust(balloon=48 * MIB)
     machine.pause()
     machine.adjust(balloon=64 * MIB)
-    assert left == [48 * MIB, 64 * MIB]
+    assert asked == [f"set_memory {48 * MIB}", "pause", f"set_memory {64 * MIB}"]
     assert machine.spec.balloon == 64 * MIB
     assert machine.state is State.PAUSED
 
@@ -100,30 +90,33 @@ def test_a_machine_that_runs_or_is_paused_has_it_at_once(
     [{}, {"balloon": 65 * MIB}, {"balloon": 1}, {"cpu_weight": 0}, {"cpu_weight": 10_001}],
 )
 def test_what_cannot_be_changes_nothing(
-    machine: Machine, left: list[int], changes: dict[str, int]
+    machine: Machine, asked: list[str], changes: dict[str, int]
 ) -> None:
     machine.start()
     before = machine.spec
     with pytest.raises(InputError):
         machine.adjust(**changes)
     assert machine.spec == before
-    assert left == []
+    assert asked == []
 
 
-def test_a_process_that_does_not_answer_keeps_what_it_has(machine: Machine) -> None:
+def test_a_process_that_does_not_answer_keeps_what_it_has(
+    machine: Machine, engine: FakeEngine
+) -> None:
     machine.start()
+    engine.silent = True
     with pytest.raises(EngineError):
         machine.adjust(balloon=48 * MIB)
     assert machine.spec.balloon is None
 
 
 def test_a_weight_that_cannot_be_given_is_refused_before_anything(
-    manager: Manager, machine: Machine, left: list[int], refused: None
+    manager: Manager, machine: Machine, asked: list[str], refused: None
 ) -> None:
     machine.start()
     with pytest.raises(HostError, match="CPU weight"):
         machine.adjust(balloon=48 * MIB, cpu_weight=300)
-    assert left == []
+    assert asked == []
     assert machine.spec.cpu_weight is None
     with pytest.raises(HostError, match="CPU weight"):
         manager.create(_spec(name="other", cpu_weight=300))
@@ -131,16 +124,16 @@ def test_a_weight_that_cannot_be_given_is_refused_before_anything(
 
 
 def test_what_fails_midway_is_put_back(
-    machine: Machine, left: list[int], weights: None, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, asked: list[str], weights: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise HostError("no")
 
     machine.start()
-    monkeypatch.setattr("cerne.manager.life.Life.weigh", refuse)
+    monkeypatch.setattr(FakeInstance, "set_cpu_weight", refuse)
     with pytest.raises(HostError):
         machine.adjust(balloon=48 * MIB, cpu_weight=300)
-    assert left == [48 * MIB, 64 * MIB]
+    assert asked == [f"set_memory {48 * MIB}", f"set_memory {64 * MIB}"]
     assert machine.spec.balloon is None
 
 

@@ -185,7 +185,7 @@ def test_a_guest_that_does_not_let_go_keeps_it(engine: FakeEngine, machine: Mach
     assert not machine.spec.data_disks
 
 
-def test_a_machine_that_is_asleep_keeps_what_it_has(machine: Machine, qmp: list[str]) -> None:
+def test_a_machine_that_is_asleep_keeps_what_it_has(machine: Machine, asked: list[str]) -> None:
     machine.start()
     machine.attach_disk("1M")
     machine.pause()
@@ -201,7 +201,7 @@ def test_a_machine_that_is_asleep_keeps_what_it_has(machine: Machine, qmp: list[
 
 
 def test_what_goes_on_from_it_has_disks_of_its_own(
-    manager: Manager, engine: FakeEngine, machine: Machine, qmp: list[str]
+    manager: Manager, engine: FakeEngine, machine: Machine, asked: list[str]
 ) -> None:
     machine.start()
     machine.attach_disk("1M")
@@ -268,7 +268,7 @@ def _detach_nic(manager: Manager) -> None:
 
 @pytest.mark.parametrize("operation", [_attach, _detach, _attach_nic, _detach_nic])
 def test_killed_at_every_step(
-    manager: Manager, machine: Machine, qmp: list[str], operation: Callable[[Manager], None]
+    manager: Manager, machine: Machine, asked: list[str], operation: Callable[[Manager], None]
 ) -> None:
     machine.start()
     steps, kept = 0, 0

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from tests.manager.conftest import FakeEngine
+from tests.manager.conftest import FakeEngine, FakeInstance
 
-from cerne.engine.base import LaunchPlan
+from cerne.engine.plan import LaunchPlan
 from cerne.errors import CapacityError, ConflictError, EngineError, HostError
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Manager, State
@@ -70,7 +70,7 @@ def test_a_machine_that_failed_is_kept_and_the_error_says_how_to_look_and_remove
 def test_no_hint_names_a_file_that_is_removed(
     manager: Manager, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def speak_and_fail(_engine: FakeEngine, plan: LaunchPlan) -> ProcessIdentity:
+    def speak_and_fail(_engine: FakeEngine, plan: LaunchPlan) -> FakeInstance:
         plan.console_log.write_text("last words")
         hint = f"its console log is {plan.console_log}\nits log is {plan.engine_log}"
         raise EngineError("it broke", hint=hint)
@@ -156,7 +156,7 @@ def test_an_interrupted_start_leaves_nothing(manager: Manager, engine: FakeEngin
 def _watchers() -> list[str]:
     """Children of this process that wait for its end."""
     found = subprocess.run(
-        ["ps", "--ppid", str(os.getpid()), "-o", "args="],
+        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "args="],
         capture_output=True,
         text=True,
         check=False,

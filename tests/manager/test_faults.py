@@ -137,7 +137,7 @@ def _check_whole(manager: Manager, expected: Callable[[str], bool]) -> None:
 def test_killed_at_every_step(
     manager: Manager,
     machine: Machine,
-    qmp: list[str],
+    asked: list[str],
     operation: Operation,
     states: set[State],
     forks: bool,

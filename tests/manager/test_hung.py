@@ -64,11 +64,11 @@ def test_what_needs_its_process_is_refused_in_words_that_name_it(
 
 @pytest.mark.parametrize("state", [State.SAVING, State.STOPPING, State.RUNNING])
 def test_it_is_listed_as_it_is_and_asked_nothing(
-    manager: Manager, hung: Machine, qmp: list[str], state: State
+    manager: Manager, hung: Machine, asked: list[str], state: State
 ) -> None:
     _interrupted(manager, hung, state)
     assert [found.record.state for found in manager.machines()] == [state]
-    assert qmp == []
+    assert asked == []
 
 
 @pytest.mark.parametrize("state", [State.SAVING, State.STOPPING, State.RUNNING])
@@ -95,13 +95,13 @@ def test_stats_say_what_the_host_knows_and_that_it_hangs(hung: Machine) -> None:
 
 
 def test_what_a_stopped_process_was_told_is_put_right_once_it_goes_on(
-    manager: Manager, hung: Machine, qmp: list[str]
+    manager: Manager, hung: Machine, asked: list[str]
 ) -> None:
     _interrupted(manager, hung, State.SAVING)
     assert hung.record.state == "saving"
     os.kill(_pid(hung), signal.SIGCONT)
     assert hung.record.state == "running"
-    assert qmp == ["migrate_cancel", "cont"]
+    assert asked == ["break_off_saving", "resume"]
 
 
 def test_a_damaged_record_is_that_machines_alone(manager: Manager, machine: Machine) -> None:

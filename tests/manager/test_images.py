@@ -35,7 +35,7 @@ def test_the_image_of_a_snapshot_is_kept(manager: Manager, machine: Machine) -> 
 
 
 def test_the_image_of_a_suspended_machine_is_kept(
-    manager: Manager, machine: Machine, qmp: list[str]
+    manager: Manager, machine: Machine, asked: list[str]
 ) -> None:
     machine.start()
     machine.suspend()

@@ -163,7 +163,7 @@ def test_a_start_that_fails_leaves_no_process(
 def test_a_start_whose_command_was_killed_is_put_right(
     manager: Manager, machine: Machine, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise SystemExit
 
     # As if the command had died after the process was there and before it was written down.

@@ -34,7 +34,7 @@ def old_home(home: Path, request: pytest.FixtureRequest) -> Home:
 
 
 @pytest.fixture
-def old(old_home: Home, engine: FakeEngine, qmp: list[str]) -> Iterator[Manager]:
+def old(old_home: Home, engine: FakeEngine, asked: list[str]) -> Iterator[Manager]:
     with Manager(old_home, lambda _requested: engine) as manager:
         yield manager
 

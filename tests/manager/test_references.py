@@ -79,7 +79,7 @@ def test_imports_keep_their_layers_beside_creations_and_removals(
 
 
 def test_names_are_made_up_for_each(
-    manager: Manager, machine: Machine, engine: FakeEngine, qmp: list[str]
+    manager: Manager, machine: Machine, engine: FakeEngine, asked: list[str]
 ) -> None:
     machine.start()
 
@@ -126,7 +126,7 @@ def _fill(place: Path) -> None:
 
 
 def test_on_a_full_disk_machines_are_seen_stopped_and_removed(
-    small_home: Home, engine: FakeEngine, qmp: list[str], tmp_path: Path
+    small_home: Home, engine: FakeEngine, asked: list[str], tmp_path: Path
 ) -> None:
     manager = Manager(small_home, lambda _requested: engine)
     raw = tmp_path / "blank.raw"

@@ -8,7 +8,7 @@ import pytest
 from tests.manager.conftest import FakeEngine
 
 from cerne import faults
-from cerne.engine.base import LaunchPlan
+from cerne.engine.plan import LaunchPlan
 from cerne.errors import (
     CapacityError,
     CerneError,
@@ -174,18 +174,18 @@ def test_a_snapshot_that_fails_leaves_the_machine(
     manager: Manager,
     machine: Machine,
     engine: FakeEngine,
-    qmp: list[str],
+    asked: list[str],
     failure: BaseException,
 ) -> None:
     machine.start()
     engine.failure = failure
     with pytest.raises(type(failure)):
         machine.snapshot()
-    assert (_state(machine), qmp) == (State.RUNNING, ["migrate_cancel", "cont"])
+    assert (_state(machine), asked) == (State.RUNNING, ["break_off_saving", "resume"])
     machine.pause()
     with pytest.raises(type(failure)):
         machine.snapshot()
-    assert (_state(machine), qmp[2:]) == (State.PAUSED, ["stop", "migrate_cancel"])
+    assert (_state(machine), asked[2:]) == (State.PAUSED, ["pause", "break_off_saving"])
     assert manager.snapshots() == []
     assert list(manager.home.snapshots.iterdir()) == []
 
@@ -365,7 +365,7 @@ def test_a_fork_that_fails_leaves_the_parent_alone(
     manager: Manager,
     machine: Machine,
     engine: FakeEngine,
-    qmp: list[str],
+    asked: list[str],
     failure: BaseException,
 ) -> None:
     machine.start()
@@ -396,7 +396,7 @@ def test_only_what_runs_is_forked_or_suspended(machine: Machine) -> None:
 
 
 def test_a_full_disk_is_told_in_words_and_changes_nothing(
-    small_home: Home, engine: FakeEngine, qmp: list[str], tmp_path: Path
+    small_home: Home, engine: FakeEngine, asked: list[str], tmp_path: Path
 ) -> None:
     manager = Manager(small_home, lambda _requested: engine)
     raw = tmp_path / "blank.raw"

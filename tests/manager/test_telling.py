@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from tests.manager.conftest import FakeEngine
+from tests.manager.conftest import FakeEngine, FakeInstance
 from tests.manager.test_faults import run_killed_at
 
+from cerne.engine.base import RunState
+from cerne.engine.record import InstanceRecord
 from cerne.errors import EngineError, GuestError, StateError
 from cerne.guest import ExecResult
-from cerne.images.store import Parts
+from cerne.images.store import ImageStore, Parts
 from cerne.manager import Machine, Manager, State
-from cerne.manager.life import Life
 from cerne.spec.machine import machine_spec
 
 _MOST_STEPS = 40
@@ -29,8 +31,8 @@ class FakeAgent:
     failure: GuestError | None = None
     waits: Callable[[], None] | None = None
 
-    def __init__(self, life: Life) -> None:
-        self._log = life.directory / "told"
+    def __init__(self, instance: FakeInstance) -> None:
+        self._log = instance.record.logs / "told"
 
     def wait_ready(self, _timeout: float, alive: Callable[[], bool]) -> None:
         if FakeAgent.waits is not None:
@@ -56,13 +58,13 @@ class FakeAgent:
 
 
 @pytest.fixture
-def agents(monkeypatch: pytest.MonkeyPatch, qmp: list[str]) -> list[str]:
-    """Has guests with agents; the QMP commands that processes were given."""
-    monkeypatch.setattr("cerne.manager.life.Life.agent", lambda life: FakeAgent(life))
+def agents(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> list[str]:
+    """Has guests with agents; what their processes were asked."""
+    monkeypatch.setattr(FakeInstance, "agent", lambda instance: FakeAgent(instance))
     monkeypatch.setattr(FakeAgent, "failure", None)
     monkeypatch.setattr(FakeAgent, "waits", None)
     monkeypatch.setenv("CERNE_TEMPLATES", "yes")
-    return qmp
+    return asked
 
 
 @pytest.fixture
@@ -238,29 +240,25 @@ def test_a_machine_that_is_paused_while_it_starts_is_not_killed(
     assert _told(manager, web)[-1] == "name web"
 
 
-def test_a_pause_that_fails_is_recorded_as_what_is(
-    web: Machine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pause_that_fails_is_recorded_as_what_is(web: Machine, engine: FakeEngine) -> None:
     web.start(cold=True)
     web.pause()
 
-    def refuse(_life: Life, _command: str) -> None:
-        raise EngineError("it does not answer")
-
-    monkeypatch.setattr("cerne.manager.life.Life.qmp", refuse)
+    engine.silent = True
     web.pause()
     assert web.state is State.PAUSED
     with pytest.raises(EngineError):
         web.resume()
-    monkeypatch.setattr("cerne.manager.life.Life.run_state", lambda _life: "paused")
     assert web.state is State.PAUSED
 
 
-@pytest.mark.parametrize(("status", "state"), [("paused", "paused"), ("running", "running")])
+@pytest.mark.parametrize(
+    ("status", "state"), [(RunState.PAUSED, "paused"), (RunState.RUNNING, "running")]
+)
 def test_a_stop_that_was_killed_leaves_what_the_process_says(
     manager: Manager,
     web: Machine,
-    status: str,
+    status: RunState,
     state: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -271,9 +269,9 @@ def test_a_stop_that_was_killed_leaves_what_the_process_says(
         manager.get("web").stop()
 
     assert run_killed_at(0, stop, manager.home)
-    monkeypatch.setattr("cerne.manager.life.Life.run_state", lambda _life: status)
+    monkeypatch.setattr(FakeInstance, "status", lambda _instance: status)
     assert web.state == state
-    assert web.record.untold == ("time" if status == "running" else "")
+    assert web.record.untold == ("time" if status is RunState.RUNNING else "")
 
 
 def test_a_guest_that_cannot_be_told_its_name_is_told_later(manager: Manager, web: Machine) -> None:
@@ -315,7 +313,7 @@ def test_a_wake_that_was_killed_before_the_memory_was_there_can_be_done_again(
 ) -> None:
     web.start(cold=True)
     # QEMU takes "cont" while it waits for its memory, and goes on once that has come.
-    monkeypatch.setattr("cerne.manager.life.Life.run_state", lambda _life: "inmigrate")
+    monkeypatch.setattr(FakeInstance, "status", lambda _instance: RunState.HELD)
     for step in range(_MOST_STEPS):
         if web.state is State.RUNNING:
             web.suspend()
@@ -361,10 +359,10 @@ def test_what_was_saved_is_kept_while_the_process_does_not_answer(
             break
         assert web.state is State.RUNNING
 
-    def hangs(_life: Life) -> str:
+    def hangs(_instance: FakeInstance) -> RunState:
         raise EngineError("it does not answer")
 
-    monkeypatch.setattr("cerne.manager.life.Life.run_state", hangs)
+    monkeypatch.setattr(FakeInstance, "status", hangs)
     assert web.state == "saving"
     assert saved.exists()
     process.send(signal.SIGKILL)
@@ -385,3 +383,34 @@ def test_a_stopped_process_is_not_waited_for_to_be_told_a_name(web: Machine) -> 
     process.send(signal.SIGCONT)
     web.agent()
     assert not web.record.untold
+
+
+def test_a_guest_is_reached_without_a_look_at_its_image(
+    manager: Manager, web: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look(*_: object) -> None:
+        raise AssertionError("the image was looked at")
+
+    web.start(cold=True)
+    monkeypatch.setattr(ImageStore, "get", look)
+    manager.get("web").agent()
+    web.pause()
+    web.resume()
+    web.rename("other")
+    assert _told(manager, web)[-1] == "name other"
+
+
+def test_what_an_older_cerne_started_is_reached_and_its_record_kept(
+    manager: Manager, web: Machine
+) -> None:
+    web.start(cold=True)
+    with sqlite3.connect(manager.home.store) as database:
+        database.execute("UPDATE machines SET instance = ''")
+    database.close()
+    found = manager.get("web")
+    assert found.record.instance == ""
+    found.agent()
+    kept = InstanceRecord.from_json(found.record.instance)
+    assert (kept.process, kept.agent) == (found.record.process, True)
+    found.kill()
+    assert found.record.instance == ""

@@ -1,8 +1,8 @@
-"""What the manager asks of an engine: one interface, served by ``native`` and by ``qemu``.
+"""What the manager asks of an engine and of a machine that runs, by ``native`` and ``qemu``.
 
-An engine turns a `LaunchPlan`, in which every name has become a path, a size or a number, into one
-detached process, and says which. From then on the process is spoken to in QMP, the same for both
-engines (`cerne.engine.qmp`). An engine knows no store, no image names and no users.
+An `Engine` turns a `LaunchPlan` into one detached process, and gives the `Instance` of it; what
+later commands need to reach that is its `InstanceRecord`. The manager speaks to an instance alone.
+An engine knows no store, no image names and no users.
 """
 
 from __future__ import annotations
@@ -10,160 +10,55 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from cerne.host.process import ProcessIdentity
-from cerne.network.user import kernel_parameter, name_parameter
-from cerne.spec.limits import SLOTS as SLOTS
-from cerne.spec.ports import Protocols as Protocols
-from cerne.spec.ports import PublishedPort
+if TYPE_CHECKING:
+    from cerne.engine.plan import DiskPlan, LaunchPlan, Nic
+    from cerne.engine.record import InstanceRecord
+    from cerne.guest import GuestAgent
+    from cerne.host.process import ProcessIdentity
 
-PortForward = PublishedPort
-"""A port of the host that leads to a port of the guest."""
+ANSWER_TIMEOUT = 10.0
+"""Seconds in which a machine's process must begin to answer; else it is taken to hang.
 
-AGENT_PORTS = 8
-"""How many agent ports a machine has: so many sessions (exec, cp, shell) can run side by side."""
-
-
-@dataclass(frozen=True, slots=True)
-class KernelBoot:
-    """Boot a kernel directly, with no firmware."""
-
-    kernel: Path
-    """A bzImage or an ELF vmlinux."""
-    initrd: Path | None
-    command_line: str
+A busy host needs some of them: a guest that QEMU emulates can keep QEMU's own thread waiting."""
 
 
 @dataclass(frozen=True, slots=True)
-class FirmwareBoot:
-    """Boot from the first disk by the machine's firmware."""
+class Capabilities:
+    """What an engine can do on this host beside what every engine can."""
+
+    fork: bool
+    """Fork a machine that runs. Where it does not, a machine is saved once, and others go on."""
+    force_unplug: bool
+    """Take out a device that the guest has not let go of."""
+    firmware: bool
+    """Boot by firmware an image that has no kernel of its own."""
+    vsock: bool
+    """Give programs of this host a way to sockets in the guest."""
+
+
+class RunState(StrEnum):
+    """What a machine's process does."""
+
+    RUNNING = "running"
+    """Its vCPUs run."""
+    PAUSED = "paused"
+    """Its vCPUs were stopped."""
+    HELD = "held"
+    """It waits for saved memory or for the word to go on, or has just been saved."""
 
 
 @dataclass(frozen=True, slots=True)
-class DiskPlan:
-    """A disk of the machine; the first is the root disk (vda)."""
+class GuestMemoryUse:
+    """What a guest says of its memory, in bytes; it may say anything."""
 
-    path: Path
-    format: str
-    """``raw`` or ``qcow2``, or another one of QEMU's where the engine has it served by QEMU."""
-    read_only: bool = False
-    serial: str = ""
-    slot: int | None = None
-    """Which of the `SLOTS` it is in, so that it can be taken out; None for one that stays."""
-    shared: bool = False
-    """Whether the file is not the machine's alone: others must be kept from writing to it, and
-    where it is written, from reading it too."""
-    outside: bool = False
-    """Whether a process of its own is to serve it, where the engine could serve it itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class UserNic:
-    """A network card behind user-mode networking: outbound NAT, published ports inbound."""
-
-    mac: str
-    forwards: tuple[PortForward, ...] = ()
-    slot: int | None = None
-    """As a disk's."""
-
-
-@dataclass(frozen=True, slots=True)
-class TapNic:
-    """A network card on a tap of the host, which is there already."""
-
-    mac: str
-    interface: str
-    slot: int | None = None
-    """As a disk's."""
-
-
-Nic = UserNic | TapNic
-
-
-@dataclass(frozen=True, slots=True)
-class SharePlan:
-    """A directory of the host that the guest may mount by its tag."""
-
-    tag: str
-    source: Path
-    read_only: bool
-
-
-@dataclass(frozen=True, slots=True)
-class LaunchPlan:
-    """All that an engine needs to start one machine."""
-
-    machine_id: str
-    name: str
-    cpus: int
-    memory: int
-    """Bytes of guest memory."""
-    boot: KernelBoot | FirmwareBoot
-    disks: tuple[DiskPlan, ...]
-    nics: tuple[Nic, ...]
-    shares: tuple[SharePlan, ...]
-    runtime: Path
-    """A directory of this machine alone, on the runtime file system: sockets and pid."""
-    logs: Path
-    """A directory of this machine alone that lasts: ``console.log``, ``engine.log``."""
-    balloon: int | None = None
-    """Bytes of its memory that the guest may have; None for all, or for what it had when saved."""
-    saved: Path | None = None
-    """A directory that `Engine.save` wrote: the machine goes on from there and does not boot."""
-    memory_file: Path | None = None
-    """Keep the guest's memory in this file of the directory that `Engine.save` will be given, so
-    that saving need not copy it; for a machine that is saved once and never runs again."""
-
-    @property
-    def slots(self) -> dict[int, DiskPlan | Nic]:
-        """What can be taken out, by its slot."""
-        devices: list[DiskPlan | Nic] = [*self.disks, *self.nics]
-        return {device.slot: device for device in devices if device.slot is not None}
-
-    @property
-    def forwards(self) -> tuple[PortForward, ...]:
-        """Every port of the host that leads to it."""
-        return tuple(
-            forward for nic in self.nics if isinstance(nic, UserNic) for forward in nic.forwards
-        )
-
-    @property
-    def taps(self) -> tuple[TapNic, ...]:
-        """Its cards that are on taps."""
-        return tuple(nic for nic in self.nics if isinstance(nic, TapNic))
-
-    @property
-    def network_parameter(self) -> str:
-        """What the guest's kernel is told of its name, and of its network where we know it."""
-        known = any(isinstance(nic, UserNic) for nic in self.nics[:1])
-        return kernel_parameter(self.name) if known else name_parameter(self.name)
-
-    @property
-    def qmp_socket(self) -> Path:
-        return self.runtime / "qmp.sock"
-
-    @property
-    def console_socket(self) -> Path:
-        return self.runtime / "console.sock"
-
-    @property
-    def agent_sockets(self) -> tuple[Path, ...]:
-        return tuple(self.runtime / f"agent{i}.sock" for i in range(AGENT_PORTS))
-
-    @property
-    def vsock_directory(self) -> Path:
-        """Holds the Unix sockets that lead into the guest and out of it, where it has such."""
-        return self.runtime / "vsock"
-
-    @property
-    def console_log(self) -> Path:
-        return self.logs / "console.log"
-
-    @property
-    def engine_log(self) -> Path:
-        return self.logs / "engine.log"
+    given: int
+    """What its balloon leaves it."""
+    used: int | None
+    """What it has in use and could not free at once; None where it does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +107,159 @@ class ShareType:
     options: str = ""
 
 
+class Instance(Protocol):
+    """One machine that runs, or is paused: its process, and what leads to its guest.
+
+    Whatever asks the process raises `NotAnsweringError` where that does not answer.
+    """
+
+    @property
+    def record(self) -> InstanceRecord:
+        """What `Engine.attach` needs to give this instance again."""
+
+    @property
+    def process(self) -> ProcessIdentity:
+        """The machine's process."""
+
+    def status(self) -> RunState:
+        """What it does, which is asked for a few seconds at most.
+
+        Raises:
+            EngineError: it does not answer.
+        """
+
+    def pause(self) -> None:
+        """Hold its vCPUs.
+
+        Raises:
+            EngineError: it does not answer, or refuses.
+        """
+
+    def resume(self) -> None:
+        """Let its vCPUs run.
+
+        Raises:
+            EngineError: it does not answer, or refuses.
+        """
+
+    def power_button(self) -> None:
+        """Press the guest's power button.
+
+        Raises:
+            EngineError: it does not answer.
+        """
+
+    def save(self, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool) -> None:
+        """Save its memory and devices into an empty directory.
+
+        Its disks are as the memory knows them: they are flushed, and from that moment on it
+        writes to `disks`, one for each that it has, which are empty overlays of those (or the
+        same, where it will not run on). Then it runs on, if it ran and `resume` says so. The
+        directory is complete and on the disk when this returns.
+
+        Raises:
+            EngineError: it could not be saved; it runs on, on either disks.
+            StorageError: the directory cannot hold it; it runs on.
+            InputError: it has what cannot be saved.
+        """
+
+    def break_off_saving(self) -> None:
+        """End a saving that a killed command has begun, so that it does not stop the machine.
+
+        Raises:
+            NotAnsweringError: it does not answer.
+        """
+
+    def fork(self, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]) -> list[Instance]:
+        """Fork it; its children go on from where it is, each by its own plan.
+
+        `disks` are for the machine itself, as in `save`; those of each child are in its plan.
+
+        Raises:
+            EngineError: it could not be forked; it runs on, and no child does.
+            InputError: it has what cannot be forked, or its engine cannot (`Capabilities.fork`).
+        """
+
+    def plug(self, device: DiskPlan | Nic) -> None:
+        """Plug a disk or a network card into its slot.
+
+        Its guest is told; what it makes of it is its own affair.
+
+        Raises:
+            ConflictError: the slot is taken, or another process uses the disk.
+            EngineError, HostError: it could not be plugged in; nothing of it is left.
+        """
+
+    def unplug(self, slot: int, timeout: float, *, force: bool) -> None:
+        """Take out what is in a slot, once the guest has let go of it; or at once with `force`.
+
+        Nothing happens where the slot is empty.
+
+        Raises:
+            GuestTimeoutError: the guest has not let go within `timeout` seconds; it is kept.
+            GuestError: the guest refused; it is kept.
+            InputError: its engine cannot force it (`Capabilities.force_unplug`).
+        """
+
+    def plugged(self) -> frozenset[int]:
+        """The slots that have something in them."""
+
+    def set_memory(self, size: int) -> None:
+        """Ask its guest to make do with so many bytes of its memory, or to take as much again.
+
+        It does so in its own time, and only as far as it can.
+
+        Raises:
+            StateError: it has no balloon.
+            EngineError: it does not answer.
+        """
+
+    def set_cpu_weight(self, weight: int) -> None:
+        """Give its process a share of CPU time beside others.
+
+        Raises:
+            HostError: the host does not let this user do so.
+        """
+
+    def stats(self, *, runs: bool) -> GuestMemoryUse | None:
+        """What its guest says of its memory; None where it has no balloon.
+
+        One that `runs` is asked, and given a second to answer; another would not.
+
+        Raises:
+            EngineError: it does not answer.
+        """
+
+    def agent(self) -> GuestAgent:
+        """The agent in its guest, which is taken to be there."""
+
+    def console(self) -> socket.socket:
+        """A connection to its serial console, for one at a time.
+
+        Raises:
+            BusyError: another has the console.
+        """
+
+    def vsock(self) -> Vsock | None:
+        """The way to its guest's sockets; None where it was started without."""
+
+    def kill(self) -> None:
+        """End its process at once; `wait` tells when it is gone."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until its process has ended, at most `timeout` seconds; whether it has."""
+
+
 class Engine(Protocol):
     """Starts machines of one kind."""
 
     @property
     def name(self) -> str:
         """``native`` or ``qemu``."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can do on this host; nothing is tried to find out."""
 
     @property
     def share_type(self) -> ShareType:
@@ -231,12 +273,18 @@ class Engine(Protocol):
             InputError: the plan asks for what this engine does not have.
         """
 
-    def start(self, plan: LaunchPlan) -> ProcessIdentity:
-        """Start the machine's process, detached; return when its QMP answers and vCPUs run.
+    def start(self, plan: LaunchPlan) -> Instance:
+        """Start the machine's process, detached; return when it answers and its vCPUs run.
 
         Raises:
             EngineError: the process ended or did not answer; nothing of it is left running.
         """
+
+    def attach(self, record: InstanceRecord) -> Instance:
+        """A machine that runs, which another command may have started. Nothing is asked of it."""
+
+    def describe(self, plan: LaunchPlan, process: ProcessIdentity) -> InstanceRecord:
+        """The record of a machine that runs, of which none was kept, from how it was started."""
 
     def fingerprint(self) -> str:
         """What a saved machine depends on beside its plan: another value cannot restore it."""
@@ -246,60 +294,6 @@ class Engine(Protocol):
 
         The engine's own fingerprint always can; one of an older Cerne may.
         """
-
-    def save(
-        self, plan: LaunchPlan, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool
-    ) -> None:
-        """Save a machine that runs, or is paused: memory and devices, into an empty directory.
-
-        Its disks are as the memory knows them: they are flushed, and from that moment on it
-        writes to `disks`, one for each of the plan's, which are empty overlays of those (or the
-        same, where it will not run on). Then it runs on, if it ran and `resume` says so. The
-        directory is complete and on the disk when this returns.
-
-        Raises:
-            EngineError: it could not be saved; it runs on, on either disks.
-            StorageError: the directory cannot hold it; it runs on.
-        """
-
-    def fork(
-        self, plan: LaunchPlan, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]
-    ) -> list[ProcessIdentity]:
-        """Fork a running machine; its children go on from where it is, each by its own plan.
-
-        `disks` are for the machine itself, as in `save`; those of each child are in its plan.
-
-        Raises:
-            EngineError: it could not be forked; it runs on, and no child does.
-            InputError: its kind of machine cannot be forked, only saved and restored.
-        """
-
-    def vsock(self, plan: LaunchPlan) -> Vsock | None:
-        """The way to the guest's sockets of a machine that runs; None where this host has none."""
-
-    def plug(self, plan: LaunchPlan, device: DiskPlan | Nic) -> None:
-        """Plug a disk or a network card into its slot of a machine that runs, or is paused.
-
-        Its guest is told; what it makes of it is its own affair.
-
-        Raises:
-            ConflictError: the slot is taken, or another process uses the disk.
-            EngineError, HostError: it could not be plugged in; nothing of it is left.
-        """
-
-    def unplug(self, plan: LaunchPlan, slot: int, timeout: float, *, force: bool) -> None:
-        """Take out what is in a slot, once the guest has let go of it; or at once with `force`.
-
-        Nothing happens where the slot is empty.
-
-        Raises:
-            GuestTimeoutError: the guest has not let go within `timeout` seconds; it is kept.
-            GuestError: the guest refused; it is kept.
-            InputError: this engine cannot force it.
-        """
-
-    def plugged(self, plan: LaunchPlan) -> frozenset[int]:
-        """The slots of a running machine that have something in them."""
 
     def ending(self, logs: Path) -> Ending:
         """Say how the machine's process, which is gone, ended: read from its `LaunchPlan.logs`."""

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.engine.base import LaunchPlan
+from cerne.engine.plan import LaunchPlan
 from cerne.errors import EngineError, StorageError
 from cerne.host.logs import last_line
 from cerne.host.members import Members, start_member

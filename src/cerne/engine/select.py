@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cerne.engine.base import Engine
 from cerne.engine.qemu import QemuEngine
-from cerne.engine.qemu.command_line import Accelerator
+from cerne.engine.qemu.accelerator import Accelerator
 from cerne.errors import InputError
 from cerne.host.probe import cached_guest_speed
 from cerne.host.programs import find_program
@@ -35,8 +35,9 @@ def choose_engine(requested: str, speed_cache: Path) -> Engine:
         )
     speed = cached_guest_speed(speed_cache)
     fast = speed is not None and speed.ring0_native
-    quicker = "native" if fast and find_program(_PASST) and has_way_out() else "qemu"
-    if (quicker if requested == "auto" else requested) == "qemu":
+    if requested == "auto":
+        requested = "native" if fast and find_program(_PASST) and has_way_out() else "qemu"
+    if requested == "qemu":
         return QemuEngine(Accelerator.KVM if fast else Accelerator.TCG)
     from cerne.engine.native import NativeEngine
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from cerne import faults
 from cerne.errors import CerneError, InputError
 from cerne.host.cgroup import require_weights
 from cerne.manager.store import State
@@ -49,14 +50,16 @@ _CHANGEABLE = (
 def _apply(life: Life, record: Record, balloon: int | None, cpu_weight: int | None) -> None:
     """Change a process that runs: all of it, or nothing."""
     former = life.spec.balloon
+    instance = life.instance(record)
     if balloon is not None:
-        life.leave_memory(balloon)
+        instance.set_memory(balloon)
     if cpu_weight is None or record.process is None:
         return
     try:
-        life.weigh(record.process, cpu_weight)
+        instance.set_cpu_weight(cpu_weight)
+        faults.step("weighed")
     except BaseException:
         if balloon is not None:
             with contextlib.suppress(CerneError):
-                life.leave_memory(record.memory if former is None else former)
+                instance.set_memory(record.memory if former is None else former)
         raise

@@ -15,7 +15,7 @@ from pathlib import Path
 from signal import SIGKILL
 from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar, overload
 
-from cerne.engine.base import AGENT_PORTS
+from cerne.engine.plan import AGENT_PORTS
 from cerne.errors import CerneError, GuestTimeoutError
 
 if TYPE_CHECKING:

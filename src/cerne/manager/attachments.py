@@ -102,7 +102,7 @@ def attach_disk(life: Life, what: str | Path, serial: str | None, *, read_only: 
         faults.step("disk noted")
         if record.state.live:
             try:
-                life.engine().plug(life.plan(), disk_plan(life.home, life.id, disk))
+                life.instance().plug(disk_plan(life.home, life.id, disk))
             except BaseException:
                 _change(life, spec, f"disk {disk.serial} not attached")
                 # It has never been used.
@@ -148,7 +148,7 @@ def attach_nic(life: Life, network: str) -> Nic:
         faults.step("nic noted")
         if record.state.live:
             try:
-                life.engine().plug(life.plan(), nic_plan(life.id, nic))
+                life.instance().plug(nic_plan(life.id, nic))
             except BaseException:
                 _change(life, spec, f"nic {nic.number} not attached")
                 raise
@@ -206,7 +206,7 @@ def _unplug(life: Life, record: Record, slot: int, timeout: float, *, force: boo
             machine=record.name,
         )
     if record.state.live:
-        life.engine().unplug(life.plan(), slot, timeout, force=force)
+        life.instance(record).unplug(slot, timeout, force=force)
 
 
 def _change(life: Life, spec: MachineSpec, detail: str) -> None:

@@ -22,8 +22,7 @@ from cerne.manager.recovery import unmade_directory
 from cerne.manager.store import Record, State
 
 if TYPE_CHECKING:
-    from cerne.engine.base import Engine
-    from cerne.host.process import ProcessIdentity
+    from cerne.engine.base import Engine, Instance
     from cerne.spec.ports import PublishedPort
 
 MOST_CHILDREN = 256
@@ -108,23 +107,23 @@ def _make(parent: Life, record: Record, children: Sequence[Life], engine: Engine
             for child in children:
                 child.lay(layers)
             faults.step("children made")
-            processes = _forked(parent, children, engine, directory)
+            forked = _forked(parent, record, children, engine, directory)
             faults.step("forked")
-        if processes is None:
-            processes = [engine.start(child.plan(directory)) for child in children]
-        for child, process in zip(children, processes, strict=True):
-            child.take_weight(process)
-            child.last = child.store.note_process(child.last, process)
+        if forked is None:
+            forked = [engine.start(child.plan(directory)) for child in children]
+        for child, instance in zip(children, forked, strict=True):
+            child.take_weight(instance)
+            kept = instance.record.to_json()
+            child.last = child.store.note_process(child.last, instance.process, instance=kept)
             faults.step("child noted")
 
 
 def _forked(
-    parent: Life, children: Sequence[Life], engine: Engine, directory: Path
-) -> list[ProcessIdentity] | None:
-    """The children's processes; or None where the parent was saved to a directory instead."""
-    plan = parent.plan()
-    try:
-        return engine.fork(plan, plan.disks, [child.plan() for child in children])
-    except InputError:
-        engine.save(plan, directory, plan.disks, resume=True)
-        return None
+    parent: Life, record: Record, children: Sequence[Life], engine: Engine, directory: Path
+) -> list[Instance] | None:
+    """The children that run; or None where the parent was saved to a directory instead."""
+    instance = parent.instance(record)
+    if engine.capabilities.fork:
+        return instance.fork(parent.disks(), [child.plan() for child in children])
+    instance.save(directory, parent.disks(), resume=True)
+    return None

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
+from cerne.engine.base import RunState
+from cerne.engine.plan import slots
+from cerne.engine.record import InstanceRecord
 from cerne.errors import (
     BusyError,
     CerneError,
@@ -29,16 +32,16 @@ from cerne.errors import (
     NotAnsweringError,
     NotFoundError,
     StateError,
+    StorageError,
 )
-from cerne.host.cgroup import MachineGroup
 from cerne.host.members import MACHINE, Members
 from cerne.host.notes import Notes
-from cerne.host.process import ProcessIdentity, boot_id
+from cerne.host.process import boot_id
 from cerne.images.files import sync_directory
 from cerne.manager.admission import memory_limit
 from cerne.manager.layers import Layers
 from cerne.manager.lock import held, is_held
-from cerne.manager.plan import launch_plan
+from cerne.manager.plan import disk_plans, launch_plan, nic_plans
 from cerne.manager.readiness import ended_before_ready, last_lines
 from cerne.manager.recovery import discard, discard_runtime
 from cerne.manager.store import Record, State, Store
@@ -46,8 +49,8 @@ from cerne.network.ports import chosen
 from cerne.spec.limits import ROOT_SERIAL
 
 if TYPE_CHECKING:
-    from cerne.engine.base import Engine, LaunchPlan
-    from cerne.guest import GuestAgent
+    from cerne.engine.base import Engine, Instance
+    from cerne.engine.plan import DiskPlan, LaunchPlan
     from cerne.images import Image, ImageStore
     from cerne.manager.home import Home
     from cerne.manager.template import Template
@@ -64,10 +67,7 @@ HELPER_ENDED = "helper ended"
 
 KILL_TIMEOUT = 10.0
 _ENDING_TIMEOUT = 2.0
-_SETTLING_TIMEOUT = 2.0
-"""Seconds that a process may take to say what it does, where a command was interrupted."""
 
-_RUN_STATES = ("running", "paused")
 WAS_PAUSED = "paused"
 """The reason of a machine that is being saved or stopped, and was paused before."""
 MADE = ".made"
@@ -304,15 +304,16 @@ class Life:
                 self._merge_layers()
                 plan.console_log.unlink(missing_ok=True)
             with self.choosing_ports():
-                process = engine.start(self.plan(saved))
+                instance = engine.start(self.plan(saved))
+            process, kept = instance.process, instance.record.to_json()
             _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
             faults.step("started")
-            self.take_weight(process)
+            self.take_weight(instance)
             if record.incomplete:
-                self.last = self.store.note_process(record, process)
+                self.last = self.store.note_process(record, process, instance=kept)
             else:
-                untold = self._to_be_told(record, saved)
-                self.last = self.store.set_process(record, process, untold)
+                untold = self._to_be_told(record, saved, agent=instance.record.agent)
+                self.last = self.store.set_process(record, process, untold, instance=kept)
         except BaseException as error:
             why = error.message if isinstance(error, CerneError) else "its start was interrupted"
             self._not_started(self.store.get(record.id), why)
@@ -324,11 +325,11 @@ class Life:
         discard(self.saved)
         return self.last
 
-    def _to_be_told(self, record: Record, saved: Path | None) -> str:
+    def _to_be_told(self, record: Record, saved: Path | None, *, agent: bool) -> str:
         """What its guest must be told once it runs, where it has an agent."""
         from cerne.manager.telling import Untold, added
 
-        if not self.image().agent:
+        if not agent:
             return ""
         if saved is None:
             return Untold.BOOT
@@ -392,13 +393,13 @@ class Life:
         """
         process = self.last.process
         assert process is not None
-        if self.image().agent:
-            nics = self.plan().nics
+        instance = self.instance()
+        if instance.record.agent:
             # The guest answers at once: it was ready when it was saved.
-            self.agent().renew(hostname=self.last.name, mac=nics[0].mac if nics else None)
+            instance.agent().renew(hostname=self.last.name, mac=self.first_mac())
             faults.step("renewed")
         self.last = self.store.set_process(self.last, process)
-        if self.image().agent:
+        if instance.record.agent:
             self.last = self.store.set_ready(self.last)
 
     def unserved(self) -> list[str]:
@@ -424,39 +425,40 @@ class Life:
                 self.store.tell(self.last, HELPER_ENDED, words)
                 member.note()
 
-    def agent(self) -> GuestAgent:
-        """The agent in its guest, which is taken to run."""
-        from cerne.guest import GuestAgent
+    def instance(self, record: Record | None = None) -> Instance:
+        """The machine that runs, by what was kept of it when it started.
 
-        return GuestAgent(self.plan().agent_sockets)
-
-    def qmp(self, command: str) -> None:
-        """Give its process a command in QMP.
+        Where nothing was kept, as an older Cerne started it, that is made up for, once.
 
         Raises:
-            EngineError: it does not answer, or refuses.
+            StateError: it does not run.
+            DamagedError: what was kept cannot be read.
         """
-        from cerne.engine.qmp import QmpClient
+        record = record or self.last
+        if record.process is None:
+            raise state_error(record)
+        engine = self.surroundings.choose_engine(record.engine)
+        if record.instance:
+            kept = InstanceRecord.from_json(record.instance)
+        else:
+            kept = engine.describe(self.plan(), record.process)
+            # A full disk, or its removal, is for others to find.
+            with contextlib.suppress(StorageError, NotFoundError):
+                self.store.note_instance(record, kept.to_json())
+        # It may have been renamed since.
+        return engine.attach(replace(kept, name=record.name))
 
-        with QmpClient(self.qmp_socket) as client:
-            client.execute(command)
+    def disks(self) -> tuple[DiskPlan, ...]:
+        """Its disks, as its engine has them."""
+        has_root = self.home.root_disk(self.id).exists()
+        return disk_plans(self.home, self.id, self.spec, has_root=has_root)
 
-    def run_state(self) -> str:
-        """What its process says that its vCPUs do: ``running``, ``paused`` or another word of QMP.
+    def first_mac(self) -> str | None:
+        """The address of its first network card, if it has one."""
+        nics = nic_plans(self.id, self.spec)
+        return nics[0].mac if nics else None
 
-        Raises:
-            EngineError: it does not answer.
-        """
-        from cerne.engine.qmp import QmpClient
-
-        with QmpClient(self.qmp_socket, _SETTLING_TIMEOUT) as client:
-            return client.status()
-
-    @property
-    def qmp_socket(self) -> Path:
-        return self.runtime / "qmp.sock"
-
-    def take_weight(self, process: ProcessIdentity) -> None:
+    def take_weight(self, instance: Instance) -> None:
         """Give its process, which was just started, the CPU weight that it is to have, if any.
 
         Raises:
@@ -464,29 +466,8 @@ class Life:
         """
         weight = self.spec.cpu_weight
         if weight is not None:
-            self.weigh(process, weight)
-
-    def weigh(self, process: ProcessIdentity, weight: int) -> None:
-        """Give its process a CPU weight.
-
-        Raises:
-            HostError: the host does not let this user do so.
-        """
-        MachineGroup(self.id, self.home.machine_group(self.id)).weigh(process.pid, weight)
-        faults.step("weighed")
-
-    def leave_memory(self, size: int) -> None:
-        """Ask its guest to make do with this much memory, or to take as much again.
-
-        Raises:
-            StateError: it has no balloon.
-            EngineError: its process does not answer.
-        """
-        from cerne.engine.qmp import QmpClient
-        from cerne.engine.qmp.balloon import leave_memory
-
-        with QmpClient(self.qmp_socket) as client:
-            leave_memory(client, size, self.last.name)
+            instance.set_cpu_weight(weight)
+            faults.step("weighed")
 
     def plug_missing(self) -> None:
         """Plug into its process what its specification has, and a killed command left out.
@@ -495,14 +476,14 @@ class Life:
             CerneError: it cannot be plugged in.
         """
         self.settle_disks()
-        plan = self.plan()
-        if not plan.slots:
+        devices = slots((*self.disks(), *nic_plans(self.id, self.spec)))
+        if not devices:
             return
-        engine = self.engine()
-        plugged = engine.plugged(plan)
-        for slot, device in plan.slots.items():
+        instance = self.instance()
+        plugged = instance.plugged()
+        for slot, device in devices.items():
             if slot not in plugged:
-                engine.plug(plan, device)
+                instance.plug(device)
 
     def settle_disks(self) -> dict[str, Path]:
         """Put the files of its disks right, as its specification has them.
@@ -664,12 +645,17 @@ class Life:
         if len(found) == 1 and self._is_suspended() and not self._is_replaced():
             # It may have run on and written to its disk: its memory of before is of no use then.
             with contextlib.suppress(EngineError, HostError):
+                engine = self.surroundings.choose_engine(record.engine)
+                instance = engine.attach(engine.describe(self.plan(), found[0]))
                 # One that still waits for its memory, or for the word to go on, has not run.
-                if self.run_state() in _RUN_STATES:
-                    self.qmp("cont")
-                    self.take_weight(found[0])
-                    untold = self._to_be_told(record, self.saved)
-                    record = self.store.set_process(record, found[0], untold)
+                if instance.status() is not RunState.HELD:
+                    instance.resume()
+                    self.take_weight(instance)
+                    kept = instance.record
+                    untold = self._to_be_told(record, self.saved, agent=kept.agent)
+                    record = self.store.set_process(
+                        record, found[0], untold, instance=kept.to_json()
+                    )
                     discard(self.saved)
                     return record
         self._not_started(record, why)
@@ -689,17 +675,12 @@ class Life:
         if record.doing or record.state is State.STOPPING:
             return self.observed(record, f"{record.doing or 'stop'} interrupted")
         # What was saved is of no use once it runs on, and all that there is where it never does.
-        self.run_state()
+        instance = self.instance(record)
+        instance.status()
         self._discard_saved(whole=True)
-        # A migration that goes on would stop the machine when it is complete. Our own VMM has none.
-        try:
-            self.qmp("migrate_cancel")
-        except NotAnsweringError:
-            raise
-        except EngineError as error:
-            _log.debug("%s: %s", record.name, error.message)
+        instance.break_off_saving()
         if record.reason != WAS_PAUSED:
-            self.qmp("cont")
+            instance.resume()
         return self.observed(record, "saving interrupted")
 
     def observed(self, record: Record, kind: str) -> Record:
@@ -710,10 +691,11 @@ class Life:
         """
         from cerne.manager.telling import Untold, added
 
-        if self.run_state() == State.RUNNING:
+        instance = self.instance(record)
+        if instance.status() is RunState.RUNNING:
             # A guest that was paused, or held while it was saved, is late.
             held_up = record.state in (State.PAUSED, State.SAVING) or record.reason == WAS_PAUSED
-            late = held_up and self.image().agent
+            late = held_up and instance.record.agent
             untold = added(record.untold, Untold.TIME) if late else None
             return self.store.change(record, State.RUNNING, kind=kind, untold=untold)
         return self.store.change(record, State.PAUSED, kind=kind)

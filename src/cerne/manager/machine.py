@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, overload
 
 from cerne import faults
 from cerne.errors import (
-    BusyError,
     CerneError,
     CommandError,
     ConflictError,
@@ -45,7 +44,7 @@ from cerne.manager.life import (
     state_error,
 )
 from cerne.manager.lock import is_held
-from cerne.manager.plan import wanted_engine
+from cerne.manager.plan import nic_plans, wanted_engine
 from cerne.manager.readiness import quote_logs
 from cerne.manager.stats import Stats, measure
 from cerne.manager.store import Event, Record, State
@@ -57,8 +56,7 @@ from cerne.units import parse_size
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from cerne.engine.base import Vsock
-    from cerne.engine.qmp.balloon import GuestMemoryUse
+    from cerne.engine.base import GuestMemoryUse, Instance, Vsock
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.manager.snapshot import Snapshot
     from cerne.manager.store.changes import Changes
@@ -386,8 +384,8 @@ class Machine:
 
     def nics(self) -> dict[int, str]:
         """The addresses of its network cards by their numbers; the first, 0, stays."""
-        plan = self._life.plan()
-        return {0 if nic.slot is None else nic.slot + 1: nic.mac for nic in plan.nics}
+        nics = nic_plans(self.id, self.spec)
+        return {0 if nic.slot is None else nic.slot + 1: nic.mac for nic in nics}
 
     def pause(self) -> None:
         """Hold its vCPUs where they are; its memory stays.
@@ -400,7 +398,7 @@ class Machine:
             if record.state is State.RUNNING:
                 record = self._store.begin(record, "pause")
                 faults.step("pausing")
-                self._life.qmp("stop")
+                self._life.instance(record).pause()
                 faults.step("paused")
                 self._life.last = self._store.change(record, State.PAUSED)
 
@@ -415,7 +413,7 @@ class Machine:
             if record.state is State.PAUSED:
                 record = self._store.begin(record, "resume")
                 faults.step("resuming")
-                self._life.qmp("cont")
+                self._life.instance(record).resume()
                 faults.step("resumed")
                 self._life.last = self._life.observed(record, "resumed")
         self._life.tell()
@@ -436,7 +434,7 @@ class Machine:
         """
         check_name(name)
         with self._life.operation("rename") as record:
-            told = record.state is State.RUNNING and record.ready and self._life.image().agent
+            told = record.state is State.RUNNING and record.ready and self._has_agent(record)
             if record.state.live and not told:
                 raise StateError(
                     f"{record.name} is {record.state}, and its guest knows its name",
@@ -548,13 +546,14 @@ class Machine:
         record = self.record
         self._life.require(record, State.RUNNING)
         self._life.tell()
-        if record.ready is None and not self._life.image().agent:
+        instance = self._life.instance()
+        if record.ready is None and not instance.record.agent:
             raise GuestError(
                 f"the image of {record.name} has no agent in it",
                 hint=f"use its console: cerne console {record.name}",
                 machine=record.name,
             )
-        return self._life.agent()
+        return instance.agent()
 
     @overload
     def exec(
@@ -670,17 +669,7 @@ class Machine:
             BusyError: another has the console.
         """
         self._life.require(self.record, State.RUNNING, State.PAUSED)
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            connection.connect(str(self._life.plan().console_socket))
-        except OSError as error:
-            connection.close()
-            raise BusyError(
-                f"the console of {self.name} cannot be had: {error.strerror}",
-                hint=f"follow it without one: cerne logs -f {self.name}",
-                machine=self.name,
-            ) from error
-        return connection
+        return self._life.instance().console()
 
     @property
     def vsock(self) -> str:
@@ -688,7 +677,7 @@ class Machine:
         record = self.record
         if record.state not in (State.RUNNING, State.PAUSED):
             return ""
-        way = self._life.engine().vsock(self._life.plan())
+        way = self._life.instance().vsock()
         return "" if way is None else way.place
 
     def vsock_connect(self, port: int, timeout: float = VSOCK_TIMEOUT) -> socket.socket:
@@ -735,12 +724,10 @@ class Machine:
             return replace(used, hangs=error)
 
     def _guest_memory(self, record: Record) -> GuestMemoryUse | None:
-        from cerne.engine.qmp.balloon import guest_memory_use
-
         refuse_stopped(record)
         runs = record.state is State.RUNNING
         try:
-            return guest_memory_use(self._life.qmp_socket, record.memory, runs=runs)
+            return self._life.instance(record).stats(runs=runs)
         except NotAnsweringError as error:
             if is_held(self._life.lock_path):
                 # It answers to the command that works on it.
@@ -751,7 +738,7 @@ class Machine:
 
     def _vsock(self) -> Vsock:
         self._life.require(self.record, State.RUNNING)
-        way = self._life.engine().vsock(self._life.plan())
+        way = self._life.instance().vsock()
         if way is None:
             raise HostError(
                 f"{self.name} has no vsock: this host has no vhost-vsock for QEMU, or not for you",
@@ -764,18 +751,15 @@ class Machine:
         """Tell the guest to shut down, by its agent or by its power button."""
         # What goes wrong here is the guest's affair: it is killed if it does not shut down.
         with contextlib.suppress(CerneError):
+            instance = self._life.instance(record)
             if record.state is State.PAUSED:
-                self._life.qmp("cont")
-            if was_ready and self._told_agent():
+                instance.resume()
+            if was_ready and _told_agent(instance):
                 return
-            self._life.qmp("system_powerdown")
+            instance.power_button()
 
-    def _told_agent(self) -> bool:
-        try:
-            self._life.agent().shutdown()
-        except (GuestError, ConflictError):
-            return False
-        return True
+    def _has_agent(self, record: Record) -> bool:
+        return self._life.instance(record).record.agent
 
     def _keep_failure(self, record: Record) -> None:
         if not self.console_log.exists():
@@ -786,3 +770,11 @@ class Machine:
             logs = sorted(self._home.failures.iterdir(), key=os.path.getmtime)
             for log in logs[:-_FAILURES_KEPT]:
                 log.unlink()
+
+
+def _told_agent(instance: Instance) -> bool:
+    try:
+        instance.agent().shutdown()
+    except (GuestError, ConflictError):
+        return False
+    return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerne.engine.base import (
+from cerne.engine.plan import (
     DiskPlan,
     FirmwareBoot,
     KernelBoot,
@@ -33,22 +33,34 @@ def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> 
         SharePlan(share_tag(index), mount.source, mount.read_only)
         for index, mount in enumerate(spec.mounts)
     )
-    root = DiskPlan(home.root_disk(record.id), "qcow2", serial=ROOT_SERIAL)
-    disks = [root] if image.disk else []
-    disks += [disk_plan(home, record.id, disk) for disk in spec.data_disks]
     return LaunchPlan(
         machine_id=record.id,
         name=record.name,
         cpus=record.cpus,
         memory=record.memory,
         boot=_boot(image),
-        disks=tuple(disks),
-        nics=tuple(nic_plan(record.id, nic) for nic in spec.nics),
+        disks=disk_plans(home, record.id, spec, has_root=image.disk is not None),
+        nics=nic_plans(record.id, spec),
         shares=shares,
         balloon=spec.balloon,
         runtime=home.machine_runtime(record.id),
         logs=home.machine_directory(record.id),
+        agent=image.agent,
     )
+
+
+def disk_plans(
+    home: Home, machine_id: str, spec: MachineSpec, *, has_root: bool
+) -> tuple[DiskPlan, ...]:
+    """All disks of a machine, as an engine has them."""
+    root = DiskPlan(home.root_disk(machine_id), "qcow2", serial=ROOT_SERIAL)
+    others = (disk_plan(home, machine_id, disk) for disk in spec.data_disks)
+    return (root, *others) if has_root else tuple(others)
+
+
+def nic_plans(machine_id: str, spec: MachineSpec) -> tuple[Nic, ...]:
+    """All network cards of a machine, as an engine has them."""
+    return tuple(nic_plan(machine_id, nic) for nic in spec.nics)
 
 
 def disk_plan(home: Home, machine_id: str, disk: Disk) -> DiskPlan:

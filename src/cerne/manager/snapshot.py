@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.engine.base import UserNic
+from cerne.engine.plan import UserNic
 from cerne.errors import InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors, sync_directory
 from cerne.manager.attachments import require_own_disks
@@ -31,7 +31,8 @@ from cerne.spec.names import check_name
 from cerne.spec.network import NetworkKind, parse_network
 
 if TYPE_CHECKING:
-    from cerne.engine.base import Engine, LaunchPlan
+    from cerne.engine.base import Engine
+    from cerne.engine.plan import LaunchPlan
     from cerne.images import Progress
     from cerne.manager.home import Home
     from cerne.manager.machine import Machine
@@ -322,10 +323,10 @@ _KEPT = (
 
 def _kept(life: Life, record: Record, directory: Path) -> dict[str, Path]:
     """Save a machine that runs; the layers that are its disks as its memory knows them."""
-    engine, plan = life.engine(), life.plan()
+    instance = life.instance(record)
     with life.saving(record, directory):
         layers = life.freeze()
-        engine.save(plan, directory, plan.disks, resume=True)
+        instance.save(directory, life.disks(), resume=True)
         sync_directory(directory.parent)
         faults.step("memory saved")
     return layers
@@ -348,14 +349,14 @@ def data_layers(home: Home, manifest: Manifest) -> dict[str, Path]:
 
 
 def _manifest(life: Life, record: Record, data_layers: dict[str, str], *, memory: bool) -> Manifest:
-    engine = life.engine() if memory else None
+    instance = life.instance(record).record if memory else None
     return Manifest(
         machine=record.id,
         spec=life.spec,
         image=record.image,
         digest=record.digest,
-        engine=engine.name if engine else "",
-        fingerprint=engine.fingerprint() if engine else "",
+        engine=instance.engine if instance else "",
+        fingerprint=instance.fingerprint if instance else "",
         data_layers=data_layers,
     )
 

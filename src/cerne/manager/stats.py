@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from cerne.errors import StateError
 
 if TYPE_CHECKING:
-    from cerne.engine.qmp.balloon import GuestMemoryUse
+    from cerne.engine.base import GuestMemoryUse
     from cerne.errors import NotAnsweringError
     from cerne.manager.store import Record
 

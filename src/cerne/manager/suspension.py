@@ -23,13 +23,13 @@ def suspend(life: Life) -> None:
         life.require(record, State.RUNNING, State.PAUSED)
         require_own_disks(life.spec)
         life.plug_missing()
-        engine, plan = life.engine(), life.plan()
+        instance = life.instance(record)
         directory = life.home.half_saved(life.id)
         with (
             storage_errors(f"suspending {record.name}", life.directory),
             life.saving(record, directory),
         ):
-            engine.save(plan, directory, plan.disks, resume=False)
+            instance.save(directory, life.disks(), resume=False)
             faults.step("memory saved")
             directory.rename(life.saved)
             sync_directory(life.directory)

@@ -61,7 +61,7 @@ def tell(life: Life, timeout: float) -> None:
     with held(life.telling_lock, "start", life.last.name, timeout):
         while (record := life.store.get(life.id)).untold:
             life.last = record
-            if life.image().agent:
+            if life.instance(record).record.agent:
                 _say(life, record, timeout)
             # Not where it was renamed or paused meanwhile: then there is more to tell.
             life.store.set_told(record)
@@ -71,7 +71,7 @@ def tell(life: Life, timeout: float) -> None:
 def _say(life: Life, record: Record, timeout: float) -> None:
     refuse_stopped(record)
     untold = record.untold.split(",")
-    agent = life.agent()
+    agent = life.instance(record).agent()
     if Untold.BOOT in untold:
         agent.wait_ready(timeout, alive=partial(_goes_on, life, record, _watch(life, record)))
         _log.debug("the agent of %s answers", record.name)
@@ -79,8 +79,8 @@ def _say(life: Life, record: Record, timeout: float) -> None:
     if untold == [Untold.TIME]:
         agent.set_time()
         return
-    nics = life.plan().nics if Untold.IDENTITY in untold else ()
-    agent.renew(hostname=record.name, mac=nics[0].mac if nics else None)
+    mac = life.first_mac() if Untold.IDENTITY in untold else None
+    agent.renew(hostname=record.name, mac=mac)
     faults.step("renewed")
 
 

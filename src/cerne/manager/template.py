@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import signal
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -200,14 +199,15 @@ def _boot_and_save(
         create_overlay(image.disk.path, image.disk.format, disk, life.spec.root_size)
     plan = replace(life.plan(), memory_file=directory / "memory")
     engine.require(plan)
-    process = engine.start(plan)
-    life.last = life.store.note_process(life.last, process)
+    instance = engine.start(plan)
+    kept = instance.record.to_json()
+    life.last = life.store.note_process(life.last, instance.process, instance=kept)
     faults.step("template booting")
-    watch = BootWatch(life.last.name, process, life.console_log)
-    life.agent().wait_ready(timeout, alive=watch.check)
-    engine.save(plan, directory, plan.disks, resume=False)
-    process.send(signal.SIGKILL)
-    process.wait(KILL_TIMEOUT)
+    watch = BootWatch(life.last.name, instance.process, life.console_log)
+    instance.agent().wait_ready(timeout, alive=watch.check)
+    instance.save(directory, plan.disks, resume=False)
+    instance.kill()
+    instance.wait(KILL_TIMEOUT)
 
 
 def _keep_disk(life: Life, image: Image) -> str:

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from cerne.engine.base import DiskPlan, LaunchPlan, SharePlan, UserNic
 from cerne.engine.detached import listening_socket, spawn
 from cerne.engine.native.supervisor import GOOD, LINK, READY, Task
 from cerne.engine.opened import Opened, Report
+from cerne.engine.plan import DiskPlan, LaunchPlan, SharePlan, UserNic
+from cerne.engine.record import InstanceRecord
 from cerne.errors import EngineError, ImageError, StorageError
 from cerne.host.logs import last_line
 from cerne.host.members import supervisor_of
@@ -128,7 +129,9 @@ def share_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig
         return _supervised(plan, share.tag, what, listener, opened, command, mending=mending)
 
 
-def network_backend(plan: LaunchPlan, nic: UserNic, opened: Opened) -> NicConfig:
+def network_backend(
+    machine: LaunchPlan | InstanceRecord, nic: UserNic, opened: Opened
+) -> NicConfig:
     """A network card on a socket that has passt at its other end; `opened` has its report.
 
     Raises:
@@ -136,9 +139,9 @@ def network_backend(plan: LaunchPlan, nic: UserNic, opened: Opened) -> NicConfig
     """
     name = _network_name(nic)
     command = passt_command(require_program("passt"), LINK, READY, nic.forwards)
-    what = f"passt, which serves {name} of {plan.name},"
-    with listening_socket(_socket(plan, name)) as listener, opened.report(what) as report:
-        backend = _supervised(plan, name, what, listener, opened, command, report=report)
+    what = f"passt, which serves {name} of {machine.name},"
+    with listening_socket(_socket(machine, name)) as listener, opened.report(what) as report:
+        backend = _supervised(machine, name, what, listener, opened, command, report=report)
     return NicConfig(
         nic.mac, backend.link, slot=nic.slot, address=backend.address, leash=backend.leash
     )
@@ -168,7 +171,7 @@ def last_words(plan: LaunchPlan) -> str:
 
 
 def _supervised(
-    plan: LaunchPlan,
+    machine: LaunchPlan | InstanceRecord,
     name: str,
     what: str,
     listener: socket.socket,
@@ -182,17 +185,17 @@ def _supervised(
 
     It listens itself; or, where it is to `report`, its supervisor does.
     """
-    path = _socket(plan, name)
+    path = _socket(machine, name)
     # The machine's process is nobody by the time that it connects again; the directory is private.
     path.chmod(0o666)
     with opened.pair() as (leash, supervisors_end):
         own = [] if report is None else [listener.fileno(), report]
         inherited = [*descriptors, *([listener.fileno()] if report is None else [])]
         task = Task(
-            runtime=str(plan.runtime),
+            runtime=str(machine.runtime),
             role=name,
             what=what,
-            log=str(_log(plan, name)),
+            log=str(_log(machine, name)),
             leash=supervisors_end,
             inherited=inherited,
             command=[*command],
@@ -202,7 +205,7 @@ def _supervised(
         )
         argv = [sys.executable, "-I", "-S", str(_SUPERVISOR), json.dumps(task._asdict())]
         files = [supervisors_end, *inherited, *own]
-        spawn(argv, _log(plan, name), files, plan.runtime, supervisor_of(name))
+        spawn(argv, _log(machine, name), files, machine.runtime, supervisor_of(name))
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.connect(str(path))
@@ -220,12 +223,12 @@ def _network_name(nic: UserNic) -> str:
     return f"net{0 if nic.slot is None else nic.slot + 1}"
 
 
-def _socket(plan: LaunchPlan, name: str) -> Path:
-    return plan.runtime / f"{name}.sock"
+def _socket(machine: LaunchPlan | InstanceRecord, name: str) -> Path:
+    return machine.runtime / f"{name}.sock"
 
 
-def _log(plan: LaunchPlan, name: str) -> Path:
-    return plan.logs / f"{name}.log"
+def _log(machine: LaunchPlan | InstanceRecord, name: str) -> Path:
+    return machine.logs / f"{name}.log"
 
 
 def _apart(file: int) -> list[str]:

@@ -9,7 +9,7 @@ import resource
 from collections.abc import Sequence
 from pathlib import Path
 
-from cerne.engine.base import DiskPlan, LaunchPlan
+from cerne.engine.plan import DiskPlan, LaunchPlan
 from cerne.errors import EngineError
 from cerne.storage.overlay import chain
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
 
-from cerne.engine.base import (
+from cerne.engine.plan import (
     SLOTS,
     DiskPlan,
     FirmwareBoot,
@@ -28,6 +27,7 @@ from cerne.engine.base import (
     SharePlan,
     TapNic,
 )
+from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qmp.balloon import BALLOON
 from cerne.engine.saved import MEMORY_FILE
 from cerne.units import MIB
@@ -36,13 +36,6 @@ from cerne.vmm.slot_names import device_name
 AGENT_PORT_NAME = "org.cerne.agent"
 PID_FILE = "qemu.pid"
 """In `LaunchPlan.logs`. QEMU removes it when it ends by itself; after a kill it stays."""
-
-
-class Accelerator(StrEnum):
-    """What runs the guest's instructions."""
-
-    KVM = "kvm"
-    TCG = "tcg"
 
 
 MACHINE_VERSION = 2

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cerne.engine.base import DiskPlan
 from cerne.engine.opened import Opened
+from cerne.engine.plan import DiskPlan
 
 
 def opened_disk(disk: DiskPlan, opened: Opened) -> list[int]:

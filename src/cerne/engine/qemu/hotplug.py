@@ -6,8 +6,8 @@ files, its end of a network. So all of it is found again, whatever the disk has 
 
 from __future__ import annotations
 
-from cerne.engine.base import DiskPlan, Nic, TapNic
 from cerne.engine.opened import Opened
+from cerne.engine.plan import DiskPlan, Nic, TapNic
 from cerne.engine.qemu.command_line import (
     disk_hardware,
     disk_node,

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 
-from cerne.engine.base import DiskPlan
+from cerne.engine.plan import DiskPlan
 from cerne.engine.qemu.command_line import disk_node, fdset
 from cerne.engine.qmp import QmpClient
 from cerne.errors import CerneError, EngineError, InputError, StorageError

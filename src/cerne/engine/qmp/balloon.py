@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.engine.qmp import LOOK_TIMEOUT, QmpClient
+from cerne.engine.base import GuestMemoryUse
+from cerne.engine.qmp.client import LOOK_TIMEOUT, QmpClient
 from cerne.errors import StateError
 
 if TYPE_CHECKING:
@@ -22,16 +22,6 @@ _INTERVAL = "guest-stats-polling-interval"
 _PATIENCE = 1.0
 _MOMENT = 0.02
 _NOT_TOLD = (1 << 64) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class GuestMemoryUse:
-    """What a guest says of its memory, in bytes; it may say anything."""
-
-    given: int
-    """What its balloon leaves it."""
-    used: int | None
-    """What it has in use and could not free at once; None where it does not say."""
 
 
 def leave_memory(qmp: QmpClient, size: int, machine: str) -> None:

@@ -15,19 +15,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from cerne.engine.base import ANSWER_TIMEOUT
 from cerne.errors import EngineError, NotAnsweringError
 
 if TYPE_CHECKING:
     from cerne.engine.qmp.session import QmpEvent, Session
 
 
-ANSWER_TIMEOUT = 10.0
-"""Seconds in which a machine's process must begin to answer; else it is taken to hang.
-
-A busy host needs some of them: a guest that QEMU emulates can keep QEMU's own thread waiting."""
-
 LOOK_TIMEOUT = 5.0
-"""The same for commands that only look at machines."""
+"""As `ANSWER_TIMEOUT`, for commands that only look at machines."""
 
 
 class QmpClient:

@@ -129,6 +129,7 @@ class Machines(Repository):
             values["untold"] = untold
         if not state.live:
             values |= {"pid": None, "start_time": None, "boot_id": None, "ready": None}
+            values |= {"instance": ""}
             # A guest that goes on from its memory may still have to be told what it was not.
             values |= {} if state is State.SUSPENDED else {"untold": ""}
         with self._database.transaction() as connection:
@@ -144,8 +145,18 @@ class Machines(Repository):
             )
         return self.get(record.id)
 
-    def set_process(self, record: Record, process: ProcessIdentity, untold: str = "") -> Record:
-        """Move a machine to ``running`` in this process, its guest to be told; its new record."""
+    def set_process(
+        self,
+        record: Record,
+        process: ProcessIdentity,
+        untold: str = "",
+        *,
+        instance: str | None = None,
+    ) -> Record:
+        """Move a machine to ``running`` in this process, its guest to be told; its new record.
+
+        `instance` is `Record.instance`, which stays as it is where none is given.
+        """
         values: dict[str, Value] = {
             "state": State.RUNNING,
             "untold": untold,
@@ -156,19 +167,34 @@ class Machines(Repository):
             "started": time.time(),
             "incomplete": False,
         }
+        if instance is not None:
+            values["instance"] = instance
         with self._database.transaction() as connection:
             _write(connection, record, values, "started", {"pid": process.pid})
         return self.get(record.id)
 
-    def note_process(self, record: Record, process: ProcessIdentity) -> Record:
+    def note_process(
+        self, record: Record, process: ProcessIdentity, *, instance: str = ""
+    ) -> Record:
         """Note which process an incomplete machine has; its new record."""
         values: dict[str, Value] = {
             "pid": process.pid,
             "start_time": process.start_time,
             "boot_id": process.boot_id,
+            "instance": instance,
         }
         with self._database.transaction() as connection:
             _write(connection, record, values, "forked", {"pid": process.pid})
+        return self.get(record.id)
+
+    def note_instance(self, record: Record, instance: str) -> Record:
+        """Note `Record.instance` of a machine that runs without one; its new record."""
+        with self._database.transaction() as connection:
+            connection.execute(
+                "UPDATE machines SET instance = ?, generation = generation + 1"
+                " WHERE id = ? AND pid = ?",
+                (instance, record.id, record.process.pid if record.process else None),
+            )
         return self.get(record.id)
 
     def set_ready(self, record: Record) -> Record:

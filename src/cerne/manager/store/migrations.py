@@ -298,6 +298,11 @@ def _copy_events(database: sqlite3.Connection) -> None:
     )
 
 
+def _instances(database: sqlite3.Connection, _home: Path) -> None:
+    """What leads to a machine that runs."""
+    database.execute("ALTER TABLE machines ADD COLUMN instance TEXT NOT NULL DEFAULT ''")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _machines_and_events,
     _snapshots,
@@ -305,6 +310,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     _what_guests_are_told,
     _clients,
     _references,
+    _instances,
 )
 
 VERSION = len(MIGRATIONS)

@@ -74,6 +74,11 @@ class Record:
     """
     generation: int = 1
     """Counts the changes of the row."""
+    instance: str = ""
+    """What its engine needs to reach it while it runs, as JSON (`cerne.engine.record`).
+
+    Empty where it has no process, or was started by a Cerne that kept none.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +184,7 @@ def record_of(row: sqlite3.Row) -> Record:
         client=_identity(row, "client_"),
         incomplete=bool(row["incomplete"]),
         generation=row["generation"],
+        instance=row["instance"],
     )
 
 

@@ -1,0 +1,122 @@
+"""What a native machine's process is told: a plan, with all that it names opened."""
+
+from __future__ import annotations
+
+from cerne.engine.native.backends import (
+    disk_backend,
+    is_served_outside,
+    network_backend,
+    share_backend,
+)
+from cerne.engine.opened import Opened
+from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, Nic, TapNic
+from cerne.engine.record import InstanceRecord
+from cerne.engine.saved import MEMORY_FILE, STATE_FILE
+from cerne.engine.vsock import GUEST_SOCKET
+from cerne.host.members import MACHINE
+from cerne.network.tap import mtu_of
+from cerne.storage.overlay import chain
+from cerne.vmm.config import (
+    BootConfig,
+    DiskConfig,
+    FileConfig,
+    LinkKind,
+    NicConfig,
+    SavedConfig,
+    ShareConfig,
+    VmmConfig,
+    VsockConfig,
+)
+
+CONFIG_FILE = "vmm.json"
+"""In `LaunchPlan.runtime`."""
+ENDING_FILE = "ending.json"
+"""In `LaunchPlan.logs`."""
+
+
+def configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmConfig:
+    """The configuration of a process of its own, which boots."""
+    return VmmConfig(
+        name=plan.name,
+        identity=str(plan.runtime / CONFIG_FILE),
+        cpus=plan.cpus,
+        memory=plan.memory,
+        boot=_boot(plan, opened),
+        qmp=opened.listening(plan.qmp_socket),
+        console=opened.listening(plan.console_socket),
+        console_log=opened.log(plan.console_log),
+        agents=tuple(opened.listening(path) for path in plan.agent_sockets),
+        ending=opened.new(plan.logs / ENDING_FILE),
+        disks=tuple(_served_disk(plan, index, opened) for index in range(len(plan.disks))),
+        shares=tuple(
+            ShareConfig(share.tag, share_backend(plan, index, opened))
+            for index, share in enumerate(plan.shares)
+        ),
+        vsock=_vsock(plan, opened),
+        nics=tuple(nic_configuration(plan, nic, opened) for nic in plan.nics),
+        balloon=plan.balloon,
+        emulated=emulated,
+    )
+
+
+def child_configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmConfig:
+    """The configuration of a forked process, whose log is not that of its parent."""
+    return configuration(plan, opened, emulated=emulated)._replace(
+        engine_log=opened.log(plan.engine_log),
+        registration=opened.registration(plan.runtime, MACHINE),
+    )
+
+
+def saved_configuration(plan: LaunchPlan, opened: Opened) -> SavedConfig | None:
+    """The saved machine that it goes on from, if it does."""
+    if plan.saved is None:
+        return None
+    return SavedConfig(
+        state=opened.existing(plan.saved / STATE_FILE),
+        memory=opened.existing(plan.saved / MEMORY_FILE),
+    )
+
+
+def _boot(plan: LaunchPlan, opened: Opened) -> BootConfig:
+    boot = plan.boot
+    assert isinstance(boot, KernelBoot)
+    return BootConfig(
+        kernel=opened.existing(boot.kernel),
+        initrd=None if boot.initrd is None else opened.existing(boot.initrd),
+        command_line=f"{boot.command_line} panic=-1 reboot=k {plan.network_parameter}",
+    )
+
+
+def _served_disk(plan: LaunchPlan, index: int, opened: Opened) -> DiskConfig:
+    """A disk, which a backend serves where the VMM does not read its format."""
+    disk = plan.disks[index]
+    if not is_served_outside(disk):
+        return disk_configuration(disk, opened)
+    return DiskConfig((), disk.serial, disk.read_only, backend=disk_backend(plan, index, opened))
+
+
+def disk_configuration(disk: DiskPlan, opened: Opened) -> DiskConfig:
+    """A disk that the VMM reads itself."""
+    # The top alone is written; what is under it may be the top of no other machine.
+    (top, form), *under = chain(disk.path, disk.format)
+    writable = not disk.read_only
+    opens = opened.locked if disk.shared else opened.existing
+    files = [FileConfig(opens(top, writable=writable), form)]
+    files += [FileConfig(opened.existing(path), form) for path, form in under]
+    return DiskConfig(tuple(files), disk.serial, disk.read_only, disk.slot)
+
+
+def nic_configuration(machine: LaunchPlan | InstanceRecord, nic: Nic, opened: Opened) -> NicConfig:
+    """A network card on a tap, or on a socket that has passt at its other end."""
+    if isinstance(nic, TapNic):
+        tap, vhost = opened.tap(nic.interface), opened.vhost_net()
+        mtu = mtu_of(nic.interface)
+        return NicConfig(nic.mac, tap, LinkKind.TAP, mtu, vhost, nic.slot)
+    return network_backend(machine, nic, opened)
+
+
+def _vsock(plan: LaunchPlan, opened: Opened) -> VsockConfig:
+    return VsockConfig(
+        directory=opened.searched(plan.vsock_directory),
+        listener=opened.listening(plan.vsock_directory / GUEST_SOCKET),
+    )

@@ -1,0 +1,160 @@
+"""Starting a process of our own VMM, and telling afterwards how it ended."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from cerne.engine.base import Ending
+from cerne.engine.detached import answering, kill, reap, spawn
+from cerne.engine.native.backends import (
+    last_words,
+    needs_backends,
+    require_backends,
+    require_readable,
+    require_served,
+)
+from cerne.engine.native.configuration import (
+    CONFIG_FILE,
+    ENDING_FILE,
+    child_configuration,
+    configuration,
+    saved_configuration,
+)
+from cerne.engine.native.instance import require_own_memory
+from cerne.engine.native.nursery import START, Nursery, another_nursery
+from cerne.engine.opened import Opened
+from cerne.engine.panic import panicked, tail
+from cerne.engine.plan import FirmwareBoot, LaunchPlan, UserNic
+from cerne.engine.saved import check
+from cerne.errors import EngineError, HostError, InputError
+from cerne.host.logs import last_line
+from cerne.host.members import MACHINE
+from cerne.host.probe import KVM_DEVICE
+from cerne.host.process import ProcessIdentity
+from cerne.host.processor import processor_fingerprint
+from cerne.host.programs import require_program
+from cerne.kvm.hints import missing_hint, permission_hint
+from cerne.network.passt import has_way_out
+from cerne.network.ports import require_free
+from cerne.network.tap import require_tap
+from cerne.storage.locking import require_unlocked
+from cerne.vmm.end import PANICKED
+from cerne.vmm.snapshot import memory_digest
+from cerne.vmm.upgrade import FORMAT, OLDEST
+
+VMM = (*START, "machine")
+"""The program of a machine's process, which is told its configuration."""
+
+
+def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
+    """Refuse what cannot be run here, before anything is created (see `Engine.require`)."""
+    if not KVM_DEVICE.exists():
+        raise HostError(f"there is no {KVM_DEVICE}", hint=missing_hint())
+    if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+        raise HostError(f"{KVM_DEVICE} is not open to this user", hint=permission_hint())
+    if isinstance(plan.boot, FirmwareBoot):
+        raise InputError(
+            f"{plan.name} boots by firmware, which the native engine does not have",
+            hint="use --engine qemu",
+        )
+    require_backends(plan)
+    for disk in plan.disks:
+        require_readable(disk)
+    if plan.saved is not None:
+        require_own_memory(plan.name, shares_memory=needs_backends(plan))
+    if any(isinstance(nic, UserNic) for nic in plan.nics):
+        require_program("passt")
+        if not has_way_out():
+            raise HostError(
+                "passt gives a guest no network on a host that has no default route",
+                hint="use --engine qemu, or --network none",
+            )
+    for nic in plan.taps:
+        require_tap(nic.interface)
+    require_free(plan.forwards)
+    for disk in plan.disks:
+        if disk.shared:
+            require_unlocked(disk.path, writable=not disk.read_only)
+    if plan.saved is not None:
+        check(plan.saved, restores, plan.memory, memory_digest)
+
+
+def start(plan: LaunchPlan, *, emulated: bool) -> ProcessIdentity:
+    """Start the machine's process; return when it answers and its vCPUs run."""
+    nursery = another_nursery()
+    try:
+        with Opened(sent=nursery is not None) as opened:
+            if nursery is None:
+                pid = _spawn(plan, opened, emulated=emulated)
+            else:
+                pid = _fork_off(nursery, plan, opened, emulated=emulated)
+        return _serving(pid, plan, opened)
+    except EngineError as error:
+        # Another process may have taken a port since it was looked at: better words for that.
+        require_free(plan.forwards)
+        said = last_words(plan)
+        if not said or said in error.message:
+            raise
+        words = f"{error.message} ({said})"
+        raise EngineError(words, hint=error.hint, machine=plan.name) from error
+
+
+def fingerprint() -> str:
+    """The format in which machines are saved, and the processor as guests see it."""
+    return _fingerprint(FORMAT)
+
+
+def restores(fingerprint: str) -> bool:
+    """Whether what was saved with this fingerprint can go on here: older formats can."""
+    return fingerprint in [_fingerprint(number) for number in range(OLDEST, FORMAT + 1)]
+
+
+def ending(logs: Path) -> Ending:
+    """How the process whose logs these are ended."""
+    reap()
+    try:
+        said = json.loads((logs / ENDING_FILE).read_text())
+        if said["reason"] == PANICKED:
+            return panicked(logs / "console.log")
+        return Ending(orderly=bool(said["orderly"]), reason=str(said["reason"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        # It says so at its end, and had no time to.
+        line = last_line(logs / "engine.log")
+        failed = b"Traceback (most recent call last)" in tail(logs / "engine.log")
+        what = "its process failed" if failed else "its process was killed"
+        return Ending(orderly=False, reason=f"{what}; it last said: {line}" if line else what)
+
+
+def _fingerprint(number: int) -> str:
+    """The fingerprint of what is saved here in the format of this number."""
+    return f"native {number} {processor_fingerprint()}"
+
+
+def _spawn(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> int:
+    config = configuration(plan, opened, emulated=emulated)
+    config = config._replace(saved=saved_configuration(plan, opened))
+    path = plan.runtime / CONFIG_FILE
+    config.write(path)
+    argv = [*VMM, str(path)]
+    return spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
+
+
+def _fork_off(nursery: Nursery, plan: LaunchPlan, opened: Opened, *, emulated: bool) -> int:
+    plan.engine_log.unlink(missing_ok=True)
+    config = child_configuration(plan, opened, emulated=emulated)
+    config = config._replace(saved=saved_configuration(plan, opened))
+    return nursery.start(config, opened.descriptors)
+
+
+def _serving(pid: int, plan: LaunchPlan, opened: Opened) -> ProcessIdentity:
+    """The machine's process, once it answers and what serves it serves; or else it is killed."""
+    process = answering(pid, plan, "the VMM")
+    try:
+        require_served(opened.reports)
+    except BaseException:
+        kill(process)
+        raise
+    return process

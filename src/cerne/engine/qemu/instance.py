@@ -1,0 +1,134 @@
+"""A machine of the engine `qemu` that runs: what its QEMU is asked.
+
+What opens files is imported where it is used: most commands only want the agent.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne.engine.plan import DiskPlan, LaunchPlan, Nic
+from cerne.engine.qmp import QmpClient
+from cerne.engine.qmp.instance import QmpInstance
+from cerne.errors import EngineError, GuestTimeoutError, InputError, NotAnsweringError
+
+if TYPE_CHECKING:
+    from cerne.engine.base import Instance
+    from cerne.engine.saved import SavedMachine
+    from cerne.engine.vsock import KernelVsock
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class QemuInstance(QmpInstance):
+    """A machine of QEMU."""
+
+    def save(self, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool) -> None:
+        """Save its memory and devices (see `Instance.save`)."""
+        from cerne.engine.opened import Opened
+        from cerne.engine.qemu.command_line import disk_device
+        from cerne.engine.qemu.disks import opened_disk
+        from cerne.engine.qemu.saving import save
+        from cerne.engine.qmp.balloon import has_balloon
+        from cerne.engine.saved import STATE_FILE
+        from cerne.images.files import storage_errors
+
+        with storage_errors(f"saving {self.record.name}", directory):
+            with Opened() as opened, QmpClient(self.record.qmp) as qmp:
+                state = opened.new(directory / STATE_FILE)
+                fresh = [
+                    (disk_device(index, disk), disk, opened_disk(disk, opened))
+                    for index, disk in enumerate(disks)
+                    # What is shared is only read, and needs no overlay.
+                    if resume and not disk.shared
+                ]
+                apart = self.record.memory_file is not None
+                balloon = has_balloon(qmp)
+                save(qmp, state, fresh, memory_apart=apart, resume=resume)
+                os.fsync(state)
+            self._describe(directory, balloon=balloon).write(directory)
+
+    def break_off_saving(self) -> None:
+        """End a migration, which would stop the machine when it is complete."""
+        try:
+            with QmpClient(self.record.qmp) as qmp:
+                qmp.execute("migrate_cancel")
+        except NotAnsweringError:
+            raise
+        except EngineError as error:
+            _log.debug("%s: %s", self.record.name, error.message)
+
+    def fork(self, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]) -> list[Instance]:
+        """Refuse: its memory is QEMU's (see `Instance.fork`)."""
+        raise InputError(
+            f"{self.record.name} cannot be forked", hint="save it and restore it instead"
+        )
+
+    def vsock(self) -> KernelVsock | None:
+        """The host's kernel's, where it was started with them."""
+        from cerne.engine.vsock import KernelVsock
+
+        cid = self.record.vsock_cid
+        return None if cid is None else KernelVsock(cid)
+
+    def plug(self, device: DiskPlan | Nic) -> None:
+        """Plug a device into it (see `Instance.plug`)."""
+        from cerne.engine.qemu.hotplug import plug_disk, plug_nic
+
+        with QmpClient(self.record.qmp) as qmp:
+            if isinstance(device, DiskPlan):
+                plug_disk(qmp, device)
+            else:
+                plug_nic(qmp, device, self.record.name)
+
+    def unplug(self, slot: int, timeout: float, *, force: bool) -> None:
+        """Take a device out of it (see `Instance.unplug`)."""
+        from cerne.engine.qemu.hotplug import unplug
+
+        name = self.record.name
+        if force:
+            raise InputError(
+                "QEMU takes nothing out that the guest has not let go of",
+                hint=f"stop the machine first: cerne stop {name}",
+            )
+        with QmpClient(self.record.qmp) as qmp:
+            if not unplug(qmp, slot, timeout):
+                raise GuestTimeoutError(
+                    f"the guest of {name} did not let go of it within {timeout:g} s",
+                    hint="unmount it there, and try again: it may let go of it yet",
+                )
+
+    def plugged(self) -> frozenset[int]:
+        """The slots that are taken (see `Instance.plugged`)."""
+        from cerne.engine.qemu.hotplug import taken
+
+        with QmpClient(self.record.qmp) as qmp:
+            return taken(qmp)
+
+    def _describe(self, directory: Path, *, balloon: bool) -> SavedMachine:
+        from cerne.engine.saved import STATE_FILE, SavedMachine, file_digest, stamp
+
+        saved = SavedMachine(
+            fingerprint=self.record.fingerprint,
+            memory=self.record.memory,
+            state_digest=file_digest(directory / STATE_FILE),
+            balloon=balloon,
+        )
+        memory = self.record.memory_file
+        if memory is None:
+            return saved
+        return replace(saved, memory_digest=_digest(memory), memory_stamp=stamp(memory))
+
+
+def _digest(memory: Path) -> str:
+    from cerne.vmm.snapshot import memory_digest
+
+    with memory.open("rb") as file:
+        os.fsync(file.fileno())
+        return memory_digest(file.fileno())

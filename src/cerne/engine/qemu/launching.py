@@ -1,0 +1,103 @@
+"""Starting a QEMU process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from cerne.engine.detached import answering, spawn
+from cerne.engine.opened import Opened
+from cerne.engine.plan import FirmwareBoot, LaunchPlan
+from cerne.engine.qemu.accelerator import Accelerator
+from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, command_line
+from cerne.engine.qemu.disks import opened_disk
+from cerne.engine.qmp.balloon import leave_memory
+from cerne.engine.saved import MEMORY_FILE, STATE_FILE, SavedMachine, check
+from cerne.errors import EngineError, HostError, InputError
+from cerne.host.members import MACHINE
+from cerne.host.process import ProcessIdentity
+from cerne.host.processor import processor_fingerprint
+from cerne.host.programs import require_program
+from cerne.network.ports import require_free
+from cerne.network.tap import require_tap
+from cerne.storage.locking import require_unlocked
+from cerne.vmm.snapshot import memory_digest
+
+if TYPE_CHECKING:
+    from cerne.engine.qmp import QmpClient
+
+_BINARY = "qemu-system-x86_64"
+# sun_path of sockaddr_un, with its end (unix(7)).
+_LONGEST_SOCKET_PATH = 107
+
+
+def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
+    """Refuse what cannot be run here, before anything is created (see `Engine.require`)."""
+    require_program(_BINARY)
+    _require_short_paths(plan)
+    if isinstance(plan.boot, FirmwareBoot) and not plan.disks:
+        raise InputError(f"{plan.name} has neither a kernel nor a disk to boot from")
+    require_free(plan.forwards)
+    for nic in plan.taps:
+        require_tap(nic.interface)
+    for disk in plan.disks:
+        if disk.shared:
+            require_unlocked(disk.path, writable=not disk.read_only)
+    if plan.saved is not None:
+        check(plan.saved, restores, plan.memory, memory_digest)
+
+
+def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> ProcessIdentity:
+    """Start the machine's process; return when it answers and its vCPUs run."""
+    (plan.logs / PID_FILE).unlink(missing_ok=True)
+    with Opened() as opened:
+        state = None if plan.saved is None else opened.existing(plan.saved / STATE_FILE)
+        argv = command_line(
+            require_program(_BINARY),
+            plan,
+            accelerator,
+            qmp_descriptor=opened.listening(plan.qmp_socket),
+            vsock_cid=cid,
+            disk_descriptors=[opened_disk(disk, opened) for disk in plan.disks],
+            # A guest that had none when it was saved would never see it.
+            balloon=plan.saved is None or SavedMachine.read(plan.saved).balloon,
+            tap_descriptors={nic.mac: opened.tap(nic.interface) for nic in plan.taps},
+        )
+        pid = spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
+    try:
+        return answering(pid, plan, "QEMU", partial(_prepare, plan, state))
+    except EngineError:
+        # Another process may have taken a port since it was looked at: better words for that.
+        require_free(plan.forwards)
+        raise
+
+
+def fingerprint(accelerator: Accelerator, *, vsock: bool) -> str:
+    """This QEMU, the machine that it makes, what runs its guests, and the processor."""
+    # A package's files have the same size and time on each host that it is installed on.
+    program = require_program(_BINARY).stat()
+    version = f"{MACHINE_VERSION} {program.st_size}:{program.st_mtime_ns}"
+    if vsock:
+        version += " vsock"
+    return f"qemu {version} {accelerator} {processor_fingerprint()}"
+
+
+def _prepare(plan: LaunchPlan, state: int | None, qmp: QmpClient) -> None:
+    """Do by QMP what its command line does not say; a saved machine's state is inherited."""
+    if plan.saved is not None and state is not None:
+        from cerne.engine.qemu.saving import go_on
+
+        go_on(qmp, state=state, memory_apart=(plan.saved / MEMORY_FILE).exists())
+    if plan.balloon is not None:
+        leave_memory(qmp, plan.balloon, plan.name)
+
+
+def _require_short_paths(plan: LaunchPlan) -> None:
+    paths = (plan.qmp_socket, plan.console_socket, *plan.agent_sockets)
+    longest = max(paths, key=lambda path: len(str(path).encode()))
+    if len(str(longest).encode()) > _LONGEST_SOCKET_PATH:
+        raise HostError(
+            f"{longest} is too long for a Unix socket ({_LONGEST_SOCKET_PATH} bytes at most)",
+            hint="set CERNE_HOME, or XDG_RUNTIME_DIR, to a shorter path",
+        )

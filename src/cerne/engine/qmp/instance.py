@@ -1,0 +1,103 @@
+"""What the instances of both engines are alike in: what their processes are asked in QMP."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cerne.engine.base import RunState
+from cerne.engine.qmp.client import QmpClient
+from cerne.errors import BusyError
+
+if TYPE_CHECKING:
+    from cerne.engine.base import GuestMemoryUse
+    from cerne.engine.record import InstanceRecord
+    from cerne.guest import GuestAgent
+    from cerne.host.process import ProcessIdentity
+
+_STATUS_TIMEOUT = 2.0
+"""Seconds that a process may take to say what it does."""
+_RUN_STATES = {"running": RunState.RUNNING, "paused": RunState.PAUSED}
+
+
+@dataclass(frozen=True, slots=True)
+class QmpInstance:
+    """A machine whose process speaks QMP (see `Instance`)."""
+
+    record: InstanceRecord
+
+    @property
+    def process(self) -> ProcessIdentity:
+        """The machine's process."""
+        return self.record.process
+
+    def status(self) -> RunState:
+        """What it does (see `Instance.status`)."""
+        with QmpClient(self.record.qmp, _STATUS_TIMEOUT) as qmp:
+            return _RUN_STATES.get(qmp.status(), RunState.HELD)
+
+    def pause(self) -> None:
+        """Hold its vCPUs."""
+        with QmpClient(self.record.qmp) as qmp:
+            qmp.stop()
+
+    def resume(self) -> None:
+        """Let its vCPUs run."""
+        with QmpClient(self.record.qmp) as qmp:
+            qmp.cont()
+
+    def power_button(self) -> None:
+        """Press the guest's power button."""
+        with QmpClient(self.record.qmp) as qmp:
+            qmp.system_powerdown()
+
+    def set_memory(self, size: int) -> None:
+        """Ask its guest to make do with so much memory (see `Instance.set_memory`)."""
+        from cerne.engine.qmp.balloon import leave_memory
+
+        with QmpClient(self.record.qmp) as qmp:
+            leave_memory(qmp, size, self.record.name)
+
+    def set_cpu_weight(self, weight: int) -> None:
+        """Give its process a share of CPU time (see `Instance.set_cpu_weight`)."""
+        from cerne.host.cgroup import MachineGroup
+
+        record = self.record
+        MachineGroup(record.machine_id, record.control_group).weigh(record.process.pid, weight)
+
+    def stats(self, *, runs: bool) -> GuestMemoryUse | None:
+        """What its guest says of its memory (see `Instance.stats`)."""
+        from cerne.engine.qmp.balloon import guest_memory_use
+
+        return guest_memory_use(self.record.qmp, self.record.memory, runs=runs)
+
+    def agent(self) -> GuestAgent:
+        """The agent in its guest, which is taken to be there."""
+        from cerne.guest import GuestAgent
+
+        return GuestAgent(self.record.agents)
+
+    def console(self) -> socket.socket:
+        """A connection to its serial console (see `Instance.console`)."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(self.record.console))
+        except OSError as error:
+            connection.close()
+            name = self.record.name
+            raise BusyError(
+                f"the console of {name} cannot be had: {error.strerror}",
+                hint=f"follow it without one: cerne logs -f {name}",
+                machine=name,
+            ) from error
+        return connection
+
+    def kill(self) -> None:
+        """End its process at once."""
+        self.process.send(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait until its process has ended; whether it has."""
+        return self.process.wait(timeout)

@@ -1,0 +1,158 @@
+"""What is kept of a machine that runs, so that every later command can reach it.
+
+It is made when the machine starts, and stored with its process. Nothing in it is worked out again
+from a specification, an image or a path.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne.errors import DamagedError
+from cerne.host.process import ProcessIdentity
+
+if TYPE_CHECKING:
+    from cerne.engine.plan import LaunchPlan
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """One machine that runs."""
+
+    engine: str
+    """The engine's name."""
+    fingerprint: str
+    """`Engine.fingerprint` as it was when the process started: what it saves is of that."""
+    process: ProcessIdentity
+    machine_id: str
+    name: str
+    memory: int
+    """Bytes of guest memory."""
+    agent: bool
+    """Whether its guest has the agent."""
+    runtime: Path
+    """A directory of this machine alone, on the runtime file system."""
+    logs: Path
+    """A directory of this machine alone that lasts."""
+    control_group: Path
+    """Where it is noted what control group its process has."""
+    qmp: Path
+    console: Path
+    agents: tuple[Path, ...]
+    """The sockets of its agent's ports."""
+    vsock_directory: Path | None = None
+    """Where the sockets are that lead to its guest's, where the VMM serves them."""
+    vsock_cid: int | None = None
+    """Its guest's number, where the host's kernel serves them."""
+    memory_file: Path | None = None
+    """The file that its memory is, if it is one (`LaunchPlan.memory_file`)."""
+    shares_memory: bool = False
+    """Whether processes beside its own have its memory, so that it cannot be saved or forked."""
+
+    @classmethod
+    def of(
+        cls,
+        plan: LaunchPlan,
+        process: ProcessIdentity,
+        engine: str,
+        fingerprint: str,
+        *,
+        vsock_directory: Path | None = None,
+        vsock_cid: int | None = None,
+        shares_memory: bool = False,
+    ) -> InstanceRecord:
+        """The record of a machine that was started by this plan."""
+        return cls(
+            engine=engine,
+            fingerprint=fingerprint,
+            process=process,
+            machine_id=plan.machine_id,
+            name=plan.name,
+            memory=plan.memory,
+            agent=plan.agent,
+            runtime=plan.runtime,
+            logs=plan.logs,
+            control_group=plan.control_group,
+            qmp=plan.qmp_socket,
+            console=plan.console_socket,
+            agents=plan.agent_sockets,
+            vsock_directory=vsock_directory,
+            vsock_cid=vsock_cid,
+            memory_file=plan.memory_file,
+            shares_memory=shares_memory,
+        )
+
+    def to_json(self) -> str:
+        """The record as text, which `from_json` reads."""
+        values = {
+            "format": _FORMAT,
+            "engine": self.engine,
+            "fingerprint": self.fingerprint,
+            "process": [self.process.pid, self.process.start_time, self.process.boot_id],
+            "machine_id": self.machine_id,
+            "name": self.name,
+            "memory": self.memory,
+            "agent": self.agent,
+            "runtime": str(self.runtime),
+            "logs": str(self.logs),
+            "control_group": str(self.control_group),
+            "qmp": str(self.qmp),
+            "console": str(self.console),
+            "agents": [str(path) for path in self.agents],
+            "vsock_directory": None if self.vsock_directory is None else str(self.vsock_directory),
+            "vsock_cid": self.vsock_cid,
+            "memory_file": None if self.memory_file is None else str(self.memory_file),
+            "shares_memory": self.shares_memory,
+        }
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str) -> InstanceRecord:
+        """Read what `to_json` wrote.
+
+        Raises:
+            DamagedError: it is damaged, or of another format.
+        """
+        try:
+            values = json.loads(text)
+            if values["format"] != _FORMAT:
+                raise DamagedError(
+                    f"the record of a running machine has format {values['format']!r},"
+                    f" and this version of Cerne reads format {_FORMAT}",
+                    hint="use the version of Cerne that started the machine",
+                )
+            pid, start_time, boot_id = values["process"]
+            cid = values["vsock_cid"]
+            return cls(
+                engine=str(values["engine"]),
+                fingerprint=str(values["fingerprint"]),
+                process=ProcessIdentity(int(pid), int(start_time), str(boot_id)),
+                machine_id=str(values["machine_id"]),
+                name=str(values["name"]),
+                memory=int(values["memory"]),
+                agent=bool(values["agent"]),
+                runtime=Path(values["runtime"]),
+                logs=Path(values["logs"]),
+                control_group=Path(values["control_group"]),
+                qmp=Path(values["qmp"]),
+                console=Path(values["console"]),
+                agents=tuple(Path(path) for path in values["agents"]),
+                vsock_directory=_path(values["vsock_directory"]),
+                vsock_cid=None if cid is None else int(cid),
+                memory_file=_path(values["memory_file"]),
+                shares_memory=bool(values["shares_memory"]),
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DamagedError(
+                f"the record of a running machine is damaged: {error!r}",
+                hint="end the machine: cerne kill NAME",
+            ) from error
+
+
+def _path(value: object) -> Path | None:
+    return None if value is None else Path(str(value))
