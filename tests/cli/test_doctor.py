@@ -26,8 +26,8 @@ def pretend(monkeypatch: pytest.MonkeyPatch, engine: str | None) -> None:
         Finding("tun", "there is no \x1b[31mtun", False, "sudo modprobe tun"),
         Finding("SMT", "off"),
     )
-    made = Report(findings, None, Verdict(engine, "so it is"))
-    monkeypatch.setattr(report, "make_report", lambda cache, auto: made)
+    made = Report(findings, None, Verdict(engine, "so it is"), {})
+    monkeypatch.setattr(report, "make_report", lambda *_: made)
 
 
 def test_a_host_that_runs_machines(monkeypatch: pytest.MonkeyPatch) -> None:

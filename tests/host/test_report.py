@@ -15,6 +15,8 @@ from cerne.host.report import Report, Verdict, engine_finding, judge, make_repor
 NATIVE = GuestSpeed(NATIVE_SPEED, NATIVE_SPEED)
 EMULATED = GuestSpeed(NATIVE_SPEED, 1_700_000)
 
+_CAN = {"native": {"fork": True, "firmware": False}, "qemu": {"fork": False, "firmware": True}}
+
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
@@ -50,11 +52,11 @@ def test_the_verdict_says_why(
     finding = engine_finding(verdict)
     assert finding.good is (engine is not None)
     assert bool(finding.advice) is (engine is None)
-    assert Report((finding,), speed, verdict).able is (engine is not None)
+    assert Report((finding,), speed, verdict, {}).able is (engine is not None)
 
 
 def test_all_that_is_not_good_says_what_to_do(tmp_path: Path, root: Path) -> None:
-    here = make_report(tmp_path / "speed.json", "qemu").findings
+    here = make_report(tmp_path / "speed.json", "qemu", _CAN).findings
     nothing = (*kernel.kernel_findings(root), *kvm_findings(None, root / "dev/kvm"))
     for finding in (*here, *nothing):
         assert finding.topic
@@ -63,11 +65,14 @@ def test_all_that_is_not_good_says_what_to_do(tmp_path: Path, root: Path) -> Non
 
 
 def test_the_report_is_plain_for_programs(tmp_path: Path) -> None:
-    made = make_report(tmp_path / "speed.json", "qemu")
+    made = make_report(tmp_path / "speed.json", "qemu", _CAN)
     told = json.loads(json.dumps(made.as_json()))
     assert told["able"] is made.able
     assert told["engine"] == made.verdict.engine
     assert len(told["findings"]) == len(made.findings)
+    assert told["capabilities"] == _CAN
+    values = {finding["topic"]: finding["value"] for finding in told["findings"]}
+    assert values["qemu engine"] == "no fork, firmware"
     topics = [finding["topic"] for finding in told["findings"]]
     assert len(set(topics)) == len(topics)
 
@@ -184,4 +189,4 @@ def test_a_qemu_that_does_not_run_is_not_good(
 
 
 def test_no_engine_is_no_machine() -> None:
-    assert not Report((), None, Verdict(None, "nothing runs")).able
+    assert not Report((), None, Verdict(None, "nothing runs"), {}).able

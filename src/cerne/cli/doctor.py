@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
@@ -22,12 +23,13 @@ _MARKS = {True: ("ok", "green"), False: ("--", "yellow"), None: ("  ", "dim")}
 
 def doctor(json: JsonOption = False) -> None:
     """Report what this host can do and what to improve; fail if no machine can run."""
-    from cerne.engine.select import choose_engine
+    from cerne.engine.select import ENGINES, choose_engine
     from cerne.host.report import make_report
     from cerne.manager.home import Home
 
     speed_cache = Home.of_this_user().guest_speed
-    report = make_report(speed_cache, choose_engine("auto", speed_cache).name)
+    capabilities = {name: asdict(choose_engine(name, speed_cache).capabilities) for name in ENGINES}
+    report = make_report(speed_cache, choose_engine("auto", speed_cache).name, capabilities)
     if json:
         print_json(report.as_json())
     else:

@@ -20,6 +20,9 @@ from cerne.network.passt import has_way_out
 # Without it, and a way out, a native machine has no user-mode network.
 _PASST = "passt"
 
+ENGINES = ("native", "qemu")
+"""The names of all engines."""
+
 
 def choose_engine(requested: str, speed_cache: Path) -> Engine:
     """The engine that ``auto``, ``native`` or ``qemu`` means on this host.
@@ -29,7 +32,7 @@ def choose_engine(requested: str, speed_cache: Path) -> Engine:
     Raises:
         InputError: there is no such engine.
     """
-    if requested not in ("auto", "native", "qemu"):
+    if requested not in ("auto", *ENGINES):
         raise InputError(
             f"there is no engine named {requested!r}", hint="take auto, native or qemu"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,6 +42,8 @@ class Report:
     findings: tuple[Finding, ...]
     speed: GuestSpeed | None
     verdict: Verdict
+    capabilities: Mapping[str, Mapping[str, bool]]
+    """What each engine can do here, by the engine's name and the capability's."""
 
     @property
     def able(self) -> bool:
@@ -55,14 +57,16 @@ class Report:
             "engine": self.verdict.engine,
             "why": self.verdict.why,
             "guest_speed": None if self.speed is None else asdict(self.speed),
+            "capabilities": {name: {**each} for name, each in self.capabilities.items()},
             "findings": [asdict(finding) for finding in self.findings],
         }
 
 
-def make_report(cache: Path, auto: str) -> Report:
+def make_report(cache: Path, auto: str, capabilities: Mapping[str, Mapping[str, bool]]) -> Report:
     """Examine this host; this takes less than a second.
 
-    `cache` is the file for measured speeds, `auto` the engine that ``auto`` takes.
+    `cache` is the file for measured speeds, `auto` the engine that ``auto`` takes, and
+    `capabilities` what each engine can do here.
     """
     speed = cached_guest_speed(cache)
     verdict = judge(auto, speed, has_qemu=find_program(_QEMU) is not None)
@@ -73,9 +77,10 @@ def make_report(cache: Path, auto: str) -> Report:
         *program_findings(),
         *own_ids_findings(),
         *kernel_findings(),
+        *(capability_finding(name, can) for name, can in capabilities.items()),
         engine_finding(verdict),
     )
-    return Report(findings, speed, verdict)
+    return Report(findings, speed, verdict, capabilities)
 
 
 def judge(auto: str, speed: GuestSpeed | None, *, has_qemu: bool) -> Verdict:
@@ -99,6 +104,13 @@ def engine_finding(verdict: Verdict) -> Finding:
     if verdict.engine is None:
         return Finding("engine", verdict.why, False, install_command(_QEMU))
     return Finding("engine", f"{verdict.engine}: {verdict.why}", True)
+
+
+def capability_finding(engine: str, capabilities: Mapping[str, bool]) -> Finding:
+    """What an engine can do here, as a line of the report."""
+    words = {name.replace("_", " "): able for name, able in capabilities.items()}
+    value = ", ".join(word if able else f"no {word}" for word, able in words.items())
+    return Finding(f"{engine} engine", value)
 
 
 def qemu_findings() -> Iterator[Finding]:
