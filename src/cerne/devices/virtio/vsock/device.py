@@ -58,8 +58,7 @@ class HostSide(Protocol):
         """Called when the guest accepts a connection of the host, before its first data."""
 
     def changed(self, connection: Connection) -> None:
-        """Called when `Connection.wanted` has changed, or `ended` is set and the socket is to
-        close."""
+        """Called at a change of `Connection.wanted`, and at the end, to close the socket."""
 
 
 class VsockDevice(VirtioDevice):
