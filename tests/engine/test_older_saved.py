@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 from pathlib import Path
 
 import pytest
 from tests.engine.fleet import Fleet
 
+from cerne.engine import saved as saved_machine
 from cerne.engine.native import NativeEngine
 from cerne.engine.plan import DiskPlan
-from cerne.engine.saved import SavedMachine
+from cerne.engine.saved import MANIFEST_FILE, SavedMachine
+from cerne.errors import DamagedError
 from cerne.host.processor import processor_fingerprint
 from cerne.storage.overlay import create_empty
 from cerne.units import MIB
@@ -71,3 +74,50 @@ def test_all_formats_that_are_read_are_restored() -> None:
     for other in (f"native {OLDEST - 1} {processor}", f"native {FORMAT + 1} {processor}"):
         assert not engine.restores(other)
     assert not engine.restores(f"native {FORMAT} 0123456789abcdef")
+
+
+def _write_manifest(directory: Path, **fields: object) -> SavedMachine:
+    (directory / MANIFEST_FILE).write_text(json.dumps(fields))
+    return SavedMachine.read(directory)
+
+
+_FIRST = {
+    "fingerprint": "native 6 0123456789abcdef",
+    "memory": 16 * MIB,
+    "state_digest": "ab",
+    "memory_digest": "cd",
+    "memory_stamp": "1:2:3:4",
+    "format": 1,
+}
+
+
+def test_the_first_manifests_named_no_balloon(tmp_path: Path) -> None:
+    assert _write_manifest(tmp_path, **_FIRST).balloon
+    assert not _write_manifest(tmp_path, **_FIRST, balloon=False).balloon
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": 2}, "was saved in format 2 by a newer Cerne, and this Cerne reads format 1"),
+        ({"format": "1"}, "was saved in format 1, and"),
+        ({"memory": "16"}, "memory"),
+        ({"balloon": 1}, "balloon"),
+        ({"fingerprint": None}, "fingerprint"),
+    ],
+)
+def test_a_manifest_that_is_not_valid_is_refused(
+    changes: dict[str, object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DamagedError, match=words):
+        _write_manifest(tmp_path, **{**_FIRST, **changes})
+
+
+def test_a_next_manifest_reads_what_this_one_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invented: in format 2 the size of memory is called so, in format 1 it had another name."""
+    written = {("size" if name == "memory" else name): value for name, value in _FIRST.items()}
+    monkeypatch.setattr(saved_machine, "_FORMAT", 2)
+    monkeypatch.setattr(saved_machine, "_UPGRADES", {1: lambda old: {**old, "memory": old["size"]}})
+    assert _write_manifest(tmp_path, **written).memory == 16 * MIB

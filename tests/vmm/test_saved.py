@@ -99,11 +99,11 @@ def test_a_state_of_an_older_format_goes_through_each_upgrade(
     assert read_state(_saved(b'{"now": 5}', 6)) == new
     assert read_state(_saved(b'{"clock": {"now": 5}}', 7)) == new
     assert read_state(_saved(json.dumps(new).encode(), 8)) == new
-    with pytest.raises(DamagedError, match="not in format 6"):
+    with pytest.raises(DamagedError, match="not valid in format 6"):
         read_state(_saved(b"{}", 6))
 
 
-@pytest.mark.parametrize(("number", "said"), [(5, "reads formats"), (2**31, "a newer Cerne")])
+@pytest.mark.parametrize(("number", "said"), [(5, "Cerne reads format"), (2**31, "a newer Cerne")])
 def test_a_format_that_is_not_known_is_refused(number: int, said: str) -> None:
     with pytest.raises(DamagedError, match=said):
         read_state(_saved(b"{}", number))

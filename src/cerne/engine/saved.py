@@ -14,13 +14,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cerne.devices.state import SavedState
 from cerne.errors import DamagedError, StorageError
+from cerne.upgrades import Upgrades, require_format, upgraded
 
 MANIFEST_FILE = "manifest.json"
 STATE_FILE = "state"
 MEMORY_FILE = "memory"
 _FORMAT = 1
+_UPGRADES: Upgrades = {}
+"""From each older format of the manifest the function that makes the next one of it."""
 _LARGEST_MANIFEST = 64 << 10
+_LONGEST_TEXT = 1024
+_MOST_MEMORY = 1 << 52
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +65,29 @@ class SavedMachine:
 
     @classmethod
     def read(cls, directory: Path) -> SavedMachine:
-        """Read what `write` wrote.
+        """Read what `write` wrote, with this Cerne or an older one.
 
         Raises:
-            DamagedError: there is none, or it is of another format.
+            DamagedError: there is none, or it is of an unknown format.
         """
         path = directory / MANIFEST_FILE
         try:
             with path.open("rb") as file:
                 values = json.loads(file.read(_LARGEST_MANIFEST))
-            if values["format"] != _FORMAT:
-                raise DamagedError(
-                    f"{directory} was saved in format {values['format']}, and this is {_FORMAT}",
-                    hint="restore it with the version of Cerne that saved it",
-                )
-            return cls(**values)
+            found = require_format(values["format"], _FORMAT, _UPGRADES, str(directory))
+            newest = upgraded(values, found, _FORMAT, _UPGRADES, str(directory))
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DamagedError(f"{directory} holds no saved machine: {error}") from error
+        # The first manifests did not name the balloon, which all machines had then.
+        saved = SavedState(str(directory), {"balloon": True, **newest})
+        return cls(
+            fingerprint=saved.text("fingerprint", _LONGEST_TEXT),
+            memory=saved.integer("memory", _MOST_MEMORY),
+            state_digest=saved.text("state_digest", _LONGEST_TEXT),
+            memory_digest=saved.text("memory_digest", _LONGEST_TEXT),
+            memory_stamp=saved.text("memory_stamp", _LONGEST_TEXT),
+            balloon=saved.flag("balloon"),
+        )
 
 
 def check(

@@ -7,16 +7,17 @@ function here and a machine saved in the old format in ``tests/engine/saved``. T
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
+from cerne import upgrades
 from cerne.devices.state import PlainState
-from cerne.errors import DamagedError
+from cerne.upgrades import Upgrades, require_format
+
+_WHAT = "the saved state of the machine"
 
 OLDEST = 6
 FORMAT = 6
 """What is written."""
 
-UPGRADES: dict[int, Callable[[PlainState], PlainState]] = {}
+UPGRADES: Upgrades = {}
 """What makes a state of the next format of one of this format."""
 
 
@@ -26,18 +27,7 @@ def require_known(number: int) -> None:
     Raises:
         DamagedError: the format is of a newer Cerne, or of one before format 6.
     """
-    if number > FORMAT:
-        raise DamagedError(
-            f"the machine was saved in format {number} by a newer Cerne; this one reads formats"
-            f" {OLDEST} to {FORMAT}",
-            hint="restore it with the version of Cerne that saved it",
-        )
-    if number < OLDEST:
-        raise DamagedError(
-            f"the machine was saved in format {number}; this Cerne reads formats {OLDEST} to"
-            f" {FORMAT}",
-            hint="boot the machine anew: its disks are as they were",
-        )
+    require_format(number, FORMAT, UPGRADES, _WHAT)
 
 
 def upgraded(state: PlainState, number: int) -> PlainState:
@@ -46,12 +36,4 @@ def upgraded(state: PlainState, number: int) -> PlainState:
     Raises:
         DamagedError: the format is not known, or the state is not of it.
     """
-    require_known(number)
-    for each in range(number, FORMAT):
-        try:
-            state = UPGRADES[each](state)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise DamagedError(
-                f"the saved state is not in format {each}, as it says: {error!r}"
-            ) from error
-    return state
+    return upgrades.upgraded(state, number, FORMAT, UPGRADES, _WHAT)
