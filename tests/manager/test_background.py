@@ -67,7 +67,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> _Asked:
 
 
 def test_pools_are_filled_in_their_home(
-    manager: Manager, another_home: None, asked: _Asked, qmp: list[str]
+    manager: Manager, another_home: None, asked: _Asked
 ) -> None:
     spec = machine_spec(name="p", image="blank", memory="64M")
     manager.create_pool("p", spec, 0).take()

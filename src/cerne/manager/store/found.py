@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerne.errors import DamagedError
-from cerne.storage.overlay import backing_of
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +67,8 @@ def layer_under(disk: Path, layers: Path) -> str | None:
     Raises:
         DamagedError: it cannot be read.
     """
+    from cerne.storage.overlay import backing_of
+
     backing = backing_of(disk)
     # What lies below the layers is an image's.
     return backing[0].stem if backing is not None and backing[0].parent == layers else None

@@ -226,6 +226,10 @@ _INDEXES = (
     "CREATE INDEX events_of_subject ON events (subject_kind, subject, number)",
     "CREATE INDEX events_by_time ON events (time)",
     "CREATE INDEX operations_of_subject ON operations (subject_kind, subject)",
+    # What each command asks for, and is true of few machines.
+    "CREATE INDEX machines_by_state ON machines (state, memory)",
+    "CREATE INDEX incomplete_machines ON machines (incomplete) WHERE incomplete",
+    "CREATE INDEX bound_machines ON machines (client_pid) WHERE client_pid IS NOT NULL",
 )
 
 
