@@ -38,13 +38,35 @@ def _boots() -> Iterator[None]:
         yield
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Share the tests out to parallel workers: a file is one's, and so is the engine `native`.
+
+    Its machines have one worker for all files, as each keeps a processor busy where the host
+    emulates guests' kernels. What takes longest comes first, so that no worker is left with it.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: (_group(item) != "native", "e2e" not in item.nodeid))
+
+
+def _group(item: pytest.Item) -> str:
+    native = isinstance(item, pytest.Function) and "[native" in item.name
+    return "native" if native and "tests/e2e/" in item.nodeid else item.nodeid.partition("::")[0]
+
+
 @pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A CERNE_HOME of its own, with a path short enough for Unix sockets."""
+def short_path() -> Iterator[Path]:
+    """A directory whose path is short enough for Unix sockets below it."""
     directory = Path(tempfile.mkdtemp(prefix="cerne-", dir="/tmp"))
-    monkeypatch.setenv("CERNE_HOME", str(directory))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
+
+
+@pytest.fixture
+def home(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A CERNE_HOME of its own."""
+    monkeypatch.setenv("CERNE_HOME", str(short_path))
+    return short_path
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,8 @@ from cerne.host.report import Report, Verdict
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CERNE_HOME", str(tmp_path))
-    monkeypatch.setenv("CERNE_CACHE", str(tmp_path / "cache"))
+def _cache(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CERNE_CACHE", str(home / "cache"))
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, engine: str | None) -> None:

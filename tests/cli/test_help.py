@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
@@ -84,10 +85,7 @@ def test_the_version() -> None:
 
 
 @pytest.mark.parametrize("words", [["ps"], ["list"], ["image", "list"], ["pool", "list"]])
-def test_other_names_of_ls(
-    words: list[str], tmp_path: object, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CERNE_HOME", str(tmp_path))
+def test_other_names_of_ls(words: list[str], home: Path) -> None:
     runner = CliRunner()
     known = runner.invoke(app, [*words[:-1], "ls"])
     assert runner.invoke(app, words).output == known.output

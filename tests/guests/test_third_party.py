@@ -26,6 +26,7 @@ _MEMTEST = Path("/boot/memtest86+x64.bin")
 _PATIENCE = 240
 
 
+@pytest.mark.slow
 def test_memtest_tests_the_memory(home: Path, emulated: bool) -> None:
     # It is a bzImage that is entered by the 32-bit protocol and goes to long mode by itself.
     if not _MEMTEST.exists():

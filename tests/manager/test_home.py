@@ -21,17 +21,17 @@ def test_cerne_home_moves_data_and_runtime(home: Path) -> None:
 
 
 def test_without_it_the_desktop_conventions_hold(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, short_path: Path
 ) -> None:
     monkeypatch.delenv("CERNE_HOME", raising=False)
     monkeypatch.delenv("CERNE_CACHE", raising=False)
     # Root has directories of its own, which a test leaves alone.
     monkeypatch.setattr(home_module, "_is_root", lambda: False)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(short_path / "data"))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(short_path / "run"))
     found = Home.of_this_user()
-    assert found.data == tmp_path / "data" / "cerne"
-    assert found.runtime == tmp_path / "run" / "cerne"
+    assert found.data == short_path / "data" / "cerne"
+    assert found.runtime == short_path / "run" / "cerne"
 
 
 def test_a_path_too_long_for_sockets_is_refused(

@@ -276,17 +276,17 @@ def test_a_new_file_is_there_whole_or_not_at_all(
 
 @pytest.mark.parametrize("wrong", ["link", "open", "another's"])
 def test_a_directory_that_another_could_change_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, root: None
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str, root: None
 ) -> None:
     monkeypatch.delenv("CERNE_HOME", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(short_path / "data"))
     monkeypatch.setattr(home_module, "_is_root", lambda: False)
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    place = tmp_path / f"cerne-{os.geteuid()}"
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(short_path))
+    place = short_path / f"cerne-{os.geteuid()}"
     if wrong == "link":
-        (tmp_path / "elsewhere").mkdir()
-        place.symlink_to(tmp_path / "elsewhere")
+        (short_path / "elsewhere").mkdir()
+        place.symlink_to(short_path / "elsewhere")
     else:
         place.mkdir()
         place.chmod(0o777 if wrong == "open" else 0o700)
