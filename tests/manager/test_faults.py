@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from cerne import faults
 from cerne.host.members import Members
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager, State
+from cerne.manager.store.found import found_layers
 from cerne.spec.machine import machine_spec
 from cerne.storage.overlay import chain
 
@@ -116,8 +118,23 @@ def _check_whole(manager: Manager, expected: Callable[[str], bool]) -> None:
         assert snapshot.layer is not None
         used |= {path for path, _ in chain(snapshot.layer, "qcow2")}
     assert set(home.layers.iterdir()) <= used
+    _check_references(manager)
     known = {record.id for record in records} | {each.id for each in manager.snapshots()}
     assert {path.stem for path in home.locks.glob("[0-9a-f]*.lock")} <= known
+
+
+def _check_references(manager: Manager) -> None:
+    """The rows say of layers no less than the headers of the disks."""
+    home, store = manager.home, manager._store
+    assert store.known_layers() == {path.stem for path in home.layers.iterdir()}
+    found = found_layers(home.layers, home.machines, ())
+    for machine_id, layers in found.machines.items():
+        assert layers <= store.layers_of(machine_id)
+    with sqlite3.connect(home.store) as database:
+        parents = dict(database.execute("SELECT id, parent FROM layers"))
+        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+    database.close()
+    assert {layer: parents[layer] for layer in found.parents} == found.parents
 
 
 @pytest.mark.parametrize(
