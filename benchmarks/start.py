@@ -21,7 +21,7 @@ from cerne.engine.select import choose_engine
 from cerne.guest import GuestAgent
 from cerne.host.programs import require_program
 from cerne.manager import Home, Machine, Manager
-from cerne.manager.plan import launch_plan
+from cerne.manager.machines.plan import launch_plan
 from cerne.manager.recovery import discard
 from cerne.spec.machine import machine_spec
 from cerne.units import MIB

@@ -37,7 +37,7 @@ def raw(tmp_path: Path) -> Path:
 
 
 def _plugged(machine: Machine) -> set[int]:
-    runtime = machine._life.runtime
+    runtime = machine._context.runtime
     return set(json.loads((runtime / "plugged").read_text()))
 
 
@@ -238,7 +238,7 @@ def test_a_disk_of_others_is_not_doubled(machine: Machine, raw: Path, tmp_path: 
     machine.attach_disk(raw, "shared", read_only=True)
     machine.snapshot("s")
     with pytest.raises(InputError, match="archive"):
-        machine._life.store.find_snapshot("s")
+        machine._context.store.find_snapshot("s")
         Manager(machine._home).snapshot("s").export(tmp_path / "file")
 
 
@@ -285,7 +285,7 @@ def test_killed_at_every_step(
         # The next operation puts right what was left.
         machine.snapshot("s")
         manager.snapshot("s").remove()
-        assert _plugged(machine) == {*machine._life.plan().slots}
+        assert _plugged(machine) == {*machine._context.plan().slots}
         disks = {f"data-{disk.serial}.qcow2" for disk in machine.spec.data_disks}
         assert _own_files(manager, machine) == {"root.qcow2", *disks}
         if operation is _detach:

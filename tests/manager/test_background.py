@@ -99,6 +99,6 @@ def test_how_fast_guests_run_is_looked_up_in_this_home(
 
     monkeypatch.setattr("cerne.engine.select.choose_engine", choose)
     other = Home(manager.home.data, manager.home.runtime, manager.home.data / "cache")
-    choose_engine: Callable[[str], object] = Manager(other)._surroundings.choose_engine
+    choose_engine: Callable[[str], object] = Manager(other)._context.choose_engine
     choose_engine("auto")
     assert looked == [other.guest_speed]

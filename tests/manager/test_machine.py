@@ -28,7 +28,7 @@ from cerne.host.members import Members, start_member, supervisor_of
 from cerne.host.notes import Notes
 from cerne.manager import Manager, State
 from cerne.manager.lock import held
-from cerne.manager.machine import Machine
+from cerne.manager.machines.machine import Machine
 from cerne.spec.machine import MachineSpec, machine_spec
 from cerne.units import MIB
 
@@ -63,7 +63,7 @@ def test_any_free_port_is_chosen_at_each_start_and_kept_meanwhile(
     assert [port.host_port for port in machine.ports] == [0, 18082]
 
 
-def test_a_life(manager: Manager, machine: Machine, engine: FakeEngine) -> None:
+def test_from_definition_to_removal(manager: Manager, machine: Machine, engine: FakeEngine) -> None:
     assert _state(machine) is State.DEFINED
     machine.start()
     assert _state(machine) is State.RUNNING
@@ -169,8 +169,8 @@ def test_a_start_whose_command_was_killed_is_put_right(
     # As if the command had died after the process was there and before it was written down.
     with monkeypatch.context() as patch:
         patch.setattr("cerne.manager.store.Store.set_process", killed)
-        patch.setattr("cerne.manager.life.Members.end", lambda _: None)
-        patch.setattr("cerne.manager.life.Life.ended", killed)
+        patch.setattr("cerne.manager.machines.ending.Members.end", lambda _: None)
+        patch.setattr("cerne.manager.machines.ending.ended", killed)
         with pytest.raises(SystemExit):
             machine.start()
     assert engine.running() == 1
@@ -273,7 +273,7 @@ def test_another_operation_is_waited_for_or_named(
 ) -> None:
     monkeypatch.setattr("cerne.manager.lock.PATIENCE", 0.05)
     with (
-        held(machine._life.lock_path, "snapshot", "web"),
+        held(machine._context.lock_path, "snapshot", "web"),
         pytest.raises(BusyError, match="web is busy: snapshot"),
     ):
         machine.start()

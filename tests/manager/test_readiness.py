@@ -9,7 +9,7 @@ import pytest
 from cerne.errors import CerneError, EngineError, GuestError, GuestTimeoutError, InputError
 from cerne.images.store import Parts
 from cerne.manager import Machine, Manager
-from cerne.manager.readiness import quote_logs
+from cerne.manager.machines.watch import quote_logs
 from cerne.spec.machine import machine_spec
 from cerne.units import MIB
 

@@ -218,8 +218,8 @@ def test_suspending_and_waking(machine: Machine, engine: FakeEngine) -> None:
     assert "cerne wake web" in caught.value.hint
     machine.wake()
     assert _state(machine) is State.RUNNING
-    assert engine.plans[-1].saved == machine._life.saved
-    assert not machine._life.saved.exists()
+    assert engine.plans[-1].saved == machine._context.saved
+    assert not machine._context.saved.exists()
     with pytest.raises(StateError, match="web is running") as caught:
         machine.wake()
     assert caught.value.hint == ""
@@ -229,7 +229,7 @@ def test_suspending_and_waking(machine: Machine, engine: FakeEngine) -> None:
     machine.suspend()
     machine.kill()
     assert _state(machine) is State.STOPPED
-    assert not machine._life.saved.exists()
+    assert not machine._context.saved.exists()
 
 
 def test_a_machine_that_cannot_be_woken_stays_suspended(
@@ -353,7 +353,7 @@ def test_memory_is_guaranteed_to_all_children_or_none(
     manager: Manager, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.start()
-    monkeypatch.setattr("cerne.manager.births.memory_limit", lambda: 200 << 20)
+    monkeypatch.setattr("cerne.manager.machines.creation.memory_limit", lambda: 200 << 20)
     with pytest.raises(CapacityError):
         machine.fork(3)
     assert _names(manager) == ["web"]

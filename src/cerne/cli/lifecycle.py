@@ -152,7 +152,7 @@ def _each(
 
 def _tell_if_killed(machine: Machine) -> None:
     """Report that a machine was killed, if it was asked to shut down and did not."""
-    from cerne.manager.machine import KILLED
+    from cerne.manager.machines.stop import KILLED
 
     _, killed, why = machine.record.reason.partition(KILLED)
     if killed:

@@ -1,13 +1,14 @@
-"""Machines as people know them: their specification, their store, their life.
+"""Machines as people know them: their specification, their store, and what is done to them.
 
 The manager alone knows the store. It knows no ioctl and no flag of QEMU: engines do.
 """
 
 from cerne.manager.home import Home
-from cerne.manager.life import READY_TIMEOUT
-from cerne.manager.machine import STOP_TIMEOUT, Machine
+from cerne.manager.machines.machine import Machine
+from cerne.manager.machines.stats import Stats
+from cerne.manager.machines.stop import STOP_TIMEOUT
+from cerne.manager.machines.telling import READY_TIMEOUT
 from cerne.manager.manager import Manager
-from cerne.manager.stats import Stats
 from cerne.manager.store import Event, Record, State
 
 __all__ = [

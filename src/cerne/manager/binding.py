@@ -1,7 +1,7 @@
 """Machines that are bound to a process, such as ``cerne run --rm``: they end with it.
 
 The process is recorded with the machine, and each command that lists or starts machines removes
-those whose process has ended (`Surroundings.sweep_abandoned`). So that memory is not held until
+those whose process has ended (`ManagerContext.sweep_abandoned`). So that memory is not held until
 then, a watcher of its own waits for the end of the process too, whatever ended it.
 """
 

@@ -19,14 +19,18 @@ from cerne.errors import (
 )
 from cerne.manager.admission import check_host
 from cerne.manager.binding import this_process, watched
-from cerne.manager.births import new_record
 from cerne.manager.home import Home
-from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
 from cerne.manager.lock import held, is_held, remove_unheld
-from cerne.manager.machine import Machine
+from cerne.manager.machines.collection import collect
+from cerne.manager.machines.context import MachineContext, ManagerContext
+from cerne.manager.machines.creation import new_record
+from cerne.manager.machines.disks import settle_disks
+from cerne.manager.machines.machine import Machine
+from cerne.manager.machines.plan import wanted_engine
+from cerne.manager.machines.recovery import current_record, sweep_abandoned
+from cerne.manager.machines.telling import READY_TIMEOUT
 from cerne.manager.names import made_up_name
 from cerne.manager.on_host import found_spec
-from cerne.manager.plan import wanted_engine
 from cerne.manager.pool import Pool, new_pool_row
 from cerne.manager.recovery import discard, discard_runtime, names_in
 from cerne.manager.store import Event, ImageUsers, Record, Store, name_in_use
@@ -70,7 +74,7 @@ class Manager:
         """
         self.home = home or Home.of_this_user()
         self._store = Store(self.home.store, self._require_image, self.home.waiters)
-        self._surroundings = Surroundings(
+        self._context = ManagerContext(
             self.home,
             self._store,
             lambda: self.images,
@@ -105,7 +109,7 @@ class Manager:
     @cached_property
     def templates(self) -> Templates:
         """The templates of this home."""
-        return Templates(self._surroundings)
+        return Templates(self._context)
 
     def warm(
         self,
@@ -130,7 +134,7 @@ class Manager:
                 hint="a template needs an image with the agent, no --mount, and not "
                 "CERNE_TEMPLATES=never",
             )
-        engine = self._surroundings.choose_engine(wanted_engine(spec, image))
+        engine = self._context.choose_engine(wanted_engine(spec, image))
         if self.templates.find(spec, image, engine) is not None:
             return False
         self.templates.make(spec, image, engine, timeout, progress)
@@ -139,7 +143,7 @@ class Manager:
     def warm_later(self, machine: Machine) -> None:
         """Have the template of a machine's kind made in the background, if there can be one."""
         spec, image = machine.spec, self.images.get(machine.record.digest)
-        engine = self._surroundings.choose_engine(wanted_engine(spec, image))
+        engine = self._context.choose_engine(wanted_engine(spec, image))
         if may_have_template(spec, image) and not self.templates.find(spec, image, engine):
             self.templates.make_later(spec)
 
@@ -203,7 +207,7 @@ class Manager:
         spec = found_spec(spec)
         check_host(spec)
         if spec.data_disks:
-            from cerne.manager.attachments import require_not_ours
+            from cerne.manager.machines.attach import require_not_ours
 
             require_not_ours(self.home, spec.data_disks)
         self._sweep()
@@ -220,7 +224,7 @@ class Manager:
                 discard(directory)
                 self.home.machine_lock(record.id).unlink(missing_ok=True)
                 raise
-        return Machine(self._surroundings, record)
+        return Machine(self._context, record)
 
     def run(
         self,
@@ -313,18 +317,18 @@ class Manager:
         record = self._store.find(name)
         if record is None:
             raise NotFoundError(f"there is no machine named {name}", hint="see: cerne ls")
-        return Machine(self._surroundings, record)
+        return Machine(self._context, record)
 
     def machine_of(self, record: Record) -> Machine:
         """The machine that has this row, whatever it is named by now."""
-        return Machine(self._surroundings, record)
+        return Machine(self._context, record)
 
     def machines(self) -> list[Machine]:
         """All machines, the oldest first; those that are incomplete are none yet."""
         self._sweep_incomplete()
-        self._surroundings.sweep_abandoned()
+        sweep_abandoned(self._context)
         records = self._store.machines()
-        return [Machine(self._surroundings, record) for record in records if not record.incomplete]
+        return [Machine(self._context, record) for record in records if not record.incomplete]
 
     def snapshots(self) -> list[Snapshot]:
         """All snapshots, the oldest first.
@@ -334,7 +338,7 @@ class Manager:
         """
         from cerne.manager.snapshot import Snapshot
 
-        return [Snapshot(self._surroundings, row) for row in self._store.snapshots()]
+        return [Snapshot(self._context, row) for row in self._store.snapshots()]
 
     def snapshot_names(self) -> list[str]:
         """The names of all snapshots, the oldest first, even of those that cannot be read."""
@@ -352,7 +356,7 @@ class Manager:
         row = self._store.find_snapshot(name)
         if row is None:
             raise unknown_snapshot(name)
-        return Snapshot(self._surroundings, row)
+        return Snapshot(self._context, row)
 
     def remove_snapshot(self, name: str) -> None:
         """Remove the snapshot of this name or ID, even one that cannot be read.
@@ -365,7 +369,7 @@ class Manager:
         row = self._store.find_snapshot(name)
         if row is None:
             raise unknown_snapshot(name)
-        remove(self._surroundings, row)
+        remove(self._context, row)
 
     def import_snapshot(
         self, source: Path, name: str | None = None, progress: Progress | None = None
@@ -384,8 +388,8 @@ class Manager:
         from cerne.manager.transfer import import_snapshot
 
         self._sweep()
-        row = import_snapshot(self._surroundings, source, name, progress or silent)
-        return Snapshot(self._surroundings, row)
+        row = import_snapshot(self._context, source, name, progress or silent)
+        return Snapshot(self._context, row)
 
     def events(self, after: int = 0) -> list[Event]:
         """What happened to all machines, from the event numbered `after` on."""
@@ -438,26 +442,26 @@ class Manager:
                 self._require_image(record.digest)
                 raise
         if spec.data_disks:
-            from cerne.manager.attachments import make_disk
+            from cerne.manager.machines.attach import make_disk
 
-            life = Life(self._surroundings, record)
+            context = MachineContext(self._context, record)
             for disk in spec.data_disks:
-                make_disk(life, disk)
-            life.settle_disks()
+                make_disk(context, disk)
+            settle_disks(context)
 
     def _sweep_incomplete(self) -> None:
         """Remove the forks whose command was killed before they were complete."""
         for record in self._store.incomplete():
             # What is still being made stays; its lock is held.
             with contextlib.suppress(NotFoundError):
-                Life(self._surroundings, record).record()
+                current_record(MachineContext(self._context, record))
 
     def _sweep(self) -> None:
         """Remove what commands that were killed left, and nothing in the store names."""
         from cerne.manager import snapshot
 
         self._sweep_incomplete()
-        self._surroundings.sweep_abandoned()
+        sweep_abandoned(self._context)
         known = self._store.ids()
         for machine_id in names_in(self.home.machines) - known:
             lock = self.home.machine_lock(machine_id)
@@ -468,7 +472,7 @@ class Manager:
         self._sweep_locks(known)
         snapshot.sweep(self.home, self._store, known)
         self.templates.sweep()
-        self._surroundings.collect()
+        collect(self._context)
 
     def _sweep_locks(self, known: Set[str]) -> None:
         """Remove the locks of what a command was killed over before there was anything of it."""

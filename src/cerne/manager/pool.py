@@ -22,7 +22,7 @@ from cerne.spec.upgrade import stored_spec
 
 if TYPE_CHECKING:
     from cerne.images import Progress
-    from cerne.manager.machine import Machine
+    from cerne.manager.machines.machine import Machine
     from cerne.manager.manager import Manager
     from cerne.manager.store import Store
     from cerne.spec.machine import MachineSpec

@@ -16,7 +16,7 @@ from cerne.units import parse_duration
 if TYPE_CHECKING:
     from cerne.images import Progress
     from cerne.manager.asynchronous import AsyncMachine
-    from cerne.manager.machine import Machine
+    from cerne.manager.machines.machine import Machine
     from cerne.spec.asked import MachineFields
 
 

@@ -18,13 +18,22 @@ from cerne import faults
 from cerne.engine.plan import UserNic
 from cerne.errors import InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors, sync_directory
-from cerne.manager.attachments import require_own_disks
-from cerne.manager.births import births, new_record, spec_of_child
-from cerne.manager.life import READY_TIMEOUT, Life, Surroundings
 from cerne.manager.lock import held, is_held, remove_unheld
+from cerne.manager.machines.attach import plug_missing, require_own_disks
+from cerne.manager.machines.collection import collect
+from cerne.manager.machines.context import MachineContext, ManagerContext
+from cerne.manager.machines.creation import creating, new_record, spec_of_child
+from cerne.manager.machines.disks import freeze, lay, own_disks
+from cerne.manager.machines.ending import kill
+from cerne.manager.machines.launch import launch
+from cerne.manager.machines.operation import operation
+from cerne.manager.machines.readiness import await_ready, introduce
+from cerne.manager.machines.saving import saving
+from cerne.manager.machines.states import require_state
+from cerne.manager.machines.stats import allocated
+from cerne.manager.machines.telling import READY_TIMEOUT, tell
 from cerne.manager.manifest import Manifest, read_manifest
 from cerne.manager.recovery import discard, names_in
-from cerne.manager.stats import allocated
 from cerne.manager.store import Record, SnapshotRow, State, Store, snapshot_name_in_use
 from cerne.spec.limits import ROOT_SERIAL
 from cerne.spec.names import check_name
@@ -35,16 +44,16 @@ if TYPE_CHECKING:
     from cerne.engine.plan import LaunchPlan
     from cerne.images import Progress
     from cerne.manager.home import Home
-    from cerne.manager.machine import Machine
+    from cerne.manager.machines.machine import Machine
     from cerne.spec.ports import PublishedPort
 
 
 class Snapshot:
     """A snapshot that is in the store. Get one from `Manager.snapshots` or `Machine.snapshot`."""
 
-    def __init__(self, surroundings: Surroundings, row: SnapshotRow) -> None:
-        self._surroundings = surroundings
-        self._home = surroundings.home
+    def __init__(self, manager: ManagerContext, row: SnapshotRow) -> None:
+        self._context = manager
+        self._home = manager.home
         self._row = row
         self.manifest: Manifest = read_manifest(row.manifest, f"the snapshot {row.name}")
 
@@ -103,9 +112,9 @@ class Snapshot:
             DamagedError, HostError: the snapshot is damaged, or this host cannot go on with it.
             CerneError: what `Machine.start` raises.
         """
-        from cerne.manager.machine import Machine
+        from cerne.manager.machines.machine import Machine
 
-        record = self._surroundings.store.find_id(self.manifest.machine)
+        record = self._context.store.find_id(self.manifest.machine)
         if record is None:
             removed = f"the machine that {self.name} is of, {self.manifest.spec.name}, is not there"
             imported = f"{self.name} was imported, and is of no machine here"
@@ -113,21 +122,21 @@ class Snapshot:
                 removed if self.manifest.machine else imported,
                 hint=f"make another of it: cerne snapshot restore {self.name} --as NAME",
             )
-        life = Life(self._surroundings, record)
-        with self._held("restore"), life.operation("restore") as present:
-            self._require_same_devices(life)
+        context = MachineContext(self._context, record)
+        with self._held("restore"), operation(context, "restore") as present:
+            self._require_same_devices(context)
             engine = self._engine()
             # What cannot be is refused before the machine that runs is ended; what it has is its.
-            engine.require(_without_what_it_has(life.plan(self.memory)))
+            engine.require(_without_what_it_has(context.plan(self.memory)))
             if present.state.live:
-                life.last = life.kill(present, f"killed, to go back to {self.name}")
-            life.launch(engine, self.memory, self.layers)
+                context.last = kill(context, present, f"killed, to go back to {self.name}")
+            launch(context, engine, self.memory, self.layers)
         if self.memory is None:
-            life.await_ready(READY_TIMEOUT)
+            await_ready(context, READY_TIMEOUT)
         else:
-            life.tell()
-        life.surroundings.collect()
-        return Machine(self._surroundings, life.last)
+            tell(context)
+        collect(context.manager)
+        return Machine(self._context, context.last)
 
     def restore_as(
         self, name: str, ports: Sequence[PublishedPort | str] = (), network: str | None = None
@@ -142,7 +151,7 @@ class Snapshot:
             DamagedError, HostError: the snapshot is damaged, or this host cannot go on with it.
             CerneError: it did not start; nothing is left of it.
         """
-        from cerne.manager.machine import Machine
+        from cerne.manager.machines.machine import Machine
 
         manifest = self.manifest
         if not manifest.machine and network is None:
@@ -157,8 +166,8 @@ class Snapshot:
         )
         with self._held("restore"):
             if manifest.has_memory:
-                return Machine(self._surroundings, self._continued(record))
-            machine = Machine(self._surroundings, self._defined(record))
+                return Machine(self._context, self._continued(record))
+            machine = Machine(self._context, self._defined(record))
         try:
             machine.start()
         except BaseException as error:
@@ -177,45 +186,45 @@ class Snapshot:
         from cerne.manager.transfer import export_snapshot
 
         with self._held("export"):
-            export_snapshot(self._surroundings, self, target, progress or silent)
+            export_snapshot(self._context, self, target, progress or silent)
 
     def remove(self) -> None:
         """Remove it; machines that were made of it are not touched."""
-        remove(self._surroundings, self._row)
+        remove(self._context, self._row)
 
     def _continued(self, record: Record) -> Record:
         """Another machine, gone on from the memory."""
         engine = self._engine()
-        engine.require(Life(self._surroundings, record).plan(self.memory))
-        with births(self._surroundings, [record]) as (life,):
-            life.store.refer_to_layers([life.id], self._layer_ids)
-            life.lay(self.layers)
+        engine.require(MachineContext(self._context, record).plan(self.memory))
+        with creating(self._context, [record]) as (context,):
+            context.store.refer_to_layers([context.id], self._layer_ids)
+            lay(context, self.layers)
             faults.step("children made")
-            life.launch(engine, self.memory)
-            life.introduce()
-            return life.last
+            launch(context, engine, self.memory)
+            introduce(context)
+            return context.last
 
     def _defined(self, record: Record) -> Record:
         """Another machine with the disk, not started."""
-        life = Life(self._surroundings, record)
-        with held(life.lock_path, "create", record.name):
+        context = MachineContext(self._context, record)
+        with held(context.lock_path, "create", record.name):
             try:
-                life.directory.mkdir(mode=0o700)
-                life.lay(self.layers)
-                life.store.add(record, self._layer_ids)
+                context.directory.mkdir(mode=0o700)
+                lay(context, self.layers)
+                context.store.add(record, self._layer_ids)
             except BaseException:
-                discard(life.directory)
-                life.lock_path.unlink(missing_ok=True)
+                discard(context.directory)
+                context.lock_path.unlink(missing_ok=True)
                 raise
         return record
 
-    def _require_same_devices(self, life: Life) -> None:
-        then, now = self.manifest.spec, life.spec
+    def _require_same_devices(self, context: MachineContext) -> None:
+        then, now = self.manifest.spec, context.spec
         if (then.data_disks, then.added_nics) != (now.data_disks, now.added_nics):
             raise StateError(
-                f"{life.last.name} has other disks or network cards than it had in {self.name}",
+                f"{context.last.name} has other disks or network cards than it had in {self.name}",
                 hint=f"make another machine of it: cerne snapshot restore {self.name} --as NAME",
-                machine=life.last.name,
+                machine=context.last.name,
             )
 
     def _refuse_strange_tap(self) -> None:
@@ -228,46 +237,46 @@ class Snapshot:
 
     def _engine(self) -> Engine:
         wanted = self.manifest.engine or self.manifest.spec.engine
-        return self._surroundings.choose_engine(wanted)
+        return self._context.choose_engine(wanted)
 
     @contextmanager
     def _held(self, operation: str) -> Iterator[None]:
-        with _held(self._surroundings, self._row, operation):
+        with _held(self._context, self._row, operation):
             yield
 
 
 @contextmanager
-def _held(surroundings: Surroundings, row: SnapshotRow, operation: str) -> Iterator[None]:
-    with held(surroundings.home.machine_lock(row.id), operation, row.name):
-        if surroundings.store.find_snapshot(row.id) is None:
+def _held(manager: ManagerContext, row: SnapshotRow, operation: str) -> Iterator[None]:
+    with held(manager.home.machine_lock(row.id), operation, row.name):
+        if manager.store.find_snapshot(row.id) is None:
             raise unknown_snapshot(row.name)
         yield
 
 
-def remove(surroundings: Surroundings, row: SnapshotRow) -> None:
+def remove(manager: ManagerContext, row: SnapshotRow) -> None:
     """Remove a snapshot, whatever it is of (see `Snapshot.remove`)."""
-    home = surroundings.home
-    with _held(surroundings, row, "remove"):
-        surroundings.store.remove_snapshot(row)
+    home = manager.home
+    with _held(manager, row, "remove"):
+        manager.store.remove_snapshot(row)
         faults.step("snapshot forgotten")
         discard(home.snapshot_directory(row.id))
         home.machine_lock(row.id).unlink(missing_ok=True)
-    surroundings.collect()
+    collect(manager)
 
 
-def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
+def take(context: MachineContext, name: str | None, *, memory: bool) -> Snapshot:
     """Make a snapshot of a machine (see `Machine.snapshot`)."""
-    store, home = life.store, life.home
+    store, home = context.store, context.home
     chosen = "" if name is None else check_name(name, "a snapshot's")
     if chosen and store.find_snapshot(chosen) is not None:
         raise snapshot_name_in_use(chosen)
-    with life.operation("snapshot") as record:
-        life.require(record, *_KEPT)
+    with operation(context, "snapshot") as record:
+        require_state(record, *_KEPT)
         runs = record.state.live
-        require_own_disks(life.spec)
+        require_own_disks(context.spec)
         if runs:
-            life.plug_missing()
-        if not runs and not life.own_disks():
+            plug_missing(context)
+        if not runs and not own_disks(context):
             raise InputError(
                 f"{record.name} is {record.state}, and has no disk of its own: there is nothing"
                 " to keep",
@@ -277,10 +286,10 @@ def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
         directory = home.snapshot_directory(snapshot_id)
         with (
             held(home.machine_lock(snapshot_id), "snapshot", chosen or record.name),
-            _undone(life, snapshot_id),
+            _undone(context, snapshot_id),
             storage_errors(f"keeping {record.name}", home.data),
         ):
-            layers = _kept(life, record, directory) if runs else life.freeze()
+            layers = _kept(context, record, directory) if runs else freeze(context)
             if not memory:
                 discard(directory)
             ids = {serial: layer.stem for serial, layer in layers.items()}
@@ -288,13 +297,13 @@ def take(life: Life, name: str | None, *, memory: bool) -> Snapshot:
                 id=snapshot_id,
                 name=chosen,
                 layer=ids.pop(ROOT_SERIAL, ""),
-                manifest=_manifest(life, record, ids, memory=runs and memory).model_dump_json(),
+                manifest=_manifest(context, record, ids, memory=runs and memory).model_dump_json(),
                 created=time.time(),
             )
             faults.step("snapshot whole")
             row = store.add_snapshot(row, record, ids.values())
             faults.step("snapshot added")
-    return Snapshot(life.surroundings, row)
+    return Snapshot(context.manager, row)
 
 
 def sweep(home: Home, store: Store, known: Set[str]) -> None:
@@ -321,25 +330,25 @@ _KEPT = (
 )
 
 
-def _kept(life: Life, record: Record, directory: Path) -> dict[str, Path]:
+def _kept(context: MachineContext, record: Record, directory: Path) -> dict[str, Path]:
     """Save a machine that runs; the layers that are its disks as its memory knows them."""
-    instance = life.instance(record)
-    with life.saving(record, directory):
-        layers = life.freeze()
-        instance.save(directory, life.disks(), resume=True)
+    instance = context.instance(record)
+    with saving(context, record, directory):
+        layers = freeze(context)
+        instance.save(directory, context.disks(), resume=True)
         sync_directory(directory.parent)
         faults.step("memory saved")
     return layers
 
 
 @contextmanager
-def _undone(life: Life, snapshot_id: str) -> Iterator[None]:
+def _undone(context: MachineContext, snapshot_id: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        discard(life.home.snapshot_directory(snapshot_id))
-        life.home.machine_lock(snapshot_id).unlink(missing_ok=True)
-        life.surroundings.collect()
+        discard(context.home.snapshot_directory(snapshot_id))
+        context.home.machine_lock(snapshot_id).unlink(missing_ok=True)
+        collect(context.manager)
         raise
 
 
@@ -348,11 +357,13 @@ def data_layers(home: Home, manifest: Manifest) -> dict[str, Path]:
     return {serial: home.layer(layer) for serial, layer in manifest.data_layers.items()}
 
 
-def _manifest(life: Life, record: Record, data_layers: dict[str, str], *, memory: bool) -> Manifest:
-    instance = life.instance(record).record if memory else None
+def _manifest(
+    context: MachineContext, record: Record, data_layers: dict[str, str], *, memory: bool
+) -> Manifest:
+    instance = context.instance(record).record if memory else None
     return Manifest(
         machine=record.id,
-        spec=life.spec,
+        spec=context.spec,
         image=record.image,
         digest=record.digest,
         engine=instance.engine if instance else "",

@@ -11,8 +11,7 @@ import json
 import logging
 import os
 import uuid
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,18 +19,19 @@ from cerne import faults
 from cerne.errors import DamagedError
 from cerne.images.files import storage_errors, sync_directory
 from cerne.manager.background import run_later
-from cerne.manager.births import births, new_record
-from cerne.manager.life import KILL_TIMEOUT
 from cerne.manager.lock import held, is_held
-from cerne.manager.readiness import BootWatch
+from cerne.manager.machines.collection import collect
+from cerne.manager.machines.context import MachineContext, ManagerContext
+from cerne.manager.machines.creation import creating, new_record
+from cerne.manager.machines.ending import KILL_TIMEOUT, abandon
+from cerne.manager.machines.watch import BootWatch
 from cerne.manager.recovery import discard
+from cerne.manager.template_files import Template, read_template, templates_of, write_template
 from cerne.spec.network import NetworkKind
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
     from cerne.images import Image, Progress
-    from cerne.manager.home import Home
-    from cerne.manager.life import Life, Surroundings
     from cerne.spec.machine import MachineSpec
 
 VARIABLE = "CERNE_TEMPLATES"
@@ -41,39 +41,24 @@ _FORMAT = 1
 _KIND = {"version", "name", "image", "cpus", "memory", "disks", "engine"}
 """The fields of a specification that tell one template from another."""
 
-_NOTE = "template.json"
 # It has none; but it is as incomplete as a fork is, and removed like one where it is left behind.
 _PARENT = "template"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Template:
-    """A template that is complete."""
-
-    directory: Path
-    """What the engine saved."""
-    image: str
-    """The digest of the image that was booted."""
-    family: str
-    """The same for templates of which one replaces the other."""
-    layer: str
-    """The ID of its disk's layer; empty where its image has no disk."""
-
-
 class Templates:
     """The templates of one home."""
 
-    def __init__(self, surroundings: Surroundings) -> None:
-        self._surroundings = surroundings
-        self._home = surroundings.home
+    def __init__(self, manager: ManagerContext) -> None:
+        self._context = manager
+        self._home = manager.home
 
     def find(self, spec: MachineSpec, image: Image, engine: Engine) -> Template | None:
         """The template for such a machine, if there is one and templates are not turned off."""
         if not may_have_template(spec, image):
             return None
         try:
-            return _read(self._home.template(_key(spec, image, engine)))
+            return read_template(self._home.template(_key(spec, image, engine)))
         except DamagedError:
             return None
 
@@ -94,7 +79,7 @@ class Templates:
         directory = self._home.template(key)
         with held(self._home.template_lock(key), "warm", spec.image):
             try:
-                return _read(directory)
+                return read_template(directory)
             except DamagedError:
                 discard(directory)
             if progress is not None:
@@ -103,7 +88,7 @@ class Templates:
         for other in templates_of(self._home):
             if other.family == template.family and other.directory != directory:
                 self.remove(other)
-        self._surroundings.collect()
+        collect(self._context)
         return template
 
     def make_later(self, spec: MachineSpec) -> None:
@@ -146,37 +131,28 @@ class Templates:
         )
         with (
             storage_errors(f"making a template of {spec.image}", self._home.data),
-            births(self._surroundings, [record]) as (life,),
+            creating(self._context, [record]) as (context,),
         ):
             try:
                 making.mkdir(mode=0o700)
-                _boot_and_save(life, image, engine, making, timeout)
+                _boot_and_save(context, image, engine, making, timeout)
                 # No layer is collected before the template that names it is there.
-                with life.layers.locked():
-                    layer = _keep_disk(life, image)
+                with context.layers.locked():
+                    layer = _keep_disk(context, image)
                     family = _family(spec, image, engine)
                     template = Template(directory, image.digest, family, layer)
-                    _write(template, making)
+                    write_template(template, making)
                     faults.step("template saved")
                     making.rename(directory)
                     sync_directory(directory.parent)
                     if layer:
-                        life.store.add_layers({layer: None})
+                        context.store.add_layers({layer: None})
             except BaseException:
                 discard(making)
                 raise
             faults.step("template kept")
-            life.abandon()
+            abandon(context)
         return template
-
-
-def templates_of(home: Home) -> Iterator[Template]:
-    """All templates that are complete."""
-    for directory in sorted(home.templates.glob("[!.]*/")):
-        try:
-            yield _read(directory)
-        except DamagedError as error:
-            _log.debug("%s", error.message)
 
 
 def may_have_template(spec: MachineSpec, image: Image) -> bool:
@@ -189,33 +165,33 @@ def may_have_template(spec: MachineSpec, image: Image) -> bool:
 
 
 def _boot_and_save(
-    life: Life, image: Image, engine: Engine, directory: Path, timeout: float
+    context: MachineContext, image: Image, engine: Engine, directory: Path, timeout: float
 ) -> None:
     """Boot an incomplete machine, save it and end it."""
-    disk = life.home.root_disk(life.id)
+    disk = context.home.root_disk(context.id)
     if image.disk is not None:
         from cerne.storage.overlay import create_overlay
 
-        create_overlay(image.disk.path, image.disk.format, disk, life.spec.root_size)
-    plan = replace(life.plan(), memory_file=directory / "memory")
+        create_overlay(image.disk.path, image.disk.format, disk, context.spec.root_size)
+    plan = replace(context.plan(), memory_file=directory / "memory")
     engine.require(plan)
     instance = engine.start(plan)
     kept = instance.record.to_json()
-    life.last = life.store.note_process(life.last, instance.process, instance=kept)
+    context.last = context.store.note_process(context.last, instance.process, instance=kept)
     faults.step("template booting")
-    watch = BootWatch(life.last.name, instance.process, life.console_log)
+    watch = BootWatch(context.last.name, instance.process, context.console_log)
     instance.agent().wait_ready(timeout, alive=watch.check)
     instance.save(directory, plan.disks, resume=False)
     instance.kill()
     instance.wait(KILL_TIMEOUT)
 
 
-def _keep_disk(life: Life, image: Image) -> str:
+def _keep_disk(context: MachineContext, image: Image) -> str:
     """Make a machine's disk a layer; its ID, or an empty string where it has no disk."""
     if image.disk is None:
         return ""
     layer = uuid.uuid4().hex[:12]
-    life.home.root_disk(life.id).rename(life.home.layer(layer))
+    context.home.root_disk(context.id).rename(context.home.layer(layer))
     return layer
 
 
@@ -229,22 +205,3 @@ def _family(spec: MachineSpec, image: Image, engine: Engine) -> str:
 
 def _digest(parts: list[object]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-
-
-def _write(template: Template, directory: Path) -> None:
-    note = {"image": template.image, "family": template.family, "layer": template.layer}
-    path = directory / _NOTE
-    with path.open("w") as file:
-        json.dump(note, file)
-        file.flush()
-        os.fsync(file.fileno())
-    sync_directory(directory)
-
-
-def _read(directory: Path) -> Template:
-    path = directory / _NOTE
-    try:
-        note = json.loads(path.read_text())
-        return Template(directory, str(note["image"]), str(note["family"]), str(note["layer"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{directory} is no template: {error}") from error

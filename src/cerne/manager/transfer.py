@@ -23,6 +23,8 @@ from cerne.images.store import Parts
 from cerne.manager import archive
 from cerne.manager.layers import Layers
 from cerne.manager.lock import held
+from cerne.manager.machines.collection import collect
+from cerne.manager.machines.context import ManagerContext
 from cerne.manager.outside import (
     require_nothing_of_a_host,
     require_plausible_memory,
@@ -38,7 +40,6 @@ from cerne.units import format_size
 
 if TYPE_CHECKING:
     from cerne.images import Image, Progress
-    from cerne.manager.life import Surroundings
     from cerne.manager.manifest import Manifest
     from cerne.manager.snapshot import Snapshot
 
@@ -46,17 +47,17 @@ _DISK = "disk.qcow2"
 
 
 def export_snapshot(
-    surroundings: Surroundings, snapshot: Snapshot, target: Path, progress: Progress
+    manager: ManagerContext, snapshot: Snapshot, target: Path, progress: Progress
 ) -> None:
     """Write a snapshot, and the image that it is of, to one file (see `Snapshot.export`)."""
     if target.exists():
         raise InputError(f"{target} is there already", hint="give another path")
     require_nothing_of_a_host(snapshot.manifest.spec, snapshot.name)
-    image = surroundings.images().get(snapshot.manifest.digest)
+    image = manager.images().get(snapshot.manifest.digest)
     home = target.absolute().parent
     with (
         storage_errors(f"exporting {snapshot.name}", home),
-        unmade_directory(surroundings.home, "export") as work,
+        unmade_directory(manager.home, "export") as work,
     ):
         work.mkdir(mode=0o700)
         files = _files(snapshot, image, work)
@@ -77,29 +78,29 @@ def export_snapshot(
 
 
 def import_snapshot(
-    surroundings: Surroundings, source: Path, name: str | None, progress: Progress
+    manager: ManagerContext, source: Path, name: str | None, progress: Progress
 ) -> SnapshotRow:
     """Take a snapshot from a file (see `Manager.import_snapshot`)."""
     try:
         file = source.open("rb")
     except OSError as error:
         raise NotFoundError(f"{source} cannot be read: {error.strerror}") from error
-    with file, storage_errors(f"importing {source}", surroundings.home.data):
+    with file, storage_errors(f"importing {source}", manager.home.data):
         reader = archive.Reader(file, str(source))
         manifest = strange_manifest(reader.index.manifest, str(source))
         chosen = check_name(name or reader.index.name, "a snapshot's")
-        if surroundings.store.find_snapshot(chosen) is not None:
+        if manager.store.find_snapshot(chosen) is not None:
             raise snapshot_name_in_use(chosen)
-        _check_host(surroundings, manifest, str(source))
+        _check_host(manager, manifest, str(source))
         require_plausible_memory(_memory(reader.index), manifest.spec.memory)
-        _check_space(surroundings.home.data, reader.index.held)
-        with _imported(surroundings) as (snapshot_id, work):
+        _check_space(manager.home.data, reader.index.held)
+        with _imported(manager) as (snapshot_id, work):
             reader.extract(
                 lambda member: _place(work, member),
                 lambda done, all_: progress(f"importing {chosen}", done, all_),
             )
             faults.step("members read")
-            image = _image(surroundings, reader.index, work)
+            image = _image(manager, reader.index, work)
             row = SnapshotRow(
                 id=snapshot_id,
                 name=chosen,
@@ -108,11 +109,11 @@ def import_snapshot(
                 created=time.time(),
             )
             _check_disk(image, work, manifest)
-            with Layers(surroundings.home, surroundings.store).locked():
-                _keep_disk(image, work, surroundings.home.layer(row.layer))
+            with Layers(manager.home, manager.store).locked():
+                _keep_disk(image, work, manager.home.layer(row.layer))
                 _keep_memory(work, manifest)
                 faults.step("import whole")
-                surroundings.store.add_snapshot(row)
+                manager.store.add_snapshot(row)
         return row
 
 
@@ -142,9 +143,9 @@ def _parts(image: Image) -> archive.ImageParts:
 
 
 @contextmanager
-def _imported(surroundings: Surroundings) -> Iterator[tuple[str, Path]]:
+def _imported(manager: ManagerContext) -> Iterator[tuple[str, Path]]:
     """The ID and the directory of a snapshot that is being made; nothing is left on a failure."""
-    home = surroundings.home
+    home = manager.home
     snapshot_id = uuid.uuid4().hex[:12]
     work, lock = home.snapshot_directory(snapshot_id), home.machine_lock(snapshot_id)
     with held(lock, "import", "a snapshot"):
@@ -154,15 +155,15 @@ def _imported(surroundings: Surroundings) -> Iterator[tuple[str, Path]]:
         except BaseException:
             discard(work)
             lock.unlink(missing_ok=True)
-            surroundings.collect()
+            collect(manager)
             raise
 
 
-def _check_host(surroundings: Surroundings, manifest: Manifest, what: str) -> None:
+def _check_host(manager: ManagerContext, manifest: Manifest, what: str) -> None:
     """Refuse what this host could not go on with, before anything of it is loaded."""
     if not manifest.has_memory:
         return
-    engine = surroundings.choose_engine(manifest.engine)
+    engine = manager.choose_engine(manifest.engine)
     if not engine.restores(manifest.fingerprint):
         raise HostError(
             f"{what} was saved on another kind of processor, or by another version of its engine:"
@@ -186,9 +187,9 @@ def _place(work: Path, member: str) -> Path:
     return work / (name if kind == "memory" else f".{member.replace('/', '-')}")
 
 
-def _image(surroundings: Surroundings, index: archive.Index, work: Path) -> Image:
+def _image(manager: ManagerContext, index: archive.Index, work: Path) -> Image:
     """The image of a snapshot: the one that is here, or else the one that came with it."""
-    images, digest = surroundings.images(), index.manifest.digest
+    images, digest = manager.images(), index.manifest.digest
     with suppress(NotFoundError):
         return images.get(digest)
     said = index.image

@@ -61,7 +61,7 @@ class Record:
     parent: str = ""
     """The ID of the machine that it was forked or restored from; empty otherwise."""
     untold: str = ""
-    """What its guest must still be told (`cerne.manager.telling`), with commas between."""
+    """What its guest must still be told (`cerne.manager.machines.telling`), with commas between."""
     doing: str = ""
     """The command that changes whether its vCPUs run: should it be killed, its process is asked."""
     client: ProcessIdentity | None = None

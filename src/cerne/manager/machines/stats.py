@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.errors import StateError
+from cerne.errors import EngineError, NotAnsweringError, StateError
+from cerne.manager.lock import is_held
+from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.recovery import current_record
+from cerne.manager.machines.states import hung, refuse_stopped, state_error
+from cerne.manager.store import Record, State
 
 if TYPE_CHECKING:
     from cerne.engine.base import GuestMemoryUse
@@ -56,6 +61,18 @@ def measure(record: Record, directory: Path) -> Stats:
     )
 
 
+def stats(context: MachineContext) -> Stats:
+    """What it uses of this host now (see `Machine.stats`)."""
+    record = current_record(context)
+    if record.state not in (State.RUNNING, State.PAUSED):
+        raise state_error(record)
+    used = measure(record, context.home.machine_directory(context.id))
+    try:
+        return replace(used, guest=_guest_memory(context, record))
+    except NotAnsweringError as error:
+        return replace(used, hangs=error)
+
+
 def _stat(record: Record) -> list[bytes]:
     """The fields of the process's stat file after its name, so that field 3 is the first."""
     ended = StateError(f"{record.name} has just ended", machine=record.name)
@@ -81,3 +98,18 @@ def _allocated(path: Path) -> int:
         return path.stat().st_blocks * 512
     except FileNotFoundError:
         return 0
+
+
+def _guest_memory(context: MachineContext, record: Record) -> GuestMemoryUse | None:
+    """What its guest says of its memory; None where nobody can be asked."""
+    refuse_stopped(record)
+    runs = record.state is State.RUNNING
+    try:
+        return context.instance(record).stats(runs=runs)
+    except NotAnsweringError as error:
+        if is_held(context.lock_path):
+            # It answers to the command that works on it.
+            return None
+        raise hung(record) from error
+    except EngineError:
+        return None

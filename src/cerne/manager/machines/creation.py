@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING
 from cerne import faults
 from cerne.errors import InputError
 from cerne.manager.admission import memory_limit
-from cerne.manager.life import Life, Surroundings
 from cerne.manager.lock import held
-from cerne.manager.readiness import quote_logs
+from cerne.manager.machines.context import MachineContext, ManagerContext
+from cerne.manager.machines.ending import abandon, clear_runtime
+from cerne.manager.machines.recovery import sweep_abandoned
+from cerne.manager.machines.watch import quote_logs
 from cerne.manager.store import Record, State
 from cerne.spec.network import parse_network
 
@@ -82,32 +84,32 @@ def new_record(
 
 
 @contextmanager
-def births(surroundings: Surroundings, records: Sequence[Record]) -> Iterator[list[Life]]:
+def creating(manager: ManagerContext, records: Sequence[Record]) -> Iterator[list[MachineContext]]:
     """Add incomplete machines; where this block fails, those that are not complete are removed.
 
     Raises:
         ConflictError: a name is in use.
         CapacityError: the host cannot guarantee their memory.
     """
-    lives = [Life(surroundings, record) for record in records]
-    surroundings.sweep_abandoned()
+    contexts = [MachineContext(manager, record) for record in records]
+    sweep_abandoned(manager)
     with ExitStack() as locks:
-        for life in lives:
-            locks.enter_context(held(life.lock_path, "fork", life.last.name))
+        for context in contexts:
+            locks.enter_context(held(context.lock_path, "fork", context.last.name))
         try:
-            surroundings.store.add_incomplete(records, memory_limit())
+            manager.store.add_incomplete(records, memory_limit())
         except BaseException:
-            for life in lives:
-                life.lock_path.unlink(missing_ok=True)
+            for context in contexts:
+                context.lock_path.unlink(missing_ok=True)
             raise
         try:
             faults.step("children added")
-            for life in lives:
-                life.directory.mkdir(mode=0o700)
-                life.clear_runtime()
-            yield lives
+            for context in contexts:
+                context.directory.mkdir(mode=0o700)
+                clear_runtime(context)
+            yield contexts
         except BaseException as error:
-            for life in lives:
-                quote_logs(error, life.logs)
-                life.abandon()
+            for context in contexts:
+                quote_logs(error, context.logs)
+                abandon(context)
             raise

@@ -1,4 +1,4 @@
-"""One machine and its life, as people and programs have it.
+"""One machine, as people and programs have it, and the states that it goes through.
 
 defined → starting → running ⇄ paused → stopping → stopped, and failed with the reason
                      running → saving → running, or suspended → running
@@ -6,57 +6,38 @@ defined → starting → running ⇄ paused → stopping → stopped, and failed
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import signal
 import socket
-import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, overload
 
-from cerne import faults
 from cerne.errors import (
-    CerneError,
     CommandError,
-    ConflictError,
-    EngineError,
-    GuestError,
-    GuestTimeoutError,
-    HostError,
     InputError,
-    NotAnsweringError,
-    NotFoundError,
-    StateError,
 )
-from cerne.manager import suspension
-from cerne.manager.life import (
-    KILL_TIMEOUT,
-    READY_TIMEOUT,
-    WAS_PAUSED,
-    Life,
-    Surroundings,
-    hung,
-    refuse_stopped,
-    state_error,
+from cerne.manager.machines.context import MachineContext, ManagerContext
+from cerne.manager.machines.notes import unserved
+from cerne.manager.machines.pause import pause, resume
+from cerne.manager.machines.plan import nic_plans
+from cerne.manager.machines.reach import agent, console, require_vsock, vsock
+from cerne.manager.machines.recovery import (
+    current_record,
+    noticed,
 )
-from cerne.manager.lock import is_held
-from cerne.manager.plan import nic_plans, wanted_engine
-from cerne.manager.readiness import quote_logs
-from cerne.manager.stats import Stats, measure
+from cerne.manager.machines.remove import remove, undo
+from cerne.manager.machines.rename import rename
+from cerne.manager.machines.start import start
+from cerne.manager.machines.stats import Stats, stats
+from cerne.manager.machines.stop import STOP_TIMEOUT, kill_now, stop
+from cerne.manager.machines.suspend import suspend, wake
+from cerne.manager.machines.wait import wait
 from cerne.manager.store import Event, Record, State
-from cerne.manager.telling import Untold, added
-from cerne.manager.template import Templates
-from cerne.spec.names import check_name
 from cerne.units import parse_size
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from cerne.engine.base import GuestMemoryUse, Instance, Vsock
+    from cerne.engine.base import Vsock
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.manager.snapshot import Snapshot
     from cerne.manager.store.changes import Changes
@@ -68,44 +49,32 @@ if TYPE_CHECKING:
 UNPLUG_TIMEOUT = 10.0
 """Seconds that a guest may take to let go of a device, unless a command says otherwise."""
 
-STOP_TIMEOUT = 10.0
-"""Seconds that a guest may take to shut down before it is killed, unless a command says
-otherwise."""
-
-KILLED = "killed: "
-"""What a stopped machine's reason begins with that did not shut down by itself."""
 
 VSOCK_TIMEOUT = 20.0
 """Seconds that a guest may take to answer to a connection."""
-
-_FAILURES_KEPT = 20
-_LOOKING = 0.5
-"""Seconds after which one looks whether a command that starts a machine was killed."""
-_ASKING_ENDS = 1.0
-"""Seconds in which a guest's connection ends whose process has ended."""
 
 
 class Machine:
     """A machine that is in the store, whether it runs or not. Get one from `Manager`."""
 
-    def __init__(self, surroundings: Surroundings, record: Record) -> None:
-        self._life = Life(surroundings, record)
-        self._home = surroundings.home
-        self._store = surroundings.store
+    def __init__(self, manager: ManagerContext, record: Record) -> None:
+        self._context = MachineContext(manager, record)
+        self._home = manager.home
+        self._store = manager.store
 
     def __repr__(self) -> str:
-        record = self._life.last
+        record = self._context.last
         return f"<Machine {record.name} {record.state} of {record.image}>"
 
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits that stay the same whatever it is named."""
-        return self._life.last.id
+        return self._context.last.id
 
     @property
     def name(self) -> str:
         """Its name."""
-        return self._life.last.name
+        return self._context.last.name
 
     @property
     def record(self) -> Record:
@@ -114,12 +83,12 @@ class Machine:
         Raises:
             NotFoundError: it has been removed.
         """
-        return self._life.record()
+        return current_record(self._context)
 
     @property
     def listed(self) -> Record:
         """What was known of it when it was found; a run that has ended since is noticed."""
-        return self._life.looked_at()
+        return noticed(self._context)
 
     @property
     def state(self) -> State:
@@ -129,27 +98,27 @@ class Machine:
     @property
     def spec(self) -> MachineSpec:
         """What was asked for."""
-        return self._life.spec
+        return self._context.spec
 
     @property
     def ports(self) -> tuple[PublishedPort, ...]:
         """Its published ports; while it runs, with the numbers that were chosen for it."""
-        return self._life.ports
+        return self._context.ports
 
     @property
     def unserved(self) -> list[str]:
         """Its devices whose process has ended and is not started again, such as ``net0``."""
-        return self._life.unserved()
+        return unserved(self._context)
 
     @property
     def console_log(self) -> Path:
         """Everything that its serial console said in its last run."""
-        return self._life.console_log
+        return self._context.console_log
 
     @property
     def engine_log(self) -> Path:
         """What its process said in its last run."""
-        return self._life.directory / "engine.log"
+        return self._context.directory / "engine.log"
 
     def start(self, timeout: float | None = None, *, cold: bool = False) -> None:
         """Start it, and wait at most `timeout` seconds until its guest is ready.
@@ -163,32 +132,7 @@ class Machine:
             EngineError, GuestError: it did not start, or its guest did not become ready; it has
                 been killed and is ``failed``.
         """
-        if self._life.record().state is State.SUSPENDED:
-            self.wake()
-            return
-        if self._life.last.state is State.RUNNING and self._life.last.untold:
-            # A command was killed while it waited for this guest.
-            self._life.await_ready(READY_TIMEOUT if timeout is None else timeout)
-            return
-        with self._life.operation("start") as record:
-            if record.state.live:
-                raise StateError(
-                    f"{record.name} is {record.state} already",
-                    hint=f"restart it with: cerne restart {record.name}",
-                    machine=record.name,
-                )
-            self._life.require(record, State.DEFINED, State.STOPPED, State.FAILED)
-            image = self._life.image()
-            engine = self._life.surroundings.choose_engine(wanted_engine(self.spec, image))
-            # What goes on from a template may have no balloon (see `cerne.engine.qmp.balloon`).
-            new = record.state is State.DEFINED and not cold and self.spec.balloon is None
-            templates = Templates(self._life.surroundings)
-            template = templates.find(self.spec, image, engine) if new else None
-            warm = self._life.start_new(engine, template)
-        if warm:
-            self._life.tell()
-        else:
-            self._life.await_ready(READY_TIMEOUT if timeout is None else timeout)
+        start(self._context, timeout, cold=cold)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Shut its guest down; kill it if that takes more than `timeout` seconds.
@@ -198,50 +142,14 @@ class Machine:
         Raises:
             StateError: it is suspended, and would lose what is in its memory.
         """
-        with self._life.operation("stop", settle=False) as found:
-            record = self._life.settled_if_it_answers(found)
-            if record.state is State.SUSPENDED:
-                raise StateError(
-                    f"{record.name} is suspended: stopped, it would lose what is in its memory",
-                    hint=f"wake it first: cerne wake {record.name}; or throw its memory away:"
-                    f" cerne kill {record.name}",
-                    machine=record.name,
-                )
-            if not record.state.live or record.process is None:
-                return
-            was_ready = record.ready is not None or Untold.IDENTITY in record.untold
-            reason = WAS_PAUSED if record.state is State.PAUSED else ""
-            stopping = self._store.change(record, State.STOPPING, reason=reason)
-            faults.step("stopping")
-            deadline = time.monotonic() + timeout
-            # In a thread: a guest that hangs must not make anybody wait longer than was said.
-            asking = threading.Thread(
-                target=self._ask_to_shut_down, args=(record, was_ready), daemon=True
-            )
-            asking.start()
-            if record.process.wait(max(0.0, deadline - time.monotonic())):
-                self._life.last = self._life.ended(stopping, State.STOPPED, "shut down")
-            else:
-                late = f"{KILLED}it did not shut down within {timeout:g} s"
-                self._life.last = self._life.kill(stopping, late)
-            asking.join(_ASKING_ENDS)
+        stop(self._context, timeout)
 
     def kill(self) -> None:
         """End it at once, as if its power were cut; a suspended one loses its memory.
 
         Nothing happens where it does not run.
         """
-        # Before the lock is asked for: a stop that waits for its guest must not hold this up.
-        process = self._store.get(self.id).process
-        if process is not None:
-            process.send(signal.SIGKILL)
-            process.wait(KILL_TIMEOUT)
-        with self._life.operation("kill", settle=False) as record:
-            if record.state.live:
-                self._life.last = self._life.kill(record, "killed")
-            elif record.state is State.SUSPENDED:
-                why = "killed while it was suspended"
-                self._life.last = self._life.ended(record, State.STOPPED, why)
+        kill_now(self._context)
 
     def suspend(self) -> None:
         """Save its memory to the disk and end its process; `wake` goes on from there.
@@ -251,7 +159,7 @@ class Machine:
             EngineError, InputError: its engine cannot save it; it runs on.
             StorageError: there is no space for its memory; it runs on.
         """
-        suspension.suspend(self._life)
+        suspend(self._context)
 
     def wake(self) -> None:
         """Let it go on from where it was suspended.
@@ -263,7 +171,7 @@ class Machine:
             EngineError: it did not start; it stays suspended.
             GuestError: it runs, and its agent does not answer.
         """
-        suspension.wake(self._life)
+        wake(self._context)
 
     def snapshot(self, name: str | None = None, *, memory: bool = True) -> Snapshot:
         """Keep it as it is now, to go back to or to make others from.
@@ -278,7 +186,7 @@ class Machine:
         """
         from cerne.manager import snapshot
 
-        return snapshot.take(self._life, name, memory=memory)
+        return snapshot.take(self._context, name, memory=memory)
 
     def fork(
         self,
@@ -303,10 +211,10 @@ class Machine:
             CapacityError: the host cannot guarantee their memory.
             EngineError, GuestError: a child did not start; there is none, and the parent runs on.
         """
-        from cerne.manager.forking import fork
+        from cerne.manager.machines.fork import fork
 
-        children = fork(self._life, count, names, ports, network)
-        return [Machine(self._life.surroundings, child) for child in children]
+        children = fork(self._context, count, names, ports, network)
+        return [Machine(self._context.manager, child) for child in children]
 
     def attach_disk(
         self, disk: str | int | Path, serial: str | None = None, *, read_only: bool = False
@@ -327,10 +235,10 @@ class Machine:
             ConflictError: another machine uses the disk.
             EngineError, StorageError: it could not be added; nothing of it is left.
         """
-        from cerne.manager.attachments import attach_disk
+        from cerne.manager.machines.attach import attach_disk
 
         what = str(disk) if isinstance(disk, int) else disk
-        return attach_disk(self._life, what, serial, read_only=read_only)
+        return attach_disk(self._context, what, serial, read_only=read_only)
 
     def detach_disk(
         self, disk: str, *, force: bool = False, timeout: float = UNPLUG_TIMEOUT
@@ -348,9 +256,9 @@ class Machine:
             StorageError: the disk is out and kept, and lies on layers that there is no space to
                 copy.
         """
-        from cerne.manager.attachments import detach_disk
+        from cerne.manager.machines.attach import detach_disk
 
-        return detach_disk(self._life, disk, timeout, force=force)
+        return detach_disk(self._context, disk, timeout, force=force)
 
     def disk_file(self, disk: Disk) -> Path:
         """The file or the device that a disk of its specification is."""
@@ -365,9 +273,9 @@ class Machine:
             ConflictError, HostError: it cannot have the tap.
             EngineError: it could not be added; nothing of it is left.
         """
-        from cerne.manager.attachments import attach_nic
+        from cerne.manager.machines.attach import attach_nic
 
-        return attach_nic(self._life, network)
+        return attach_nic(self._context, network)
 
     def detach_nic(
         self, number: int, *, force: bool = False, timeout: float = UNPLUG_TIMEOUT
@@ -378,9 +286,9 @@ class Machine:
             NotFoundError: it has no such card, or one that stays.
             StateError, GuestTimeoutError, GuestError, InputError: as `detach_disk`.
         """
-        from cerne.manager.attachments import detach_nic
+        from cerne.manager.machines.attach import detach_nic
 
-        detach_nic(self._life, number, timeout, force=force)
+        detach_nic(self._context, number, timeout, force=force)
 
     def nics(self) -> dict[int, str]:
         """The addresses of its network cards by their numbers; the first, 0, stays."""
@@ -393,14 +301,7 @@ class Machine:
         Raises:
             StateError: it does not run.
         """
-        with self._life.operation("pause") as record:
-            self._life.require(record, State.RUNNING, State.PAUSED)
-            if record.state is State.RUNNING:
-                record = self._store.begin(record, "pause")
-                faults.step("pausing")
-                self._life.instance(record).pause()
-                faults.step("paused")
-                self._life.last = self._store.change(record, State.PAUSED)
+        pause(self._context)
 
     def resume(self) -> None:
         """Let its vCPUs run on.
@@ -408,15 +309,7 @@ class Machine:
         Raises:
             StateError: it does not run.
         """
-        with self._life.operation("resume") as record:
-            self._life.require(record, State.RUNNING, State.PAUSED)
-            if record.state is State.PAUSED:
-                record = self._store.begin(record, "resume")
-                faults.step("resuming")
-                self._life.instance(record).resume()
-                faults.step("resumed")
-                self._life.last = self._life.observed(record, "resumed")
-        self._life.tell()
+        resume(self._context)
 
     def restart(self, timeout: float = STOP_TIMEOUT) -> None:
         """Stop it as `stop` does, and start it again."""
@@ -432,31 +325,7 @@ class Machine:
             StateError: its guest knows the old name, and there is no agent to tell it.
             GuestError: its guest could not be told.
         """
-        check_name(name)
-        with self._life.operation("rename") as record:
-            told = record.state is State.RUNNING and record.ready and self._has_agent(record)
-            if record.state.live and not told:
-                raise StateError(
-                    f"{record.name} is {record.state}, and its guest knows its name",
-                    hint=f"stop it first: cerne stop {record.name}",
-                    machine=record.name,
-                )
-            spec = self.spec.changed(name=name)
-            untold = added(record.untold, Untold.IDENTITY)
-            self._store.rename(
-                record, name, spec.model_dump_json(), untold if told else record.untold
-            )
-            faults.step("renamed")
-            self._life.last = self._store.get(self.id)
-        try:
-            self._life.tell()
-        except (GuestError, EngineError) as error:
-            raise GuestError(
-                f"the machine is named {name} now, and its guest was not told: {error.message}",
-                hint="the next command that reaches its guest tells it, such as:"
-                f" cerne exec {name} -- hostname",
-                machine=name,
-            ) from error
+        rename(self._context, name)
 
     def adjust(self, *, balloon: int | str | None = None, cpu_weight: int | None = None) -> None:
         """Change what is given, at once where it runs, and for its next start.
@@ -472,10 +341,10 @@ class Machine:
             StateError: it has no balloon.
             EngineError: it does not answer; it is as it was.
         """
-        from cerne.manager.adjustment import adjust
+        from cerne.manager.machines.adjust import adjust
 
         size = parse_size(balloon) if isinstance(balloon, str) else balloon
-        adjust(self._life, size, cpu_weight)
+        adjust(self._context, size, cpu_weight)
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it, with its disks and logs; with `force` even while it runs.
@@ -485,29 +354,11 @@ class Machine:
         Raises:
             StateError: it runs, and `force` was not given.
         """
-        if force:
-            self.kill()
-        with self._life.operation("remove") as record:
-            if record.state.live:
-                raise StateError(
-                    f"{record.name} is {record.state}",
-                    hint=f"stop it first, or: cerne rm --force {record.name}",
-                    machine=record.name,
-                )
-            if record.state is State.FAILED:
-                self._keep_failure(record)
-            # What was taken out by a command that was killed is not its any more.
-            self._life.release_disks()
-            self._life.forget(record)
+        remove(self._context, force=force)
 
     def undo(self, error: BaseException) -> None:
         """Remove it, as its making failed with this error, which is told what its logs said."""
-        quote_logs(error, self._life.logs)
-        # Another command may have removed it meanwhile.
-        with contextlib.suppress(NotFoundError):
-            self.remove(force=True)
-        if isinstance(error, CerneError):
-            error.advise(f"nothing is left of {self.name}")
+        undo(self._context, error)
 
     def wait(self, timeout: float | None = None) -> State:
         """Wait until it does not run, at most `timeout` seconds; its state then.
@@ -515,26 +366,7 @@ class Machine:
         Raises:
             GuestTimeoutError: it still runs.
         """
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while (record := self.record).state.live:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise GuestTimeoutError(
-                    f"{self.name} is still {record.state} after {timeout:g} s",
-                    hint=f"stop it with: cerne stop {self.name}",
-                    machine=self.name,
-                )
-            if record.process is None:
-                self._await_change(left)
-            else:
-                record.process.wait(left)
-        return record.state
-
-    def _await_change(self, timeout: float | None) -> None:
-        """Wait until it is given a process, or the command that was to do so was killed."""
-        with self._store.changes() as changes:
-            if self.record.process is None:
-                changes.wait(_LOOKING if timeout is None else min(timeout, _LOOKING))
+        return wait(self._context, timeout)
 
     def agent(self) -> GuestAgent:
         """Its guest's agent, for all that is done inside.
@@ -543,17 +375,7 @@ class Machine:
             StateError: it does not run, or is paused.
             GuestError: its image has no agent.
         """
-        record = self.record
-        self._life.require(record, State.RUNNING)
-        self._life.tell()
-        instance = self._life.instance()
-        if record.ready is None and not instance.record.agent:
-            raise GuestError(
-                f"the image of {record.name} has no agent in it",
-                hint=f"use its console: cerne console {record.name}",
-                machine=record.name,
-            )
-        return instance.agent()
+        return agent(self._context)
 
     @overload
     def exec(
@@ -668,16 +490,12 @@ class Machine:
             StateError: it does not run.
             BusyError: another has the console.
         """
-        self._life.require(self.record, State.RUNNING, State.PAUSED)
-        return self._life.instance().console()
+        return console(self._context)
 
     @property
     def vsock(self) -> str:
         """Where its sockets are while it runs: a directory, or a CID; empty where it has none."""
-        record = self.record
-        if record.state not in (State.RUNNING, State.PAUSED):
-            return ""
-        way = self._life.instance().vsock()
+        way = vsock(self._context)
         return "" if way is None else way.place
 
     def vsock_connect(self, port: int, timeout: float = VSOCK_TIMEOUT) -> socket.socket:
@@ -714,67 +532,7 @@ class Machine:
         Raises:
             StateError: it does not run.
         """
-        record = self.record
-        if record.state not in (State.RUNNING, State.PAUSED):
-            raise state_error(record)
-        used = measure(record, self._home.machine_directory(self.id))
-        try:
-            return replace(used, guest=self._guest_memory(record))
-        except NotAnsweringError as error:
-            return replace(used, hangs=error)
-
-    def _guest_memory(self, record: Record) -> GuestMemoryUse | None:
-        refuse_stopped(record)
-        runs = record.state is State.RUNNING
-        try:
-            return self._life.instance(record).stats(runs=runs)
-        except NotAnsweringError as error:
-            if is_held(self._life.lock_path):
-                # It answers to the command that works on it.
-                return None
-            raise hung(record) from error
-        except EngineError:
-            return None
+        return stats(self._context)
 
     def _vsock(self) -> Vsock:
-        self._life.require(self.record, State.RUNNING)
-        way = self._life.instance().vsock()
-        if way is None:
-            raise HostError(
-                f"{self.name} has no vsock: this host has no vhost-vsock for QEMU, or not for you",
-                hint="modprobe vhost_vsock, and restart the machine; or use --engine native",
-                machine=self.name,
-            )
-        return way
-
-    def _ask_to_shut_down(self, record: Record, was_ready: bool) -> None:
-        """Tell the guest to shut down, by its agent or by its power button."""
-        # What goes wrong here is the guest's affair: it is killed if it does not shut down.
-        with contextlib.suppress(CerneError):
-            instance = self._life.instance(record)
-            if record.state is State.PAUSED:
-                instance.resume()
-            if was_ready and _told_agent(instance):
-                return
-            instance.power_button()
-
-    def _has_agent(self, record: Record) -> bool:
-        return self._life.instance(record).record.agent
-
-    def _keep_failure(self, record: Record) -> None:
-        if not self.console_log.exists():
-            return
-        # A log that cannot be kept, on a full disk say, must not keep the machine.
-        with contextlib.suppress(OSError):
-            shutil.copyfile(self.console_log, self._home.failure_log(record.name))
-            logs = sorted(self._home.failures.iterdir(), key=os.path.getmtime)
-            for log in logs[:-_FAILURES_KEPT]:
-                log.unlink()
-
-
-def _told_agent(instance: Instance) -> bool:
-    try:
-        instance.agent().shutdown()
-    except (GuestError, ConflictError):
-        return False
-    return True
+        return require_vsock(self._context)

@@ -12,29 +12,31 @@ from typing import TYPE_CHECKING
 from cerne import faults
 from cerne.errors import CerneError, InputError
 from cerne.host.cgroup import require_weights
+from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.operation import operation
+from cerne.manager.machines.states import require_state
 from cerne.manager.store import State
 
 if TYPE_CHECKING:
-    from cerne.manager.life import Life
     from cerne.manager.store import Record
 
 
-def adjust(life: Life, balloon: int | None, cpu_weight: int | None) -> None:
+def adjust(context: MachineContext, balloon: int | None, cpu_weight: int | None) -> None:
     """Change what is given (see `Machine.adjust`)."""
     changes = {"balloon": balloon, "cpu_weight": cpu_weight}
     given = {name: value for name, value in changes.items() if value is not None}
     if not given:
         raise InputError("nothing is to be changed", hint="say what: cerne set NAME --balloon 256M")
-    with life.operation("set") as record:
-        life.require(record, *_CHANGEABLE)
-        spec = life.spec.changed(**given)
+    with operation(context, "set") as record:
+        require_state(record, *_CHANGEABLE)
+        spec = context.spec.changed(**given)
         if cpu_weight is not None:
             require_weights()
         if record.state.live:
-            _apply(life, record, balloon, cpu_weight)
+            _apply(context, record, balloon, cpu_weight)
         words = ", ".join(f"{name} {value}" for name, value in given.items())
-        life.store.change_spec(record, spec.model_dump_json(), words)
-        life.last = life.store.get(life.id)
+        context.store.change_spec(record, spec.model_dump_json(), words)
+        context.last = context.store.get(context.id)
 
 
 _CHANGEABLE = (
@@ -47,10 +49,12 @@ _CHANGEABLE = (
 )
 
 
-def _apply(life: Life, record: Record, balloon: int | None, cpu_weight: int | None) -> None:
+def _apply(
+    context: MachineContext, record: Record, balloon: int | None, cpu_weight: int | None
+) -> None:
     """Change a process that runs: all of it, or nothing."""
-    former = life.spec.balloon
-    instance = life.instance(record)
+    former = context.spec.balloon
+    instance = context.instance(record)
     if balloon is not None:
         instance.set_memory(balloon)
     if cpu_weight is None or record.process is None:

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 
 from cerne import faults
 from cerne.errors import GuestError, StateError
-from cerne.manager.life import refuse_stopped
 from cerne.manager.lock import held
-from cerne.manager.plan import share_tag
-from cerne.manager.readiness import BootWatch
+from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.plan import share_tag
+from cerne.manager.machines.states import refuse_stopped
+from cerne.manager.machines.watch import BootWatch
 from cerne.manager.store import State
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cerne.guest import GuestAgent
-    from cerne.manager.life import Life
     from cerne.manager.store import Record
 
 _log = logging.getLogger(__name__)
@@ -31,6 +33,10 @@ _MOUNT = (
     ' mkdir -p "$1" && exec mount -t "$2" -o "$3" "$4" "$1"'
 )
 """Mounts once: a command may have been killed after it did."""
+
+
+READY_TIMEOUT = 120.0
+"""Seconds that a guest may take to become ready, unless a command says otherwise."""
 
 
 class Untold(StrEnum):
@@ -49,7 +55,16 @@ def added(untold: str, what: Untold) -> str:
     return ",".join(sorted({what, *filter(None, untold.split(","))}))
 
 
-def tell(life: Life, timeout: float) -> None:
+def to_be_told(context: MachineContext, record: Record, saved: Path | None, *, agent: bool) -> str:
+    """What a guest must be told once it runs, if it has an agent."""
+    if not agent:
+        return ""
+    if saved is None:
+        return Untold.BOOT
+    return added(record.untold if saved == context.saved else "", Untold.IDENTITY)
+
+
+def tell(context: MachineContext, timeout: float = READY_TIMEOUT) -> None:
     """Tell a guest that runs all that it must still be told, once its agent answers.
 
     Several commands may want to at once: one does, and the others wait for it.
@@ -58,40 +73,42 @@ def tell(life: Life, timeout: float) -> None:
         StateError: its machine was paused meanwhile; it is told once it runs on.
         GuestError: it does not answer in `timeout` seconds, or cannot do as it is told.
     """
-    with held(life.telling_lock, "start", life.last.name, timeout):
-        while (record := life.store.get(life.id)).untold:
-            life.last = record
-            if life.instance(record).record.agent:
-                _say(life, record, timeout)
+    if not context.last.untold:
+        return
+    with held(context.telling_lock, "start", context.last.name, timeout):
+        while (record := context.store.get(context.id)).untold:
+            context.last = record
+            if context.instance(record).record.agent:
+                _say(context, record, timeout)
             # Not where it was renamed or paused meanwhile: then there is more to tell.
-            life.store.set_told(record)
-        life.last = record
+            context.store.set_told(record)
+        context.last = record
 
 
-def _say(life: Life, record: Record, timeout: float) -> None:
+def _say(context: MachineContext, record: Record, timeout: float) -> None:
     refuse_stopped(record)
     untold = record.untold.split(",")
-    agent = life.instance(record).agent()
+    agent = context.instance(record).agent()
     if Untold.BOOT in untold:
-        agent.wait_ready(timeout, alive=partial(_goes_on, life, record, _watch(life, record)))
+        agent.wait_ready(timeout, alive=partial(_goes_on, context, record, _watch(context, record)))
         _log.debug("the agent of %s answers", record.name)
-        _mount_shares(life, agent)
+        _mount_shares(context, agent)
     if untold == [Untold.TIME]:
         agent.set_time()
         return
-    mac = life.first_mac() if Untold.IDENTITY in untold else None
+    mac = context.first_mac() if Untold.IDENTITY in untold else None
     agent.renew(hostname=record.name, mac=mac)
     faults.step("renewed")
 
 
-def _watch(life: Life, record: Record) -> BootWatch:
+def _watch(context: MachineContext, record: Record) -> BootWatch:
     assert record.process is not None
-    return BootWatch(record.name, record.process, life.console_log)
+    return BootWatch(record.name, record.process, context.console_log)
 
 
-def _goes_on(life: Life, record: Record, watch: BootWatch) -> bool:
+def _goes_on(context: MachineContext, record: Record, watch: BootWatch) -> bool:
     """Whether its process runs; a machine that somebody paused is not waited for."""
-    if life.store.get(life.id).state is State.PAUSED:
+    if context.store.get(context.id).state is State.PAUSED:
         raise StateError(
             f"{record.name} was paused before its guest was ready",
             hint=f"let it go on: cerne resume {record.name}",
@@ -100,11 +117,11 @@ def _goes_on(life: Life, record: Record, watch: BootWatch) -> bool:
     return watch.check()
 
 
-def _mount_shares(life: Life, agent: GuestAgent) -> None:
-    if not life.spec.mounts:
+def _mount_shares(context: MachineContext, agent: GuestAgent) -> None:
+    if not context.spec.mounts:
         return
-    share = life.engine().share_type
-    for index, mount in enumerate(life.spec.mounts):
+    share = context.engine().share_type
+    for index, mount in enumerate(context.spec.mounts):
         mode = "ro" if mount.read_only else "rw"
         options = ",".join(filter(None, (share.options, mode)))
         named = (mount.target, share.file_system, options, share_tag(index))
@@ -113,8 +130,8 @@ def _mount_shares(life: Life, agent: GuestAgent) -> None:
             said = done.stderr.decode(errors="replace").strip()
             raise GuestError(
                 f"{mount.source} could not be mounted at {mount.target}"
-                f" in {life.last.name}: {said}",
+                f" in {context.last.name}: {said}",
                 hint=f"the guest's kernel needs {share.file_system} over virtio, as that of:"
                 " cerne kernel build",
-                machine=life.last.name,
+                machine=context.last.name,
             )

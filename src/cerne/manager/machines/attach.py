@@ -13,15 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
+from cerne.engine.plan import slots
 from cerne.errors import ConflictError, InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors
+from cerne.manager.machines.collection import collect
+from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.disks import MADE, settle_disks
+from cerne.manager.machines.operation import operation
+from cerne.manager.machines.plan import disk_plan, nic_plan, nic_plans
+from cerne.manager.machines.states import require_state
 from cerne.manager.on_host import found_disk
-from cerne.manager.plan import disk_plan, nic_plan
 from cerne.manager.store import Record, State
 
 if TYPE_CHECKING:
     from cerne.manager.home import Home
-    from cerne.manager.life import Life
     from cerne.spec.disk import Disk
     from cerne.spec.machine import MachineSpec
     from cerne.spec.nic import Nic
@@ -78,13 +83,15 @@ def _is_linked(home: Home, path: Path) -> bool:
     return any(os.path.samestat(status, each.stat()) for each in own if each.is_file())
 
 
-def attach_disk(life: Life, what: str | Path, serial: str | None, *, read_only: bool) -> Disk:
+def attach_disk(
+    context: MachineContext, what: str | Path, serial: str | None, *, read_only: bool
+) -> Disk:
     """Add a disk to a machine (see `Machine.attach_disk`)."""
     from cerne.spec.disk import Disk, free_serial
 
-    with life.operation("attach") as record:
-        life.require(record, *_ATTACHABLE)
-        spec = life.spec
+    with operation(context, "attach") as record:
+        require_state(record, *_ATTACHABLE)
+        spec = context.spec
         chosen, slot = serial or free_serial(spec.disks), spec.free_slot
         if isinstance(what, Path):
             disk = Disk(serial=chosen, slot=slot, path=what, read_only=read_only)
@@ -92,74 +99,74 @@ def attach_disk(life: Life, what: str | Path, serial: str | None, *, read_only: 
             disk = Disk.parse(what, chosen, slot, read_only=read_only)
         disk = found_disk(disk)
         changed = spec.changed(disks=(*spec.disks, disk))
-        require_not_ours(life.home, [disk])
-        _prepare(life, record)
-        with storage_errors(f"making a disk of {record.name}", life.directory):
-            make_disk(life, disk)
+        require_not_ours(context.home, [disk])
+        _prepare(context, record)
+        with storage_errors(f"making a disk of {record.name}", context.directory):
+            make_disk(context, disk)
             faults.step("disk made")
-            _change(life, changed, f"disk {disk.serial} attached")
-            life.settle_disks()
+            _change(context, changed, f"disk {disk.serial} attached")
+            settle_disks(context)
         faults.step("disk noted")
         if record.state.live:
             try:
-                life.instance().plug(disk_plan(life.home, life.id, disk))
+                context.instance().plug(disk_plan(context.home, context.id, disk))
             except BaseException:
-                _change(life, spec, f"disk {disk.serial} not attached")
+                _change(context, spec, f"disk {disk.serial} not attached")
                 # It has never been used.
-                _own_file(life, disk).unlink(missing_ok=True)
+                _own_file(context, disk).unlink(missing_ok=True)
                 raise
         faults.step("disk plugged")
     return disk
 
 
-def detach_disk(life: Life, which: str, timeout: float, *, force: bool) -> Path:
+def detach_disk(context: MachineContext, which: str, timeout: float, *, force: bool) -> Path:
     """Take a disk from a machine (see `Machine.detach_disk`)."""
-    with life.operation("detach") as record:
-        life.require(record, *_ATTACHABLE)
-        spec = life.spec
+    with operation(context, "detach") as record:
+        require_state(record, *_ATTACHABLE)
+        spec = context.spec
         disk = _find_disk(spec, which)
-        _unplug(life, record, disk.number - 1, timeout, force=force)
+        _unplug(context, record, disk.number - 1, timeout, force=force)
         faults.step("disk unplugged")
         left = tuple(each for each in spec.disks if each != disk)
-        _change(life, spec.changed(disks=left), f"disk {disk.serial} detached")
+        _change(context, spec.changed(disks=left), f"disk {disk.serial} detached")
         faults.step("disk forgotten")
         if disk.path is not None:
             return disk.path
-        with storage_errors(f"keeping the disk {disk.serial}", life.home.disks):
-            kept = life.settle_disks()[disk.serial]
+        with storage_errors(f"keeping the disk {disk.serial}", context.home.disks):
+            kept = settle_disks(context)[disk.serial]
             # It may go anywhere from now on, where its layers do not follow.
-            life.layers.flatten(kept)
-        life.layers.settle(life.id)
-        life.surroundings.collect()
+            context.layers.flatten(kept)
+        context.layers.settle(context.id)
+        collect(context.manager)
     return kept
 
 
-def attach_nic(life: Life, network: str) -> Nic:
+def attach_nic(context: MachineContext, network: str) -> Nic:
     """Add a network card to a machine (see `Machine.attach_nic`)."""
     from cerne.spec.nic import Nic
 
-    with life.operation("attach") as record:
-        life.require(record, *_ATTACHABLE)
-        spec = life.spec
+    with operation(context, "attach") as record:
+        require_state(record, *_ATTACHABLE)
+        spec = context.spec
         nic = Nic(slot=spec.free_slot, network=network)
         changed = spec.changed(nics=(*spec.nics, nic))
-        _prepare(life, record)
-        _change(life, changed, f"nic {nic.number} attached")
+        _prepare(context, record)
+        _change(context, changed, f"nic {nic.number} attached")
         faults.step("nic noted")
         if record.state.live:
             try:
-                life.instance().plug(nic_plan(life.id, nic))
+                context.instance().plug(nic_plan(context.id, nic))
             except BaseException:
-                _change(life, spec, f"nic {nic.number} not attached")
+                _change(context, spec, f"nic {nic.number} not attached")
                 raise
     return nic
 
 
-def detach_nic(life: Life, number: int, timeout: float, *, force: bool) -> None:
+def detach_nic(context: MachineContext, number: int, timeout: float, *, force: bool) -> None:
     """Take a network card from a machine (see `Machine.detach_nic`)."""
-    with life.operation("detach") as record:
-        life.require(record, *_ATTACHABLE)
-        spec = life.spec
+    with operation(context, "detach") as record:
+        require_state(record, *_ATTACHABLE)
+        spec = context.spec
         # The first card, 0, stays.
         left = tuple(nic for nic in spec.nics if not number or nic.number != number)
         if len(left) == len(spec.nics):
@@ -167,38 +174,56 @@ def detach_nic(life: Life, number: int, timeout: float, *, force: bool) -> None:
                 f"{record.name} has no network card {number} that can be taken out",
                 hint=f"see: cerne nic ls {record.name}",
             )
-        _unplug(life, record, number - 1, timeout, force=force)
+        _unplug(context, record, number - 1, timeout, force=force)
         faults.step("nic unplugged")
-        _change(life, spec.changed(nics=left), f"nic {number} detached")
+        _change(context, spec.changed(nics=left), f"nic {number} detached")
 
 
-def make_disk(life: Life, disk: Disk) -> None:
+def plug_missing(context: MachineContext) -> None:
+    """Plug into its process what its specification has, and a killed command left out.
+
+    Raises:
+        CerneError: it cannot be plugged in.
+    """
+    settle_disks(context)
+    devices = slots((*context.disks(), *nic_plans(context.id, context.spec)))
+    if not devices:
+        return
+    instance = context.instance()
+    plugged = instance.plugged()
+    for slot, device in devices.items():
+        if slot not in plugged:
+            instance.plug(device)
+
+
+def make_disk(context: MachineContext, disk: Disk) -> None:
     """Make the file of a disk that is a machine's own; it is named once `settle_disks` has run.
 
     Raises:
         StorageError: it cannot be made.
     """
-    from cerne.manager.life import MADE
     from cerne.storage.overlay import create_empty
 
     if disk.size is not None:
-        file = _own_file(life, disk)
+        file = _own_file(context, disk)
         create_empty(file.with_name(file.name + MADE), disk.size)
 
 
-def _own_file(life: Life, disk: Disk) -> Path:
-    return life.home.disk(life.id, disk.serial)
+def _own_file(context: MachineContext, disk: Disk) -> Path:
+    return context.home.disk(context.id, disk.serial)
 
 
-def _prepare(life: Life, record: Record) -> None:
+def _prepare(context: MachineContext, record: Record) -> None:
     """Put right what a command left that was killed."""
     if record.state.live:
-        life.plug_missing()
+        plug_missing(context)
     else:
-        life.settle_disks()
+        settle_disks(context)
 
 
-def _unplug(life: Life, record: Record, slot: int, timeout: float, *, force: bool) -> None:
+def _unplug(
+    context: MachineContext, record: Record, slot: int, timeout: float, *, force: bool
+) -> None:
     if record.state is State.PAUSED and not force:
         raise StateError(
             f"{record.name} is paused, and its guest cannot let go of anything",
@@ -206,12 +231,12 @@ def _unplug(life: Life, record: Record, slot: int, timeout: float, *, force: boo
             machine=record.name,
         )
     if record.state.live:
-        life.instance(record).unplug(slot, timeout, force=force)
+        context.instance(record).unplug(slot, timeout, force=force)
 
 
-def _change(life: Life, spec: MachineSpec, detail: str) -> None:
-    life.store.change_spec(life.last, spec.model_dump_json(), detail)
-    life.last = life.store.get(life.id)
+def _change(context: MachineContext, spec: MachineSpec, detail: str) -> None:
+    context.store.change_spec(context.last, spec.model_dump_json(), detail)
+    context.last = context.store.get(context.id)
 
 
 def _find_disk(spec: MachineSpec, which: str) -> Disk:

@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING
 from cerne import faults
 from cerne.errors import ConflictError, InputError
 from cerne.images.files import storage_errors
-from cerne.manager.attachments import require_own_disks
-from cerne.manager.births import births, new_record, spec_of_child
-from cerne.manager.life import Life
+from cerne.manager.machines.attach import plug_missing, require_own_disks
+from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.creation import creating, new_record, spec_of_child
+from cerne.manager.machines.disks import freeze, lay
+from cerne.manager.machines.launch import choosing_ports
+from cerne.manager.machines.operation import operation
+from cerne.manager.machines.readiness import introduce
+from cerne.manager.machines.saving import saving
+from cerne.manager.machines.states import require_state
+from cerne.manager.machines.weight import take_weight
 from cerne.manager.recovery import unmade_directory
 from cerne.manager.store import Record, State
 
@@ -29,7 +36,7 @@ MOST_CHILDREN = 256
 """How many machines one fork makes at most."""
 
 
-def _child_names(life: Life, count: int | None, names: Sequence[str]) -> list[str]:
+def _child_names(context: MachineContext, count: int | None, names: Sequence[str]) -> list[str]:
     """What the children are called: as given, and after their parent where names are missing.
 
     The parent's lock is held, so that no other fork of it makes the same names up.
@@ -43,14 +50,14 @@ def _child_names(life: Life, count: int | None, names: Sequence[str]) -> list[st
             f"{wanted} children, of {len(names)} names, cannot be",
             hint=f"ask for 1 to {MOST_CHILDREN}, and for no fewer than there are names",
         )
-    taken = life.store.names() | set(names)
-    made_up = (f"{life.last.name}-{number}" for number in numbers(1))
+    taken = context.store.names() | set(names)
+    made_up = (f"{context.last.name}-{number}" for number in numbers(1))
     free = (name for name in made_up if name not in taken)
     return [*names, *(next(free) for _ in range(wanted - len(names)))]
 
 
 def fork(
-    life: Life,
+    context: MachineContext,
     count: int | None,
     names: Sequence[str],
     ports: Sequence[PublishedPort | str],
@@ -65,15 +72,15 @@ def fork(
     if len(set(names)) < len(names):
         raise ConflictError("the same name is asked for twice", hint="name each one once")
     with ExitStack() as locked:
-        record = locked.enter_context(life.operation("fork"))
-        life.require(record, State.RUNNING)
-        require_own_disks(life.spec)
-        life.plug_missing()
-        engine = life.engine()
-        chosen = _child_names(life, count, names)
+        record = locked.enter_context(operation(context, "fork"))
+        require_state(record, State.RUNNING)
+        require_own_disks(context.spec)
+        plug_missing(context)
+        engine = context.engine()
+        chosen = _child_names(context, count, names)
         records = [
             new_record(
-                spec_of_child(life.spec, name, ports, network),
+                spec_of_child(context.spec, name, ports, network),
                 record.image,
                 record.digest,
                 engine=engine.name,
@@ -83,43 +90,49 @@ def fork(
             for name in chosen
         ]
         for newborn in records:
-            engine.require(Life(life.surroundings, newborn).plan())
-        with births(life.surroundings, records) as children:
-            _make(life, record, children, engine)
+            engine.require(MachineContext(context.manager, newborn).plan())
+        with creating(context.manager, records) as children:
+            _make(context, record, children, engine)
             # The parent need not wait for its children's guests.
             locked.close()
             for child in children:
-                child.introduce()
+                introduce(child)
             return [child.last for child in children]
 
 
-def _make(parent: Life, record: Record, children: Sequence[Life], engine: Engine) -> None:
+def _make(
+    parent: MachineContext, record: Record, children: Sequence[MachineContext], engine: Engine
+) -> None:
     with unmade_directory(parent.home, "fork") as directory, ExitStack() as chosen:
         for child in children:
-            chosen.enter_context(child.choosing_ports())
+            chosen.enter_context(choosing_ports(child))
         with (
             storage_errors(f"forking {record.name}", parent.home.data),
-            parent.saving(record, directory, done="forked"),
+            saving(parent, record, directory, done="forked"),
         ):
-            layers = parent.freeze()
+            layers = freeze(parent)
             under = [layer.stem for layer in layers.values()]
             parent.store.refer_to_layers([child.id for child in children], under)
             for child in children:
-                child.lay(layers)
+                lay(child, layers)
             faults.step("children made")
             forked = _forked(parent, record, children, engine, directory)
             faults.step("forked")
         if forked is None:
             forked = [engine.start(child.plan(directory)) for child in children]
         for child, instance in zip(children, forked, strict=True):
-            child.take_weight(instance)
+            take_weight(child, instance)
             kept = instance.record.to_json()
             child.last = child.store.note_process(child.last, instance.process, instance=kept)
             faults.step("child noted")
 
 
 def _forked(
-    parent: Life, record: Record, children: Sequence[Life], engine: Engine, directory: Path
+    parent: MachineContext,
+    record: Record,
+    children: Sequence[MachineContext],
+    engine: Engine,
+    directory: Path,
 ) -> list[Instance] | None:
     """The children that run; or None where the parent was saved to a directory instead."""
     instance = parent.instance(record)

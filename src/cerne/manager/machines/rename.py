@@ -1,0 +1,51 @@
+"""Giving a machine another name, of which its guest is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerne import faults
+from cerne.errors import (
+    EngineError,
+    GuestError,
+    StateError,
+)
+from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.operation import operation
+from cerne.manager.machines.telling import Untold, added, tell
+from cerne.manager.store import State
+from cerne.spec.names import check_name
+
+if TYPE_CHECKING:
+    pass
+
+
+def rename(context: MachineContext, name: str) -> None:
+    """Give it another name (see `Machine.rename`)."""
+    check_name(name)
+    with operation(context, "rename") as record:
+        told = (
+            record.state is State.RUNNING and record.ready and context.instance(record).record.agent
+        )
+        if record.state.live and not told:
+            raise StateError(
+                f"{record.name} is {record.state}, and its guest knows its name",
+                hint=f"stop it first: cerne stop {record.name}",
+                machine=record.name,
+            )
+        spec = context.spec.changed(name=name)
+        untold = added(record.untold, Untold.IDENTITY)
+        context.store.rename(
+            record, name, spec.model_dump_json(), untold if told else record.untold
+        )
+        faults.step("renamed")
+        context.last = context.store.get(context.id)
+    try:
+        tell(context)
+    except (GuestError, EngineError) as error:
+        raise GuestError(
+            f"the machine is named {name} now, and its guest was not told: {error.message}",
+            hint="the next command that reaches its guest tells it, such as:"
+            f" cerne exec {name} -- hostname",
+            machine=name,
+        ) from error

@@ -1,0 +1,54 @@
+"""Starting a machine, from whatever state it may be started in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerne.errors import (
+    StateError,
+)
+from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.launch import start_new
+from cerne.manager.machines.operation import operation
+from cerne.manager.machines.plan import wanted_engine
+from cerne.manager.machines.readiness import await_ready
+from cerne.manager.machines.recovery import current_record
+from cerne.manager.machines.states import require_state
+from cerne.manager.machines.suspend import wake
+from cerne.manager.machines.telling import READY_TIMEOUT, tell
+from cerne.manager.store import State
+from cerne.manager.template import Templates
+
+if TYPE_CHECKING:
+    pass
+
+
+def start(context: MachineContext, timeout: float | None, *, cold: bool) -> None:
+    """Start a machine and wait until its guest is ready (see `Machine.start`)."""
+    ready_timeout = READY_TIMEOUT if timeout is None else timeout
+    if current_record(context).state is State.SUSPENDED:
+        wake(context)
+        return
+    if context.last.state is State.RUNNING and context.last.untold:
+        # A command was killed while it waited for this guest.
+        await_ready(context, ready_timeout)
+        return
+    with operation(context, "start") as record:
+        if record.state.live:
+            raise StateError(
+                f"{record.name} is {record.state} already",
+                hint=f"restart it with: cerne restart {record.name}",
+                machine=record.name,
+            )
+        require_state(record, State.DEFINED, State.STOPPED, State.FAILED)
+        image = context.image()
+        engine = context.manager.choose_engine(wanted_engine(context.spec, image))
+        # What goes on from a template may have no balloon (see `cerne.engine.qmp.balloon`).
+        new = record.state is State.DEFINED and not cold and context.spec.balloon is None
+        templates = Templates(context.manager)
+        template = templates.find(context.spec, image, engine) if new else None
+        warm = start_new(context, engine, template)
+    if warm:
+        tell(context)
+    else:
+        await_ready(context, ready_timeout)

@@ -1,0 +1,74 @@
+"""What a machine's state does not allow, in words."""
+
+from __future__ import annotations
+
+from cerne.errors import (
+    NotAnsweringError,
+    StateError,
+)
+from cerne.manager.store import Record, State
+
+_REMEDIES = {
+    State.DEFINED: "start",
+    State.STOPPED: "start",
+    State.FAILED: "start",
+    State.PAUSED: "resume",
+    State.SUSPENDED: "wake",
+}
+
+_STOPPED = "T"
+_PROCESS_STATES = {
+    _STOPPED: f"it is stopped ({_STOPPED})",
+    "t": "a debugger holds it (t)",
+    "D": "it waits in the kernel (D)",
+}
+
+
+def require_state(record: Record, *states: State) -> None:
+    """Refuse what the machine's state does not allow.
+
+    Raises:
+        StateError: it is in none of these states.
+        NotAnsweringError: its process is stopped, and will do nothing.
+    """
+    if record.state not in states:
+        raise state_error(record)
+    refuse_stopped(record)
+
+
+def state_error(record: Record) -> StateError:
+    """The error that a machine's state does not allow what was asked."""
+    reason = f" ({record.reason})" if record.reason else ""
+    remedy = _REMEDIES.get(record.state)
+    return StateError(
+        f"{record.name} is {record.state}{reason}",
+        hint=f"{remedy} it with: cerne {remedy} {record.name}" if remedy else "",
+        machine=record.name,
+    )
+
+
+def refuse_stopped(record: Record) -> None:
+    """Refuse what a machine's process would have to do, where that is stopped.
+
+    Raises:
+        NotAnsweringError: it is.
+    """
+    if record.process is not None and record.process.state() == _STOPPED:
+        raise hung(record)
+
+
+def hung(record: Record) -> NotAnsweringError:
+    """The error that a machine's process does not answer, in words that name it and say why."""
+    process = record.process
+    if process is None:
+        return NotAnsweringError(
+            f"the process of {record.name} does not answer", machine=record.name
+        )
+    state = process.state()
+    why = _PROCESS_STATES.get(state, f"it gave no answer in time (state {state})")
+    resume = f"let it go on: kill -CONT {process.pid}; or " if state == _STOPPED else ""
+    return NotAnsweringError(
+        f"process {process.pid} of {record.name} does not answer: {why}",
+        hint=f"{resume}end it: cerne kill {record.name}",
+        machine=record.name,
+    )

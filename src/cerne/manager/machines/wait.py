@@ -1,0 +1,45 @@
+"""Waiting until a machine does not run."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from cerne.errors import (
+    GuestTimeoutError,
+)
+from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.recovery import current_record
+from cerne.manager.store import State
+
+if TYPE_CHECKING:
+    pass
+
+
+_LOOKING = 0.5
+"""Seconds after which one looks whether a command that starts a machine was killed."""
+
+
+def wait(context: MachineContext, timeout: float | None) -> State:
+    """Wait until it does not run; its state then (see `Machine.wait`)."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while (record := current_record(context)).state.live:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            raise GuestTimeoutError(
+                f"{context.last.name} is still {record.state} after {timeout:g} s",
+                hint=f"stop it with: cerne stop {context.last.name}",
+                machine=context.last.name,
+            )
+        if record.process is None:
+            _await_change(context, left)
+        else:
+            record.process.wait(left)
+    return record.state
+
+
+def _await_change(context: MachineContext, timeout: float | None) -> None:
+    """Wait until it is given a process, or the command that was to do so was killed."""
+    with context.store.changes() as changes:
+        if current_record(context).process is None:
+            changes.wait(_LOOKING if timeout is None else min(timeout, _LOOKING))
