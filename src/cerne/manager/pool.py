@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from contextlib import ExitStack, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from cerne.errors import InputError, NotFoundError
 from cerne.manager.background import run_later
@@ -21,9 +21,9 @@ from cerne.spec.network import NetworkKind, parse_network
 from cerne.spec.upgrade import stored_spec
 
 if TYPE_CHECKING:
-    from cerne.images import Progress
+    from cerne.images import ImageStore, Progress
+    from cerne.manager.home import Home
     from cerne.manager.machines.machine import Machine
-    from cerne.manager.manager import Manager
     from cerne.manager.store import Store
     from cerne.spec.machine import MachineSpec
 
@@ -31,10 +31,28 @@ _MOST_READY = 1000
 _LONGEST_NAME = 48
 
 
+class Maker(Protocol):
+    """What a pool asks of the manager that it is of."""
+
+    @property
+    def home(self) -> Home: ...
+
+    @property
+    def images(self) -> ImageStore: ...
+
+    def require_free_name(self, name: str) -> None: ...
+
+    def machine_of(self, record: Record) -> Machine: ...
+
+    def run(self, spec: MachineSpec) -> Machine: ...
+
+    def warm(self, spec: MachineSpec, *, progress: Progress | None = None) -> bool: ...
+
+
 class Pool:
     """A pool that is in the store. Get one from `Manager.pool`."""
 
-    def __init__(self, manager: Manager, store: Store, row: PoolRow) -> None:
+    def __init__(self, manager: Maker, store: Store, row: PoolRow) -> None:
         self._manager = manager
         self._store = store
         self._row = row
