@@ -55,15 +55,15 @@ if TYPE_CHECKING:
     from cerne.manager.asynchronous import (
         AsyncMachine,
     )
-    from cerne.manager.pool import (
-        Pool,
-    )
     from cerne.manager.run import (
         run,
         run_async,
     )
     from cerne.manager.snapshot import (
         Snapshot,
+    )
+    from cerne.manager.warm.pool import (
+        Pool,
     )
     from cerne.spec.disk import (
         Disk,
@@ -113,7 +113,7 @@ _HOMES = {
     "Nic": "cerne.spec.nic",
     "NotAnsweringError": "cerne.errors",
     "NotFoundError": "cerne.errors",
-    "Pool": "cerne.manager.pool",
+    "Pool": "cerne.manager.warm.pool",
     "PublishedPort": "cerne.spec.ports",
     "Snapshot": "cerne.manager.snapshot",
     "State": "cerne.manager",

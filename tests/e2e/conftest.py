@@ -28,7 +28,7 @@ from cerne.host.probe import cached_guest_speed
 from cerne.host.programs import find_program, install_command
 from cerne.images.kernel import current_kernel
 from cerne.manager import Home
-from cerne.manager.template import VARIABLE as TEMPLATES
+from cerne.manager.warm.template import VARIABLE as TEMPLATES
 
 _CERNE = Path(sys.executable).with_name("cerne")
 

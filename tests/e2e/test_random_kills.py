@@ -11,7 +11,7 @@ import pytest
 from tests.e2e.conftest import Cerne, Engine, built_home
 from tests.e2e.trials import IMAGE, MEMORY, World
 
-from cerne.manager.template import VARIABLE as TEMPLATES
+from cerne.manager.warm.template import VARIABLE as TEMPLATES
 
 _ROUNDS = 40
 _TRIALS = 25

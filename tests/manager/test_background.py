@@ -62,7 +62,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> _Asked:
     """What is to be done in the background, and is not."""
     asked = _Asked()
     for module in ("pool", "template"):
-        monkeypatch.setattr(f"cerne.manager.{module}.run_later", asked)
+        monkeypatch.setattr(f"cerne.manager.warm.{module}.run_later", asked)
     return asked
 
 

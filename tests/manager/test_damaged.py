@@ -112,7 +112,7 @@ def test_a_disk_that_was_detached_is_attached_again(manager: Manager, machine: M
 def test_a_removal_waits_for_no_one_that_holds_the_layers(
     manager: Manager, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerne.manager.layers._COLLECTING_PATIENCE", 0.0)
+    monkeypatch.setattr("cerne.manager.disks.layers._COLLECTING_PATIENCE", 0.0)
     machine.snapshot("one")
     with held(manager.home.layers_lock, "layers", "another"):
         machine.remove()

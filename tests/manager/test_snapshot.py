@@ -80,8 +80,8 @@ def test_declined_memory_is_not_kept(manager: Manager, machine: Machine) -> None
 def test_many_layers_are_merged_when_it_boots(
     manager: Manager, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerne.manager.layers._MANY_LAYERS", 2)
-    monkeypatch.setattr("cerne.manager.layers._MOST_LAYERS", 3)
+    monkeypatch.setattr("cerne.manager.disks.layers._MANY_LAYERS", 2)
+    monkeypatch.setattr("cerne.manager.disks.layers._MOST_LAYERS", 3)
     snapshots = [machine.snapshot() for _ in range(3)]
     with pytest.raises(StateError) as caught:
         machine.snapshot()
@@ -97,7 +97,7 @@ def test_many_layers_are_merged_when_it_boots(
 def test_what_a_merge_frees_is_removed_at_once(
     manager: Manager, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cerne.manager.layers._MANY_LAYERS", 2)
+    monkeypatch.setattr("cerne.manager.disks.layers._MANY_LAYERS", 2)
     snapshots = [machine.snapshot() for _ in range(3)]
     for snapshot in snapshots[:2]:
         snapshot.remove()

@@ -31,10 +31,10 @@ from cerne.manager.machines.recovery import current_record, sweep_abandoned
 from cerne.manager.machines.telling import READY_TIMEOUT
 from cerne.manager.names import made_up_name
 from cerne.manager.on_host import found_spec
-from cerne.manager.pool import Pool, new_pool_row
 from cerne.manager.recovery import discard, discard_runtime, names_in
 from cerne.manager.store import Event, ImageUsers, Record, Store, name_in_use
-from cerne.manager.template import Templates, may_have_template
+from cerne.manager.warm.pool import Pool, new_pool_row
+from cerne.manager.warm.template import Templates, may_have_template
 from cerne.spec.names import check_name
 from cerne.units import format_size
 

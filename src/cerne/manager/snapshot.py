@@ -1,7 +1,7 @@
 """Snapshots: a machine as it was, its memory, devices and disk together.
 
-The disk is a layer (`cerne.manager.layers`), the memory a directory that the engine wrote. The row
-in the store comes last: without it there is no snapshot, and what is there is swept.
+The disk is a layer (`cerne.manager.disks.layers`), the memory a directory that the engine wrote.
+The row in the store comes last: without it there is no snapshot, and what is there is swept.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from cerne.errors import (
 from cerne.images.files import new_file, storage_errors, sync_directory
 from cerne.images.store import Parts
 from cerne.manager import archive
-from cerne.manager.layers import Layers
+from cerne.manager.disks.layers import Layers
 from cerne.manager.lock import held
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import ManagerContext

@@ -8,9 +8,9 @@ from functools import partial
 from cerne.errors import (
     BusyError,
 )
-from cerne.manager.layers import Layers
+from cerne.manager.disks.layers import Layers
 from cerne.manager.machines.context import ManagerContext
-from cerne.manager.template_files import templates_of
+from cerne.manager.warm.template_files import templates_of
 
 
 def collect(manager: ManagerContext) -> None:

@@ -14,7 +14,7 @@ from cerne.errors import (
     NotFoundError,
     StorageError,
 )
-from cerne.manager.layers import Layers
+from cerne.manager.disks.layers import Layers
 from cerne.manager.machines.plan import disk_plans, launch_plan, nic_plans
 from cerne.manager.machines.states import state_error
 from cerne.manager.store import Record, Store

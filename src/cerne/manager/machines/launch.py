@@ -28,7 +28,7 @@ from cerne.spec.limits import ROOT_SERIAL
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
-    from cerne.manager.template_files import Template
+    from cerne.manager.warm.template_files import Template
 
 _log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from cerne.manager.machines.states import require_state
 from cerne.manager.machines.suspend import wake
 from cerne.manager.machines.telling import READY_TIMEOUT, tell
 from cerne.manager.store import State
-from cerne.manager.template import Templates
+from cerne.manager.warm.template import Templates
 
 if TYPE_CHECKING:
     pass

@@ -15,7 +15,7 @@ from cerne.errors import InputError, NotFoundError
 from cerne.manager.background import run_later
 from cerne.manager.lock import held, is_held
 from cerne.manager.store import PoolRow, Record, State
-from cerne.manager.template import may_have_template
+from cerne.manager.warm.template import may_have_template
 from cerne.spec.names import check_name
 from cerne.spec.network import NetworkKind, parse_network
 from cerne.spec.upgrade import stored_spec

@@ -26,7 +26,7 @@ from cerne.manager.machines.creation import creating, new_record
 from cerne.manager.machines.ending import KILL_TIMEOUT, abandon
 from cerne.manager.machines.watch import BootWatch
 from cerne.manager.recovery import discard
-from cerne.manager.template_files import Template, read_template, templates_of, write_template
+from cerne.manager.warm.template_files import Template, read_template, templates_of, write_template
 from cerne.spec.network import NetworkKind
 
 if TYPE_CHECKING:

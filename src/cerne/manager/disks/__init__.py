@@ -1,0 +1,1 @@
+"""The disks of machines and what lies under them."""

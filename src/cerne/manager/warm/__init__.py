@@ -1,0 +1,1 @@
+"""Machines that are ready before they are asked for: templates, and pools."""
