@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cerne.errors import CerneError, ChecksumError, DamagedError, ImageError, InputError
-from cerne.images.store import Parts
+from cerne.images.parts import Parts
 from cerne.manager import Machine, Manager
 from cerne.spec.machine import machine_spec
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cerne.errors import CerneError, EngineError, GuestError, GuestTimeoutError, InputError
-from cerne.images.store import Parts
+from cerne.images.parts import Parts
 from cerne.manager import Machine, Manager
 from cerne.manager.machines.watch import quote_logs
 from cerne.spec.machine import machine_spec

@@ -20,7 +20,7 @@ from cerne.errors import (
     StateError,
     StorageError,
 )
-from cerne.images.store import Parts
+from cerne.images.parts import Parts
 from cerne.manager import Home, Machine, Manager, State
 from cerne.spec.machine import machine_spec
 from cerne.spec.ports import parse_publish

@@ -16,7 +16,8 @@ from cerne.engine.base import RunState
 from cerne.engine.record import InstanceRecord
 from cerne.errors import EngineError, GuestError, StateError
 from cerne.guest import ExecResult
-from cerne.images.store import ImageStore, Parts
+from cerne.images.parts import Parts
+from cerne.images.store import ImageStore
 from cerne.manager import Machine, Manager, State
 from cerne.spec.machine import machine_spec
 

@@ -256,5 +256,5 @@ def test_a_kernel_that_is_none_is_refused_in_words(run: Run, kvm_device: Path) -
         machine.process.wait(30)
         assert machine.process.stderr is not None
         said = machine.process.stderr.read()
-        assert b"nothing to load" in said
+        assert b"no segment to load" in said
         assert b"Traceback" not in said

@@ -24,8 +24,8 @@ from cerne.images.distribution_kernel import distribution_kernel
 from cerne.images.files import locked, work_directory
 from cerne.images.initramfs import AGENT, write_loader
 from cerne.images.kernel import current_kernel
+from cerne.images.parts import Parts
 from cerne.images.progress import Progress
-from cerne.images.store import Parts
 from cerne.units import GIB, MIB
 
 COMMAND_LINE = "console=ttyS0 quiet root=/dev/vda rw rootfstype=ext4 init=/usr/sbin/cerne-agent"

@@ -21,8 +21,8 @@ from cerne.errors import ImageError, InputError, NotFoundError, StorageError
 from cerne.host.programs import require_program
 from cerne.images.download import fetch
 from cerne.images.files import require_checksum
+from cerne.images.parts import Parts
 from cerne.images.progress import Progress
-from cerne.images.store import Parts
 from cerne.storage.formats import require_self_contained
 from cerne.units import GIB, format_size
 

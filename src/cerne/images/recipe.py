@@ -9,8 +9,8 @@ from functools import cache as memoized
 from pathlib import Path
 
 from cerne.images.kernel import current_kernel
+from cerne.images.parts import Parts
 from cerne.images.progress import Progress
-from cerne.images.store import Parts
 
 Build = Callable[[Path, Path, Progress], Parts]
 """Makes an image's parts in a work directory; takes the cache and a progress report."""

@@ -7,9 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from cerne.errors import (
     ChecksumError,
@@ -20,9 +18,7 @@ from cerne.errors import (
     NotFoundError,
 )
 from cerne.images.files import (
-    keep,
     locked,
-    sha256_of,
     storage_errors,
     sweep_work,
     sync_directory,
@@ -31,10 +27,9 @@ from cerne.images.files import (
 )
 from cerne.images.image import Image, ImageBoot, ImageDisk
 from cerne.images.manifest import Manifest, decoded
+from cerne.images.parts import Parts
 from cerne.images.progress import Progress, silent
-
-if TYPE_CHECKING:
-    from cerne.images.recipe import Recipe
+from cerne.images.recipe import RECIPES, Recipe
 
 _log = logging.getLogger(__name__)
 
@@ -45,44 +40,6 @@ _MANIFESTS = "manifests"
 _NAMES = "names"
 _WORK = "work"
 _NAMES_SHOWN = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The files that a recipe or an import has made; the store may move them."""
-
-    kernel: Path | None = None
-    initrd: Path | None = None
-    command_line: str = ""
-    disk: Path | None = None
-    disk_format: str = "raw"
-    disk_size: int = 0
-    agent: bool = False
-    least_memory: int = 0
-    """The least memory with which it boots, in bytes; 0 if that is unknown."""
-
-    def manifest(self) -> Manifest:
-        """The manifest of the image of these parts; reads all of them."""
-        return Manifest(
-            kernel=sha256_of(self.kernel) if self.kernel else None,
-            initrd=sha256_of(self.initrd) if self.initrd else None,
-            command_line=self.command_line,
-            disk=sha256_of(self.disk) if self.disk else None,
-            disk_format=self.disk_format,
-            disk_size=self.disk_size,
-            agent=self.agent,
-            least_memory=self.least_memory,
-        )
-
-    def keep(self, manifest: Manifest, files: Path) -> None:
-        """Move the parts into the store of files; `manifest` is their manifest."""
-        for path, digest in (
-            (self.kernel, manifest.kernel),
-            (self.initrd, manifest.initrd),
-            (self.disk, manifest.disk),
-        ):
-            if path is not None and digest is not None:
-                keep(path, digest, files)
 
 
 class ImageStore:
@@ -105,8 +62,6 @@ class ImageStore:
 
     def unbuilt(self) -> Iterator[Recipe]:
         """The recipes without an image here; their images are built at their first use."""
-        from cerne.images.recipe import RECIPES
-
         there = {path.name for path in self._name_files()}
         yield from (recipe for recipe in RECIPES.values() if recipe.name not in there)
 
@@ -121,8 +76,6 @@ class ImageStore:
 
     def names_available(self) -> Iterator[str]:
         """The names of all images here, and of those that Cerne can build."""
-        from cerne.images.recipe import RECIPES
-
         names = {path.name for path in (self._root / _NAMES).iterdir()} | set(RECIPES)
         yield from sorted(name for name in names if not name.startswith("."))
 
@@ -170,8 +123,6 @@ class ImageStore:
             NotFoundError: there is no image and no recipe with this name.
             CerneError: it could not be built; nothing is left of it.
         """
-        from cerne.images.recipe import RECIPES
-
         recipe = RECIPES.get(reference)
         if recipe is None:
             return self.get(reference)
@@ -186,8 +137,6 @@ class ImageStore:
             NotFoundError: there is no such recipe.
             CerneError: it could not be built; nothing is left of it.
         """
-        from cerne.images.recipe import RECIPES
-
         recipe = RECIPES.get(reference)
         if recipe is None:
             raise self._unknown(reference)
@@ -276,8 +225,6 @@ class ImageStore:
             return self._keep(name, parts, manifest, source, "")
 
     def _require_free(self, name: str, *, replace: bool) -> None:
-        from cerne.images.recipe import RECIPES
-
         if name in RECIPES:
             raise InputError(
                 f"{name} is the name of an image that Cerne builds",

@@ -11,8 +11,8 @@ from cerne.images import kernel as own_kernel
 from cerne.images.distribution_kernel import distribution_kernel
 from cerne.images.initramfs import write_tiny
 from cerne.images.kernel import current_kernel
+from cerne.images.parts import Parts
 from cerne.images.progress import Progress
-from cerne.images.store import Parts
 
 COMMAND_LINE = "console=ttyS0 quiet"
 

@@ -8,8 +8,6 @@ import grp
 import os
 from pathlib import Path
 
-from cerne.kvm.kvm import KVM_DEVICE
-
 
 def missing_hint() -> str:
     """The command that makes /dev/kvm appear on this host."""
@@ -26,7 +24,7 @@ def missing_hint() -> str:
     )
 
 
-def permission_hint(device: Path | str = KVM_DEVICE) -> str:
+def permission_hint(device: Path | str) -> str:
     """The command that gives this user access to a device."""
     user = _user()
     try:

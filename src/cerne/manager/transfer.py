@@ -19,7 +19,7 @@ from cerne.errors import (
     StorageError,
 )
 from cerne.images.files import new_file, storage_errors, sync_directory
-from cerne.images.store import Parts
+from cerne.images.parts import Parts
 from cerne.manager import archive
 from cerne.manager.disks.layers import Layers
 from cerne.manager.lock import held

@@ -20,6 +20,7 @@ from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import handle_kicks
 from cerne.vmm import jail
+from cerne.vmm.commands import commands
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.descriptors import raise_limit
 from cerne.vmm.fork import Forked
@@ -48,7 +49,7 @@ def _live(config: VmmConfig, title: jail.Title) -> int:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     kvm = Kvm()
     memory, state = _origin(config)
-    machine = Machine(kvm, config, memory, state, title)
+    machine = Machine(kvm, config, memory, state, title, commands)
     faults.step("assembled")
     jail.enter()
     while True:
@@ -57,7 +58,7 @@ def _live(config: VmmConfig, title: jail.Title) -> int:
             return 0 if machine.run().orderly else 1
         except Forked as forked:
             child = forked
-        machine = Machine(kvm, child.config, memory, child.state, title)
+        machine = Machine(kvm, child.config, memory, child.state, title, commands)
         faults.step("child assembled")
 
 

@@ -13,7 +13,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from cerne.arch.x86 import layout
 from cerne.devices.power import GENERATION_CHANGED
@@ -24,7 +24,6 @@ from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
 from cerne.vmm.board import Board, Wishes
 from cerne.vmm.channel import Channel
-from cerne.vmm.commands import commands
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.console_log import ConsoleLog
 from cerne.vmm.crash import Crash
@@ -33,7 +32,7 @@ from cerne.vmm.end import PANICKED, End
 from cerne.vmm.jail import Title
 from cerne.vmm.loop import Loop
 from cerne.vmm.peripherals import Peripherals
-from cerne.vmm.qmp import QmpServer
+from cerne.vmm.qmp import Command, QmpServer
 from cerne.vmm.runstate import RunState
 from cerne.vmm.vcpu import VcpuThread
 
@@ -46,7 +45,8 @@ class Machine:
     """A machine in this process, from its assembly to its end.
 
     `state` is the saved state that it starts from; without it, it boots a kernel. The caller keeps
-    the memory and the process's title, which a forked child uses again.
+    the memory and the process's title, which a forked child uses again. `commands` makes what its
+    control socket takes.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Machine:
         memory: GuestMemory,
         state: PlainState | None,
         title: Title,
+        commands: Callable[[Machine], Mapping[str, Command]],
     ) -> None:
         self.kvm = kvm
         self.config = config

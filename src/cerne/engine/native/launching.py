@@ -54,7 +54,7 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
     if not KVM_DEVICE.exists():
         raise HostError(f"there is no {KVM_DEVICE}", hint=missing_hint())
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
-        raise HostError(f"{KVM_DEVICE} is not open to this user", hint=permission_hint())
+        raise HostError(f"{KVM_DEVICE} is not open to this user", hint=permission_hint(KVM_DEVICE))
     if isinstance(plan.boot, FirmwareBoot):
         raise InputError(
             f"{plan.name} boots by firmware, which the native engine does not have",
