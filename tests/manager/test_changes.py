@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cerne.manager import Manager
+from cerne.manager import Home, Manager
 from cerne.manager.store import Record, Store
 
 NewRecord = Callable[[str], Record]
@@ -80,10 +81,11 @@ with Store(Path(sys.argv[1])).changes() as changes:
 
 def test_one_who_waits_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "store.sqlite")
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
     with store.changes() as changes:
-        assert os.fstat(changes.fileno())
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+        fifo = changes.fileno()
+        os.fstat(fifo)
+    with pytest.raises(OSError, match="descriptor"):
+        os.fstat(fifo)
     assert [*(tmp_path / "waiters").iterdir()] == []
 
 
@@ -115,3 +117,21 @@ def test_events_are_followed_as_they_happen(home: Path, new_record: NewRecord) -
         assert next(events).words == "something"
         events.close()
         assert [*manager.home.waiters.iterdir()] == []
+
+
+def test_the_command_prints_events_as_they_happen(home: Path, new_record: NewRecord) -> None:
+    store = Store(home / "store.sqlite", waiters=Home.of_this_user().waiters)
+    store.add(new_record("web"))
+    following = subprocess.Popen(
+        [sys.executable, "-m", "cerne", "events", "--follow", "--json"], stdout=subprocess.PIPE
+    )
+    assert following.stdout is not None
+    said = [json.loads(following.stdout.readline())]
+    store.add(new_record("other"))
+    said.append(json.loads(following.stdout.readline()))
+    following.terminate()
+    following.communicate()
+    assert [(event["name"], event["kind"], event["detail"]) for event in said] == [
+        ("web", "created", "tiny"),
+        ("other", "created", "tiny"),
+    ]

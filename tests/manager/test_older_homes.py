@@ -55,6 +55,8 @@ def test_its_store_is_brought_to_this_version(old_home: Home) -> None:
     ]
     events = store.events()
     assert (len(events), events[0].words, events[2].words[:8]) == (27, "blank", "process ")
+    store.tell(store.machines()[0], "said", "something")
+    assert store.events()[-1].number == 28
     assert [row.image for row in store.pools()] == ["blank"]
     assert [record.name for record in store.members("pool")] == ["pool-0"]
 
