@@ -104,6 +104,20 @@ def test_an_answer_that_does_not_come_times_out(serve: Serve) -> None:
         qmp.execute("anything", timeout=0.05)
 
 
+def test_a_process_that_is_stopped_meanwhile_is_not_waited_for(serve: Serve) -> None:
+    looks = []
+
+    def stopped() -> bool:
+        looks.append(True)
+        return len(looks) > 1
+
+    server = serve(lambda _: [])
+    with QmpClient(server.path, timeout=1000, stopped=stopped) as qmp:
+        with pytest.raises(QmpTimeoutError):
+            qmp.execute("cerne-save")
+        assert len(looks) == 2
+
+
 def test_quit_is_content_with_a_process_that_is_gone(serve: Serve) -> None:
     server = serve(lambda _: None)
     with QmpClient(server.path) as qmp:

@@ -58,6 +58,10 @@ class ProcessIdentity:
         known = self.boot_id == boot_id() and fields and int(fields[19]) == self.start_time
         return fields[0].decode() if known else ""
 
+    def stopped(self) -> bool:
+        """Whether it is stopped, by SIGSTOP or a debugger, and does nothing until it goes on."""
+        return self.state() in ("T", "t")
+
     def send(self, signal_number: signal.Signals) -> bool:
         """Send a signal; return False if the process has ended."""
         with self.pidfd() as descriptor:

@@ -203,7 +203,7 @@ class NativeInstance(QmpInstance):
         return said
 
     def _client(self) -> QmpClient:
-        return QmpClient(self.record.qmp, _TIMEOUT)
+        return QmpClient(self.record.qmp, _TIMEOUT, stopped=self.process.stopped)
 
 
 def native_record(

@@ -10,7 +10,7 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -31,6 +31,7 @@ class QmpClient:
 
     `timeout`, in seconds, bounds the wait for each answer, and `connect_timeout` that for the
     connection, other clients' turns included; it is `ANSWER_TIMEOUT`, or `timeout` if that is less.
+    `stopped` is asked during a wait whether the machine's process is stopped, and answers nothing.
 
     Raises, on entry:
         EngineError: there is no such socket, nobody serves it, what answers is not QMP, or no
@@ -38,11 +39,16 @@ class QmpClient:
     """
 
     def __init__(
-        self, path: Path, timeout: float = 10.0, connect_timeout: float | None = None
+        self,
+        path: Path,
+        timeout: float = 10.0,
+        connect_timeout: float | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         self._path = path
         self._timeout = timeout
         self._connect_timeout = connect_timeout or min(timeout, ANSWER_TIMEOUT)
+        self._stopped = stopped
         self._open: Session | None = None
 
     def __enter__(self) -> Self:
@@ -50,7 +56,7 @@ class QmpClient:
         connection = _connect(self._path, self._connect_timeout)
         from cerne.engine.qmp.session import Session
 
-        self._open = Session(connection, max(0.0, deadline - time.monotonic()))
+        self._open = Session(connection, max(0.0, deadline - time.monotonic()), self._stopped)
         return self
 
     def __exit__(

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,6 +28,8 @@ from cerne.errors import EngineError, NotAnsweringError
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
 
 _SHOWN = 200
+_LOOK = 0.5
+"""Seconds between looks at whether the other process is stopped."""
 
 _T = TypeVar("_T")
 
@@ -62,7 +65,10 @@ class QmpEvent:
 class Session:
     """A connected socket, past the greeting. Closes the socket where greeting fails."""
 
-    def __init__(self, connection: socket.socket, timeout: float) -> None:
+    def __init__(
+        self, connection: socket.socket, timeout: float, stopped: Callable[[], bool]
+    ) -> None:
+        self._stopped = stopped
         self._runner = asyncio.Runner()
         self._client = QMPClient()
         self._connection = connection
@@ -130,7 +136,29 @@ class Session:
 
     def _run(self, action: Coroutine[object, object, _T], timeout: float | None) -> _T:
         with _translated(timeout):
-            return self._runner.run(asyncio.wait_for(action, timeout))
+            return self._runner.run(self._bounded(action, timeout))
+
+    async def _bounded(self, action: Coroutine[object, object, _T], timeout: float | None) -> _T:
+        """Wait for an answer, and no longer than until the other process is stopped.
+
+        Raises:
+            TimeoutError: there is none in time, or will be none.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        task = asyncio.ensure_future(action)
+        try:
+            while True:
+                left = _LOOK if deadline is None else deadline - time.monotonic()
+                done, _ = await asyncio.wait({task}, timeout=max(0.0, min(left, _LOOK)))
+                if done:
+                    return task.result()
+                if left <= 0 or self._stopped():
+                    raise TimeoutError
+        finally:
+            if not task.done():
+                task.cancel()
+                # It frees the connection for the next command, or for the end.
+                await asyncio.wait({task})
 
 
 def _event(message: Message) -> QmpEvent:
@@ -150,7 +178,8 @@ def _translated(timeout: float | None) -> Iterator[None]:
     try:
         yield
     except TimeoutError as error:
-        raise QmpTimeoutError(f"no answer by QMP within {timeout or 0:g} s") from error
+        within = "" if timeout is None else f" within {timeout:g} s"
+        raise QmpTimeoutError(f"no answer by QMP{within}") from error
     except ExecuteError:
         raise
     except ConnectError as error:
