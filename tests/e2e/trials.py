@@ -124,6 +124,7 @@ class World:
         assert self._orphans() == []
         with sqlite3.connect(self.cerne.home / "store.sqlite") as store:
             assert store.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+            assert store.execute("PRAGMA foreign_key_check").fetchall() == []
 
     @property
     def options(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from dataclasses import astuple
 
-from cerne.errors import ConflictError
+from cerne.errors import ConflictError, NotFoundError
 from cerne.manager.store.database import Repository
 from cerne.manager.store.rows import PoolRow, Record, State, record_of
 
@@ -42,10 +42,20 @@ class Pools(Repository):
             connection.execute("DELETE FROM pools WHERE name = ?", (name,))
 
     def join_pool(self, record: Record, pool: str) -> None:
-        """Put a machine into a pool."""
+        """Put a machine into a pool.
+
+        Raises:
+            NotFoundError: one of them has been removed.
+        """
         with self._database.transaction() as connection:
             values = (record.id, pool)
-            connection.execute("INSERT INTO pool_members (machine, pool) VALUES (?, ?)", values)
+            try:
+                connection.execute("INSERT INTO pool_members (machine, pool) VALUES (?, ?)", values)
+            except sqlite3.IntegrityError as error:
+                raise NotFoundError(
+                    f"the pool {pool}, or its new machine {record.name}, has been removed",
+                    hint="see: cerne pool ls",
+                ) from error
 
     def members(self, pool: str) -> list[Record]:
         """The machines in a pool, the oldest first."""

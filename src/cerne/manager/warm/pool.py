@@ -114,7 +114,7 @@ class Pool:
             if may_have_template(self.spec, image):
                 self._manager.warm(self.spec, progress=progress)
             while len(self._store.members(self.name)) < self.wanted:
-                self._store.join_pool(self._new().record, self.name)
+                self._add_new()
                 made += 1
                 if progress is not None:
                     progress(f"filling {self.name}", made, None)
@@ -148,6 +148,15 @@ class Pool:
                 return machine
             machine.remove(force=True)
         return None
+
+    def _add_new(self) -> None:
+        record = self._new().record
+        try:
+            self._store.join_pool(record, self.name)
+        except NotFoundError:
+            # The pool was removed meanwhile, and would not have this machine removed with it.
+            self._remove(record)
+            raise
 
     def _new(self) -> Machine:
         name = f"{self.name}-{uuid.uuid4().hex[:8]}"
