@@ -55,12 +55,12 @@ if TYPE_CHECKING:
     from cerne.manager.asynchronous import (
         AsyncMachine,
     )
+    from cerne.manager.machines.machine import (
+        Snapshot,
+    )
     from cerne.manager.run import (
         run,
         run_async,
-    )
-    from cerne.manager.snapshot import (
-        Snapshot,
     )
     from cerne.manager.warm.pool import (
         Pool,
@@ -115,7 +115,7 @@ _HOMES = {
     "NotFoundError": "cerne.errors",
     "Pool": "cerne.manager.warm.pool",
     "PublishedPort": "cerne.spec.ports",
-    "Snapshot": "cerne.manager.snapshot",
+    "Snapshot": "cerne.manager.machines.machine",
     "State": "cerne.manager",
     "StateError": "cerne.errors",
     "Stats": "cerne.manager",

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 
 import typer
 
-import cerne.manager.snapshot  # noqa: F401 - once, for all runs
+import cerne.manager.machines.machine  # noqa: F401 - once, for all runs
 from cerne.cli import main
 from cerne.cli.app import app
 

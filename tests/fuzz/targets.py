@@ -41,9 +41,9 @@ from cerne.errors import DamagedError, GuestError, ImageError, InputError
 from cerne.guest.wire import Decoder, Entry, readable
 from cerne.images.manifest import decoded
 from cerne.kvm.memory import GuestAddress, GuestMemory
-from cerne.manager.archive import Reader
-from cerne.manager.manifest import read_manifest
-from cerne.manager.outside import strange_manifest
+from cerne.manager.snapshots.archive import Reader
+from cerne.manager.snapshots.manifest import read_manifest
+from cerne.manager.snapshots.outside import strange_manifest
 from cerne.units import MIB
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.loop import Loop

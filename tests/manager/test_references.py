@@ -19,7 +19,7 @@ from cerne.images.files import new_file
 from cerne.manager import Home, Machine, Manager, State
 from cerne.manager import home as home_module
 from cerne.manager.lock import held, is_held
-from cerne.manager.snapshot import Snapshot
+from cerne.manager.machines.machine import Snapshot
 from cerne.manager.store import Record, Store
 from cerne.manager.store.migrations import MIGRATIONS
 from cerne.spec.machine import machine_spec

@@ -28,9 +28,10 @@ from cerne.errors import (
     NotFoundError,
 )
 from cerne.host.programs import require_program
-from cerne.manager import Home, Machine, Manager, State, archive
-from cerne.manager.manifest import Manifest
-from cerne.manager.snapshot import Snapshot
+from cerne.manager import Home, Machine, Manager, State
+from cerne.manager.machines.machine import Snapshot
+from cerne.manager.snapshots import archive
+from cerne.manager.snapshots.manifest import Manifest
 from cerne.spec.machine import machine_spec
 from cerne.storage.overlay import backing_of
 
@@ -350,7 +351,7 @@ def test_a_tap_of_another_host_is_named_anew(
 _READ = """
 import resource, sys
 from cerne.errors import DamagedError
-from cerne.manager.archive import Reader
+from cerne.manager.snapshots.archive import Reader
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     Reader(open(sys.argv[1], "rb"), "x")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cerne.manager import Machine, Manager
-from cerne.manager.manifest import read_manifest
+from cerne.manager.snapshots.manifest import read_manifest
 from cerne.spec.disk import Disk
 from cerne.spec.machine import machine_spec
 from cerne.spec.upgrade import stored_spec

@@ -15,7 +15,7 @@ from cerne.cli.output import age, print_json, print_table, progress, tell_chosen
 from cerne.units import format_size
 
 if TYPE_CHECKING:
-    from cerne.manager.snapshot import Snapshot
+    from cerne.manager.machines.machine import Snapshot
 
 app = typer.Typer(
     help="Snapshots: create, list, restore, export and import them.", no_args_is_help=True

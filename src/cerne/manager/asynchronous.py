@@ -20,8 +20,7 @@ from cerne.errors import CerneError, GuestTimeoutError
 
 if TYPE_CHECKING:
     from cerne.guest import ExecResult, ExecTextResult, GuestProcess
-    from cerne.manager.machines.machine import Machine
-    from cerne.manager.snapshot import Snapshot
+    from cerne.manager.machines.machine import Machine, Snapshot
     from cerne.manager.store import Event, State
 
 _T = TypeVar("_T")

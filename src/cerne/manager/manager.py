@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from cerne.engine.base import Engine
     from cerne.host.process import ProcessIdentity
     from cerne.images import Image, ImageStore, Progress
-    from cerne.manager.snapshot import Snapshot
+    from cerne.manager.machines.machine import Snapshot
     from cerne.spec.machine import MachineSpec
 
 
@@ -336,7 +336,7 @@ class Manager:
         Raises:
             DamagedError: what is kept of one cannot be read.
         """
-        from cerne.manager.snapshot import Snapshot
+        from cerne.manager.machines.machine import Snapshot
 
         return [Snapshot(self._context, row) for row in self._store.snapshots()]
 
@@ -351,7 +351,8 @@ class Manager:
             NotFoundError: there is none.
             DamagedError: what is kept of it cannot be read.
         """
-        from cerne.manager.snapshot import Snapshot, unknown_snapshot
+        from cerne.manager.machines.machine import Snapshot
+        from cerne.manager.snapshots.kept import unknown_snapshot
 
         row = self._store.find_snapshot(name)
         if row is None:
@@ -364,7 +365,8 @@ class Manager:
         Raises:
             NotFoundError: there is none.
         """
-        from cerne.manager.snapshot import remove, unknown_snapshot
+        from cerne.manager.snapshots.kept import unknown_snapshot
+        from cerne.manager.snapshots.remove import remove
 
         row = self._store.find_snapshot(name)
         if row is None:
@@ -384,8 +386,8 @@ class Manager:
             StorageError: there is no space for it.
         """
         from cerne.images.progress import silent
-        from cerne.manager.snapshot import Snapshot
-        from cerne.manager.transfer import import_snapshot
+        from cerne.manager.machines.machine import Snapshot
+        from cerne.manager.snapshots.transfer import import_snapshot
 
         self._sweep()
         row = import_snapshot(self._context, source, name, progress or silent)
@@ -458,7 +460,7 @@ class Manager:
 
     def _sweep(self) -> None:
         """Remove what commands that were killed left, and nothing in the store names."""
-        from cerne.manager import snapshot
+        from cerne.manager.snapshots.remove import sweep
 
         self._sweep_incomplete()
         sweep_abandoned(self._context)
@@ -470,7 +472,7 @@ class Manager:
                 discard(self.home.machine_directory(machine_id))
                 remove_unheld(lock)
         self._sweep_locks(known)
-        snapshot.sweep(self.home, self._store, known)
+        sweep(self.home, self._store, known)
         self.templates.sweep()
         collect(self._context)
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-from cerne.errors import (
-    BusyError,
-)
+from cerne.errors import BusyError
 from cerne.manager.disks.layers import Layers
 from cerne.manager.machines.context import ManagerContext
 from cerne.manager.warm.template_files import templates_of

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne.engine.record import InstanceRecord
-from cerne.errors import (
-    NotFoundError,
-    StorageError,
-)
+from cerne.errors import NotFoundError, StorageError
 from cerne.manager.disks.layers import Layers
 from cerne.manager.machines.plan import disk_plans, launch_plan, nic_plans
 from cerne.manager.machines.states import state_error

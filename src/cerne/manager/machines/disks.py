@@ -8,9 +8,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from cerne import faults
-from cerne.errors import (
-    DamagedError,
-)
+from cerne.errors import DamagedError
 from cerne.images.files import sync_directory
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext

@@ -6,10 +6,7 @@ import contextlib
 import logging
 import signal
 
-from cerne.errors import (
-    DamagedError,
-    EngineError,
-)
+from cerne.errors import DamagedError, EngineError
 from cerne.host.members import Members
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.errors import (
-    CerneError,
-    DamagedError,
-)
+from cerne.errors import CerneError, DamagedError
 from cerne.manager.admission import memory_limit
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import commit_disks, merge_layers, settle_disks

@@ -11,19 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, overload
 
-from cerne.errors import (
-    CommandError,
-    InputError,
-)
+from cerne.errors import CommandError, InputError
 from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.notes import unserved
 from cerne.manager.machines.pause import pause, resume
 from cerne.manager.machines.plan import nic_plans
 from cerne.manager.machines.reach import agent, console, require_vsock, vsock
-from cerne.manager.machines.recovery import (
-    current_record,
-    noticed,
-)
+from cerne.manager.machines.recovery import current_record, noticed
 from cerne.manager.machines.remove import remove, undo
 from cerne.manager.machines.rename import rename
 from cerne.manager.machines.start import start
@@ -31,6 +25,7 @@ from cerne.manager.machines.stats import Stats, stats
 from cerne.manager.machines.stop import STOP_TIMEOUT, kill_now, stop
 from cerne.manager.machines.suspend import suspend, wake
 from cerne.manager.machines.wait import wait
+from cerne.manager.snapshots.kept import KeptSnapshot
 from cerne.manager.store import Event, Record, State
 from cerne.units import parse_size
 
@@ -39,7 +34,7 @@ if TYPE_CHECKING:
 
     from cerne.engine.base import Vsock
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
-    from cerne.manager.snapshot import Snapshot
+    from cerne.images import Progress
     from cerne.manager.store.changes import Changes
     from cerne.spec.disk import Disk
     from cerne.spec.machine import MachineSpec
@@ -184,9 +179,9 @@ class Machine:
             InputError: the name cannot be, or there is nothing to keep.
             EngineError, StorageError: it could not be saved; it is as it was.
         """
-        from cerne.manager import snapshot
+        from cerne.manager.snapshots.take import take
 
-        return snapshot.take(self._context, name, memory=memory)
+        return Snapshot(self._context.manager, take(self._context, name, memory=memory))
 
     def fork(
         self,
@@ -536,3 +531,59 @@ class Machine:
 
     def _vsock(self) -> Vsock:
         return require_vsock(self._context)
+
+
+class Snapshot(KeptSnapshot):
+    """A snapshot that is in the store. Get one from `Manager.snapshots` or `Machine.snapshot`."""
+
+    def restore(self) -> Machine:
+        """Take the machine that it is of back to it; what it has done since is lost.
+
+        With memory it goes on from there at once, or else it boots. Where it cannot be restored
+        the machine keeps the disk that it has.
+
+        Raises:
+            NotFoundError: that machine has been removed.
+            StateError: it has other disks or network cards now.
+            DamagedError, HostError: the snapshot is damaged, or this host cannot go on with it.
+            CerneError: what `Machine.start` raises.
+        """
+        from cerne.manager.snapshots.restore import restore
+
+        return Machine(self.context, restore(self))
+
+    def restore_as(
+        self, name: str, ports: Sequence[PublishedPort | str] = (), network: str | None = None
+    ) -> Machine:
+        """Make another machine of it, which goes on from there, or boots where it has no memory.
+
+        `network` names another tap where it has one.
+
+        Raises:
+            InputError, ConflictError: the name or the network cannot be, or is in use.
+            CapacityError: the host cannot guarantee its memory.
+            DamagedError, HostError: the snapshot is damaged, or this host cannot go on with it.
+            CerneError: it did not start; nothing is left of it.
+        """
+        from cerne.manager.snapshots.restore import restore_as
+
+        return Machine(self.context, restore_as(self, name, ports, network))
+
+    def export(self, target: Path, progress: Progress | None = None) -> None:
+        """Write it, with the image that it is of, to one file that another host can import.
+
+        Raises:
+            InputError: the file is there already, or directories of this host are mounted in it.
+            StorageError: it cannot be written; nothing is left of it.
+        """
+        from cerne.images.progress import silent
+        from cerne.manager.snapshots.transfer import export_snapshot
+
+        with self.held("export"):
+            export_snapshot(self.context, self, target, progress or silent)
+
+    def remove(self) -> None:
+        """Remove it; machines that were made of it are not touched."""
+        from cerne.manager.snapshots.remove import remove
+
+        remove(self.context, self.row)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from cerne.errors import (
-    NotAnsweringError,
-)
+from cerne.errors import NotAnsweringError
 from cerne.manager.lock import held
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.recovery import needs_settling, settled

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cerne import faults
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.operation import operation
@@ -11,9 +9,6 @@ from cerne.manager.machines.recovery import observed
 from cerne.manager.machines.states import require_state
 from cerne.manager.machines.telling import tell
 from cerne.manager.store import State
-
-if TYPE_CHECKING:
-    pass
 
 
 def pause(context: MachineContext) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
-from cerne.errors import (
-    GuestError,
-    HostError,
-)
+from cerne.errors import GuestError, HostError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.recovery import current_record
 from cerne.manager.machines.states import require_state

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from cerne import faults
-from cerne.errors import (
-    CerneError,
-    GuestError,
-    GuestTimeoutError,
-    StateError,
-)
+from cerne.errors import CerneError, GuestError, GuestTimeoutError, StateError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.ending import kill
 from cerne.manager.machines.operation import operation

@@ -7,13 +7,7 @@ import logging
 from collections.abc import Iterator
 
 from cerne.engine.base import RunState
-from cerne.errors import (
-    CerneError,
-    EngineError,
-    HostError,
-    NotAnsweringError,
-    NotFoundError,
-)
+from cerne.errors import CerneError, EngineError, HostError, NotAnsweringError, NotFoundError
 from cerne.host.members import MACHINE, Members
 from cerne.host.process import boot_id
 from cerne.manager.lock import held, is_held

@@ -5,13 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from typing import TYPE_CHECKING
 
-from cerne.errors import (
-    CerneError,
-    NotFoundError,
-    StateError,
-)
+from cerne.errors import CerneError, NotFoundError, StateError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import release_disks
 from cerne.manager.machines.ending import forget
@@ -19,10 +14,6 @@ from cerne.manager.machines.operation import operation
 from cerne.manager.machines.stop import kill_now
 from cerne.manager.machines.watch import quote_logs
 from cerne.manager.store import Record, State
-
-if TYPE_CHECKING:
-    pass
-
 
 _FAILURES_KEPT = 20
 

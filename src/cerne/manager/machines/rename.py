@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cerne import faults
-from cerne.errors import (
-    EngineError,
-    GuestError,
-    StateError,
-)
+from cerne.errors import EngineError, GuestError, StateError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.telling import Untold, added, tell
 from cerne.manager.store import State
 from cerne.spec.names import check_name
-
-if TYPE_CHECKING:
-    pass
 
 
 def rename(context: MachineContext, name: str) -> None:

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cerne import faults
-from cerne.errors import (
-    CerneError,
-)
+from cerne.errors import CerneError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.ending import discard_saved
 from cerne.manager.machines.recovery import WAS_PAUSED, settled

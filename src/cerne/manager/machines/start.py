@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from cerne.errors import (
-    StateError,
-)
+from cerne.errors import StateError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.launch import start_new
 from cerne.manager.machines.operation import operation
@@ -18,9 +14,6 @@ from cerne.manager.machines.suspend import wake
 from cerne.manager.machines.telling import READY_TIMEOUT, tell
 from cerne.manager.store import State
 from cerne.manager.warm.template import Templates
-
-if TYPE_CHECKING:
-    pass
 
 
 def start(context: MachineContext, timeout: float | None, *, cold: bool) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from cerne.errors import (
-    NotAnsweringError,
-    StateError,
-)
+from cerne.errors import NotAnsweringError, StateError
 from cerne.manager.store import Record, State
 
 _REMEDIES = {

@@ -9,12 +9,7 @@ import time
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.errors import (
-    CerneError,
-    ConflictError,
-    GuestError,
-    StateError,
-)
+from cerne.errors import CerneError, ConflictError, GuestError, StateError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.ending import KILL_TIMEOUT, ended, kill
 from cerne.manager.machines.operation import operation

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
 
-from cerne.errors import (
-    GuestTimeoutError,
-)
+from cerne.errors import GuestTimeoutError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.recovery import current_record
 from cerne.manager.store import State
-
-if TYPE_CHECKING:
-    pass
-
 
 _LOOKING = 0.5
 """Seconds after which one looks whether a command that starts a machine was killed."""

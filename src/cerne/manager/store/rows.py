@@ -90,7 +90,7 @@ class SnapshotRow:
     layer: str
     """The ID of the layer that its disk is; empty where it has none."""
     manifest: str
-    """What is in it, as JSON (`cerne.manager.manifest`)."""
+    """What is in it, as JSON (`cerne.manager.snapshots.manifest`)."""
     created: float
 
 

@@ -1,4 +1,4 @@
-"""Carrying a snapshot to another host, in one file (`cerne.manager.archive`)."""
+"""Carrying a snapshot to another host, in one file (`cerne.manager.snapshots.archive`)."""
 
 from __future__ import annotations
 
@@ -11,28 +11,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.errors import (
-    DamagedError,
-    HostError,
-    InputError,
-    NotFoundError,
-    StorageError,
-)
+from cerne.errors import DamagedError, HostError, InputError, NotFoundError, StorageError
 from cerne.images.files import new_file, storage_errors, sync_directory
 from cerne.images.parts import Parts
-from cerne.manager import archive
 from cerne.manager.disks.layers import Layers
 from cerne.manager.lock import held
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import ManagerContext
-from cerne.manager.outside import (
+from cerne.manager.recovery import discard, unmade_directory
+from cerne.manager.snapshots import archive
+from cerne.manager.snapshots.outside import (
     require_nothing_of_a_host,
     require_plausible_memory,
     require_strange_disk,
     require_strange_layer,
     strange_manifest,
 )
-from cerne.manager.recovery import discard, unmade_directory
 from cerne.manager.store import SnapshotRow, snapshot_name_in_use
 from cerne.spec.names import check_name
 from cerne.storage.flatten import flatten, put_on
@@ -40,14 +34,14 @@ from cerne.units import format_size
 
 if TYPE_CHECKING:
     from cerne.images import Image, Progress
-    from cerne.manager.manifest import Manifest
-    from cerne.manager.snapshot import Snapshot
+    from cerne.manager.snapshots.kept import KeptSnapshot
+    from cerne.manager.snapshots.manifest import Manifest
 
 _DISK = "disk.qcow2"
 
 
 def export_snapshot(
-    manager: ManagerContext, snapshot: Snapshot, target: Path, progress: Progress
+    manager: ManagerContext, snapshot: KeptSnapshot, target: Path, progress: Progress
 ) -> None:
     """Write a snapshot, and the image that it is of, to one file (see `Snapshot.export`)."""
     if target.exists():
@@ -117,7 +111,7 @@ def import_snapshot(
         return row
 
 
-def _files(snapshot: Snapshot, image: Image, work: Path) -> dict[str, Path]:
+def _files(snapshot: KeptSnapshot, image: Image, work: Path) -> dict[str, Path]:
     """The files that an archive of a snapshot holds, by their members' names."""
     files: dict[str, Path | None] = {
         "image/kernel": image.boot.kernel if image.boot else None,

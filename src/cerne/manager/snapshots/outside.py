@@ -22,7 +22,7 @@ from cerne.units import format_size
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cerne.manager.manifest import Manifest
+    from cerne.manager.snapshots.manifest import Manifest
     from cerne.spec.machine import MachineSpec
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}")

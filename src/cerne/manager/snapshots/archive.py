@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cerne.errors import DamagedError, InputError
-from cerne.manager.manifest import Manifest, what_is_wrong
+from cerne.manager.snapshots.manifest import Manifest, what_is_wrong
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

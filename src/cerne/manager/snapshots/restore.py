@@ -1,0 +1,138 @@
+"""Taking a machine back to a snapshot, and making others of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from cerne import faults
+from cerne.engine.plan import UserNic
+from cerne.errors import InputError, NotFoundError, StateError
+from cerne.manager.lock import held
+from cerne.manager.machines.collection import collect
+from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.creation import creating, new_record, spec_of_child
+from cerne.manager.machines.disks import lay
+from cerne.manager.machines.ending import kill
+from cerne.manager.machines.launch import launch
+from cerne.manager.machines.operation import operation
+from cerne.manager.machines.readiness import await_ready, introduce
+from cerne.manager.machines.remove import undo
+from cerne.manager.machines.start import start
+from cerne.manager.machines.telling import READY_TIMEOUT, tell
+from cerne.manager.recovery import discard
+from cerne.manager.snapshots.kept import KeptSnapshot
+from cerne.manager.store import Record
+from cerne.spec.network import NetworkKind, parse_network
+
+if TYPE_CHECKING:
+    from cerne.engine.plan import LaunchPlan
+    from cerne.spec.ports import PublishedPort
+
+
+def restore(kept: KeptSnapshot) -> Record:
+    """Take the machine that it is of back to it (see `Snapshot.restore`)."""
+    record = kept.context.store.find_id(kept.manifest.machine)
+    if record is None:
+        removed = f"the machine that {kept.name} is of, {kept.manifest.spec.name}, is not there"
+        imported = f"{kept.name} was imported, and is of no machine here"
+        raise NotFoundError(
+            removed if kept.manifest.machine else imported,
+            hint=f"make another of it: cerne snapshot restore {kept.name} --as NAME",
+        )
+    context = MachineContext(kept.context, record)
+    with kept.held("restore"), operation(context, "restore") as present:
+        _require_same_devices(kept, context)
+        engine = kept.engine()
+        # What cannot be is refused before the machine that runs is ended; what it has is its.
+        engine.require(_without_what_it_has(context.plan(kept.memory)))
+        if present.state.live:
+            context.last = kill(context, present, f"killed, to go back to {kept.name}")
+        launch(context, engine, kept.memory, kept.layers)
+    if kept.memory is None:
+        await_ready(context, READY_TIMEOUT)
+    else:
+        tell(context)
+    collect(context.manager)
+    return context.last
+
+
+def restore_as(
+    kept: KeptSnapshot, name: str, ports: Sequence[PublishedPort | str], network: str | None
+) -> Record:
+    """Make another machine of it (see `Snapshot.restore_as`)."""
+    manifest = kept.manifest
+    if not manifest.machine and network is None:
+        _refuse_strange_tap(kept)
+    spec = spec_of_child(manifest.spec, name, ports, network)
+    record = new_record(
+        spec,
+        manifest.image,
+        manifest.digest,
+        parent=manifest.machine or kept.id,
+        incomplete=manifest.has_memory,
+    )
+    with kept.held("restore"):
+        if manifest.has_memory:
+            return _continued(kept, record)
+        context = MachineContext(kept.context, _defined(kept, record))
+    try:
+        start(context, None, cold=False)
+    except BaseException as error:
+        undo(context, error)
+        raise
+    return context.last
+
+
+def _continued(kept: KeptSnapshot, record: Record) -> Record:
+    """Another machine, gone on from the memory."""
+    engine = kept.engine()
+    engine.require(MachineContext(kept.context, record).plan(kept.memory))
+    with creating(kept.context, [record]) as (context,):
+        context.store.refer_to_layers([context.id], kept.layer_ids)
+        lay(context, kept.layers)
+        faults.step("children made")
+        launch(context, engine, kept.memory)
+        introduce(context)
+        return context.last
+
+
+def _defined(kept: KeptSnapshot, record: Record) -> Record:
+    """Another machine with the disk, not started."""
+    context = MachineContext(kept.context, record)
+    with held(context.lock_path, "create", record.name):
+        try:
+            context.directory.mkdir(mode=0o700)
+            lay(context, kept.layers)
+            context.store.add(record, kept.layer_ids)
+        except BaseException:
+            discard(context.directory)
+            context.lock_path.unlink(missing_ok=True)
+            raise
+    return record
+
+
+def _require_same_devices(kept: KeptSnapshot, context: MachineContext) -> None:
+    then, now = kept.manifest.spec, context.spec
+    if (then.data_disks, then.added_nics) != (now.data_disks, now.added_nics):
+        raise StateError(
+            f"{context.last.name} has other disks or network cards than it had in {kept.name}",
+            hint=f"make another machine of it: cerne snapshot restore {kept.name} --as NAME",
+            machine=context.last.name,
+        )
+
+
+def _refuse_strange_tap(kept: KeptSnapshot) -> None:
+    if parse_network(kept.manifest.spec.network).kind is NetworkKind.TAP:
+        raise InputError(
+            f"{kept.name} was imported, and its machine had a tap of another host",
+            hint=f"name one of this host: cerne snapshot restore {kept.name} --as NAME"
+            " --network tap:INTERFACE",
+        )
+
+
+def _without_what_it_has(plan: LaunchPlan) -> LaunchPlan:
+    """The plan without the ports and the taps of this host that are a machine's alone."""
+    cards = [UserNic(nic.mac) for nic in plan.nics if isinstance(nic, UserNic)]
+    return replace(plan, nics=tuple(cards))
