@@ -1,0 +1,37 @@
+"""No two modules of the package need each other, not even for types."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import cerne
+
+_ROOT = Path(cerne.__file__).parents[1]
+
+
+def _modules() -> dict[str, Path]:
+    found = {}
+    for path in (_ROOT / "cerne").rglob("*.py"):
+        name = ".".join(path.relative_to(_ROOT).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def _imported(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of the package that a file imports, wherever in it that is."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            named = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (named & modules.keys()) or {node.module}
+    return found & modules.keys()
+
+
+def test_modules_import_each_other_in_one_direction() -> None:
+    modules = _modules()
+    graph = {name: _imported(path, modules) - {name} for name, path in modules.items()}
+    TopologicalSorter(graph).prepare()
