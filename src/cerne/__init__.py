@@ -5,7 +5,7 @@
     with cerne.run("debian:12") as vm:
         print(vm.exec(["uname", "-a"]).stdout.decode())
 
-Everything here is loaded when it is first used, so that the command line starts quickly.
+Each name is imported at its first use, so that the command line starts quickly.
 """
 
 from __future__ import annotations

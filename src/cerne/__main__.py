@@ -1,4 +1,4 @@
-"""``python -m cerne``: the command line, where the program ``cerne`` is not on the path."""
+"""``python -m cerne``: the command line, if the program ``cerne`` is not on the path."""
 
 from __future__ import annotations
 

@@ -1,29 +1,29 @@
 """The one family of errors of Cerne, and the table of its exit and HTTP statuses.
 
     CerneError
-    ├── InputError           what was asked makes no sense (a name, a size, a spec, an option)
-    ├── NotFoundError        no machine, image or other thing of that name
-    ├── ConflictError        it clashes with what is there (name in use, port in use)
+    ├── InputError           the input is wrong (a name, a size, a spec, an option)
+    ├── NotFoundError        there is no machine, image or the like of that name
+    ├── ConflictError        it conflicts with what exists (name in use, port in use)
     │   ├── BusyError        another operation holds the machine
     │   └── StateError       the machine's state does not allow it
-    ├── CapacityError        this host cannot guarantee what was asked
-    ├── HostError            the host lacks something or forbids it
+    ├── CapacityError        this host cannot guarantee the requested resources
+    ├── HostError            the host lacks something that is needed, or forbids it
     │   ├── MissingProgramError  a program is not installed
     │   └── KvmError         the kernel refused a KVM operation (keeps errno)
-    ├── ImageError           an image or its source is unusable
-    │   └── ChecksumError    content does not have the digest that was asked for
-    ├── StorageError         the disk is full or refuses to be written
+    ├── ImageError           an image or its source is not usable
+    │   └── ChecksumError    content does not have the given digest
+    ├── StorageError         the disk is full or not writable
     │   └── StreamError      standard input or output fails
     ├── EngineError          the virtual machine's process failed
     │   └── NotAnsweringError  it does not answer in time
     ├── GuestError           the guest failed or does not answer
-    │   ├── CommandError     a command in the guest failed, and success was asked for
+    │   ├── CommandError     a command in the guest failed, and the caller checks for success
     │   ├── GuestPanicError  the guest's kernel panicked
-    │   └── GuestTimeoutError  the guest did not become ready, or did not answer, in time
+    │   └── GuestTimeoutError  the guest was not ready, or did not answer, in time
     └── DamagedError         saved state (store, snapshot) is damaged or of an unknown version
 
-Each error says what was asked and what stands in the way (``message``), and the command or
-setting that mends it (``hint``). Raise with ``from`` whatever was caught.
+Each error says what is wrong (``message``), and which command or setting to use instead (``hint``).
+Always raise with ``from`` the caught error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CerneError(Exception):
     """The root of all errors that Cerne raises on purpose.
 
     ``code`` is stable and meant for programs; ``message`` is one line for people; ``hint`` is the
-    command or setting that mends it, or an empty string where there is none.
+    command or setting to use instead, or an empty string.
     """
 
     code = "error"
@@ -62,19 +62,19 @@ class CerneError(Exception):
 
 
 class InputError(CerneError):
-    """What was asked makes no sense; nothing was created."""
+    """The input is wrong; nothing was created."""
 
     code = "invalid-input"
 
 
 class NotFoundError(CerneError):
-    """There is nothing of that name."""
+    """Nothing has that name."""
 
     code = "not-found"
 
 
 class ConflictError(CerneError):
-    """What was asked clashes with what is there."""
+    """The request conflicts with what exists."""
 
     code = "conflict"
 
@@ -86,19 +86,19 @@ class BusyError(ConflictError):
 
 
 class StateError(ConflictError):
-    """The machine's state does not allow what was asked."""
+    """The machine's state does not allow the request."""
 
     code = "wrong-state"
 
 
 class CapacityError(CerneError):
-    """This host cannot guarantee what was asked."""
+    """This host cannot guarantee the requested resources."""
 
     code = "no-capacity"
 
 
 class HostError(CerneError):
-    """The host lacks something, or forbids it to this user."""
+    """The host lacks something that is needed, or forbids it to this user."""
 
     code = "host"
 
@@ -126,19 +126,19 @@ class KvmError(HostError):
 
 
 class ImageError(CerneError):
-    """An image, or what it was to be made from, is unusable."""
+    """An image or its source is not usable."""
 
     code = "image"
 
 
 class ChecksumError(ImageError):
-    """Content does not have the digest that was asked for."""
+    """Content does not have the given digest."""
 
     code = "checksum"
 
 
 class StorageError(CerneError):
-    """The disk is full, or refuses to be written."""
+    """The disk is full, or not writable."""
 
     code = "storage"
 
@@ -150,7 +150,7 @@ class StreamError(StorageError):
 
 
 class EngineError(CerneError):
-    """The virtual machine's process failed, or did not do what it was told."""
+    """The virtual machine's process failed, or refused a request."""
 
     code = "engine"
 
@@ -168,11 +168,11 @@ class GuestError(CerneError):
 
 
 class CommandResult(Protocol):
-    """How a command ended, and what it wrote."""
+    """How a command ended, and its output."""
 
     @property
     def status(self) -> int:
-        """Its exit status, or 128 and the signal's number."""
+        """Its exit status, or 128 plus the signal's number."""
 
     @property
     def signal(self) -> int | None:
@@ -180,17 +180,17 @@ class CommandResult(Protocol):
 
     @property
     def stdout(self) -> bytes | str:
-        """What it wrote on standard output."""
+        """Its standard output."""
 
     @property
     def stderr(self) -> bytes | str:
-        """What it wrote on standard error."""
+        """Its standard error."""
 
 
 class CommandError(GuestError):
-    """A command in the guest failed, and ``check=True`` asked for its success.
+    """A command in the guest failed, and ``check=True`` was given.
 
-    ``result`` is how it ended, and what it wrote.
+    ``result`` is how it ended, and its output.
     """
 
     code = "command"
@@ -213,7 +213,7 @@ class GuestTimeoutError(GuestError):
 
 
 class DamagedError(CerneError):
-    """Saved state is damaged, or of a version that this Cerne does not know."""
+    """Saved state is damaged, or has a version that this Cerne does not know."""
 
     code = "damaged"
 

@@ -1,4 +1,4 @@
-"""Where an operation may be killed: tests step through these places, and nothing else does."""
+"""Steps at which an operation may be killed; only tests use them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ def _nothing(_name: str) -> None:
 
 
 hook: Callable[[str], None] = _nothing
-"""What is called at each step; a test puts a function here that ends the process."""
+"""The function that is called at each step; a test sets one that ends the process."""
 
 
 def step(name: str) -> None:
-    """Come to the step of this name."""
+    """Call the hook with the name of a step."""
     hook(name)

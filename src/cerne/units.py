@@ -1,7 +1,7 @@
-"""Sizes and durations, as people write them and as programs count them.
+"""Sizes and durations: parsing and formatting.
 
 ``K``, ``M``, ``G``, ``T`` (also ``Ki``, ``KiB`` …) are powers of 1024, as memory and disks of
-virtual machines are counted; ``kB``, ``MB``, ``GB``, ``TB`` are powers of 1000, as the SI has them.
+virtual machines are counted; ``kB``, ``MB``, ``GB``, ``TB`` are powers of 1000, as in the SI.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d|)", re.IGN
 
 
 def parse_size(text: str | int) -> int:
-    """Bytes of a size such as ``512M``, ``1.5GiB``, ``2GB`` or ``4096``.
+    """Parse a size, in bytes, such as ``512M``, ``1.5GiB``, ``2GB`` or ``4096``.
 
     Raises:
-        InputError: the text is no size, or not a whole number of bytes.
+        InputError: the text is not a size, or not a whole number of bytes.
     """
     if isinstance(text, int):
         return text
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise InputError(f"{text!r} is not a size", hint="write it as 512M, 2G or 1.5GiB")
-    # Who only wants the units does not load it.
+    # Imported here, because most users of this module only need the units.
     from fractions import Fraction
 
     number, prefix, suffix = match.groups()
@@ -53,10 +53,10 @@ def format_size(size: int) -> str:
 
 
 def parse_duration(text: str | float) -> float:
-    """Seconds of a duration such as ``90``, ``1.5s``, ``250ms``, ``2m`` or ``1h``.
+    """Parse a duration, in seconds, such as ``90``, ``1.5s``, ``250ms``, ``2m`` or ``1h``.
 
     Raises:
-        InputError: the text is no duration.
+        InputError: the text is not a duration.
     """
     if isinstance(text, int | float):
         return float(text)
