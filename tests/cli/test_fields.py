@@ -50,7 +50,7 @@ def test_a_new_field_is_a_row_of_the_table(home: object, monkeypatch: pytest.Mon
     assert "--case-colour <str> The colour of its case. [default: (grey)]" in _help("run")
     ran = CliRunner().invoke(app, ["create", "--case-colour", "red", "tiny"])
     assert isinstance(ran.exception, InputError)
-    assert ran.exception.message == "a machine has no case_colour"
+    assert ran.exception.message == "a machine has no field case_colour"
 
 
 def test_what_is_not_given_is_not_asked_for(home: object) -> None:

@@ -56,7 +56,7 @@ def test_what_cannot_be_set_is_refused(cerne: Cerne, engine: Engine) -> None:
         ((), "nothing is to be changed"),
         (("--balloon", "129M"), "ask for 32M to 128M"),
         (("--balloon", "a lot"), "is not a size"),
-        (("--cpu-weight", "0"), "no CPU weight"),
+        (("--cpu-weight", "0"), "is not a CPU weight"),
     ):
         assert said in cerne.refused("set", "q", *words, status=2)
     assert "no machine named" in cerne.refused("set", "other", "--balloon", "64M", status=3)

@@ -224,7 +224,7 @@ def test_passt_is_started_again_with_its_ports(
         (second,) = net.passt()
         assert second != first
         assert net.notes() == [
-            "passt, which serves net0 of m, was killed by SIGKILL; it was started again"
+            "passt, which serves net0 of m, was killed by SIGKILL; it was restarted"
         ]
         assert net.members.lost() == []
         opened.__exit__()
@@ -289,8 +289,8 @@ def test_a_directory_is_served_and_goes_with_its_machine(
     ("options", "read_only", "said"),
     [
         (("-o", "compat=0.10"), False, "version 2"),
-        (("-o", "extended_l2=on"), True, "not known"),
-        (("-o", "compression_type=zstd"), True, "not known"),
+        (("-o", "extended_l2=on"), True, "does not know"),
+        (("-o", "compression_type=zstd"), True, "does not know"),
         (("-o", "compat=0.10"), True, ""),
         ((), False, ""),
     ],

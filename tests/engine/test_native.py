@@ -154,7 +154,10 @@ def test_a_fault_of_our_own_is_not_taken_for_a_kill(tmp_path: Path) -> None:
     (tmp_path / "engine.log").write_text(fault)
     ending = NativeEngine(emulated=False).ending(tmp_path)
     assert not ending.orderly
-    assert ending.reason == "its process failed; it last said: ZeroDivisionError: division by zero"
+    assert (
+        ending.reason
+        == "its process failed; the last line of its log: ZeroDivisionError: division by zero"
+    )
 
 
 def test_a_process_that_was_killed_has_failed(fleet: Fleet) -> None:

@@ -209,5 +209,5 @@ def test_a_machine_with_nothing_to_boot_is_refused(engine: QemuEngine, make_plan
 
 def test_ports_of_ipv6_are_refused(engine: QemuEngine, make_plan: MakePlan) -> None:
     nic = UserNic("02:00:00:00:00:01", (PortForward("::1", 8080, 80),))
-    with pytest.raises(InputError, match="IPv4 addresses alone"):
+    with pytest.raises(InputError, match="only IPv4 addresses"):
         engine.require(make_plan(nics=(nic,)))

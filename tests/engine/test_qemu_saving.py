@@ -226,7 +226,7 @@ def test_saving_that_is_broken_off_does_not_stop_the_machine_later(
 def test_a_fork_is_refused(machines: Machines) -> None:
     plan = machines.plan("a")
     machines.start(plan)
-    with pytest.raises(InputError, match="cannot be forked"):
+    with pytest.raises(InputError, match="does not fork"):
         machines.instance(plan).fork((), [machines.plan("b")])
 
 

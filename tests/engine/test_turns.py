@@ -46,7 +46,7 @@ def test_turns_fit_one_message_and_the_limit(make: LaunchPlan, tmp_path: Path) -
 
 def test_no_room_for_one_child_is_refused_in_words(make: LaunchPlan, tmp_path: Path) -> None:
     child = replace(make, disks=(_layered(tmp_path, 55),))
-    with pytest.raises(EngineError, match=r"takes \d+ open files at once, .* may open 60 more"):
+    with pytest.raises(EngineError, match=r"needs \d+ open files, .* may open 60 more"):
         turns((), [child], 60)
 
 

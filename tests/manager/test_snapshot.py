@@ -297,9 +297,9 @@ def test_ports_of_a_child_are_checked_and_kept_as_ports(
     assert child.ports[1].host_port != 0
     assert engine.plans[-1].forwards == child.ports
     assert not recwarn.list
-    with pytest.raises(InputError, match="does not say which port"):
+    with pytest.raises(InputError, match="does not name a port"):
         machine.fork(ports=[8080])  # type: ignore[list-item]
-    with pytest.raises(InputError, match="IPv4 addresses alone"):
+    with pytest.raises(InputError, match="only IPv4 addresses"):
         machine.fork(ports=["[::1]:8080:80"])
 
 

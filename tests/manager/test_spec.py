@@ -63,7 +63,7 @@ def test_the_same_file_by_two_names_is_no_two_disks(
     create_empty(tmp_path / "data", MIB)
     monkeypatch.chdir(tmp_path)
     error = _refused(manager, data_disks=["data", f"{tmp_path}/data"])
-    assert "asked for twice" in error.message
+    assert "given twice" in error.message
 
 
 def test_a_file_that_is_not_there_is_no_disk(manager: Manager, tmp_path: Path) -> None:

@@ -82,8 +82,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     ],
 )
 def test_an_ipv6_address_is_refused_with_what_to_write(text: str, instead: str) -> None:
-    with pytest.raises(InputError, match="IPv4 addresses alone") as refused:
+    with pytest.raises(InputError, match="only IPv4 addresses") as refused:
         parse_publish(text)
     assert refused.value.hint == f"publish it at an IPv4 address: {instead}"
-    with pytest.raises(InputError, match="IPv4 addresses alone"):
+    with pytest.raises(InputError, match="only IPv4 addresses"):
         check_port(PublishedPort("::1", 8080, 80))

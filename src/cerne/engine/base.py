@@ -1,8 +1,8 @@
-"""What the manager asks of an engine and of a machine that runs, by ``native`` and ``qemu``.
+"""The interface of an engine and of a running machine, which ``native`` and ``qemu`` implement.
 
-An `Engine` turns a `LaunchPlan` into one detached process, and gives the `Instance` of it; what
-later commands need to reach that is its `InstanceRecord`. The manager speaks to an instance alone.
-An engine knows no store, no image names and no users.
+An `Engine` turns a `LaunchPlan` into one detached process, and returns its `Instance`; later
+commands reach it by its `InstanceRecord`. The manager uses only the instance. An engine knows no
+store, no image names and no users.
 """
 
 from __future__ import annotations
@@ -21,80 +21,80 @@ if TYPE_CHECKING:
     from cerne.host.process import ProcessIdentity
 
 ANSWER_TIMEOUT = 10.0
-"""Seconds in which a machine's process must begin to answer; else it is taken to hang.
+"""Seconds within which a machine's process must answer, before it counts as hanging.
 
-A busy host needs some of them: a guest that QEMU emulates can keep QEMU's own thread waiting."""
+A busy host needs some of them: a guest that QEMU emulates can delay QEMU's own thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What an engine can do on this host beside what every engine can."""
+    """The optional features of an engine on this host."""
 
     fork: bool
-    """Fork a machine that runs. Where it does not, a machine is saved once, and others go on."""
+    """Fork a running machine. Without it, the machine is saved once, and others start from that."""
     force_unplug: bool
-    """Take out a device that the guest has not let go of."""
+    """Remove a device that the guest has not released."""
     firmware: bool
-    """Boot by firmware an image that has no kernel of its own."""
+    """Boot by firmware an image without a kernel."""
     vsock: bool
-    """Give programs of this host a way to sockets in the guest."""
+    """Connect programs of this host to sockets in the guest."""
 
 
 class RunState(StrEnum):
-    """What a machine's process does."""
+    """The run state of a machine's process."""
 
     RUNNING = "running"
     """Its vCPUs run."""
     PAUSED = "paused"
     """Its vCPUs were stopped."""
     HELD = "held"
-    """It waits for saved memory or for the word to go on, or has just been saved."""
+    """It waits for saved memory or for its start, or has just been saved."""
 
 
 @dataclass(frozen=True, slots=True)
 class GuestMemoryUse:
-    """What a guest says of its memory, in bytes; it may say anything."""
+    """A guest's report of its memory, in bytes, which is not trustworthy."""
 
     given: int
-    """What its balloon leaves it."""
+    """The memory without its balloon."""
     used: int | None
-    """What it has in use and could not free at once; None where it does not say."""
+    """The used memory that it could not free at once; None if it does not report that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a machine's process ended, as far as its engine can tell afterwards."""
+    """How a machine's process ended, as far as its engine knows afterwards."""
 
     orderly: bool
-    """True for a shutdown or a reset that was asked for, by the guest or by the host."""
+    """True for a shutdown or a reset at the request of the guest or the host."""
     reason: str
     """One line for people, such as ``the guest shut down`` or ``the guest's kernel panicked``."""
 
 
 class Vsock(Protocol):
-    """The way to the sockets of one machine's guest: streams by virtio, with no network."""
+    """Connects to the sockets of one machine's guest: streams by virtio, without a network."""
 
     @property
     def place(self) -> str:
-        """Where they are, for people and for other programs."""
+        """Their address, for people and for other programs."""
 
     def connect(self, port: int, timeout: float) -> socket.socket:
-        """A connection to a port that a program in the guest listens at.
+        """Connect to a port at which a program in the guest listens.
 
         Raises:
             InputError: there is no such port.
-            GuestError: none does.
+            GuestError: no program listens there.
             GuestTimeoutError: the guest does not answer.
-            EngineError: the machine's process does not.
+            EngineError: the machine's process does not answer.
         """
 
     def listen(self, port: int) -> socket.socket:
-        """A listening socket, to which the guest's connections to this port of its host come.
+        """Listen for the guest's connections to this port of its host.
 
         Raises:
             InputError: there is no such port.
             ConflictError: another program listens there.
-            EngineError: it cannot be had.
+            EngineError: making the socket failed.
         """
 
 
@@ -103,33 +103,33 @@ class ShareType:
     """How a guest mounts a shared directory by its tag."""
 
     file_system: str
-    """As mount(8) names it."""
+    """The name for mount(8)."""
     options: str = ""
 
 
 class Instance(Protocol):
-    """One machine that runs, or is paused: its process, and what leads to its guest.
+    """One machine that runs, or is paused: its process, and the connections to its guest.
 
-    Whatever asks the process raises `NotAnsweringError` where that does not answer.
+    Each method that asks the process raises `NotAnsweringError` if it does not answer.
     """
 
     @property
     def record(self) -> InstanceRecord:
-        """What `Engine.attach` needs to give this instance again."""
+        """The record from which `Engine.attach` makes this instance again."""
 
     @property
     def process(self) -> ProcessIdentity:
         """The machine's process."""
 
     def status(self) -> RunState:
-        """What it does, which is asked for a few seconds at most.
+        """Its run state; asks the process for a few seconds at most.
 
         Raises:
             EngineError: it does not answer.
         """
 
     def pause(self) -> None:
-        """Hold its vCPUs.
+        """Pause its vCPUs.
 
         Raises:
             EngineError: it does not answer, or refuses.
@@ -152,62 +152,62 @@ class Instance(Protocol):
     def save(self, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool) -> None:
         """Save its memory and devices into an empty directory.
 
-        Its disks are as the memory knows them: they are flushed, and from that moment on it
-        writes to `disks`, one for each that it has, which are empty overlays of those (or the
-        same, where it will not run on). Then it runs on, if it ran and `resume` says so. The
-        directory is complete and on the disk when this returns.
+        Its disks match the memory: they are flushed, and from that moment on it writes to `disks`,
+        one for each of its disks, which are empty overlays of those (or the same, if it will not
+        run again). Then it continues, if it ran and `resume` is true. The directory is complete and
+        on the disk when this returns.
 
         Raises:
-            EngineError: it could not be saved; it runs on, on either disks.
-            StorageError: the directory cannot hold it; it runs on.
-            InputError: it has what cannot be saved.
+            EngineError: saving failed; it continues, on the old or the new disks.
+            StorageError: the directory has no room for it; it continues.
+            InputError: it has a device that its engine does not save.
         """
 
     def break_off_saving(self) -> None:
-        """End a saving that a killed command has begun, so that it does not stop the machine.
+        """End the saving of a killed command, so that it does not stop the machine.
 
         Raises:
             NotAnsweringError: it does not answer.
         """
 
     def fork(self, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]) -> list[Instance]:
-        """Fork it; its children go on from where it is, each by its own plan.
+        """Fork it; each child continues from its present state, with its own plan.
 
-        `disks` are for the machine itself, as in `save`; those of each child are in its plan.
+        `disks` are for the machine itself, as in `save`; the disks of each child are in its plan.
 
         Raises:
-            EngineError: it could not be forked; it runs on, and no child does.
-            InputError: it has what cannot be forked, or its engine cannot (`Capabilities.fork`).
+            EngineError: the fork failed; it continues, and there is no child.
+            InputError: it has a device that does not fork, or its engine does not fork.
         """
 
     def plug(self, device: DiskPlan | Nic) -> None:
         """Plug a disk or a network card into its slot.
 
-        Its guest is told; what it makes of it is its own affair.
+        Its guest gets notice of it.
 
         Raises:
             ConflictError: the slot is taken, or another process uses the disk.
-            EngineError, HostError: it could not be plugged in; nothing of it is left.
+            EngineError, HostError: plugging it in failed; nothing of it is left.
         """
 
     def unplug(self, slot: int, timeout: float, *, force: bool) -> None:
-        """Take out what is in a slot, once the guest has let go of it; or at once with `force`.
+        """Remove the device in a slot after the guest has released it; or at once with `force`.
 
-        Nothing happens where the slot is empty.
+        Does nothing if the slot is empty.
 
         Raises:
-            GuestTimeoutError: the guest has not let go within `timeout` seconds; it is kept.
-            GuestError: the guest refused; it is kept.
-            InputError: its engine cannot force it (`Capabilities.force_unplug`).
+            GuestTimeoutError: the guest has not released it within `timeout` seconds; it stays.
+            GuestError: the guest refused; it stays.
+            InputError: its engine does not support `force` (`Capabilities.force_unplug`).
         """
 
     def plugged(self) -> frozenset[int]:
-        """The slots that have something in them."""
+        """The slots that are not empty."""
 
     def set_memory(self, size: int) -> None:
-        """Ask its guest to make do with so many bytes of its memory, or to take as much again.
+        """Ask its guest to use only so many bytes of its memory.
 
-        It does so in its own time, and only as far as it can.
+        The guest does so after a while, and only as far as it can.
 
         Raises:
             StateError: it has no balloon.
@@ -215,39 +215,39 @@ class Instance(Protocol):
         """
 
     def set_cpu_weight(self, weight: int) -> None:
-        """Give its process a share of CPU time beside others.
+        """Give its process a share of CPU time among all machines.
 
         Raises:
-            HostError: the host does not let this user do so.
+            HostError: the host does not allow it to this user.
         """
 
     def stats(self, *, runs: bool) -> GuestMemoryUse | None:
-        """What its guest says of its memory; None where it has no balloon.
+        """Its guest's report of its memory; None if it has no balloon.
 
-        One that `runs` is asked, and given a second to answer; another would not.
+        If it `runs`, the guest is asked and has a second to answer; a paused guest cannot answer.
 
         Raises:
             EngineError: it does not answer.
         """
 
     def agent(self) -> GuestAgent:
-        """The agent in its guest, which is taken to be there."""
+        """The client of the agent in its guest."""
 
     def console(self) -> socket.socket:
-        """A connection to its serial console, for one at a time.
+        """Connect to its serial console, which has one client at a time.
 
         Raises:
-            BusyError: another has the console.
+            BusyError: another client has the console.
         """
 
     def vsock(self) -> Vsock | None:
-        """The way to its guest's sockets; None where it was started without."""
+        """Its guest's sockets; None if it was started without them."""
 
     def kill(self) -> None:
-        """End its process at once; `wait` tells when it is gone."""
+        """End its process at once; `wait` waits for its end."""
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until its process has ended, at most `timeout` seconds; whether it has."""
+        """Wait at most `timeout` seconds until its process has ended; return whether it has."""
 
 
 class Engine(Protocol):
@@ -259,18 +259,18 @@ class Engine(Protocol):
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it can do on this host; nothing is tried to find out."""
+        """Its optional features on this host, found without a test run."""
 
     @property
     def share_type(self) -> ShareType:
-        """What its machines' shared directories are."""
+        """How its machines mount shared directories."""
 
     def require(self, plan: LaunchPlan) -> None:
-        """Refuse, before anything is created, what this engine cannot run on this host.
+        """Refuse a plan that this engine does not run on this host, before anything is created.
 
         Raises:
-            HostError: a program or a device is missing; the hint names the command that mends it.
-            InputError: the plan asks for what this engine does not have.
+            HostError: a program or a device is missing; the hint is the command to type.
+            InputError: the plan needs a feature that this engine does not have.
         """
 
     def start(self, plan: LaunchPlan) -> Instance:
@@ -281,19 +281,19 @@ class Engine(Protocol):
         """
 
     def attach(self, record: InstanceRecord) -> Instance:
-        """A machine that runs, which another command may have started. Nothing is asked of it."""
+        """The instance of a running machine; does not ask its process."""
 
     def describe(self, plan: LaunchPlan, process: ProcessIdentity) -> InstanceRecord:
-        """The record of a machine that runs, of which none was kept, from how it was started."""
+        """Make the record of a running machine that has none, from the plan of its start."""
 
     def fingerprint(self) -> str:
-        """What a saved machine depends on beside its plan: another value cannot restore it."""
+        """What a saved machine needs unchanged for a restore, in addition to its plan."""
 
     def restores(self, fingerprint: str) -> bool:
-        """Whether a machine that was saved with this fingerprint can go on here.
+        """Whether a machine that was saved with this fingerprint can be restored here.
 
-        The engine's own fingerprint always can; one of an older Cerne may.
+        Always true for the engine's own fingerprint; maybe true for one of an older Cerne.
         """
 
     def ending(self, logs: Path) -> Ending:
-        """Say how the machine's process, which is gone, ended: read from its `LaunchPlan.logs`."""
+        """How the machine's process ended, from its `LaunchPlan.logs`."""

@@ -1,7 +1,7 @@
-"""Starting a machine's process so that it survives the command that started it.
+"""Starts a machine's process so that it survives the command that started it.
 
-The process is given a session of its own, no terminal, no environment beyond the locale, and no
-open file but those that are named here.
+The process gets a separate session, no terminal, no environment except the locale, and only the
+open files that are named here.
 """
 
 from __future__ import annotations
@@ -28,33 +28,33 @@ if TYPE_CHECKING:
 _START_TIMEOUT = 60.0
 _log = logging.getLogger(__name__)
 
-# Children of this process, kept until they have ended, so that none stays behind as a zombie in a
-# program that starts many machines.
+# Children of this process, kept until they have ended, so that none stays as a zombie in a program
+# that starts many machines.
 _children: list[subprocess.Popen[bytes]] = []
 
 
 def spawn(
     argv: Sequence[str], log: Path, descriptors: Sequence[int], runtime: Path, role: str
 ) -> int:
-    """Start a detached process that writes to `log` and inherits `descriptors`; its pid.
+    """Start a detached process that writes to `log` and inherits `descriptors`; return its pid.
 
     It is registered in the machine's runtime directory before it runs (`cerne.host.members`).
 
     Raises:
-        EngineError: the program cannot be run.
-        StorageError: the log cannot be written.
+        EngineError: running the program failed.
+        StorageError: the log is not writable.
     """
     reap()
     _log.debug("starting %s", shlex.join(argv))
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     except OSError as error:
-        raise StorageError(f"{log} cannot be written: {error.strerror}") from error
+        raise StorageError(f"{log} is not writable: {error.strerror}") from error
     with os.fdopen(descriptor, "wb") as output:
         try:
             child = start_member(Members(runtime), role, argv, descriptors, output.fileno())
         except OSError as error:
-            raise EngineError(f"{argv[0]} cannot be run: {error.strerror}") from error
+            raise EngineError(f"running {argv[0]} failed: {error.strerror}") from error
     _children.append(child)
     return child.pid
 
@@ -62,14 +62,14 @@ def spawn(
 def answering(
     pid: int, plan: LaunchPlan, what: str, prepare: Callable[[QmpClient], None] | None = None
 ) -> ProcessIdentity:
-    """The process's identity, once its QMP answers and its vCPUs run; or else it is killed.
+    """The process's identity, after its QMP answers and its vCPUs run; else it is killed.
 
-    `prepare` does, by QMP, what they wait for before they run.
+    `prepare` prepares it by QMP before the vCPUs run.
 
     Raises:
-        EngineError: it did not start the machine; the message says why, as far as it is known.
+        EngineError: it did not start the machine; the message has the reason, if it is known.
     """
-    # Imported only now: the machine starts meanwhile.
+    # Imported only now, because the machine starts meanwhile.
     from cerne.engine.qmp import QmpClient
 
     process = ProcessIdentity.of(pid)
@@ -100,7 +100,7 @@ def _running(pid: int, status: str) -> ProcessIdentity:
 
 
 def kill(process: ProcessIdentity | None) -> None:
-    """Kill a process, if there is one, and wait until it is gone."""
+    """Kill a process, if there is one, and wait for its end."""
     if process is not None:
         process.send(signal.SIGKILL)
         process.wait()
@@ -108,18 +108,18 @@ def kill(process: ProcessIdentity | None) -> None:
 
 
 def reap() -> None:
-    """Take leave of the processes started here that have ended."""
+    """Reap the processes started here that have ended."""
     _children[:] = [child for child in _children if child.poll() is None]
 
 
 def listening_socket(path: Path) -> socket.socket:
     """A Unix socket that listens at `path`, for the process to inherit.
 
-    Made before the process is, it can be connected to at once; and the connection breaks when the
-    process dies, so that nobody need poll for either.
+    It is made before the process, so that a client can connect at once, and the connection breaks
+    when the process ends, so that no client has to poll.
 
     Raises:
-        EngineError: it cannot be made.
+        EngineError: making it failed.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -127,5 +127,5 @@ def listening_socket(path: Path) -> socket.socket:
         listener.listen(16)
     except OSError as error:
         listener.close()
-        raise EngineError(f"{path} cannot be made: {error.strerror}") from error
+        raise EngineError(f"making {path} failed: {error.strerror}") from error
     return listener

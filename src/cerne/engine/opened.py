@@ -1,4 +1,4 @@
-"""The files that a machine's process is given by whoever starts it: it opens none itself."""
+"""The files that a command opens for a machine's process, which opens none itself."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _SEARCHED_BY_ALL = 0o711
 
 
 class Report(NamedTuple):
-    """Where to read how the start of something went."""
+    """A pipe with the result of a start."""
 
     what: str
     stream: IO[bytes]
-    """To be closed by who reads it."""
+    """The reading end; the reader closes it."""
 
 
 class Opened:
     """Descriptors for one process; a context manager that closes them here.
 
-    What its methods return stands for a descriptor in the process's configuration: its number,
-    where the process inherits it, or its place among those that are `sent`.
+    Its methods return the value for a descriptor in the process's configuration: its number, if the
+    process inherits it, or its index among those that are `sent`.
     """
 
     def __init__(self, *, sent: bool = False) -> None:
@@ -40,7 +40,7 @@ class Opened:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """All of them, in the order of their places."""
+        """All descriptors, in their order."""
         return tuple(self._descriptors)
 
     def take(self, descriptor: int) -> int:
@@ -49,101 +49,101 @@ class Opened:
         return len(self._descriptors) - 1 if self._sent else descriptor
 
     def existing(self, path: Path, *, writable: bool = False) -> int:
-        """A file that is there.
+        """Open an existing file.
 
         Raises:
-            StorageError: it cannot be opened.
+            StorageError: opening it failed.
         """
         return self._open(path, os.O_RDWR if writable else os.O_RDONLY)
 
     def locked(self, path: Path, *, writable: bool) -> int:
-        """A disk that others may use too, locked for as long as the process has it open.
+        """Open a disk that others may use too, locked as long as the process has it open.
 
         Raises:
-            StorageError: it cannot be opened.
-            ConflictError: another has locked it.
+            StorageError: opening it failed.
+            ConflictError: another machine has locked it.
         """
         number = self.existing(path, writable=writable)
         lock(self._descriptors[-1], path, writable=writable)
         return number
 
     def new(self, path: Path) -> int:
-        """An empty file in the place of what was there.
+        """Make an empty file in place of an existing one.
 
         Raises:
-            StorageError: it cannot be made.
+            StorageError: making it failed.
         """
         path.unlink(missing_ok=True)
         return self._open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def log(self, path: Path) -> int:
-        """A file that is written at its end.
+        """Open a file for appending.
 
         Raises:
-            StorageError: it cannot be opened.
+            StorageError: opening it failed.
         """
         return self._open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def listening(self, path: Path) -> int:
-        """A Unix socket that listens at `path`.
+        """Make a Unix socket that listens at `path`.
 
         Raises:
-            EngineError: it cannot be made.
+            EngineError: making it failed.
         """
         return self.take(listening_socket(path).detach())
 
     def registration(self, runtime: Path, role: str) -> int:
-        """What a forked process registers itself by (see `cerne.host.members`).
+        """Make the registration of a forked process (see `cerne.host.members`).
 
         Raises:
-            StorageError: it cannot be made.
+            StorageError: making it failed.
         """
         try:
             return self.take(Members(runtime).expect(role)[0])
         except OSError as error:
-            raise StorageError(f"{runtime} cannot be written: {error.strerror}") from error
+            raise StorageError(f"{runtime} is not writable: {error.strerror}") from error
 
     def searched(self, path: Path) -> int:
-        """A new directory, whose names the process may look up, and none make or remove.
+        """Make a directory in which the process may look up names, but not make or remove files.
 
-        It may as another user: who may come there is for the directory above it to say.
+        Another user may do so too; the parent directory controls the access.
 
         Raises:
-            StorageError: it cannot be made.
+            StorageError: making it failed.
         """
         try:
             path.mkdir()
             path.chmod(_SEARCHED_BY_ALL)
         except OSError as error:
-            raise StorageError(f"{path} cannot be made: {error.strerror}") from error
+            raise StorageError(f"making {path} failed: {error.strerror}") from error
         return self._open(path, os.O_PATH | os.O_DIRECTORY)
 
     def tap(self, interface: str) -> int:
-        """A tap (see `cerne.network.tap.open_tap`, also for what is raised)."""
+        """Open a tap (see `cerne.network.tap.open_tap`, also for its errors)."""
         return self.take(open_tap(interface))
 
     def vhost_net(self) -> int | None:
-        """The host's /dev/vhost-net, if it has one for this user."""
+        """Open the host's /dev/vhost-net, if this user may."""
         descriptor = open_vhost()
         return None if descriptor is None else self.take(descriptor)
 
     @contextlib.contextmanager
     def pair(self) -> Iterator[tuple[int, int]]:
-        """Two connected sockets: one for the process, and the other, which is closed at exit.
+        """Make two connected sockets: one for the process, and one that is closed at exit.
 
         Raises:
-            EngineError: they cannot be made.
+            EngineError: making them failed.
         """
         try:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         except OSError as error:
-            raise EngineError(f"a card cannot be connected: {error.strerror}") from error
+            raise EngineError(f"connecting a network card failed: {error.strerror}") from error
         with theirs:
             yield self.take(ours.detach()), theirs.fileno()
 
     @contextlib.contextmanager
     def report(self, what: str) -> Iterator[int]:
-        """A pipe, closed at exit, to which what is started says how that went (see `reports`)."""
+        """Make a pipe, closed at exit, for the result of a start (see `reports`)."""
         reading, writing = os.pipe()
         self.reports.append(Report(what, os.fdopen(reading, "rb")))
         with os.fdopen(writing, "wb"):
@@ -160,4 +160,4 @@ class Opened:
         try:
             return self.take(os.open(path, flags | os.O_CLOEXEC, 0o600))
         except OSError as error:
-            raise StorageError(f"{path} cannot be opened: {error.strerror}") from error
+            raise StorageError(f"opening {path} failed: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""What a guest's kernel said as it panicked, from the log of its console."""
+"""Reads the message of a guest kernel's panic, from the log of its console."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _TAIL = 256 * 1024
 
 
 def panicked(console_log: Path) -> Ending:
-    """The ending of a machine whose kernel panicked, with its last words where they are known."""
+    """The ending of a machine whose kernel panicked, with the kernel's message if it is known."""
     words = last_words(console_log)
     return Ending(orderly=False, reason=f"{PANICKED}: {words}" if words else PANICKED)
 
 
 def last_words(console_log: Path) -> str:
-    """Why a kernel panicked, in its own words; nothing where its console has none."""
+    """The message of a kernel's panic; empty if its console has none."""
     from cerne.guest.wire import readable
 
     found = _WORDS.findall(tail(console_log))
@@ -27,7 +27,7 @@ def last_words(console_log: Path) -> str:
 
 
 def tail(log: Path) -> bytes:
-    """The end of a log; nothing where there is none."""
+    """The end of a log; empty if there is no log."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL))

@@ -1,4 +1,4 @@
-"""What an engine is told to start: every name has become a path, a size or a number."""
+"""The plan of a machine's start, in which every name is resolved to a path, a size or a number."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ PortForward = PublishedPort
 """A port of the host that leads to a port of the guest."""
 
 AGENT_PORTS = 8
-"""How many agent ports a machine has: so many sessions (exec, cp, shell) can run side by side."""
+"""The number of agent ports: so many sessions (exec, cp, shell) can run at the same time."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelBoot:
-    """Boot a kernel directly, with no firmware."""
+    """Boot a kernel directly, without firmware."""
 
     kernel: Path
     """A bzImage or an ELF vmlinux."""
@@ -39,16 +39,15 @@ class DiskPlan:
 
     path: Path
     format: str
-    """``raw`` or ``qcow2``, or another one of QEMU's where the engine has it served by QEMU."""
+    """``raw`` or ``qcow2``, or another format of QEMU if QEMU serves the disk."""
     read_only: bool = False
     serial: str = ""
     slot: int | None = None
-    """Which of the `SLOTS` it is in, so that it can be taken out; None for one that stays."""
+    """Its slot of the `SLOTS`, for a removable disk; None for a permanent one."""
     shared: bool = False
-    """Whether the file is not the machine's alone: others must be kept from writing to it, and
-    where it is written, from reading it too."""
+    """Whether others use the file too: they must not write to it, nor read it if it is written."""
     outside: bool = False
-    """Whether a process of its own is to serve it, where the engine could serve it itself."""
+    """Whether a separate process should serve it, even if the engine could serve it itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +57,17 @@ class UserNic:
     mac: str
     forwards: tuple[PortForward, ...] = ()
     slot: int | None = None
-    """As a disk's."""
+    """The slot, as of a disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class TapNic:
-    """A network card on a tap of the host, which is there already."""
+    """A network card on an existing tap of the host."""
 
     mac: str
     interface: str
     slot: int | None = None
-    """As a disk's."""
+    """The slot, as of a disk."""
 
 
 Nic = UserNic | TapNic
@@ -97,39 +96,38 @@ class LaunchPlan:
     nics: tuple[Nic, ...]
     shares: tuple[SharePlan, ...]
     runtime: Path
-    """A directory of this machine alone, on the runtime file system: sockets and pid."""
+    """A directory of only this machine, on the runtime file system: sockets and pid."""
     logs: Path
-    """A directory of this machine alone that lasts: ``console.log``, ``engine.log``."""
+    """A permanent directory of only this machine: ``console.log``, ``engine.log``."""
     balloon: int | None = None
-    """Bytes of its memory that the guest may have; None for all, or for what it had when saved."""
+    """Bytes of memory that the guest may use; None for all, or for the saved value."""
     saved: Path | None = None
-    """A directory that `Instance.save` wrote: the machine goes on from there and does not boot."""
+    """A directory that `Instance.save` wrote: the machine starts from it and does not boot."""
     memory_file: Path | None = None
-    """Keep the guest's memory in this file of the directory that `Instance.save` will be given, so
-    that saving need not copy it; for a machine that is saved once and never runs again."""
+    """Keep the guest's memory in this file of the later directory of `Instance.save`: no copy."""
     agent: bool = False
     """Whether its guest has the agent."""
 
     @property
     def slots(self) -> dict[int, DiskPlan | Nic]:
-        """What can be taken out, by its slot."""
+        """The removable devices by their slots."""
         return slots((*self.disks, *self.nics))
 
     @property
     def forwards(self) -> tuple[PortForward, ...]:
-        """Every port of the host that leads to it."""
+        """All published ports."""
         return tuple(
             forward for nic in self.nics if isinstance(nic, UserNic) for forward in nic.forwards
         )
 
     @property
     def taps(self) -> tuple[TapNic, ...]:
-        """Its cards that are on taps."""
+        """Its cards on taps."""
         return tuple(nic for nic in self.nics if isinstance(nic, TapNic))
 
     @property
     def network_parameter(self) -> str:
-        """What the guest's kernel is told of its name, and of its network where we know it."""
+        """The kernel's parameter with the guest's name, and its network if Cerne knows it."""
         known = any(isinstance(nic, UserNic) for nic in self.nics[:1])
         return kernel_parameter(self.name) if known else name_parameter(self.name)
 
@@ -147,12 +145,12 @@ class LaunchPlan:
 
     @property
     def vsock_directory(self) -> Path:
-        """Holds the Unix sockets that lead into the guest and out of it, where it has such."""
+        """The directory of the Unix sockets into the guest and out of it, if it has them."""
         return self.runtime / "vsock"
 
     @property
     def control_group(self) -> Path:
-        """Where it is noted what control group its process has (`cerne.host.cgroup`)."""
+        """The note about the control group of its process (`cerne.host.cgroup`)."""
         return self.runtime / "group"
 
     @property
@@ -165,5 +163,5 @@ class LaunchPlan:
 
 
 def slots(devices: Iterable[DiskPlan | Nic]) -> dict[int, DiskPlan | Nic]:
-    """Those of the devices that can be taken out, by their slots."""
+    """The removable devices among these, by their slots."""
     return {device.slot: device for device in devices if device.slot is not None}

@@ -1,6 +1,6 @@
-"""What is kept of a machine that runs, so that every later command can reach it.
+"""The record of a running machine, by which every later command reaches it.
 
-It is made when the machine starts, and stored with its process. Nothing in it is worked out again
+It is made when the machine starts, and stored with its process. Nothing in it is computed again
 from a specification, an image or a path.
 """
 
@@ -22,12 +22,12 @@ _FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """One machine that runs."""
+    """One running machine."""
 
     engine: str
     """The engine's name."""
     fingerprint: str
-    """`Engine.fingerprint` as it was when the process started: what it saves is of that."""
+    """`Engine.fingerprint` at the start of the process, for the state that it saves."""
     process: ProcessIdentity
     machine_id: str
     name: str
@@ -36,23 +36,23 @@ class InstanceRecord:
     agent: bool
     """Whether its guest has the agent."""
     runtime: Path
-    """A directory of this machine alone, on the runtime file system."""
+    """A directory of only this machine, on the runtime file system."""
     logs: Path
-    """A directory of this machine alone that lasts."""
+    """A permanent directory of only this machine."""
     control_group: Path
-    """Where it is noted what control group its process has."""
+    """The note about the control group of its process."""
     qmp: Path
     console: Path
     agents: tuple[Path, ...]
     """The sockets of its agent's ports."""
     vsock_directory: Path | None = None
-    """Where the sockets are that lead to its guest's, where the VMM serves them."""
+    """The directory of its guest's sockets, if the VMM serves them."""
     vsock_cid: int | None = None
-    """Its guest's number, where the host's kernel serves them."""
+    """Its guest's CID, if the host's kernel serves the sockets."""
     memory_file: Path | None = None
-    """The file that its memory is, if it is one (`LaunchPlan.memory_file`)."""
+    """The file with its memory, if there is one (`LaunchPlan.memory_file`)."""
     shares_memory: bool = False
-    """Whether processes beside its own have its memory, so that it cannot be saved or forked."""
+    """Whether other processes share its memory, so that it is neither saved nor forked."""
 
     @classmethod
     def of(
@@ -66,7 +66,7 @@ class InstanceRecord:
         vsock_cid: int | None = None,
         shares_memory: bool = False,
     ) -> InstanceRecord:
-        """The record of a machine that was started by this plan."""
+        """The record of a machine that was started with this plan."""
         return cls(
             engine=engine,
             fingerprint=fingerprint,
@@ -88,7 +88,7 @@ class InstanceRecord:
         )
 
     def to_json(self) -> str:
-        """The record as text, which `from_json` reads."""
+        """The record as JSON, which `from_json` reads."""
         values = {
             "format": _FORMAT,
             "engine": self.engine,
@@ -113,10 +113,10 @@ class InstanceRecord:
 
     @classmethod
     def from_json(cls, text: str) -> InstanceRecord:
-        """Read what `to_json` wrote.
+        """Read a record that `to_json` wrote.
 
         Raises:
-            DamagedError: it is damaged, or of another format.
+            DamagedError: it is damaged, or has another format.
         """
         try:
             values = json.loads(text)

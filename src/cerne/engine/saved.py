@@ -1,8 +1,8 @@
-"""The manifest of a saved machine: what its files are, so that none is loaded that is not whole.
+"""The manifest of a saved machine, with which its files are checked before they are loaded.
 
-It is written last: a directory without one is no saved machine. The state is small and checked by
-its digest each time. The memory is large, and a restore maps it without reading it: its digest is
-only taken again where the file is not the very one that was written (by inode and times).
+It is written last: a directory without a manifest is not a saved machine. The state is small and
+checked by its digest each time. The memory is large, and a restore maps it without reading it: its
+digest is computed again only if the file is not the one that was written (by inode and times).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_MEMORY = 1 << 52
 
 @dataclass(frozen=True, slots=True)
 class SavedMachine:
-    """What is in a directory that an engine saved a machine in."""
+    """The content of a directory in which an engine saved a machine."""
 
     fingerprint: str
     """`Engine.fingerprint` of the engine that saved it."""
@@ -39,17 +39,17 @@ class SavedMachine:
     """Bytes of guest memory."""
     state_digest: str
     memory_digest: str = ""
-    """Empty where the memory is in the state's file."""
+    """Empty if the memory is in the state's file."""
     memory_stamp: str = ""
     format: int = _FORMAT
     balloon: bool = True
-    """Whether the machine had a balloon; one that goes on from it has none then either."""
+    """Whether the machine had a balloon; a restored machine then has a balloon too."""
 
     def write(self, directory: Path) -> None:
-        """Complete the directory: from now on it is a saved machine, even after a power cut.
+        """Complete the directory, so that it is a saved machine, even after a power cut.
 
         Raises:
-            StorageError: it cannot be written.
+            StorageError: writing it failed.
         """
         path = directory / MANIFEST_FILE
         fresh = path.with_suffix(".new")
@@ -61,14 +61,14 @@ class SavedMachine:
             fresh.rename(path)
             _sync_directory(directory)
         except OSError as error:
-            raise StorageError(f"{path} cannot be written: {error.strerror}") from error
+            raise StorageError(f"{path} is not writable: {error.strerror}") from error
 
     @classmethod
     def read(cls, directory: Path) -> SavedMachine:
-        """Read what `write` wrote, with this Cerne or an older one.
+        """Read a manifest that `write` of this Cerne or an older one wrote.
 
         Raises:
-            DamagedError: there is none, or it is of an unknown format.
+            DamagedError: there is no manifest, or its format is unknown.
         """
         path = directory / MANIFEST_FILE
         try:
@@ -77,8 +77,8 @@ class SavedMachine:
             found = require_format(values["format"], _FORMAT, _UPGRADES, str(directory))
             newest = upgraded(values, found, _FORMAT, _UPGRADES, str(directory))
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DamagedError(f"{directory} holds no saved machine: {error}") from error
-        # The first manifests did not name the balloon, which all machines had then.
+            raise DamagedError(f"{directory} contains no saved machine: {error}") from error
+        # The first manifests did not have this field, and all machines had a balloon then.
         saved = SavedState(str(directory), {"balloon": True, **newest})
         return cls(
             fingerprint=saved.text("fingerprint", _LONGEST_TEXT),
@@ -96,19 +96,19 @@ def check(
     memory: int,
     digest_of_memory: Callable[[int], str],
 ) -> None:
-    """Refuse a saved machine that is not whole, or that this host cannot go on with.
+    """Refuse a saved machine that is damaged, or that this host does not restore.
 
-    `digest_of_memory` takes a descriptor; it is called only where the file is not the one that was
+    `digest_of_memory` takes a descriptor; it is called only if the file is not the one that was
     written.
 
     Raises:
-        DamagedError: it is truncated or altered, or of another engine, processor or size.
+        DamagedError: it is truncated or altered, or belongs to another engine, processor or size.
     """
     saved = SavedMachine.read(directory)
     if not restores(saved.fingerprint):
         raise DamagedError(
             f"{directory} was saved by another engine, or on another kind of processor",
-            hint="restore it where it was saved, or boot the machine anew",
+            hint="restore it on the host that saved it, or boot the machine",
         )
     if saved.memory != memory:
         raise DamagedError(f"{directory} has {saved.memory} bytes of memory, not {memory}")
@@ -121,11 +121,11 @@ def check(
                 if digest_of_memory(file.fileno()) != saved.memory_digest:
                     raise DamagedError(f"{path} is truncated or was altered")
     except OSError as error:
-        raise DamagedError(f"{directory} is not whole: {error}") from error
+        raise DamagedError(f"{directory} is incomplete: {error}") from error
 
 
 def stamp(path: Path) -> str:
-    """What changes whenever a file does: its inode, size and times."""
+    """A text that changes with a file: its inode, size and times."""
     status = path.stat()
     return f"{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 

@@ -1,8 +1,7 @@
-"""Which engine runs a machine: as asked, or the one that is quicker on this host.
+"""Chooses the engine of a machine: the requested one, or the faster one on this host.
 
-``auto`` takes ``native`` where the measured probe says that the kernel runs guests' kernel code at
-the hardware's speed; elsewhere it takes ``qemu``, which emulates that code faster than a kernel
-does that emulates it too.
+``auto`` takes ``native`` if the measured probe says that the kernel runs guests' kernel code at
+hardware speed; else it takes ``qemu``, which emulates that code faster than such a kernel.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from cerne.host.probe import cached_guest_speed
 from cerne.host.programs import find_program
 from cerne.network.passt import has_way_out
 
-# Without it, and a way out, a native machine has no user-mode network.
+# Without passt and a default route, a native machine has no user-mode network.
 _PASST = "passt"
 
 ENGINES = ("native", "qemu")

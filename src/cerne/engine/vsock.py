@@ -1,4 +1,4 @@
-"""Ways to a guest's sockets: the Unix sockets of our own VMM, or AF_VSOCK of the host's kernel."""
+"""Connects to a guest's sockets: Unix sockets of our VMM, or AF_VSOCK of the host's kernel."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from pathlib import Path
 from cerne.errors import ConflictError, EngineError, GuestError, GuestTimeoutError, InputError
 
 GUEST_SOCKET = "guest.sock"
-"""In the directory of a machine's sockets: leads to its guest's ports."""
+"""The socket in the directory of a machine's sockets that leads to its guest's ports."""
 
 LARGEST_PORT = (1 << 32) - 2
 
 _BACKLOG = 128
 _LONGEST_ANSWER = 32
-# The VMM is another user where it was started by root. Who else may come there is for the
-# directory above to say.
+# A VMM that root started runs as another user. The parent directory controls the access.
 _CONNECTED_TO_BY_ALL = 0o666
 
 
 @dataclass(frozen=True, slots=True)
 class UnixVsock:
-    """The sockets in a directory of a machine of ours (`cerne.vmm.vsock`)."""
+    """The sockets in a directory of our VMM's machine (`cerne.vmm.vsock`)."""
 
     directory: Path
 
@@ -36,7 +35,7 @@ class UnixVsock:
         return str(self.directory)
 
     def connect(self, port: int, timeout: float) -> socket.socket:
-        """A connection to a port of the guest's (see `Vsock.connect`)."""
+        """Connect to a port of the guest (see `Vsock.connect`)."""
         _require_port(port)
         with _connecting(socket.AF_UNIX, port, timeout) as link:
             link.connect(str(self.directory / GUEST_SOCKET))
@@ -47,7 +46,7 @@ class UnixVsock:
         return link
 
     def listen(self, port: int) -> socket.socket:
-        """A socket that the guest's connections to a port come to (see `Vsock.listen`)."""
+        """Listen for the guest's connections to a port (see `Vsock.listen`)."""
         _require_port(port)
         path = self.directory / str(port)
         if path.is_socket() and not _is_served(path):
@@ -61,7 +60,7 @@ class UnixVsock:
 
 @dataclass(frozen=True, slots=True)
 class KernelVsock:
-    """The host's kernel's own sockets (vsock(7)), by which it reaches a guest that has vhost."""
+    """The sockets of the host's kernel (vsock(7)), which reach a guest with vhost-vsock."""
 
     cid: int
 
@@ -71,7 +70,7 @@ class KernelVsock:
         return f"CID {self.cid}"
 
     def connect(self, port: int, timeout: float) -> socket.socket:
-        """A connection to a port of the guest's (see `Vsock.connect`)."""
+        """Connect to a port of the guest (see `Vsock.connect`)."""
         _require_port(port)
         with _connecting(socket.AF_VSOCK, port, timeout) as link:
             link.settimeout(timeout)
@@ -79,7 +78,7 @@ class KernelVsock:
         return link
 
     def listen(self, port: int) -> socket.socket:
-        """A socket that the guest's connections to a port come to (see `Vsock.listen`)."""
+        """Listen for the guest's connections to a port (see `Vsock.listen`)."""
         _require_port(port)
         with _listening(_OneGuests(self.cid), port) as listener:
             listener.bind((socket.VMADDR_CID_ANY, port))
@@ -88,7 +87,7 @@ class KernelVsock:
 
 
 class _OneGuests(socket.socket):
-    """Accepts what comes from one guest; all that the host has may come to the same port."""
+    """Accepts the connections of one guest; all guests of the host connect to the same port."""
 
     def __init__(self, cid: int) -> None:
         super().__init__(socket.AF_VSOCK, socket.SOCK_STREAM)
@@ -104,14 +103,14 @@ class _OneGuests(socket.socket):
 
 def _require_port(port: int) -> None:
     if not 0 <= port <= LARGEST_PORT:
-        raise InputError(f"{port} is no vsock port", hint=f"take one from 0 to {LARGEST_PORT}")
+        raise InputError(f"{port} is not a vsock port", hint=f"take one from 0 to {LARGEST_PORT}")
 
 
 @contextlib.contextmanager
 def _connecting(family: int, port: int, timeout: float) -> Iterator[socket.socket]:
     link = socket.socket(family, socket.SOCK_STREAM)
-    # A blocking connect waits for a place in a listener's queue, where one with Python's timeout
-    # fails at once; SO_SNDTIMEO bounds the wait (unix(7), socket(7)).
+    # A blocking connect waits for a place in a listener's queue, and one with Python's timeout
+    # fails at once; SO_SNDTIMEO limits the wait (unix(7), socket(7)).
     limit = struct.pack("ll", int(timeout), int(timeout % 1 * 1_000_000))
     link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
     try:
@@ -125,13 +124,13 @@ def _connecting(family: int, port: int, timeout: float) -> Iterator[socket.socke
     except ConnectionResetError as error:
         link.close()
         raise GuestError(
-            f"nothing in the guest listens at vsock port {port}",
-            hint="start a program in it that does, as: socat VSOCK-LISTEN:PORT -",
+            f"no program in the guest listens at vsock port {port}",
+            hint="start a program in it that listens: socat VSOCK-LISTEN:PORT -",
         ) from error
     except OSError as error:
         link.close()
         raise EngineError(
-            f"the guest's vsock port {port} cannot be reached: {error.strerror}"
+            f"connecting to the guest's vsock port {port} failed: {error.strerror}"
         ) from error
 
 
@@ -145,11 +144,11 @@ def _listening(listener: socket.socket, port: int) -> Iterator[socket.socket]:
             raise ConflictError(
                 f"another program listens at vsock port {port}", hint="take another port"
             ) from error
-        raise EngineError(f"vsock port {port} cannot be had: {error.strerror}") from error
+        raise EngineError(f"listening at vsock port {port} failed: {error.strerror}") from error
 
 
 def _is_served(path: Path) -> bool:
-    """Whether somebody listens there; a socket's file outlives its program."""
+    """Whether a program listens there; a socket's file stays after its program has ended."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
         try:
@@ -162,7 +161,7 @@ def _is_served(path: Path) -> bool:
 
 
 def _line(link: socket.socket) -> bytes:
-    """The first line, and no byte more: what follows is the guest's."""
+    """Read the first line, and no further byte, because the rest belongs to the guest."""
     line = b""
     while not line.endswith(b"\n") and len(line) < _LONGEST_ANSWER:
         byte = link.recv(1)

@@ -1,5 +1,5 @@
-"""What a person asks for: models of machines, disks and network cards, and the text they come from.
+"""Specifications: models of machines, disks and network cards, and their notation as text.
 
-Everything here is checked without a look at a host: no path is opened, no name is looked up, and
-nothing above this package is imported. What a specification names on a host, the manager looks for.
+Everything here is checked without access to a host: no path is opened, no name is looked up, and
+nothing above this package is imported. The manager looks up what a specification names on a host.
 """

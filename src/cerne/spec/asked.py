@@ -1,4 +1,4 @@
-"""What callers in Python may ask of a machine, for type checkers and editors.
+"""The options of machines in Python, for type checkers and editors.
 
 The words and their meaning are those of the table of fields (`cerne.spec.machine`).
 """
@@ -15,28 +15,27 @@ if TYPE_CHECKING:
 
 
 class Adjustment(TypedDict, total=False):
-    """What can be changed while a machine runs."""
+    """The options that can be changed while a machine runs."""
 
     balloon: int | str
-    """Memory that its guest may have now, in bytes or as ``256M``."""
+    """Memory that its guest may use now, in bytes or as ``256M``."""
     cpu_weight: int | None
-    """Its share of CPU time beside others, 1 to 10000, where 100 is everybody's."""
+    """Its share of CPU time among all machines, 1 to 10000; 100 is the default."""
 
 
 class MachineFields(TypedDict, total=False):
-    """What a new machine is to be."""
+    """The options of a new machine."""
 
     cpus: int
     """Virtual CPUs."""
     memory: int | str
     """Guest memory, in bytes or as ``512M``."""
     cpu_weight: int | None
-    """Its share of CPU time beside others, 1 to 10000, where 100 is everybody's."""
+    """Its share of CPU time among all machines, 1 to 10000; 100 is the default."""
     disk: int | str | None
-    """Size of the root disk, in bytes or as ``20G``; the image's own if not given."""
+    """Size of the root disk, in bytes or as ``20G``; the image's size if not given."""
     data_disks: Sequence[Disk | str]
-    """Other disks: sizes, for new and empty ones, or paths of files, as
-    ``SIZE|PATH[:ro][:format=raw]``."""
+    """Additional disks: sizes or paths of files, as ``SIZE|PATH[:ro][:format=raw]``."""
     network: str
     """``user``, ``none``, or ``tap:INTERFACE`` for a tap of this host."""
     ports: Sequence[PublishedPort | str]
@@ -44,6 +43,6 @@ class MachineFields(TypedDict, total=False):
     mounts: Sequence[Mount | str]
     """Directories of this host, as ``SOURCE:TARGET[:ro]``."""
     labels: Mapping[str, str]
-    """Free words for those who list machines."""
+    """Free texts, shown in lists of machines."""
     engine: Literal["auto", "native", "qemu"]
-    """Which engine runs it; ``auto`` takes the quicker one for this host."""
+    """The engine that runs it; ``auto`` takes the faster one for this host."""

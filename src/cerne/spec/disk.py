@@ -1,4 +1,4 @@
-"""The disks of a machine: its root disk, and those that are added and taken out while it runs.
+"""The disks of a machine: its root disk, and those that are attached and detached.
 
 A disk's text is ``SIZE`` or ``PATH[:ro][:format=raw|qcow2]``.
 """
@@ -21,55 +21,54 @@ from cerne.units import parse_size
 
 _OPTION = re.compile(r"(?P<rest>.+):(?:(?P<ro>ro)|format=(?P<format>[^:/]+))", re.DOTALL)
 _SERIAL = re.compile(SERIAL, re.ASCII)
-_REFUSED = "a machine cannot have a disk"
+_SIZE = "the size of a disk"
 
 DiskFormat = Literal["raw", "qcow2"]
-"""How a disk is laid out in its file."""
+"""The format of a disk in its file."""
 
 
 class Disk(Device):
     """A disk of a machine."""
 
     serial: str
-    """What its guest knows it by (``/sys/block/vd?/serial``, ``/dev/disk/by-id/virtio-SERIAL``).
+    """The guest's name for it (``/sys/block/vd?/serial``, ``/dev/disk/by-id/virtio-SERIAL``).
 
-    ``root`` is the disk that an image brings, and is named only for the size that it is to have.
+    ``root`` is the disk of the image; it is in the list only to set its size.
     """
     size: Bytes | None = None
-    """Bytes of a disk of the machine's own, made for it; None for one that is named by `path`."""
+    """Bytes of a disk that is made for the machine; None for a disk with a `path`."""
     path: Path | None = None
-    """A file or a device of the host, which stays what it is."""
+    """A file or a device of the host, which the machine uses directly."""
     format: DiskFormat | None = None
-    """As the file at `path` was found when the disk was added: a guest may make it look like
-    another. None for a file that nobody has looked at, and for a disk of the machine's own."""
+    """The detected format of the file at `path`; None if it is not detected yet, and for `size`."""
     read_only: bool = False
 
     @property
     def is_root(self) -> bool:
-        """Whether it is the disk that the image brings."""
+        """Whether it is the disk of the image."""
         return self.serial == ROOT_SERIAL
 
     @property
     def own(self) -> bool:
-        """Whether it is the machine's, and goes where the machine goes."""
+        """Whether it belongs to the machine, and is copied and removed with the machine."""
         return self.path is None
 
     @property
     def read_as(self) -> DiskFormat:
-        """The format in which it is read and written.
+        """The format for reading and writing it.
 
         Raises:
-            DamagedError: nobody has looked at its file.
+            DamagedError: the file's format is not detected yet.
         """
         if self.own:
             return "qcow2"
         if self.format is None:
-            raise DamagedError(f"the format of the disk {self.path} is not known")
+            raise DamagedError(f"the format of the disk {self.path} is unknown")
         return self.format
 
     @classmethod
     def parse(cls, text: str, serial: str, slot: int, *, read_only: bool = False) -> Self:
-        """The disk that ``SIZE`` or ``PATH[:ro][:format=FORMAT]`` names.
+        """Parse a disk from ``SIZE`` or ``PATH[:ro][:format=FORMAT]``.
 
         Raises:
             InputError: there is no such disk or format.
@@ -102,7 +101,7 @@ class Disk(Device):
                 hint="leave its format out: Cerne makes disks of a machine's own in qcow2",
             )
         if self.size is not None:
-            require_size(_REFUSED, self.size, SMALLEST_DISK, LARGEST_DISK)
+            require_size(_SIZE, self.size, SMALLEST_DISK, LARGEST_DISK)
         if self.is_root:
             self._check_root()
         elif self.slot is None:
@@ -110,7 +109,7 @@ class Disk(Device):
                 f"the disk {self.serial} has no slot", hint=f"give one of 0 to {SLOTS - 1}"
             )
         elif self.size is not None:
-            require_whole_mib(_REFUSED, self.size)
+            require_whole_mib(_SIZE, self.size)
         return self
 
     def _check_root(self) -> None:
@@ -122,7 +121,7 @@ class Disk(Device):
 
 
 def free_serial(disks: Sequence[Disk]) -> str:
-    """A serial that none of these has."""
+    """A serial that none of these disks has."""
     taken = {disk.serial for disk in disks}
     return next(name for number in count(1) if (name := f"data{number}") not in taken)
 
@@ -130,7 +129,7 @@ def free_serial(disks: Sequence[Disk]) -> str:
 def _check_serial(serial: str) -> None:
     if not _SERIAL.fullmatch(serial):
         raise InputError(
-            f"{serial[:40]!r} is no serial of a disk",
+            f"{serial[:40]!r} is not a serial for a disk",
             hint="take up to 20 letters, digits, dots, dashes and underscores",
         )
 

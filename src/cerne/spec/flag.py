@@ -1,7 +1,7 @@
-"""How a field of a specification is asked for on a command line.
+"""The command line's option for a field of a specification.
 
-A `Flag` stands at its field in the model (`cerne.spec.machine`), which is the one table of fields:
-commands make their options of it.
+A `Flag` annotates its field in the model (`cerne.spec.machine`), which is the only table of fields:
+commands make their options from it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Use = Literal["make", "template", "set"]
-"""Making a machine; making a template or a pool, which have what tells one template from another;
-changing a machine that may be running."""
+"""The uses of an option: to make a machine, to make a template or a pool, to change a machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +21,10 @@ class Flag:
     kind: Literal["number", "size", "text", "list"] = "text"
     """``list`` for an option that may be repeated."""
     word: str = ""
-    """What `machine_spec` calls it; empty for the name of the field."""
+    """The name for `machine_spec`; empty for the name of the field."""
     names: tuple[str, ...] = ()
-    """The option, as it is typed; empty for the word with dashes."""
+    """The option, as typed; empty for the name with dashes."""
     metavar: str = ""
     default: str = ""
-    """What holds if it is not given, in words; empty for the default of the field."""
+    """The shown default; empty for the default of the field."""
     uses: tuple[Use, ...] = ("make",)

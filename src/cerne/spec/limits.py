@@ -1,4 +1,4 @@
-"""The bounds of what a machine can be, for the models and for the code that carries them out."""
+"""The limits of a machine's values, for the models and for the code that uses them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ LARGEST_DISK = 64 * 1024 * GIB
 MOST_LABELS = 256
 LONGEST_LABEL = 4096
 SLOTS = 8
-"""How many disks and network cards can be added to a machine while it runs."""
+"""How many disks and network cards can be attached to a machine while it runs."""
 LEAST_CPU_WEIGHT, DEFAULT_CPU_WEIGHT, MOST_CPU_WEIGHT = 1, 100, 10_000
 """The values of cgroup v2's cpu.weight."""
 ROOT_SERIAL = "root"
 """The serial of a machine's root disk."""
 SERIAL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,19}$"
-"""What the serial of a disk may be (virtio-blk has room for 20 bytes)."""
+"""The allowed serials of disks (virtio-blk has room for 20 bytes)."""

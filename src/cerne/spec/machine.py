@@ -1,8 +1,8 @@
-"""What a person asks for: one machine, as the command line, Python and files all say it.
+"""The specification of one machine, the same for the command line, Python and files.
 
 A specification is immutable and carries a version (`cerne.spec.upgrade`). Sizes, ports, disks and
-mounts may be written as people write them (``512M``, ``8080:80``); they are kept as numbers and
-models. Everything that can be refused without a look at a host is refused here.
+mounts may be texts (``512M``, ``8080:80``); they are kept as numbers and models. All wrong values
+that can be found without access to a host are refused here.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from cerne.spec.part import Bytes, Part, require_size, require_unique, require_w
 from cerne.spec.ports import PublishedPort
 from cerne.units import MIB, format_size
 
-_MEMORY = "a machine cannot have memory"
-_BALLOON = "a guest cannot have memory"
+_MEMORY = "memory"
+_BALLOON = "balloon"
 
 
 def _disks(value: object) -> object:
@@ -65,10 +65,10 @@ def _labels(value: object) -> object:
 
 
 class MachineSpec(Part):
-    """What one machine is to be. Make one with `machine_spec`, which refuses in words.
+    """The specification of one machine. Make one with `machine_spec`, which explains errors.
 
-    Whatever it is made from, a call, the store or a file of another host, its values are checked
-    here, and an `InputError` says which is wrong. What it names on a host is not looked at.
+    Its values are checked here for every source: a call, the store or a file of another host. An
+    `InputError` says which value is wrong. Paths and names on a host are not checked.
     """
 
     version: Literal[2] = 2
@@ -87,7 +87,7 @@ class MachineSpec(Part):
             uses=("set",),
         ),
     ] = None
-    """Bytes of its memory that its guest may have now; None for all."""
+    """Bytes of its memory that its guest may use now; None for all."""
     cpu_weight: Annotated[
         int | None,
         Flag(
@@ -97,8 +97,7 @@ class MachineSpec(Part):
             uses=("make", "set"),
         ),
     ] = None
-    """Its share of CPU time beside others, as cgroup v2's cpu.weight has it: 100 is everybody's;
-    None for no group of its own."""
+    """A value of cgroup v2's cpu.weight, by default 100; None for no separate group."""
     disks: Annotated[
         tuple[Disk, ...],
         BeforeValidator(_disks),
@@ -117,7 +116,7 @@ class MachineSpec(Part):
             metavar="SIZE|PATH[:ro][:format=raw]",
         ),
     ] = ()
-    """The root disk where it is to have another size than the image's, and all others."""
+    """The root disk, if its size differs from the image's, and all other disks."""
     nics: Annotated[
         tuple[Nic, ...],
         Flag(
@@ -132,8 +131,7 @@ class MachineSpec(Part):
             names=("--publish", "-p"),
         ),
     ] = (Nic(),)
-    """The first card, which has no slot, and those that were added; none of the first kind where
-    the machine has no network from its start."""
+    """The first card, which has no slot, if there is a network, and the attached cards."""
     mounts: Annotated[
         tuple[Annotated[Mount, BeforeValidator(_mount)], ...],
         Flag(
@@ -159,38 +157,38 @@ class MachineSpec(Part):
 
     @property
     def data_disks(self) -> tuple[Disk, ...]:
-        """The disks beside the root disk."""
+        """The disks without the root disk."""
         return tuple(disk for disk in self.disks if not disk.is_root)
 
     @property
     def network(self) -> str:
-        """The network of the first card; ``none`` where there is no such card."""
+        """The network of the first card; ``none`` if there is no such card."""
         return next((nic.network for nic in self.nics if nic.slot is None), NetworkKind.NONE.value)
 
     @property
     def ports(self) -> tuple[PublishedPort, ...]:
-        """The ports that are published."""
+        """The published ports."""
         return tuple(port for nic in self.nics for port in nic.ports)
 
     @property
     def added_nics(self) -> tuple[Nic, ...]:
-        """The network cards beside the first."""
+        """The network cards without the first."""
         return tuple(nic for nic in self.nics if nic.slot is not None)
 
     @property
     def free_slot(self) -> int:
-        """The first slot that no disk and no network card is in.
+        """The first slot without a disk or a network card.
 
         Raises:
-            InputError: all are taken.
+            InputError: all slots are taken.
         """
         return _free_slot(self.disks, self.nics)
 
     def changed(self, **fields: object) -> Self:
-        """The same machine with other values of these fields, all of them checked.
+        """The same specification with other values of these fields, all checked.
 
         Raises:
-            InputError: a value cannot be.
+            InputError: a value is not valid.
         """
         try:
             return self.model_validate({**dict(self), **fields})
@@ -198,10 +196,10 @@ class MachineSpec(Part):
             raise InputError(_plainly(error, fields), hint="see: cerne create --help") from error
 
     def on_network(self, network: str, ports: Iterable[PublishedPort | str] = ()) -> Self:
-        """The same machine with its first card on this network, where it publishes these ports.
+        """The same specification with its first card on this network, with these published ports.
 
         Raises:
-            InputError: there is no such network, or it does not publish such ports.
+            InputError: there is no such network, or it does not publish ports.
         """
         return self.changed(nics=[*_first_card(network, tuple(ports)), *self.added_nics])
 
@@ -226,7 +224,7 @@ class MachineSpec(Part):
         require_unique([device.slot for device in devices], "slot")
         if any(nic.slot is None for nic in self.nics[1:]):
             raise InputError(
-                "the one network card without a slot comes first",
+                "a network card without a slot is not the first card",
                 hint=f"give each other card a slot, 0 to {SLOTS - 1}",
             )
         return self
@@ -234,7 +232,8 @@ class MachineSpec(Part):
     def _check_size(self) -> None:
         if not 1 <= self.cpus <= MOST_CPUS:
             raise InputError(
-                f"a machine cannot have {self.cpus} CPUs", hint=f"ask for 1 to {MOST_CPUS}"
+                f"cpus is {self.cpus}, which is not a number of CPUs that a machine may have",
+                hint=f"ask for 1 to {MOST_CPUS}",
             )
         require_size(_MEMORY, self.memory, SMALLEST_MEMORY, LARGEST_MEMORY)
         require_whole_mib(_MEMORY, self.memory)
@@ -246,14 +245,14 @@ class MachineSpec(Part):
         weight = self.cpu_weight
         if weight is not None and not LEAST_CPU_WEIGHT <= weight <= MOST_CPU_WEIGHT:
             raise InputError(
-                f"{weight} is no CPU weight",
+                f"{weight} is not a CPU weight",
                 hint=f"ask for {LEAST_CPU_WEIGHT} to {MOST_CPU_WEIGHT};"
                 f" {DEFAULT_CPU_WEIGHT} is everybody's",
             )
 
 
 def flags() -> dict[str, Flag]:
-    """The table of fields: the words that `machine_spec` takes, and how commands ask for them."""
+    """The table of fields: the names for `machine_spec`, and the options of commands."""
     found = {}
     for name, field in MachineSpec.model_fields.items():
         for flag in (each for each in field.metadata if isinstance(each, Flag)):
@@ -269,14 +268,14 @@ def _shown(default: object, flag: Flag) -> str:
 
 
 def machine_spec(**asked: object) -> MachineSpec:
-    """A specification of what is asked for, all of it checked.
+    """Make a specification; all values are checked.
 
-    Beside the fields of `MachineSpec` it takes what people say in their place: ``disk``, the root
-    disk's size, and ``data_disks``, the others, for ``disks``; ``network`` and ``ports`` of the
-    first card for ``nics``.
+    In addition to the fields of `MachineSpec` it takes shorter ones: ``disk``, the root disk's
+    size, and ``data_disks``, the others, for ``disks``; ``network`` and ``ports`` of the first card
+    for ``nics``.
 
     Raises:
-        InputError: a field is unknown, or its value cannot be.
+        InputError: a field is unknown, or its value is not valid.
     """
     fields = dict(asked)
     if said := _taken(fields, ("disk", "data_disks"), "disks"):
@@ -290,12 +289,12 @@ def machine_spec(**asked: object) -> MachineSpec:
 
 
 def _taken(fields: dict[str, object], words: Sequence[str], field: str) -> dict[str, object]:
-    """What is said in these words, which are taken out: they stand for a field."""
+    """Remove the values of these names, which replace a field, and return them."""
     said = {word: fields.pop(word) for word in words if word in fields}
     if said and field in fields:
         raise InputError(
-            f"a machine is given {field} and {' and '.join(said)}",
-            hint=f"say all of it in {field}, or leave {field} out",
+            f"{field} and {' and '.join(said)} are given, which set the same field",
+            hint=f"put all of it in {field}, or leave {field} out",
         )
     return said
 
@@ -313,17 +312,17 @@ def _first_card(network: object, ports: object) -> list[object]:
 
 _SAID = {"disk": "disks.0.size", "data_disks": "disks", "network": "nics.0.network"}
 _SAID |= {"ports": "nics.0.ports"}
-"""Where what people say is found wrong by the model."""
+"""The model's place of each shorter name, for errors."""
 
 
 def _plainly(error: ValidationError, asked: Mapping[str, object]) -> str:
-    """What is wrong with the first field that is, in our words and not in pydantic's."""
+    """The error of the first wrong field, in our words and not in pydantic's."""
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     for word in (word for word, place in _SAID.items() if place == where and word in asked):
         where = word
     if first["type"] == "extra_forbidden":
-        return f"a machine has no {where}"
+        return f"a machine has no field {where}"
     if not first["msg"].startswith("Input should be "):
         return f"{where} {first['input']!r} was refused: {first['msg']}"
     wanted = (
@@ -334,7 +333,7 @@ def _plainly(error: ValidationError, asked: Mapping[str, object]) -> str:
     )
     if first["type"] != "literal_error":
         wanted = wanted.partition(",")[0]
-    return f"{where} is to be {wanted}, not {first['input']!r}"
+    return f"{where} must be {wanted}, not {first['input']!r}"
 
 
 def _free_slot(disks: Sequence[Disk], nics: Sequence[Nic] = ()) -> int:
@@ -343,8 +342,8 @@ def _free_slot(disks: Sequence[Disk], nics: Sequence[Nic] = ()) -> int:
         if slot not in taken:
             return slot
     raise InputError(
-        f"a machine has no more than {SLOTS} disks and network cards that come and go",
-        hint="take one out first: cerne disk detach, cerne nic detach",
+        f"all {SLOTS} slots of the machine for disks and network cards are taken",
+        hint="detach one first: cerne disk detach, cerne nic detach",
     )
 
 

@@ -12,7 +12,7 @@ from cerne.spec.part import Part
 
 
 class Mount(Part):
-    """A directory of the host, at a place in the guest."""
+    """A directory of the host, and its path in the guest."""
 
     source: Path
     target: str
@@ -20,12 +20,12 @@ class Mount(Part):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The mount that ``SOURCE:TARGET[:ro|:rw]`` names.
+        """Parse a mount from ``SOURCE:TARGET[:ro|:rw]``.
 
         Raises:
-            InputError: it is written otherwise, or the guest's path is not absolute.
+            InputError: the notation is wrong, or the guest's path is not absolute.
         """
-        # From its end: the path of a directory of the host may have colons.
+        # Split from the end, because a path of the host may contain colons.
         paths, separator, mode = text.rpartition(":")
         if not separator or mode not in ("ro", "rw"):
             paths, mode = text, "rw"
@@ -42,5 +42,7 @@ class Mount(Part):
     @classmethod
     def _target_is_a_place(cls, target: str) -> str:
         if not target.startswith("/") or "\0" in target:
-            raise InputError(f"{target!r} is no place in the guest", hint="give an absolute path")
+            raise InputError(
+                f"{target!r} is not a path for a mount in the guest", hint="give an absolute path"
+            )
         return target

@@ -1,7 +1,7 @@
-"""Names of machines: which are allowed.
+"""The allowed names of machines.
 
-A name is also the guest's host name and part of file names, so it is a label as RFC 1123 has it,
-with dots and underscores inside.
+A name is also the guest's host name and part of file names, so it is a label of RFC 1123, with dots
+and underscores inside.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ _ID = re.compile(r"[0-9a-f]{12}")
 
 
 def check_name(name: str, whose: str = "a machine's") -> str:
-    """The name itself, where it can be a machine's or a snapshot's.
+    """Check a name of a machine or a snapshot, and return it.
 
     Raises:
-        InputError: it is empty, too long, or has characters that no name may have.
+        InputError: it is empty, too long, or has characters that a name may not have.
     """
     if _ID.fullmatch(name):
         raise InputError(
-            f"{name} is not a good name: it looks like an ID",
-            hint="use other than twelve digits and letters from a to f",
+            f"{name} is not a valid name: it looks like an ID",
+            hint="do not use twelve digits and letters from a to f",
         )
     if not _NAME.fullmatch(name) or ".." in name:
         shown = name if len(name) <= 40 else f"{name[:40]}…"
         raise InputError(
-            f"{shown!r} cannot be {whose} name",
+            f"{shown!r} is not valid as {whose} name",
             hint="use 1 to 63 letters, digits, and inside of them dots, dashes and underscores",
         )
     return name

@@ -1,4 +1,4 @@
-"""What a machine's network is, as people write it: ``user``, ``none`` or ``tap:INTERFACE``."""
+"""A machine's network, as users write it: ``user``, ``none`` or ``tap:INTERFACE``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from cerne.errors import InputError
 
-# What the kernel takes as an interface's name (dev_valid_name), without what it would make one of.
+# The names of interfaces that the kernel takes (dev_valid_name), without its patterns.
 _INTERFACE = re.compile(r"[!-$&-.0-9;-~]{1,15}", re.ASCII)
 
 
@@ -16,7 +16,7 @@ class NetworkKind(StrEnum):
     """Kinds of networks."""
 
     USER = "user"
-    """A net of its own behind this host's addresses, which needs no privilege."""
+    """A separate net behind this host's addresses, which needs no privilege."""
     NONE = "none"
     TAP = "tap"
     """An interface of this host."""
@@ -24,7 +24,7 @@ class NetworkKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NetworkChoice:
-    """A network that was chosen for a machine."""
+    """The chosen network of a machine."""
 
     kind: NetworkKind
     interface: str = ""
@@ -32,10 +32,10 @@ class NetworkChoice:
 
 
 def parse_network(text: str) -> NetworkChoice:
-    """The network that a text names.
+    """Parse a network.
 
     Raises:
-        InputError: it names none.
+        InputError: the text is not a network.
     """
     if text in (NetworkKind.USER, NetworkKind.NONE):
         return NetworkChoice(NetworkKind(text))

@@ -1,4 +1,4 @@
-"""The network cards of a machine: the first one, and those that are added while it runs."""
+"""The network cards of a machine: the first one, and those that are attached."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cerne.spec.ports import PublishedPort, check_port, parse_publish
 def _port(value: object) -> object:
     if isinstance(value, int):
         raise InputError(
-            f"{value} is not a published port: it does not say which port of the guest",
+            f"{value} is not a published port: it does not name a port of the guest",
             hint=f"write '{value}:{value}', the port of this host before the guest's",
         )
     return parse_publish(value) if isinstance(value, str) else value
 
 
 Port = Annotated[PublishedPort, BeforeValidator(_port)]
-"""A published port, which may be written as people do: ``8080:80``."""
+"""A published port, which may be a text: ``8080:80``."""
 
 _PORTS: TypeAdapter[tuple[PublishedPort, ...]] = TypeAdapter(tuple[Port, ...])
 
@@ -43,26 +43,26 @@ class Nic(Device):
         if self.ports and kind is not NetworkKind.USER:
             raise InputError(
                 f"a machine with the network {self.network!r} publishes no ports",
-                hint="leave --publish out: with a tap the guest has an address of its own",
+                hint="leave --publish out: with a tap the guest has its own address",
             )
         if self.ports and self.slot is not None:
             raise InputError(
-                "a network card that is added publishes no ports",
+                "an attached network card publishes no ports",
                 hint="publish them when the machine is made: cerne run --publish",
             )
         if kind is NetworkKind.NONE:
             raise InputError(
-                f"a network card needs a network, and {self.network!r} is none",
+                f"{self.network!r} is not a network for a card",
                 hint="write user or tap:INTERFACE",
             )
         return self
 
 
 def published_ports(ports: Iterable[PublishedPort | str]) -> tuple[PublishedPort, ...]:
-    """The ports that are asked for, each checked.
+    """Check published ports, and return them.
 
     Raises:
-        InputError: one cannot be published, or is asked for twice.
+        InputError: a port is not valid, or is given twice.
     """
     try:
         found = _PORTS.validate_python(tuple(ports))

@@ -1,4 +1,4 @@
-"""Keys and values that people write as ``KEY=VALUE``."""
+"""Keys and values in the notation ``KEY=VALUE``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cerne.errors import InputError
 
 
 def parse_pairs(words: Iterable[str], what: str) -> dict[str, str]:
-    """The keys and values of words ``KEY=VALUE``; `what` they are, for the error.
+    """Parse the keys and values of words ``KEY=VALUE``; `what` names them in errors.
 
     Raises:
         InputError: one of the words has no key or no ``=``.

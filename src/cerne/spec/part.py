@@ -1,4 +1,4 @@
-"""What the models of a specification share: how they are made, and how sizes are written."""
+"""The base of the models of a specification, and their checks of sizes."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from cerne.units import MIB, format_size, parse_size
 
 
 class Part(BaseModel):
-    """A value that does not change, and has the fields that its class names and no others."""
+    """An immutable value that has only the fields of its class."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Device(Part):
-    """A part that is a device of the machine, and may come and go while it runs."""
+    """A part that is a device of the machine, and may be attached and detached."""
 
     slot: Annotated[int | None, Field(ge=0, lt=SLOTS)] = None
-    """Where it is added and taken out; None for the first of its kind, which stays."""
+    """Its slot; None for the first of its kind, which is permanent."""
 
     @property
     def number(self) -> int:
-        """0 for the first of its kind, which stays, and the slot's number for another."""
+        """0 for the first of its kind, which is permanent, and the slot's number for others."""
         return 0 if self.slot is None else self.slot + 1
 
 
@@ -35,38 +35,41 @@ def _bytes(value: object) -> object:
 
 
 Bytes = Annotated[int, BeforeValidator(_bytes)]
-"""A size, which may be written as people do: ``512M``."""
+"""A size, which may be a text: ``512M``."""
 
 
-def require_size(refused: str, size: int, smallest: int, largest: int) -> None:
-    """Refuse a size that is out of bounds; `refused` begins the error: ``a machine cannot have …``.
+def require_size(what: str, size: int, smallest: int, largest: int) -> None:
+    """Refuse a size that is out of bounds; `what` names it in the error.
 
     Raises:
-        InputError: it is.
+        InputError: it is out of bounds.
     """
     if not smallest <= size <= largest:
         raise InputError(
-            f"{refused} of {format_size(size)}",
+            f"{what} is {format_size(size)}, which is out of bounds",
             hint=f"ask for {format_size(smallest)} to {format_size(largest)}",
         )
 
 
-def require_whole_mib(refused: str, size: int) -> None:
-    """Refuse a size that is no whole number of MiB, as `require_size` does.
+def require_whole_mib(what: str, size: int) -> None:
+    """Refuse a size that is not a whole number of MiB; `what` names it in the error.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not.
     """
     if size % MIB:
-        raise InputError(f"{refused} of {size} bytes", hint="ask for a whole number of MiB")
+        raise InputError(
+            f"{what} is {size} bytes, which is not a whole number of MiB",
+            hint="round it to a whole number of MiB",
+        )
 
 
 def require_unique(values: Sequence[object], what: str) -> None:
-    """Refuse values of which one stands there twice.
+    """Refuse values if one of them is there twice.
 
     Raises:
-        InputError: one does.
+        InputError: a value is there twice.
     """
     for value in values:
         if values.count(value) > 1:
-            raise InputError(f"the same {what} is asked for twice", hint="name each one once")
+            raise InputError(f"the same {what} is given twice", hint="give each one once")

@@ -1,4 +1,4 @@
-"""Published ports: what they are, and how they are written."""
+"""Published ports, and their notation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PublishedPort:
     host_address: str
     """An IPv4 address, in numbers."""
     host_port: int
-    """0 for any free port, which is chosen when the machine starts."""
+    """0 for any free port, which Cerne chooses when the machine starts."""
     guest_port: int
     protocol: Protocols = Protocols.TCP
 
@@ -45,19 +45,19 @@ class PublishedPort:
 
     @property
     def short(self) -> str:
-        """As people read it: what is usual is left out."""
+        """The port for people, without the usual address and protocol."""
         address = "" if self.host_address == _USUAL_ADDRESS else f"{self.host_address}:"
         protocol = "" if self.protocol is Protocols.TCP else f"/{self.protocol}"
         return f"{address}{self.host_port}->{self.guest_port}{protocol}"
 
 
 def parse_publish(text: str) -> PublishedPort:
-    """The port that ``[ADDRESS:]HOST:GUEST[/tcp|/udp]`` names.
+    """Parse a port from ``[ADDRESS:]HOST:GUEST[/tcp|/udp]``.
 
-    ADDRESS is in numbers; without it the port is open to this host alone. HOST may be 0.
+    ADDRESS is numeric; without it the port is open only to this host. HOST may be 0.
 
     Raises:
-        InputError: it is written otherwise, a port is not 1 to 65535, or the address is IPv6.
+        InputError: the notation is wrong, a port is not 1 to 65535, or the address is IPv6.
     """
     match = _PUBLISH.fullmatch(text.strip())
     if match is None:
@@ -72,7 +72,7 @@ def parse_publish(text: str) -> PublishedPort:
 
 
 def check_port(port: PublishedPort) -> None:
-    """Refuse a port that no host can publish to a guest.
+    """Refuse a port that no host can publish.
 
     Raises:
         InputError: a number or the address is wrong, or the address is IPv6.
@@ -88,13 +88,13 @@ def check_port(port: PublishedPort) -> None:
             usual = "0.0.0.0" if port.host_address == "::" else _USUAL_ADDRESS
             instead = f"{usual}:{port.host_port}:{port.guest_port}{protocol}"
             raise InputError(
-                f"port {port} cannot be published: guests have IPv4 addresses alone",
+                f"port {port} has an IPv6 address, and guests have only IPv4 addresses",
                 hint=f"publish it at an IPv4 address: {instead}",
             )
 
 
 def _port(text: str, digits: str, least: int) -> int:
-    # Five digits are looked at before they become a number, which could be of any length.
+    # The length is checked before the text becomes a number, because it may be very long.
     if len(digits) > 5 or not least <= int(digits) <= _LAST:
         raise InputError(f"{text!r}: {digits[:20]} is not a port", hint=_HINT)
     return int(digits)

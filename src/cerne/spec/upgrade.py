@@ -1,12 +1,13 @@
-"""Reading a specification that an older Cerne wrote: into the store, a manifest or an archive.
+"""Reads specifications of older versions of Cerne: in the store, a manifest or an archive.
 
-Each version has one function here, which makes of a specification of that version one of the next.
-It takes and gives plain JSON objects, looks at no model (models change, old versions do not), and
-is tested with what the code of its time wrote (``tests/spec/fixtures``).
+Each version has one function here, which converts a specification of that version to the next one.
+It takes and returns plain JSON objects, uses no model (models change, old versions do not), and is
+tested with files that the code of its time wrote (``tests/spec/fixtures``).
 
-A new field raises no version where its default says what machines without it always were:
-`resources`, `isolation`, `restart` and `health` come so. Whatever else changes raises `version` of
-`MachineSpec` by one, with a function here. An older Cerne refuses both: it knows no such field.
+A new field needs no new version if its default describes machines without it: `resources`,
+`isolation`, `restart` and `health` will be such fields. Every other change raises `version` of
+`MachineSpec` by one, with a function here. An older Cerne refuses both, because it does not know
+the field.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ Fields = dict[str, object]
 
 
 def upgraded(stored: object) -> object:
-    """The fields of a specification of any version that there was, as the newest has them.
+    """Convert the fields of a specification of any version to the newest version.
 
     Raises:
-        InputError: they are not those of the version that they say they are.
+        InputError: they are not fields of their version.
     """
     if not isinstance(stored, dict):
         return stored
@@ -38,28 +39,28 @@ def upgraded(stored: object) -> object:
 
 
 StoredSpec = Annotated[MachineSpec, BeforeValidator(upgraded)]
-"""A specification in what was written by this Cerne or an older one."""
+"""Read a specification that this Cerne or an older one wrote."""
 
 _STORED: TypeAdapter[MachineSpec] = TypeAdapter(StoredSpec)
 
 
 def stored_spec(text: str, whose: str) -> MachineSpec:
-    """The specification that the store holds as JSON, of a machine or a pool.
+    """Read the stored specification of a machine or a pool from JSON.
 
     Raises:
-        DamagedError: it is of no version that is known.
+        DamagedError: its version is unknown, or it is damaged.
     """
     try:
         return _STORED.validate_json(text)
     except (ValidationError, InputError) as error:
         raise DamagedError(
-            f"the stored specification of {whose} cannot be read",
+            f"the stored specification of {whose} is not readable",
             hint="if another version of Cerne wrote it, use that one; else remove it",
         ) from error
 
 
 def _from_1(old: Fields) -> Fields:
-    """All disks in one list, the root disk among them, and all network cards, with their ports."""
+    """Put all disks, with the root disk, in one list, and all network cards with their ports."""
     new = dict(old)
     size, network = new.pop("disk", None), new.pop("network", "user")
     disks: list[object] = [] if size is None else [{"serial": "root", "size": size}]
@@ -73,17 +74,17 @@ def _from_1(old: Fields) -> Fields:
 
 
 def _disk_from_1(disk: object) -> object:
-    """Disks of a machine's own had the format that they have always had."""
+    """Disks that are made for the machine had a fixed format."""
     if not isinstance(disk, dict) or disk.get("path") is not None:
         return disk
     return {name: value for name, value in disk.items() if name != "format"}
 
 
 def _list(fields: Fields, name: str) -> list[object]:
-    """A list that is taken out of the fields; empty where it is not there."""
+    """Remove a list from the fields; empty if it is missing."""
     found = fields.pop(name, [])
     if not isinstance(found, list):
-        raise InputError(f"{name} is no list")
+        raise InputError(f"{name} is not a list")
     return found
 
 

@@ -113,8 +113,7 @@ class EmulationAssist:
                 other.interrupt_if_needed()
 
     def look(self) -> None:
-        """Check where the guest's handlers are; called on the vCPU's thread, also when
-        interrupted."""
+        """Check where the guest's handlers are; called on its thread, also when interrupted."""
         self._watch_page_faults()
 
     def interrupt_if_needed(self) -> None:

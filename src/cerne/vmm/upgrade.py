@@ -1,8 +1,8 @@
-"""Saved states of older formats: each format has one function, which makes the next one of it.
+"""Upgrades of saved states: each older format has one function, which converts it to the next.
 
-A function takes and gives the tree of a state (`cerne.vmm.snapshot`) and looks at no device's code:
-devices change, old formats do not. A change of what a device saves raises `FORMAT` by one, with a
-function here and a machine saved in the old format in ``tests/engine/saved``. The oldest is 6.
+A function takes and returns the tree of a state (`cerne.vmm.snapshot`) and uses no device's code:
+devices change, old formats do not. A change of a device's saved state raises `FORMAT` by one, with
+a function here and a machine saved in the old format in ``tests/engine/saved``. The oldest is 6.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ _WHAT = "the saved state of the machine"
 
 OLDEST = 6
 FORMAT = 6
-"""What is written."""
+"""The format that is written."""
 
 UPGRADES: Upgrades = {}
-"""What makes a state of the next format of one of this format."""
+"""The function that converts a state from this format to the next one."""
 
 
 def require_known(number: int) -> None:
-    """Refuse a state in a format that cannot be read here.
+    """Refuse a state in a format that this Cerne does not read.
 
     Raises:
-        DamagedError: the format is of a newer Cerne, or of one before format 6.
+        DamagedError: a newer Cerne wrote it, or one before format 6.
     """
     require_format(number, FORMAT, UPGRADES, _WHAT)
 
 
 def upgraded(state: PlainState, number: int) -> PlainState:
-    """A state of a format that is known, in the format that devices read.
+    """Convert a state of a known format to the format that devices read.
 
     Raises:
-        DamagedError: the format is not known, or the state is not of it.
+        DamagedError: the format is unknown, or the state does not match it.
     """
     return upgrades.upgraded(state, number, FORMAT, UPGRADES, _WHAT)

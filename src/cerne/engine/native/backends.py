@@ -1,9 +1,9 @@
-"""The processes that serve devices of a native machine, and end with it.
+"""Starts the processes that serve devices of a native machine, and that end with it.
 
-Disks of formats that the VMM does not read are served by QEMU's storage daemon and directories of
-the host by virtiofsd, both by vhost-user, and network cards by passt. Each has a supervisor
+QEMU's storage daemon serves disks of formats that the VMM does not read, and virtiofsd directories
+of the host, both by vhost-user; passt serves network cards. Each has a supervisor
 (`cerne.engine.native.supervisor`) and a socket in the machine's runtime directory, and writes to a
-log beside the machine's.
+log in the machine's directory of logs.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ _START_TIMEOUT = 30.0
 
 
 def require_backends(plan: LaunchPlan) -> None:
-    """Refuse what would need a program that is not there.
+    """Refuse a plan that needs a missing program.
 
     Raises:
-        MissingProgramError: one is not installed.
+        MissingProgramError: a program is not installed.
     """
     if any(is_served_outside(disk) for disk in plan.disks):
         require_program("qemu-storage-daemon")
@@ -53,11 +53,11 @@ def require_backends(plan: LaunchPlan) -> None:
 
 
 def require_readable(disk: DiskPlan) -> None:
-    """Refuse a file of this host in a kind of qcow2 that the VMM does not read, or not write.
+    """Refuse a qcow2 file of this host with features that the VMM does not read or write.
 
     Raises:
-        StorageError: it cannot be opened.
-        ImageError: it is of such a kind, or damaged.
+        StorageError: opening it failed.
+        ImageError: it has such features, or is damaged.
     """
     from cerne.devices.block.qcow2 import Qcow2Disk
 
@@ -66,14 +66,14 @@ def require_readable(disk: DiskPlan) -> None:
     try:
         descriptor = os.open(disk.path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise StorageError(f"{disk.path} cannot be opened: {error.strerror}") from error
+        raise StorageError(f"opening {disk.path} failed: {error.strerror}") from error
     try:
-        # Nothing is written: it is never closed as a disk.
+        # Nothing is written, because it is never closed as a disk.
         Qcow2Disk(descriptor, None, read_only=disk.read_only)
     except ImageError as error:
         raise ImageError(
-            f"the native engine cannot have {disk.path}: {error.message}",
-            hint="use --engine qemu, or make it anew:"
+            f"the native engine does not support {disk.path}: {error.message}",
+            hint="use --engine qemu, or convert it:"
             f" qemu-img convert -f qcow2 -O qcow2 {disk.path} new.qcow2",
         ) from error
     finally:
@@ -86,23 +86,23 @@ def needs_backends(plan: LaunchPlan) -> bool:
 
 
 def is_served_outside(disk: DiskPlan) -> bool:
-    """Whether a process of its own serves a disk."""
+    """Whether a separate process serves a disk."""
     return disk.outside or disk.format not in _READ_FORMATS
 
 
 def disk_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
-    """A storage daemon with a disk of the machine; it is given the file, and not its name.
+    """Start a storage daemon with a disk of the machine, which gets the open file.
 
     Raises:
-        StorageError: the disk cannot be opened.
-        EngineError: the daemon cannot be started.
+        StorageError: opening the disk failed.
+        EngineError: starting the daemon failed.
     """
     disk = plan.disks[index]
     mode = os.O_RDONLY if disk.read_only else os.O_RDWR
     try:
         file = os.open(disk.path, mode | os.O_CLOEXEC)
     except OSError as error:
-        raise StorageError(f"{disk.path} cannot be opened: {error.strerror}") from error
+        raise StorageError(f"opening {disk.path} failed: {error.strerror}") from error
     try:
         with listening_socket(_socket(plan, f"disk{index}")) as listener:
             program = require_program("qemu-storage-daemon")
@@ -114,10 +114,10 @@ def disk_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
 
 
 def share_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
-    """A virtiofsd with a directory of the host.
+    """Start a virtiofsd with a directory of the host.
 
     Raises:
-        EngineError: it cannot be started.
+        EngineError: starting it failed.
     """
     share = plan.shares[index]
     with listening_socket(_socket(plan, share.tag)) as listener:
@@ -132,10 +132,10 @@ def share_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig
 def network_backend(
     machine: LaunchPlan | InstanceRecord, nic: UserNic, opened: Opened
 ) -> NicConfig:
-    """A network card on a socket that has passt at its other end; `opened` has its report.
+    """Start passt for a network card on a socket; `opened` has passt's report.
 
     Raises:
-        EngineError: it cannot be started.
+        EngineError: starting it failed.
     """
     name = _network_name(nic)
     command = passt_command(require_program("passt"), LINK, READY, nic.forwards)
@@ -148,10 +148,10 @@ def network_backend(
 
 
 def require_served(reports: Sequence[Report]) -> None:
-    """Wait until what was started serves.
+    """Wait until all started processes serve.
 
     Raises:
-        EngineError: one does not; the message says what it said.
+        EngineError: a process does not; the message has its last output.
     """
     for what, report in reports:
         with report:
@@ -163,7 +163,7 @@ def require_served(reports: Sequence[Report]) -> None:
 
 
 def last_words(plan: LaunchPlan) -> str:
-    """What a backend of the machine said last, to tell why it did not start."""
+    """The last output of a backend of the machine, for an error."""
     names = [f"disk{index}" for index in range(len(plan.disks))]
     names += [share.tag for share in plan.shares]
     said = (last_line(_log(plan, name)) for name in names)
@@ -183,10 +183,10 @@ def _supervised(
 ) -> BackendConfig:
     """Start a backend with its supervisor, and connect to it.
 
-    It listens itself; or, where it is to `report`, its supervisor does.
+    It listens itself; if it has a `report`, its supervisor listens.
     """
     path = _socket(machine, name)
-    # The machine's process is nobody by the time that it connects again; the directory is private.
+    # The machine's process runs as nobody when it connects again; the directory is private.
     path.chmod(0o666)
     with opened.pair() as (leash, supervisors_end):
         own = [] if report is None else [listener.fileno(), report]
@@ -211,7 +211,7 @@ def _supervised(
         link.connect(str(path))
     except OSError as error:
         link.close()
-        raise EngineError(f"{path} cannot be reached: {error.strerror}") from error
+        raise EngineError(f"connecting to {path} failed: {error.strerror}") from error
     return BackendConfig(
         link=opened.take(link.detach()),
         address=opened.take(os.open(path, os.O_PATH | os.O_CLOEXEC)),
@@ -232,10 +232,10 @@ def _log(machine: LaunchPlan | InstanceRecord, name: str) -> Path:
 
 
 def _apart(file: int) -> list[str]:
-    """A command's beginning, for one that has one file to work on, and dies with its supervisor.
+    """The first words of a command that uses one file, and ends with its supervisor.
 
-    Where we are root it is the file's owner, with no capability and no network: it opens the
-    descriptor anew, for which nobody would lack the right.
+    For root the command runs as the file's owner, without capabilities and network: it opens the
+    descriptor again, which the user nobody may not do.
     """
     command = ["setpriv", "--pdeathsig=KILL", "--no-new-privs"]
     if os.geteuid() != 0:
@@ -247,7 +247,7 @@ def _apart(file: int) -> list[str]:
 
 
 def _export(disk: DiskPlan, file: int, listener: socket.socket, queues: int) -> list[str]:
-    """What makes a storage daemon serve a disk of which it is given the file."""
+    """The arguments with which a storage daemon serves a disk from an open file."""
     read_only = "on" if disk.read_only else "off"
     writable = "off" if disk.read_only else "on"
     served = f"vhost-user-blk,id=disk,node-name=disk,writable={writable},num-queues={queues}"
@@ -262,15 +262,15 @@ def _export(disk: DiskPlan, file: int, listener: socket.socket, queues: int) -> 
 
 
 def _namespaces(share: SharePlan) -> list[str]:
-    """A command's beginning, for a virtiofsd: it is root in a place of its own.
+    """The first words of a command for virtiofsd: it is root in its own namespaces.
 
-    A directory that is to be only read is so by its mount, whatever virtiofsd can or does.
+    A read-only directory is mounted read-only, so that virtiofsd cannot write to it.
     """
     command = ["unshare", "--mount", "--propagation=private"]
     if os.geteuid() != 0:
-        # Without ids of its own to give to others, it has the one of this user alone.
+        # Without subordinate ids, it has only the id of this user.
         command += ["--user", "--map-root-user", *(["--map-auto"] if has_own_ids() else [])]
-    # After that, for it takes a setuid program, and clears the signal.
+    # Set after that, because setting the ids needs a setuid program, which clears the signal.
     command += ["--", "setpriv", "--pdeathsig=KILL", "--no-new-privs", "--"]
     if share.read_only:
         script = 'mount --bind -o ro -- "$0" "$0" && exec "$@"'
@@ -282,7 +282,7 @@ def _virtiofsd(program: Path, share: SharePlan, listener: socket.socket) -> list
     socket_ = f"--fd={listener.fileno()}"
     if _is_rust(program):
         return [socket_, f"--shared-dir={share.source}", "--sandbox=namespace"]
-    # A comma ends an option of fuse's, unless it is escaped.
+    # A comma ends an option of fuse unless it is escaped.
     source = str(share.source).replace("\\", "\\\\").replace(",", "\\,")
     options = f"source={source},sandbox=namespace,cache=auto,modcaps=-mknod:-setfcap"
     return [socket_, "-f", "--rlimit-nofile=0", "-o", options]
@@ -290,6 +290,6 @@ def _virtiofsd(program: Path, share: SharePlan, listener: socket.socket) -> list
 
 @cache
 def _is_rust(program: Path) -> bool:
-    """Whether it is the virtiofsd that came after QEMU's own, which has other options."""
+    """Whether it is the newer virtiofsd in Rust, which has other options than QEMU's."""
     help_ = subprocess.run([program, "--help"], capture_output=True, check=False)
     return b"--shared-dir" in help_.stdout

@@ -1,4 +1,4 @@
-"""What a native machine's process is told: a plan, with all that it names opened."""
+"""The configuration of a native machine's process: a plan, with all of its files opened."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ENDING_FILE = "ending.json"
 
 
 def configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmConfig:
-    """The configuration of a process of its own, which boots."""
+    """The configuration of a new process, which boots."""
     return VmmConfig(
         name=plan.name,
         identity=str(plan.runtime / CONFIG_FILE),
@@ -60,7 +60,7 @@ def configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmCon
 
 
 def child_configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmConfig:
-    """The configuration of a forked process, whose log is not that of its parent."""
+    """The configuration of a forked process, which has its own log."""
     return configuration(plan, opened, emulated=emulated)._replace(
         engine_log=opened.log(plan.engine_log),
         registration=opened.registration(plan.runtime, MACHINE),
@@ -68,7 +68,7 @@ def child_configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> 
 
 
 def saved_configuration(plan: LaunchPlan, opened: Opened) -> SavedConfig | None:
-    """The saved machine that it goes on from, if it does."""
+    """The saved machine from which it starts, if any."""
     if plan.saved is None:
         return None
     return SavedConfig(
@@ -88,7 +88,7 @@ def _boot(plan: LaunchPlan, opened: Opened) -> BootConfig:
 
 
 def _served_disk(plan: LaunchPlan, index: int, opened: Opened) -> DiskConfig:
-    """A disk, which a backend serves where the VMM does not read its format."""
+    """A disk, which a backend serves if the VMM does not read its format."""
     disk = plan.disks[index]
     if not is_served_outside(disk):
         return disk_configuration(disk, opened)
@@ -97,7 +97,7 @@ def _served_disk(plan: LaunchPlan, index: int, opened: Opened) -> DiskConfig:
 
 def disk_configuration(disk: DiskPlan, opened: Opened) -> DiskConfig:
     """A disk that the VMM reads itself."""
-    # The top alone is written; what is under it may be the top of no other machine.
+    # Only the top is written; the files under it must not be the top of another machine.
     (top, form), *under = chain(disk.path, disk.format)
     writable = not disk.read_only
     opens = opened.locked if disk.shared else opened.existing
@@ -107,7 +107,7 @@ def disk_configuration(disk: DiskPlan, opened: Opened) -> DiskConfig:
 
 
 def nic_configuration(machine: LaunchPlan | InstanceRecord, nic: Nic, opened: Opened) -> NicConfig:
-    """A network card on a tap, or on a socket that has passt at its other end."""
+    """A network card on a tap, or on a socket to passt."""
     if isinstance(nic, TapNic):
         tap, vhost = opened.tap(nic.interface), opened.vhost_net()
         mtu = mtu_of(nic.interface)

@@ -1,6 +1,6 @@
 """The engine `native`: each machine is a process of our own VMM (`cerne.vmm`) on /dev/kvm.
 
-What starts processes is imported where it is used: most commands only attach to a machine.
+Code that starts processes is imported at its use, because most commands only attach to a machine.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class NativeEngine:
         return ShareType("virtiofs")
 
     def require(self, plan: LaunchPlan) -> None:
-        """Refuse what cannot be run here, before anything is created (see `Engine.require`)."""
+        """Refuse a plan, before anything is created (see `Engine.require`)."""
         from cerne.engine.native.launching import require
 
         require(plan, self.restores)
@@ -53,29 +53,29 @@ class NativeEngine:
         return self.attach(self.describe(plan, start(plan, emulated=self.emulated)))
 
     def attach(self, record: InstanceRecord) -> NativeInstance:
-        """A machine that runs (see `Engine.attach`)."""
+        """The instance of a running machine (see `Engine.attach`)."""
         return NativeInstance(record, self.emulated)
 
     def describe(self, plan: LaunchPlan, process: ProcessIdentity) -> InstanceRecord:
-        """The record of a machine that runs (see `Engine.describe`)."""
+        """The record of a running machine (see `Engine.describe`)."""
         from cerne.engine.native.backends import needs_backends
 
         return native_record(plan, process, self.fingerprint(), shares_memory=needs_backends(plan))
 
     def fingerprint(self) -> str:
-        """The format in which machines are saved, and the processor as guests see it."""
+        """The format of saved machines, and the processor that guests see."""
         from cerne.engine.native.launching import fingerprint
 
         return fingerprint()
 
     def restores(self, fingerprint: str) -> bool:
-        """Whether what was saved with this fingerprint can go on here: older formats can."""
+        """Whether a machine with this fingerprint can be restored: older formats can."""
         from cerne.engine.native.launching import restores
 
         return restores(fingerprint)
 
     def ending(self, logs: Path) -> Ending:
-        """How the process whose logs these are ended."""
+        """How the process with these logs ended."""
         from cerne.engine.native.launching import ending
 
         return ending(logs)

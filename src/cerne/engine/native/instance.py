@@ -1,7 +1,7 @@
-"""A machine of the engine `native` that runs: what its VMM is asked.
+"""A running machine of the engine `native`: the requests to its VMM.
 
-What opens files and starts programs is imported where it is used: most commands only want the
-agent.
+Code that opens files and starts programs is imported at its use, because most commands only need
+the agent.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class NativeInstance(QmpInstance):
     """A machine of our own VMM."""
 
     emulated: bool
-    """Whether this host's kernel emulates guests' kernel code, which its children are told."""
+    """Whether this host's kernel emulates guests' kernel code; its children need this too."""
 
     def save(self, directory: Path, disks: tuple[DiskPlan, ...], *, resume: bool) -> None:
         """Save its memory and devices (see `Instance.save`)."""
@@ -62,13 +62,13 @@ class NativeInstance(QmpInstance):
                     "resume": resume,
                 }
                 self._execute("cerne-save", arguments, opened)
-            # It ends when the child that writes has closed it, or was killed.
+            # The pipe ends when the writing child has closed it, or was killed.
             outcome = json.loads(report.read() or b'{"error": "it was killed"}')
         if "error" in outcome:
-            why = f"{self.record.name} could not be saved: {outcome['error']}"
-            # The child that writes tells in words alone what the kernel answered.
+            why = f"saving {self.record.name} failed: {outcome['error']}"
+            # The writing child reports the kernel's answer only as text.
             if any(os.strerror(number) in why for number in (errno.ENOSPC, errno.EDQUOT)):
-                raise StorageError(why, hint=f"see that there is space: df -h {directory.parent}")
+                raise StorageError(why, hint=f"free some space: df -h {directory.parent}")
             raise EngineError(why)
         SavedMachine(
             fingerprint=self.record.fingerprint,
@@ -79,7 +79,7 @@ class NativeInstance(QmpInstance):
         ).write(directory)
 
     def break_off_saving(self) -> None:
-        """Nothing: a child of the VMM saves, and never stops the machine afterwards."""
+        """Do nothing: a child of the VMM saves, and never stops the machine afterwards."""
 
     def fork(self, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]) -> list[Instance]:
         """Fork it (see `Instance.fork`)."""
@@ -104,7 +104,7 @@ class NativeInstance(QmpInstance):
             raise
 
     def vsock(self) -> UnixVsock | None:
-        """The Unix sockets in a directory of the machine's."""
+        """The Unix sockets in a directory of the machine."""
         from cerne.engine.vsock import UnixVsock
 
         directory = self.record.vsock_directory
@@ -129,7 +129,7 @@ class NativeInstance(QmpInstance):
                 qmp.execute(command, plain(config), descriptors=opened.descriptors)
 
     def unplug(self, slot: int, timeout: float, *, force: bool) -> None:
-        """Take a device out of it (see `Instance.unplug`)."""
+        """Remove a device (see `Instance.unplug`)."""
         from cerne.engine.qmp.unplugging import ask_back
 
         with self._client() as qmp:
@@ -137,8 +137,9 @@ class NativeInstance(QmpInstance):
                 _unless_gone(qmp, "cerne-pull-device", slot)
             elif not ask_back(qmp, slot, timeout) and _unless_gone(qmp, "cerne-keep-device", slot):
                 raise GuestTimeoutError(
-                    f"the guest of {self.record.name} did not let go of it within {timeout:g} s",
-                    hint="unmount it there, or take it out whatever the guest does: --force",
+                    f"the guest of {self.record.name} did not release the device "
+                    f"within {timeout:g} s",
+                    hint="unmount it there, or remove it without asking the guest: --force",
                 )
 
     def plugged(self) -> frozenset[int]:
@@ -153,7 +154,7 @@ class NativeInstance(QmpInstance):
     def _fork(
         self, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan], pids: list[int]
     ) -> None:
-        """Fork children at once, and add their pids to `pids`."""
+        """Fork children in one request, and add their pids to `pids`."""
         from cerne.devices.state import plain
         from cerne.engine.native.backends import require_served
         from cerne.engine.native.configuration import child_configuration, disk_configuration
@@ -172,13 +173,13 @@ class NativeInstance(QmpInstance):
         require_served(opened.reports)
 
     def _child(self, plan: LaunchPlan, process: ProcessIdentity) -> NativeInstance:
-        # Its process is one of the same VMM, whatever version of that this command has.
+        # Its process runs the parent's version of the VMM, not this command's.
         record = native_record(plan, process, self.record.fingerprint, shares_memory=False)
         return NativeInstance(record, self.emulated)
 
     @contextlib.contextmanager
     def _held(self, several: bool) -> Iterator[None]:
-        """Pause it where it is forked in several turns: all its children are of one moment."""
+        """Pause it if it is forked in several turns, so that all children have the same state."""
         if not several:
             yield
             return
@@ -209,7 +210,7 @@ class NativeInstance(QmpInstance):
 def native_record(
     plan: LaunchPlan, process: ProcessIdentity, fingerprint: str, *, shares_memory: bool
 ) -> InstanceRecord:
-    """The record of a machine that was started or forked by this plan."""
+    """The record of a machine that was started or forked with this plan."""
     from cerne.engine.record import InstanceRecord
 
     return InstanceRecord.of(
@@ -223,20 +224,20 @@ def native_record(
 
 
 def require_own_memory(name: str, *, shares_memory: bool) -> None:
-    """Refuse to keep what backends know of the machine, and to fork memory that they share.
+    """Refuse a machine with backends, whose state is not saved, and which share its memory.
 
     Raises:
-        InputError: the machine has such.
+        InputError: the machine has backends.
     """
     if shares_memory:
         raise InputError(
-            f"{name} cannot be saved or forked: other processes serve devices of it",
-            hint="make it without --mount, and copy what it needs in: cerne cp",
+            f"the engine neither saves nor forks {name}: other processes serve its devices",
+            hint="make it without --mount, and copy the files into it: cerne cp",
         )
 
 
 def _unless_gone(qmp: QmpClient, command: str, slot: int) -> bool:
-    """Say something of a device; False where it is gone."""
+    """Send a command about a device; return False if it is gone."""
     from cerne.engine.qmp.session import QmpCommandError
     from cerne.vmm.slot_names import device_name
 

@@ -1,4 +1,4 @@
-"""Starting a process of our own VMM, and telling afterwards how it ended."""
+"""Starts a process of our own VMM, and reads afterwards how it ended."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ from cerne.vmm.snapshot import memory_digest
 from cerne.vmm.upgrade import FORMAT, OLDEST
 
 VMM = (*START, "machine")
-"""The program of a machine's process, which is told its configuration."""
+"""The program of a machine's process, which gets its configuration."""
 
 
 def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
-    """Refuse what cannot be run here, before anything is created (see `Engine.require`)."""
+    """Refuse a plan, before anything is created (see `Engine.require`)."""
     if not KVM_DEVICE.exists():
         raise HostError(f"there is no {KVM_DEVICE}", hint=missing_hint())
     if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
@@ -69,7 +69,7 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
         require_program("passt")
         if not has_way_out():
             raise HostError(
-                "passt gives a guest no network on a host that has no default route",
+                "passt does not work on a host without a default route",
                 hint="use --engine qemu, or --network none",
             )
     for nic in plan.taps:
@@ -93,7 +93,7 @@ def start(plan: LaunchPlan, *, emulated: bool) -> ProcessIdentity:
                 pid = _fork_off(nursery, plan, opened, emulated=emulated)
         return _serving(pid, plan, opened)
     except EngineError as error:
-        # Another process may have taken a port since it was looked at: better words for that.
+        # Another process may have taken a port since the check, which has a better error.
         require_free(plan.forwards)
         said = last_words(plan)
         if not said or said in error.message:
@@ -103,17 +103,17 @@ def start(plan: LaunchPlan, *, emulated: bool) -> ProcessIdentity:
 
 
 def fingerprint() -> str:
-    """The format in which machines are saved, and the processor as guests see it."""
+    """The format of saved machines, and the processor that guests see."""
     return _fingerprint(FORMAT)
 
 
 def restores(fingerprint: str) -> bool:
-    """Whether what was saved with this fingerprint can go on here: older formats can."""
+    """Whether a machine with this fingerprint can be restored: older formats can."""
     return fingerprint in [_fingerprint(number) for number in range(OLDEST, FORMAT + 1)]
 
 
 def ending(logs: Path) -> Ending:
-    """How the process whose logs these are ended."""
+    """How the process with these logs ended."""
     reap()
     try:
         said = json.loads((logs / ENDING_FILE).read_text())
@@ -121,15 +121,17 @@ def ending(logs: Path) -> Ending:
             return panicked(logs / "console.log")
         return Ending(orderly=bool(said["orderly"]), reason=str(said["reason"]))
     except (OSError, ValueError, KeyError, TypeError):
-        # It says so at its end, and had no time to.
+        # A process reports its end; this one had no time to.
         line = last_line(logs / "engine.log")
         failed = b"Traceback (most recent call last)" in tail(logs / "engine.log")
         what = "its process failed" if failed else "its process was killed"
-        return Ending(orderly=False, reason=f"{what}; it last said: {line}" if line else what)
+        return Ending(
+            orderly=False, reason=f"{what}; the last line of its log: {line}" if line else what
+        )
 
 
 def _fingerprint(number: int) -> str:
-    """The fingerprint of what is saved here in the format of this number."""
+    """The fingerprint of a machine that is saved here in this format."""
     return f"native {number} {processor_fingerprint()}"
 
 
@@ -150,7 +152,7 @@ def _fork_off(nursery: Nursery, plan: LaunchPlan, opened: Opened, *, emulated: b
 
 
 def _serving(pid: int, plan: LaunchPlan, opened: Opened) -> ProcessIdentity:
-    """The machine's process, once it answers and what serves it serves; or else it is killed."""
+    """The machine's process, after it and its backends answer; else it is killed."""
     process = answering(pid, plan, "the VMM")
     try:
         require_served(opened.reports)

@@ -1,7 +1,7 @@
-"""Supervises a process that serves a device of one machine: it starts it again, and ends with it.
+"""Supervises a process that serves a device of one machine: restarts it, and ends with the machine.
 
-Run as a program of its own, with the standard library and little more: there is one for each such
-process. Its argument is a `Task` in JSON. Each end of the process is noted for the next command
+It runs as a separate program for each such process, with the standard library and little more. Its
+argument is a `Task` in JSON. It notes each end of the process for the next command
 (`cerne.host.notes`).
 """
 
@@ -28,41 +28,39 @@ from cerne.host.members import Members
 from cerne.host.notes import Notes
 
 LINK, READY = "@LINK@", "@READY@"
-"""In a command: the numbers of the descriptors of its connection, and of the pipe to write to."""
+"""Placeholders in a command: the descriptors of its connection, and of its report's pipe."""
 GOOD = b"good"
-"""What is reported when the process serves."""
+"""The report when the process serves."""
 
 _SOON = 5.0
-"""Seconds within which a process that ends has never worked."""
+"""A process that ends within these seconds counts as failed."""
 _MOST_FAILURES = 10
 _DELAY = 0.1
 _PATIENCE = 10.0
 
 
 class Task(NamedTuple):
-    """What to supervise."""
+    """The task of a supervisor."""
 
     runtime: str
     """The machine's runtime directory."""
     role: str
-    """What the process is registered as."""
+    """The role of the process."""
     what: str
-    """What it is, for people."""
+    """Its name for people."""
     log: str
-    """Where its output goes, as this process's own does."""
+    """The log of its output, and of this process's."""
     leash: int
-    """A socket to the machine's process, on which that says that it ends in order, and which breaks
-    when it was killed."""
+    """A socket to the machine's process, written at an orderly end and closed at every end."""
     inherited: list[int]
     """Descriptors that the process inherits."""
     command: list[str]
     listener: int | None = None
-    """A socket at which the machine's process connects, for a process that does not listen itself:
-    it is given the connection."""
+    """A listening socket for a process that does not listen itself: it gets the connection."""
     report: int | None = None
-    """Where to say once how the first start went; if badly, the process is not started again."""
+    """The pipe for the result of the first start; after a failure there is no restart."""
     mending: str = ""
-    """What is to be done in the guest once the process was started again, for people."""
+    """What to do in the guest after a restart of the process, for people."""
 
 
 class Supervisor:
@@ -75,7 +73,7 @@ class Supervisor:
         self._report = task.report
 
     def run(self) -> int:
-        """Keep the process until the machine's end; the exit status."""
+        """Keep the process running until the machine's end; return the exit status."""
         failures = 0
         while True:
             began = time.monotonic()
@@ -83,35 +81,35 @@ class Supervisor:
             if status is None:
                 return 0
             failures = failures + 1 if time.monotonic() - began < _SOON else 0
-            # The machine may have ended just now, of which the process may know before.
+            # The machine may have just ended, and the process may notice that first.
             if select.select([self._leash], [], [], _DELAY)[0]:
                 return 0
             words = self._words(status)
             if self._say(words.encode()) or failures == _MOST_FAILURES:
-                self._note(f"{words}; it is not started again")
+                self._note(f"{words}; it is not restarted")
                 return 1
             mending = f"; {self._task.mending}" if self._task.mending else ""
-            self._note(f"{words}; it was started again{mending}")
+            self._note(f"{words}; it was restarted{mending}")
 
     def _serve(self) -> int | None:
-        """Run the process once; its status, or None where the machine has ended."""
+        """Run the process once; return its status, or None if the machine has ended."""
         with self._connection() as link:
             if link is None:
                 return None
             reading, writing = os.pipe()
-            # It may be another user's by the time that it opens the pipe.
+            # The process may run as another user when it opens the pipe.
             os.fchmod(writing, 0o666)
             with os.fdopen(reading, "rb") as ready:
                 with os.fdopen(writing, "wb"):
                     child = self._start(link, writing)
-                # The process alone has it now.
+                # Only the process has it now.
                 if link >= 0:
                     os.close(link)
                 return self._watch(child, ready.fileno())
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[int | None]:
-        """The connection to serve, -1 where it listens itself; None at the machine's end."""
+        """The connection to serve; -1 if the process listens itself; None at the machine's end."""
         if self._task.listener is None:
             yield -1
             return
@@ -159,7 +157,7 @@ class Supervisor:
             child.wait()
 
     def _say(self, words: bytes) -> bool:
-        """Report how the first start went; whether that was still to be said."""
+        """Report the result of the first start; return False if it was reported before."""
         if self._report is None:
             return False
         with contextlib.suppress(OSError), os.fdopen(self._report, "wb") as report:
@@ -174,7 +172,7 @@ class Supervisor:
         return f"{self._task.what} ended with status {status}" + (f": {said}" if said else "")
 
     def _note(self, words: str) -> None:
-        # On a full disk, or once the machine's directory is gone, nobody can be told.
+        # If the disk is full, or the machine's directory is gone, the note is lost.
         with contextlib.suppress(OSError):
             Notes(Path(self._task.runtime)).add(words)
 

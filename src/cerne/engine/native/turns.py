@@ -1,6 +1,6 @@
-"""In what turns a machine is forked many times: as many children at once as there is room for.
+"""Divides the children of a fork into turns, because each child needs open files.
 
-What each child is given is opened here and sent to the VMM, all of a turn at once.
+The files of each child are opened here and sent to the VMM, for all children of a turn at once.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from cerne.storage.overlay import chain
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
 
 MOST_AT_ONCE = 16
-"""Children of one turn, of which each takes time in which the source's VMM answers nothing else."""
+"""The most children of one turn; the source's VMM answers nothing else during a turn."""
 # Kernel, initrd, control socket, console and its log, the ending, the log, the registration, saved
 # state and memory, and the directory and the socket of vsock.
 _OF_EVERY_CHILD = 12
 # A link and vhost-net; or a link, its address, its leash, and the report of passt's start.
 _OF_A_NIC = 4
-# What else this process opens meanwhile: the connection, other threads of a library's user.
+# Other files that this process opens meanwhile: the connection, and files of other threads.
 _RESERVE = 32
 
 
 def turns(
     disks: Sequence[DiskPlan], children: Sequence[LaunchPlan], room: int | None = None
 ) -> list[list[LaunchPlan]]:
-    """The children, in turns; `disks` are sent with each, and `room` is what may be opened.
+    """The children in turns; each turn sends `disks`, and `room` is the number of free files.
 
     Raises:
         EngineError: there is no room for one child.
@@ -36,7 +36,7 @@ def turns(
     if room is None:
         room = descriptors_left()
     own = of_disks(disks)
-    # One child alone may need several messages.
+    # A single child may need several messages.
     most = min(DESCRIPTORS_AT_ONCE, room)
     found: list[list[LaunchPlan]] = []
     taken = 0
@@ -44,9 +44,9 @@ def turns(
         needed = _of_machine(child)
         if own + needed > room:
             raise EngineError(
-                f"to fork {child.name} takes {own + needed} open files at once, and this process "
+                f"forking {child.name} needs {own + needed} open files, and this process "
                 f"may open {max(room, 0)} more",
-                hint="raise the limit, as by: ulimit -n 4096",
+                hint="raise the limit: ulimit -n 4096",
             )
         if found and len(found[-1]) < MOST_AT_ONCE and taken + needed <= most:
             found[-1].append(child)
@@ -58,13 +58,13 @@ def turns(
 
 
 def descriptors_left() -> int:
-    """How many files this process may open beside those that it has open."""
+    """How many more files this process may open."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return allowed - len(list(Path("/proc/self/fd").iterdir())) - _RESERVE
 
 
 def of_disks(disks: Sequence[DiskPlan]) -> int:
-    """How many files disks are, with all that is under each."""
+    """The number of files of disks, with the layers under each."""
     return sum(len(chain(disk.path, disk.format)) for disk in disks)
 
 

@@ -1,4 +1,4 @@
-"""Machines run by QEMU: on KVM where it runs guests at the hardware's speed, by TCG elsewhere."""
+"""The engine `qemu`: machines by QEMU, on KVM if it runs guests at hardware speed, else by TCG."""
 
 from cerne.engine.qemu.engine import QemuEngine
 

@@ -1,10 +1,10 @@
-"""What runs the instructions of QEMU's guests."""
+"""The accelerators of QEMU."""
 
 from enum import StrEnum
 
 
 class Accelerator(StrEnum):
-    """What runs the guest's instructions."""
+    """The accelerator that runs the guest's instructions."""
 
     KVM = "kvm"
     TCG = "tcg"

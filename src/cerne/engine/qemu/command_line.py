@@ -1,13 +1,13 @@
 """From a `LaunchPlan` to the arguments of qemu-system-x86_64 (qemu(1), QEMU 6.2 and later).
 
-A pure function. The machine has what is named here and nothing else, and its process may neither
+A pure function. The machine has only the devices that are named here, and its process may neither
 raise its privileges nor start another program.
 
 The board is q35. Measured on 2026-11-24 (QEMU 7.2, TCG, a kernel of 20 MB with all these devices,
 from exec to power-off, 15 boots each): q35 0.59 s with a vmlinux and 0.84 s with a bzImage; microvm
 0.47 s with a vmlinux, but 8 of 15 boots hung while the kernel measured its clock, and 0.66 s with a
-bzImage. So q35 with a vmlinux is the quickest that always boots, and it has a VM generation ID.
-The ports that disks and network cards come to and go from cost a boot 0.1 s more.
+bzImage. So q35 with a vmlinux is the fastest that always boots, and it has a VM generation ID. The
+ports for removable disks and network cards make a boot 0.1 s longer.
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ from cerne.vmm.slot_names import device_name
 
 AGENT_PORT_NAME = "org.cerne.agent"
 PID_FILE = "qemu.pid"
-"""In `LaunchPlan.logs`. QEMU removes it when it ends by itself; after a kill it stays."""
+"""In `LaunchPlan.logs`. QEMU removes it at its own end; after a kill it stays."""
 
 
 MACHINE_VERSION = 2
-"""Raised when a device comes, goes or moves: what was saved before fits no more."""
+"""Raised when a device is added, removed or moved: older saved machines do not match then."""
 
-# A device number that nothing else of this board has.
+# A device number that no other device of this board has.
 _PORTS_PLACE = 0x1E
 
-# As QEMU calls it by itself, so that the saved memory of one fits the other.
+# QEMU's default name, so that saved memory works with and without a file.
 _RAM = "pc.ram"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 
-# The translation cache grows as it is used; at the default the kernel's boot flushes it.
+# The translation cache grows with its use; with the default size the kernel's boot flushes it.
 _PROCESSORS = {
     Accelerator.KVM: ("-accel", "kvm", "-cpu", "host"),
     Accelerator.TCG: ("-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
 }
 
-# A panicked kernel that cannot say so resets at once: otherwise it would spin for ever.
+# A panicked kernel without pvpanic resets at once; otherwise it would spin for ever.
 _KERNEL_FLAGS = ("panic=-1",)
-# What an emulated CPU need not do at boot: measure its clock against emulated timers, guard
-# against speculation that does not happen, test its ciphers.
+# Work that an emulated CPU does not need at boot: measure its clock against emulated timers, guard
+# against speculation, test its ciphers.
 _TCG_KERNEL_FLAGS = (
     "no_timer_check",
     "tsc=reliable",
@@ -80,10 +80,11 @@ def command_line(
 ) -> list[str]:
     """The arguments that start this machine; `qmp_descriptor` is a listening socket.
 
-    `disk_descriptors` are those of each disk's file, one for each way in which it is used (written,
-    only read): while the machine runs the file may be given another name. Without them QEMU opens
-    the disks by their names. `tap_descriptors` are those of cards on taps, by their addresses. With
-    `vsock_cid` the guest has sockets, by the host's vhost-vsock. Without `balloon` it has none.
+    `disk_descriptors` are those of each disk's file, one for each mode (written, only read),
+    because the file may get another name while the machine runs. Without them QEMU opens the disks
+    by their names. `tap_descriptors` are those of cards on taps, by their addresses. With
+    `vsock_cid` the guest has sockets, by the host's vhost-vsock. Without `balloon` it has no
+    balloon.
     """
     return [
         str(binary),
@@ -91,7 +92,7 @@ def command_line(
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-sandbox", _SANDBOX),
         *("-pidfile", str(plan.logs / PID_FILE)),
-        # Say in the log, which is its standard error, why the machine ended.
+        # Write to the log, which is its standard error, why the machine ended.
         *("-trace", "enable=qemu_system_shutdown_request"),
         *("-trace", "enable=runstate_set"),
         *_board(plan, accelerator),
@@ -122,16 +123,16 @@ def command_line(
 
 
 def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
-    # What no guest of ours uses is left out; each device that is probed costs time at boot.
+    # Devices that our guests do not use are left out, because probing takes time at boot.
     absent = "smbus=off,sata=off,usb=off,vmport=off,hpet=off"
-    # Without graphics the firmware, and what it boots, write to the serial port.
+    # Without graphics the firmware, and the system that it boots, write to the serial port.
     yield from ("-machine", f"q35,{absent},graphics=off,dump-guest-core=off")
     yield from _PROCESSORS[accelerator]
     yield from ("-smp", f"cpus={plan.cpus},maxcpus={plan.cpus}")
     yield from ("-m", f"size={plan.memory // MIB}M")
     memory = _memory_file(plan)
     if memory is not None:
-        # What a machine writes that goes on from a saved one stays its own.
+        # The writes of a machine from saved memory are private to it.
         share = "on" if plan.saved is None else "off"
         backend = f"id={_RAM},size={plan.memory},mem-path={_escaped(memory)},share={share}"
         yield from ("-object", f"memory-backend-file,{backend}")
@@ -139,7 +140,7 @@ def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
 
 
 def _memory_file(plan: LaunchPlan) -> Path | None:
-    """The file that has the machine's memory, if one does."""
+    """The file with the machine's memory, if there is one."""
     if plan.saved is None:
         return plan.memory_file
     saved = plan.saved / MEMORY_FILE
@@ -152,9 +153,9 @@ def _vsock(cid: int | None) -> Iterator[str]:
 
 
 def _balloon(plan: LaunchPlan) -> Iterator[str]:
-    # QEMU takes what a balloon gives back out of the memory's file, even where that is mapped
-    # copy-on-write (ram_block_discard_range): it would be gone from all other machines' memory.
-    # The last of the devices, so that none has another place where it is missing.
+    # QEMU removes a balloon's pages from the memory's file, even if that is mapped copy-on-write
+    # (ram_block_discard_range): all other machines would lose them. It is the last device, so that
+    # the others have the same place without it.
     if _memory_file(plan) is None:
         options = "free-page-reporting=on,deflate-on-oom=on"
         yield from ("-device", f"virtio-balloon-pci,id={BALLOON},{options}")
@@ -173,7 +174,7 @@ def _boot(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
 
 
 def _with_flags(text: str, flags: Iterable[str]) -> str:
-    # What the image says of a parameter stands. Flags come before "--", behind which init's begin.
+    # Parameters of the image stay. Flags come before "--", after which init's parameters begin.
     kernel, separator, init = text.partition(" -- ")
     said = {word.partition("=")[0] for word in kernel.split()}
     added = [flag for flag in flags if flag.partition("=")[0] not in said]
@@ -186,7 +187,7 @@ def _qmp(descriptor: int) -> Iterator[str]:
 
 
 def _ports() -> Iterator[str]:
-    """A port for each device that may come and go: q35's own bus has none for them."""
+    """A port for each removable device: q35's own bus does not support them."""
     for slot in range(SLOTS):
         several = ",multifunction=on" if slot == 0 else ""
         place = f"bus=pcie.0,addr={_PORTS_PLACE:#x}.{slot:#x}{several}"
@@ -207,7 +208,7 @@ def _agent(sockets: Iterable[Path]) -> Iterator[str]:
     yield from ("-device", "virtio-serial-pci,id=agents")
     for index, path in enumerate(sockets):
         yield from ("-chardev", _socket(f"agent{index}", path))
-        # Port 0 is kept for consoles.
+        # Port 0 is reserved for consoles.
         port = f"virtserialport,bus=agents.0,nr={index + 1},chardev=agent{index}"
         yield from ("-device", f"{port},name={AGENT_PORT_NAME}.{index}")
 
@@ -219,7 +220,7 @@ def _descriptors(index: int, disk: DiskPlan, descriptors: Sequence[int]) -> Iter
 
 
 def fdset(number: int) -> str:
-    """What a set of descriptors is called where a file's name is asked for."""
+    """The file name of a set of descriptors."""
     return f"/dev/fdset/{number}"
 
 
@@ -230,12 +231,12 @@ def _disk(index: int, disk: DiskPlan, file_name: str) -> Iterator[str]:
 
 
 def first_node(index: int, disk: DiskPlan) -> str:
-    """The name of the block node that a disk starts with."""
+    """The name of a disk's first block node."""
     return f"disk{index}" if disk.slot is None else f"{device_name(disk.slot)}-first"
 
 
 def disk_hardware(index: int, disk: DiskPlan, node: str) -> dict[str, object]:
-    """A disk's device on a block node, as ``device_add`` takes it."""
+    """A disk's device on a block node, for ``device_add``."""
     serial = {"serial": disk.serial} if disk.serial else {}
     named = {"driver": "virtio-blk-pci", "id": disk_device(index, disk), "drive": node}
     return {**named, **serial, **_place(disk.slot)}
@@ -246,7 +247,7 @@ def _place(slot: int | None) -> dict[str, object]:
 
 
 def _options(hardware: Mapping[str, object]) -> str:
-    """A device's options, as the command line takes them."""
+    """A device's options, for the command line."""
     driver, *rest = (
         _escaped(str(value)) if name == "driver" else f"{name}={_escaped(str(value))}"
         for name, value in hardware.items()
@@ -256,8 +257,8 @@ def _options(hardware: Mapping[str, object]) -> str:
 
 def disk_node(name: str, disk: DiskPlan, file_name: str) -> dict[str, object]:
     """A block node of this name for a disk (docs/qemu-block-drivers)."""
-    # Written back through the host's page cache, with the guest's flushes honoured: what the guest
-    # was told is on the disk survives a crash of the host.
+    # Writes go through the host's page cache, and the guest's flushes reach the disk: flushed data
+    # survives a crash of the host.
     file = {
         "driver": "file",
         "filename": file_name,
@@ -274,7 +275,7 @@ def disk_node(name: str, disk: DiskPlan, file_name: str) -> dict[str, object]:
 
 
 def disk_device(index: int, disk: DiskPlan) -> str:
-    """The name of the device that a disk is behind."""
+    """The name of a disk's device."""
     return f"vd{index}" if disk.slot is None else device_name(disk.slot)
 
 
@@ -288,12 +289,12 @@ def _nic(index: int, nic: Nic, name: str, taps: Mapping[str, int]) -> Iterator[s
 
 
 def netdev(index: int, nic: Nic) -> str:
-    """The name of what a network card leads to."""
+    """The name of a network card's back end."""
     return f"net{index}" if nic.slot is None else f"{device_name(nic.slot)}-net"
 
 
 def nic_hardware(index: int, nic: Nic) -> dict[str, object]:
-    """A network card's device, as ``device_add`` takes it."""
+    """A network card's device, for ``device_add``."""
     # Without a boot ROM: no machine of ours boots from the network by firmware.
     card: dict[str, object] = {
         "driver": "virtio-net-pci",
@@ -310,8 +311,8 @@ def _forward(port: PortForward) -> str:
 
 
 def _share(index: int, share: SharePlan) -> Iterator[str]:
-    # The owners and modes that a guest sets on a writable share stay in extended attributes: no
-    # guest makes a setuid program, a device or a symbolic link on the host.
+    # The owners and modes that a guest sets on a writable share stay in extended attributes, so
+    # that a guest makes no setuid program, device or symbolic link on the host.
     model = "none,readonly=on" if share.read_only else "mapped-xattr"
     source = f"path={_escaped(share.source)},security_model={model},multidevs=remap"
     yield from ("-fsdev", f"local,id=share{index},{source}")
@@ -323,7 +324,7 @@ def _socket(name: str, path: Path) -> str:
 
 
 def _escaped(value: str | Path) -> str:
-    # In a list of options a comma is written twice.
+    # In a list of options a comma is doubled.
     return str(value).replace(",", ",,")
 
 

@@ -7,10 +7,10 @@ from cerne.engine.plan import DiskPlan
 
 
 def opened_disk(disk: DiskPlan, opened: Opened) -> list[int]:
-    """A disk's file, to be read, and to be written where it may be.
+    """Open a disk's file for reading, and for writing if it is writable.
 
     Raises:
-        StorageError: it cannot be opened.
+        StorageError: opening it failed.
         ConflictError: another machine uses it.
     """
     opens = opened.locked if disk.shared else opened.existing

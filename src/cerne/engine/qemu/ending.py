@@ -1,8 +1,8 @@
-"""How a QEMU process ended, from what it leaves behind.
+"""Reads how a QEMU process ended, from its files.
 
-Its pid file is gone where it ended by itself, and stays after a kill or a crash. Where QEMU was
-built with the log backend for traces, its log has ``qemu_system_shutdown_request reason=N``, N
-being a ShutdownCause (``qapi/run-state.json``). A reset ends no process.
+QEMU removes its pid file at its own end, and the file stays after a kill or a crash. If QEMU was
+built with the log backend for traces, its log has ``qemu_system_shutdown_request reason=N``, where
+N is a ShutdownCause (``qapi/run-state.json``). A reset does not end the process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CAUSES = {
 
 
 def read_ending(logs: Path) -> Ending:
-    """How the process whose logs these are ended."""
+    """How the process with these logs ended."""
     log = tail(logs / "engine.log")
     causes = _CAUSE.findall(log)
     cause = int(causes[-1]) if causes else None
@@ -50,4 +50,6 @@ def _broken_off(log: bytes) -> Ending:
     if not lines:
         return Ending(orderly=False, reason="its process was killed")
     said = lines[-1].decode(errors="replace").strip()
-    return Ending(orderly=False, reason=f"its process crashed or was killed; it last said: {said}")
+    return Ending(
+        orderly=False, reason=f"its process crashed or was killed; the last line of its log: {said}"
+    )

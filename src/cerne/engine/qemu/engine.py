@@ -1,6 +1,6 @@
-"""The engine `qemu`: each machine is a qemu-system-x86_64 process of its own.
+"""The engine `qemu`: each machine is a qemu-system-x86_64 process.
 
-What starts processes is imported where it is used: most commands only attach to a machine.
+Code that starts processes is imported at its use, because most commands only attach to a machine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class QemuEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        """A guest's sockets are the host's kernel's, where that has them for this user."""
+        """The host's kernel provides a guest's sockets, if this user may use them."""
         return Capabilities(fork=False, force_unplug=False, firmware=True, vsock=_has_vsock())
 
     @property
@@ -44,7 +44,7 @@ class QemuEngine:
         return ShareType("9p", "trans=virtio,version=9p2000.L,msize=262144")
 
     def require(self, plan: LaunchPlan) -> None:
-        """Refuse what cannot be run here, before anything is created (see `Engine.require`)."""
+        """Refuse a plan, before anything is created (see `Engine.require`)."""
         from cerne.engine.qemu.launching import require
 
         require(plan, self.restores)
@@ -57,27 +57,27 @@ class QemuEngine:
         return self.attach(self.describe(plan, process))
 
     def attach(self, record: InstanceRecord) -> QemuInstance:
-        """A machine that runs (see `Engine.attach`)."""
+        """The instance of a running machine (see `Engine.attach`)."""
         return QemuInstance(record)
 
     def describe(self, plan: LaunchPlan, process: ProcessIdentity) -> InstanceRecord:
-        """The record of a machine that runs (see `Engine.describe`)."""
+        """The record of a running machine (see `Engine.describe`)."""
         from cerne.engine.record import InstanceRecord
 
         return InstanceRecord.of(plan, process, self.name, self.fingerprint(), vsock_cid=_cid(plan))
 
     def fingerprint(self) -> str:
-        """This QEMU, the machine that it makes, what runs its guests, and the processor."""
+        """This QEMU, its kind of machine, its accelerator, and the processor."""
         from cerne.engine.qemu.launching import fingerprint
 
         return fingerprint(self.accelerator, vsock=_has_vsock())
 
     def restores(self, fingerprint: str) -> bool:
-        """Whether what was saved with this fingerprint can go on here: with this QEMU alone."""
+        """Whether a machine with this fingerprint can be restored: only with this QEMU."""
         return fingerprint == self.fingerprint()
 
     def ending(self, logs: Path) -> Ending:
-        """How the process whose logs these are ended."""
+        """How the process with these logs ended."""
         from cerne.engine.detached import reap
         from cerne.engine.qemu.ending import read_ending
 

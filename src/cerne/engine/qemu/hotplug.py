@@ -1,7 +1,7 @@
-"""Disks and network cards that come to and go from the ports of a QEMU machine (docs/pcie.txt).
+"""Plugs disks and network cards into the ports of a QEMU machine (docs/pcie.txt).
 
-All that belongs to a device bears its name: its block nodes, the sets of descriptors of their
-files, its end of a network. So all of it is found again, whatever the disk has become meanwhile.
+All parts of a device have its name: its block nodes, the sets of descriptors of their files, its
+network back end. So all parts are found again, even after the disk's layers have changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cerne.engine.qmp.unplugging import ask_back, slots_among
 from cerne.errors import ConflictError, EngineError
 from cerne.vmm.slot_names import device_name
 
-# The place among its like, of which nothing in a slot is named.
+# The index among similar devices, which names of devices in slots do not use.
 _ANY = 0
 
 
@@ -74,7 +74,7 @@ def plug_nic(qmp: QmpClient, nic: Nic, name: str) -> None:
 
 
 def unplug(qmp: QmpClient, slot: int, timeout: float) -> bool:
-    """Ask the guest for what is in a slot; whether it is gone, and all that belonged to it.
+    """Ask the guest to release the device in a slot; return whether it is completely gone.
 
     Raises:
         GuestError: the guest refused.
@@ -86,23 +86,23 @@ def unplug(qmp: QmpClient, slot: int, timeout: float) -> bool:
 
 
 def taken(qmp: QmpClient) -> frozenset[int]:
-    """The slots that have something in them."""
+    """The slots that are not empty."""
     return slots_among(_names(qmp.execute("qom-list", {"path": "/machine/peripheral"}), "name"))
 
 
 def _make_free(qmp: QmpClient, slot: int) -> None:
     if slot in taken(qmp):
         raise ConflictError(f"there is a device {device_name(slot)} already")
-    # A guest may let go of a device after nobody waits for that any more.
+    # A guest may release a device after the command has stopped waiting.
     _clear(qmp, slot)
 
 
 def _clear(qmp: QmpClient, slot: int) -> None:
-    """Remove what belonged to a device that is gone."""
+    """Remove the parts of a device that is gone."""
     mine = f"{device_name(slot)}-"
     nodes = _names(qmp.execute("query-named-block-nodes"), "node-name")
     left = [name for name in nodes if name.startswith(mine)]
-    # Of a disk and what is under it, the top can go first alone.
+    # The top of a disk's layers has to be removed first.
     while left:
         kept = [name for name in left if not _done(qmp, "blockdev-del", "node-name", name)]
         if len(kept) == len(left):

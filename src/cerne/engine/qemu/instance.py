@@ -1,6 +1,6 @@
-"""A machine of the engine `qemu` that runs: what its QEMU is asked.
+"""A running machine of the engine `qemu`: the requests to its QEMU.
 
-What opens files is imported where it is used: most commands only want the agent.
+Code that opens files is imported at its use, because most commands only need the agent.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class QemuInstance(QmpInstance):
                 fresh = [
                     (disk_device(index, disk), disk, opened_disk(disk, opened))
                     for index, disk in enumerate(disks)
-                    # What is shared is only read, and needs no overlay.
+                    # A shared disk is only read, and needs no overlay.
                     if resume and not disk.shared
                 ]
                 apart = self.record.memory_file is not None
@@ -55,7 +55,7 @@ class QemuInstance(QmpInstance):
             self._describe(directory, balloon=balloon).write(directory)
 
     def break_off_saving(self) -> None:
-        """End a migration, which would stop the machine when it is complete."""
+        """End a migration, which would stop the machine at its end."""
         try:
             with QmpClient(self.record.qmp) as qmp:
                 qmp.execute("migrate_cancel")
@@ -65,13 +65,13 @@ class QemuInstance(QmpInstance):
             _log.debug("%s: %s", self.record.name, error.message)
 
     def fork(self, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]) -> list[Instance]:
-        """Refuse: its memory is QEMU's (see `Instance.fork`)."""
+        """Refuse, because QEMU does not fork (see `Instance.fork`)."""
         raise InputError(
-            f"{self.record.name} cannot be forked", hint="save it and restore it instead"
+            f"QEMU does not fork {self.record.name}", hint="save it and restore it instead"
         )
 
     def vsock(self) -> KernelVsock | None:
-        """The host's kernel's, where it was started with them."""
+        """The sockets of the host's kernel, if it was started with them."""
         from cerne.engine.vsock import KernelVsock
 
         cid = self.record.vsock_cid
@@ -88,20 +88,20 @@ class QemuInstance(QmpInstance):
                 plug_nic(qmp, device, self.record.name)
 
     def unplug(self, slot: int, timeout: float, *, force: bool) -> None:
-        """Take a device out of it (see `Instance.unplug`)."""
+        """Remove a device (see `Instance.unplug`)."""
         from cerne.engine.qemu.hotplug import unplug
 
         name = self.record.name
         if force:
             raise InputError(
-                "QEMU takes nothing out that the guest has not let go of",
+                "QEMU removes no device that the guest has not released",
                 hint=f"stop the machine first: cerne stop {name}",
             )
         with QmpClient(self.record.qmp) as qmp:
             if not unplug(qmp, slot, timeout):
                 raise GuestTimeoutError(
-                    f"the guest of {name} did not let go of it within {timeout:g} s",
-                    hint="unmount it there, and try again: it may let go of it yet",
+                    f"the guest of {name} did not release the device within {timeout:g} s",
+                    hint="unmount it there, and try again: the guest may still release it",
                 )
 
     def plugged(self) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""Starting a QEMU process."""
+"""Starts a QEMU process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _LONGEST_SOCKET_PATH = 107
 
 
 def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
-    """Refuse what cannot be run here, before anything is created (see `Engine.require`)."""
+    """Refuse a plan, before anything is created (see `Engine.require`)."""
     require_program(_BINARY)
     _require_short_paths(plan)
     if isinstance(plan.boot, FirmwareBoot) and not plan.disks:
@@ -60,7 +60,7 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
             qmp_descriptor=opened.listening(plan.qmp_socket),
             vsock_cid=cid,
             disk_descriptors=[opened_disk(disk, opened) for disk in plan.disks],
-            # A guest that had none when it was saved would never see it.
+            # A guest that was saved without a balloon would never see one.
             balloon=plan.saved is None or SavedMachine.read(plan.saved).balloon,
             tap_descriptors={nic.mac: opened.tap(nic.interface) for nic in plan.taps},
         )
@@ -68,14 +68,14 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
     try:
         return answering(pid, plan, "QEMU", partial(_prepare, plan, state))
     except EngineError:
-        # Another process may have taken a port since it was looked at: better words for that.
+        # Another process may have taken a port since the check, which has a better error.
         require_free(plan.forwards)
         raise
 
 
 def fingerprint(accelerator: Accelerator, *, vsock: bool) -> str:
-    """This QEMU, the machine that it makes, what runs its guests, and the processor."""
-    # A package's files have the same size and time on each host that it is installed on.
+    """This QEMU, its kind of machine, its accelerator, and the processor."""
+    # A package's files have the same size and time on each host.
     program = require_program(_BINARY).stat()
     version = f"{MACHINE_VERSION} {program.st_size}:{program.st_mtime_ns}"
     if vsock:
@@ -84,7 +84,7 @@ def fingerprint(accelerator: Accelerator, *, vsock: bool) -> str:
 
 
 def _prepare(plan: LaunchPlan, state: int | None, qmp: QmpClient) -> None:
-    """Do by QMP what its command line does not say; a saved machine's state is inherited."""
+    """Complete its set-up by QMP; the state of a saved machine is inherited."""
     if plan.saved is not None and state is not None:
         from cerne.engine.qemu.saving import go_on
 

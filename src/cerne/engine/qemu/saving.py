@@ -1,7 +1,7 @@
-"""Saving a QEMU machine and going on with it: a migration to a file (docs/devel/migration.rst).
+"""Saves and restores a QEMU machine: a migration to a file (docs/devel/migration.rst).
 
-Memory that is a file of its own stays there (capability x-ignore-shared), and whoever goes on with
-it maps that file copy-on-write; otherwise it is in the migration's stream.
+Memory in a file stays there (capability x-ignore-shared), and a restored machine maps that file
+copy-on-write; otherwise the memory is in the migration's stream.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def save(
     memory_apart: bool,
     resume: bool,
 ) -> None:
-    """Write a machine's state to a descriptor, and let it go on, with other disks if there are any.
+    """Write a machine's state to a descriptor, and let it continue, with other disks if given.
 
-    Each of the disks comes after its device's name, and with the descriptors of its file.
+    Each of the disks has its device's name before it, and the descriptors of its file.
 
     Raises:
-        EngineError: it could not be saved; it runs on, if it ran.
-        InputError: it has what cannot be saved.
-        StorageError: there is no room for its state; it runs on, if it ran.
+        EngineError: saving failed; it continues, if it ran.
+        InputError: it has a device that QEMU does not save.
+        StorageError: there is no room for its state; it continues, if it ran.
     """
     _require_savable(qmp)
     ran = qmp.status() == "running"
@@ -58,13 +58,13 @@ def save(
     if resume:
         qmp.cont()
     if resume and not ran:
-        # Only by way of a moment in which it runs: a machine that is stopped by its migration
-        # cannot be saved again.
+        # It has to run for a moment, because QEMU does not save a machine again that a migration
+        # stopped.
         qmp.stop()
 
 
 def go_on(qmp: QmpClient, state: int, *, memory_apart: bool) -> None:
-    """Let a process that was started with ``-incoming defer`` go on with a saved machine.
+    """Restore a saved machine in a process that was started with ``-incoming defer``.
 
     `state` is a descriptor that the process has inherited.
 
@@ -88,7 +88,7 @@ def _wait(qmp: QmpClient) -> None:
     while True:
         status = qmp.wait_event("MIGRATION", timeout=_TIMEOUT).data.get("status")
         if status == "completed":
-            # Said a moment before the machine can run on.
+            # QEMU reports this a moment before the machine can continue.
             while qmp.status() == "finish-migrate":
                 time.sleep(_MOMENT)
             return
@@ -97,14 +97,14 @@ def _wait(qmp: QmpClient) -> None:
 
 
 def _failure(why: str) -> CerneError:
-    # QEMU tells in words alone what the kernel answered.
+    # QEMU reports the kernel's answer only as text.
     if any(os.strerror(number) in why for number in (errno.ENOSPC, errno.EDQUOT)):
-        return StorageError(f"the machine could not be saved: {why}", hint="free some space: df -h")
-    return EngineError(f"QEMU could not save or restore the machine: {why}")
+        return StorageError(f"saving the machine failed: {why}", hint="free some space: df -h")
+    return EngineError(f"QEMU failed to save or restore the machine: {why}")
 
 
 def _abandon(qmp: QmpClient) -> None:
-    """End a migration that was broken off: it would stop the machine once more as it completes."""
+    """End an interrupted migration, which would stop the machine again at its end."""
     qmp.execute("migrate_cancel")
     while _migration(qmp).get("status") in _UNDER_WAY:
         time.sleep(_MOMENT)
@@ -119,17 +119,17 @@ def _require_savable(qmp: QmpClient) -> None:
     reasons = _migration(qmp).get("blocked-reasons")
     if isinstance(reasons, list) and reasons:
         raise InputError(
-            f"the machine cannot be saved: {'; '.join(map(str, reasons))}",
-            hint="make it without --mount: what is mounted from this host cannot be saved",
+            f"QEMU does not save the machine: {'; '.join(map(str, reasons))}",
+            hint="make it without --mount: QEMU does not save mounted directories",
         )
 
 
 def _switch_disk(qmp: QmpClient, device: str, disk: DiskPlan, descriptors: Sequence[int]) -> None:
-    """Put an empty overlay on a disk, which is only read from then on."""
+    """Put an empty overlay on a disk, which is only read afterwards."""
     former = _node(qmp, device)
     number = set_of(qmp, descriptors, device)
     name = f"{device}-{number}"
-    # What is under it is open already, under whatever name it has by now.
+    # The layers under it are already open, under their present names.
     qmp.execute("blockdev-add", {**disk_node(name, disk, fdset(number)), "backing": None})
     qmp.execute("blockdev-snapshot", {"node": former, "overlay": name})
 
@@ -145,7 +145,7 @@ def set_of(qmp: QmpClient, descriptors: Sequence[int], owner: str) -> int:
 
 
 def _node(qmp: QmpClient, device: str) -> str:
-    """The block node that a device is on now."""
+    """The present block node of a device."""
     answer = qmp.execute("query-block")
     for block in answer if isinstance(answer, list) else []:
         if device in str(block.get("qdev")).split("/"):

@@ -1,4 +1,4 @@
-"""The QEMU Machine Protocol, in which both engines' processes are spoken to."""
+"""The QEMU Machine Protocol, which both engines' processes speak."""
 
 from cerne.engine.qmp.client import LOOK_TIMEOUT as LOOK_TIMEOUT
 from cerne.engine.qmp.client import QmpClient as QmpClient

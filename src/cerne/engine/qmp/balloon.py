@@ -1,4 +1,4 @@
-"""A running machine's balloon, asked for and looked at in QMP: both engines have what QEMU has."""
+"""A running machine's balloon by QMP, the same for both engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BALLOON = "balloon"
-"""What the device is called."""
+"""The name of the device."""
 
 _PATH = f"/machine/peripheral/{BALLOON}"
 _STATISTICS = "guest-stats"
@@ -25,9 +25,9 @@ _NOT_TOLD = (1 << 64) - 1
 
 
 def leave_memory(qmp: QmpClient, size: int, machine: str) -> None:
-    """Ask a guest to make do with this much of its memory, or to take as much again.
+    """Ask a guest to use only this much of its memory.
 
-    It does so in its own time, and only as far as it can.
+    The guest does so after a while, and only as far as it can.
 
     Raises:
         StateError: the machine has no balloon.
@@ -40,9 +40,9 @@ def leave_memory(qmp: QmpClient, size: int, machine: str) -> None:
     except QmpCommandError as error:
         if error.error_class != "DeviceNotActive":
             raise
-        # QEMU would take what one machine gives back from all that share a memory's file.
+        # QEMU would remove one machine's pages from all machines that share the memory's file.
         raise StateError(
-            f"{machine} went on from a template, and has no balloon on QEMU",
+            f"{machine} was started from a template, and has no balloon on QEMU",
             hint=f"boot it: cerne restart {machine}",
             machine=machine,
         ) from error
@@ -64,9 +64,9 @@ def has_balloon(qmp: QmpClient) -> bool:
 
 
 def guest_memory_use(socket: Path, memory: int, *, runs: bool = True) -> GuestMemoryUse | None:
-    """What a guest of so much memory says of it now; None where there is no balloon.
+    """The present report of a guest with so much memory; None if there is no balloon.
 
-    One that `runs` is asked, and given a second to answer; another would not.
+    If it `runs`, the guest is asked and has a second to answer; a paused guest cannot answer.
 
     Raises:
         EngineError: the machine does not answer.
@@ -85,15 +85,15 @@ def guest_memory_use(socket: Path, memory: int, *, runs: bool = True) -> GuestMe
     total, available = (_number(stats, f"stat-{name}-memory") for name in ("total", "available"))
     if total is None or available is None:
         return GuestMemoryUse(given, None)
-    # Linux counts what is in a balloon that deflates by itself as used.
+    # Linux counts pages in a self-deflating balloon as used.
     return GuestMemoryUse(given, max(0, total - available - (memory - given)))
 
 
 def _asked(qmp: QmpClient) -> object:
-    """What the guest answers in time, if it does."""
+    """The guest's answer, if it comes in time."""
     began = int(time.time())
     deadline = time.monotonic() + _PATIENCE
-    # Each time that it is turned on the guest is asked at once.
+    # When polling is turned on, the guest is asked at once.
     _poll(qmp, 1)
     try:
         while True:

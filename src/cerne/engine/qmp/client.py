@@ -1,7 +1,7 @@
 """A synchronous QMP client, for both engines (QEMU Machine Protocol, ``docs/interop/qmp-spec``).
 
-A QMP socket serves one client at a time, and the kernel queues the others: connecting waits its
-turn, so that two commands at once need no lock between them. Keep clients short-lived.
+A QMP socket serves one client at a time, and the kernel queues the others: connecting waits for its
+turn, so that simultaneous commands need no lock. Close clients soon.
 """
 
 from __future__ import annotations
@@ -23,19 +23,20 @@ if TYPE_CHECKING:
 
 
 LOOK_TIMEOUT = 5.0
-"""As `ANSWER_TIMEOUT`, for commands that only look at machines."""
+"""As `ANSWER_TIMEOUT`, for commands that only read."""
 
 
 class QmpClient:
     """One connection to a machine's QMP socket; a context manager.
 
-    `timeout`, in seconds, bounds the wait for each answer, and `connect_timeout` that for the
-    connection, other clients' turns included; it is `ANSWER_TIMEOUT`, or `timeout` if that is less.
-    `stopped` is asked during a wait whether the machine's process is stopped, and answers nothing.
+    `timeout`, in seconds, limits the wait for each answer, and `connect_timeout` the wait for the
+    connection, with the turns of other clients; by default it is `ANSWER_TIMEOUT`, or `timeout` if
+    that is less. During a wait `stopped` is asked whether the machine's process is stopped, and
+    answers nothing.
 
     Raises, on entry:
-        EngineError: there is no such socket, nobody serves it, what answers is not QMP, or no
-            greeting came in time.
+        EngineError: there is no such socket or no server, the answer is not QMP, or no greeting
+            came in time.
     """
 
     def __init__(
@@ -78,11 +79,11 @@ class QmpClient:
     ) -> object:
         """Run a command and return its value; `timeout` (seconds) replaces the client's.
 
-        The `descriptors` are sent before it, in their order, and stay the caller's.
+        The `descriptors` are sent before it, in their order; the caller closes them.
 
         Raises:
             EngineError: the machine refused it (`QmpCommandError`, with the QMP error class), the
-                connection broke, or no answer came in time; the command may yet have its effect.
+                connection broke, or no answer came in time; the command may still take effect.
         """
         limit = self._timeout if timeout is None else timeout
         return self._session.execute(command, arguments, limit, descriptors)
@@ -94,7 +95,7 @@ class QmpClient:
     def wait_event(self, *names: str, timeout: float | None = None) -> QmpEvent:
         """Wait for the next event of one of these names; events of other names are dropped.
 
-        With no `timeout` (seconds) it waits for as long as the connection lasts.
+        Without `timeout` (seconds) it waits until the connection ends.
 
         Raises:
             EngineError: none came in time, or the connection broke.
@@ -138,8 +139,8 @@ class QmpClient:
 
 def _connect(path: Path, timeout: float) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    # A blocking connect waits for a place in the server's queue, where a non-blocking one fails
-    # at once; SO_SNDTIMEO bounds the wait (unix(7), socket(7)).
+    # A blocking connect waits for a place in the server's queue, and a non-blocking one fails at
+    # once; SO_SNDTIMEO limits the wait (unix(7), socket(7)).
     whole = int(timeout)
     interval = struct.pack("ll", whole, int((timeout - whole) * 1_000_000))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, interval)
@@ -148,8 +149,10 @@ def _connect(path: Path, timeout: float) -> socket.socket:
     except OSError as error:
         connection.close()
         if isinstance(error, BlockingIOError):
-            raise NotAnsweringError(f"no answer at {path} within {timeout:g} s") from error
+            raise NotAnsweringError(
+                f"the process at {path} did not answer within {timeout:g} s"
+            ) from error
         why = error.strerror or str(error)
-        raise EngineError(f"the machine's QMP socket {path} cannot be reached: {why}") from error
+        raise EngineError(f"connecting to the machine's QMP socket {path} failed: {why}") from error
     connection.setblocking(False)
     return connection

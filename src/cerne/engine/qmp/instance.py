@@ -1,4 +1,4 @@
-"""What the instances of both engines are alike in: what their processes are asked in QMP."""
+"""The base of the instances of both engines: the requests by QMP."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cerne.host.process import ProcessIdentity
 
 _STATUS_TIMEOUT = 2.0
-"""Seconds that a process may take to say what it does."""
+"""Seconds within which a process has to report its state."""
 _RUN_STATES = {"running": RunState.RUNNING, "paused": RunState.PAUSED}
 
 
@@ -34,12 +34,12 @@ class QmpInstance:
         return self.record.process
 
     def status(self) -> RunState:
-        """What it does (see `Instance.status`)."""
+        """Its run state (see `Instance.status`)."""
         with QmpClient(self.record.qmp, _STATUS_TIMEOUT) as qmp:
             return _RUN_STATES.get(qmp.status(), RunState.HELD)
 
     def pause(self) -> None:
-        """Hold its vCPUs."""
+        """Pause its vCPUs."""
         with QmpClient(self.record.qmp) as qmp:
             qmp.stop()
 
@@ -54,7 +54,7 @@ class QmpInstance:
             qmp.system_powerdown()
 
     def set_memory(self, size: int) -> None:
-        """Ask its guest to make do with so much memory (see `Instance.set_memory`)."""
+        """Ask its guest to use only so much memory (see `Instance.set_memory`)."""
         from cerne.engine.qmp.balloon import leave_memory
 
         with QmpClient(self.record.qmp) as qmp:
@@ -68,19 +68,19 @@ class QmpInstance:
         MachineGroup(record.machine_id, record.control_group).weigh(record.process.pid, weight)
 
     def stats(self, *, runs: bool) -> GuestMemoryUse | None:
-        """What its guest says of its memory (see `Instance.stats`)."""
+        """Its guest's report of its memory (see `Instance.stats`)."""
         from cerne.engine.qmp.balloon import guest_memory_use
 
         return guest_memory_use(self.record.qmp, self.record.memory, runs=runs)
 
     def agent(self) -> GuestAgent:
-        """The agent in its guest, which is taken to be there."""
+        """The client of the agent in its guest."""
         from cerne.guest import GuestAgent
 
         return GuestAgent(self.record.agents)
 
     def console(self) -> socket.socket:
-        """A connection to its serial console (see `Instance.console`)."""
+        """Connect to its serial console (see `Instance.console`)."""
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             connection.connect(str(self.record.console))
@@ -88,8 +88,8 @@ class QmpInstance:
             connection.close()
             name = self.record.name
             raise BusyError(
-                f"the console of {name} cannot be had: {error.strerror}",
-                hint=f"follow it without one: cerne logs -f {name}",
+                f"connecting to the console of {name} failed: {error.strerror}",
+                hint=f"follow its log: cerne logs -f {name}",
                 machine=name,
             ) from error
         return connection
@@ -99,5 +99,5 @@ class QmpInstance:
         self.process.send(signal.SIGKILL)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until its process has ended; whether it has."""
+        """Wait until its process has ended; return whether it has."""
         return self.process.wait(timeout)

@@ -1,7 +1,7 @@
-"""One QMP session over `qemu.qmp`, on an event loop of its own (QMP: ``docs/interop/qmp-spec``).
+"""One QMP session over `qemu.qmp`, on a separate event loop (QMP: ``docs/interop/qmp-spec``).
 
-Apart from `cerne.engine.qmp` because of what the imports cost: asyncio and qemu.qmp take 30 ms, and
-a start spends them while the machine boots.
+A separate module, because importing asyncio and qemu.qmp takes 30 ms, which a start spends while
+the machine boots.
 """
 
 from __future__ import annotations
@@ -53,17 +53,17 @@ class QmpClosedError(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class QmpEvent:
-    """Something that the machine's process reported by itself."""
+    """An event that the machine's process reported."""
 
     name: str
-    """As the specification has it, such as ``SHUTDOWN``."""
+    """The name in the specification, such as ``SHUTDOWN``."""
     data: Mapping[str, object]
     time: float
     """Seconds since the epoch."""
 
 
 class Session:
-    """A connected socket, past the greeting. Closes the socket where greeting fails."""
+    """A connected socket, after the greeting. Closes the socket if the greeting fails."""
 
     def __init__(
         self, connection: socket.socket, timeout: float, stopped: Callable[[], bool]
@@ -80,7 +80,7 @@ class Session:
             raise
 
     def close(self) -> None:
-        """Disconnect. How the connection ended matters to nobody: each command told its outcome."""
+        """Disconnect. Errors of the connection are ignored, because each command has its result."""
         with self._runner, contextlib.suppress(EngineError):
             self._run(self._client.disconnect(), None)
 
@@ -93,7 +93,7 @@ class Session:
     ) -> object:
         """Run a command, with descriptors sent before it, and return its value."""
         for first in range(0, len(descriptors), DESCRIPTORS_AT_ONCE):
-            # qemu.qmp sends one a message; many of them fill a socket's buffer.
+            # qemu.qmp sends one per message; many of them fill a socket's buffer.
             several = descriptors[first : first + DESCRIPTORS_AT_ONCE]
             socket.send_fds(self._connection, [b" "], several)
         try:
@@ -103,7 +103,7 @@ class Session:
 
     def events(self) -> tuple[QmpEvent, ...]:
         """The events that have come since the last call."""
-        # A turn of the loop takes in what has reached the socket.
+        # A turn of the loop reads the data that has reached the socket.
         self._runner.run(asyncio.sleep(0))
         return tuple(_event(message) for message in self._client.events.clear())
 
@@ -179,7 +179,7 @@ def _translated(timeout: float | None) -> Iterator[None]:
         yield
     except TimeoutError as error:
         within = "" if timeout is None else f" within {timeout:g} s"
-        raise QmpTimeoutError(f"no answer by QMP{within}") from error
+        raise QmpTimeoutError(f"the machine's process did not answer by QMP{within}") from error
     except ExecuteError:
         raise
     except ConnectError as error:
@@ -192,5 +192,5 @@ def _translated(timeout: float | None) -> Iterator[None]:
     except QMPError as error:
         raise EngineError(f"QMP failed: {error}") from error
     except (ValueError, RecursionError) as error:
-        # A line beyond the 10 MiB that qemu.qmp reads, or JSON within JSON without end.
+        # A line above the 10 MiB that qemu.qmp reads, or JSON with too much nesting.
         raise EngineError(f"the machine's process does not speak QMP: {error}") from error

@@ -1,4 +1,4 @@
-"""Taking a device out of a running machine, the same for both engines: by QEMU's ``device_del``."""
+"""Removes a device from a running machine by QEMU's ``device_del``, the same for both engines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DELETED, _REFUSED = "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR"
 
 
 def slots_among(names: Iterable[str]) -> frozenset[int]:
-    """The slots of those devices, of all of these names, that are in one."""
+    """The slots of the devices in slots, among all of these names."""
     slots = set()
     for name in names:
         with suppress(NotFoundError):
@@ -26,7 +26,7 @@ def slots_among(names: Iterable[str]) -> frozenset[int]:
 
 
 def ask_back(qmp: QmpClient, slot: int, timeout: float) -> bool:
-    """Ask the guest for a device; whether it is gone in time, or was not there.
+    """Ask the guest to release a device; return whether it is gone in time, or was not there.
 
     Raises:
         GuestError: the guest refused.
@@ -40,7 +40,7 @@ def ask_back(qmp: QmpClient, slot: int, timeout: float) -> bool:
     except QmpCommandError as error:
         if error.error_class == "DeviceNotFound":
             return True
-        # It was asked before, and may yet answer.
+        # The guest was asked before, and may still answer.
         if "in the process of unplug" not in error.message:
             raise
     while True:
@@ -52,5 +52,5 @@ def ask_back(qmp: QmpClient, slot: int, timeout: float) -> bool:
         if event.data.get("device") != name:
             continue
         if event.name == _REFUSED:
-            raise GuestError("the guest did not let go of it: it is in use there")
+            raise GuestError("the guest did not release the device, which it uses")
         return True
