@@ -1,10 +1,10 @@
 """Disks that never change again, and the overlays that machines write to on top of them.
 
 A machine's own disk is frozen by giving its file a second name among the layers, and putting an
-empty overlay on that layer in its place. Whoever is killed midway leaves the machine with the disk
-that it had: a process that goes on writing does so to the file that is now the layer, and the
-overlay that the machine would be started from shows just that. What lies on which layer is rows of
-the store (`cerne.manager.store.layers`).
+empty overlay on that layer in its place. A command that is killed midway leaves the machine with
+the disk that it had: a process that goes on writing does so to the file that is now the layer, and
+the overlay that the machine would be started from shows just that. What lies on which layer is rows
+of the store (`cerne.manager.store.layers`).
 """
 
 from __future__ import annotations

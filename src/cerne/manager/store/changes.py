@@ -1,4 +1,4 @@
-"""Waking those who wait for a change of the store: each has a FIFO (fifo(7)) in one directory.
+"""Waking processes that wait for a change of the store: each has a FIFO (fifo(7)) in one directory.
 
 A command that has changed something writes a byte to each of them. The FIFO of a process that was
 killed has no reader, and is removed by the next change.
@@ -16,7 +16,7 @@ from pathlib import Path
 
 _DRAINED = 4096
 _WITHOUT_FIFO = 0.2
-"""Seconds after which one looks again who could not be given a FIFO."""
+"""Seconds between looks at the store, where no FIFO could be made."""
 
 
 class Changes:
@@ -47,7 +47,7 @@ class Changes:
 
 
 class Waiters:
-    """Those who wait for changes of one store."""
+    """The processes that wait for changes of one store."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -66,7 +66,7 @@ class Waiters:
         try:
             fifo = _make(path)
         except OSError:
-            # Such as on a full file system, where one still wants to look.
+            # Such as on a full file system, where events are followed all the same.
             yield Changes(None)
             return
         try:

@@ -29,7 +29,7 @@ class Database:
     def __init__(self, path: Path, waiters: Path) -> None:
         """Open the database, or make it, and bring it to this version.
 
-        In the directory `waiters` are those who wait for changes.
+        The directory `waiters` has a FIFO of each process that waits for changes.
 
         Raises:
             DamagedError: the file is no store, or one of a newer Cerne.

@@ -26,7 +26,7 @@ class Reserve:
     def make_room(self) -> None:
         """Give the reserve up where there is little room, and make it anew where there is plenty.
 
-        What goes wrong here is met again, and told, by whoever needs the room.
+        The transaction that needs the room fails with what goes wrong here, and says it.
         """
         with contextlib.suppress(OSError):
             if self.is_needed():
@@ -53,7 +53,7 @@ def _has_room(directory: Path, size: int) -> bool:
     status = os.statvfs(directory)
     if status.f_bavail * status.f_frsize > _SURELY_FREE:
         return True
-    # What ext4 tells root is free includes clusters that nobody can write to: it has to be tried.
+    # What ext4 tells root is free includes clusters that take no data: a file has to be tried.
     try:
         descriptor = os.open(directory, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:

@@ -31,8 +31,8 @@ class Store(Machines, Snapshots, Pools, Images, LayerReferences, Events):
             path: the database.
             require_image: refuses, in the transaction that adds what is made of it, an image that
                 is gone.
-            waiters: the directory of those who wait for changes; one beside the database if not
-                given.
+            waiters: the directory of the FIFOs of processes that wait for changes; one beside the
+                database if not given.
 
         Raises:
             DamagedError: the file is no store, or one of a newer Cerne.

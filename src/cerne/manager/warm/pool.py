@@ -1,7 +1,7 @@
 """Pools: machines of one kind that are ready before anybody asks for them.
 
 They run, started from the template of their kind, so that to take one is a transaction of the store
-and nothing else. Whoever takes one has another made in the background; there is no daemon.
+and nothing else. A command that takes one has another made in the background; there is no daemon.
 """
 
 from __future__ import annotations
