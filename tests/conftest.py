@@ -31,6 +31,14 @@ def _signals() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _bytecode() -> Iterator[None]:
+    """Commands that tests run keep what they have compiled; without it each takes a third more."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _boots() -> Iterator[None]:
     """Machines boot in tests, and leave no background boots behind, but where templates are it."""
     with pytest.MonkeyPatch.context() as environment:
