@@ -66,7 +66,7 @@ def test_each_is_told_and_the_rest_is_done(cerne: Cerne) -> None:
     done = cerne("ls")
     lines = done.stdout.decode().splitlines()
     assert (done.returncode, [line.split()[0] for line in lines[1:]]) == (10, ["a", "b", "c"])
-    assert b"specification of b cannot be read" in done.stderr
+    assert b"specification of b is not readable" in done.stderr
     assert cerne.ok("ls", "--quiet") == "a\nb\nc\n"
     done = cerne("wait", "a", "no-such", "c")
     assert (done.returncode, done.stdout) == (3, b"defined\ndefined\n")
@@ -88,6 +88,6 @@ def test_what_is_refused_leaves_its_name_free(cerne: Cerne, port: int) -> None:
     refused = ("--publish", f"{port}:80", "--engine", "qemu", "tiny")
     cerne.ok("run", "-d", "--name", "first", *refused)
     said = cerne.refused("run", "-d", "--name", "web", *refused)
-    assert "nothing is left of web" in said
+    assert "web was removed" in said
     assert cerne.names() == ["first"]
     cerne.ok("run", "-d", "--name", "web", "--engine", "qemu", "tiny")

@@ -53,7 +53,7 @@ def test_a_balloon_and_free_memory_give_back_what_they_hold(
 def test_what_cannot_be_set_is_refused(cerne: Cerne, engine: Engine) -> None:
     cerne.ok("create", "--name", "q", *engine.options, "tiny")
     for words, said in (
-        ((), "nothing is to be changed"),
+        ((), "no value to change"),
         (("--balloon", "129M"), "ask for 32M to 128M"),
         (("--balloon", "a lot"), "is not a size"),
         (("--cpu-weight", "0"), "is not a CPU weight"),

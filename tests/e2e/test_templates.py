@@ -114,7 +114,7 @@ def test_one_that_was_altered_is_refused_and_the_machine_boots(
     (template / name).write_bytes(content)
     done = used("run", "--rm", *engine.options, "tiny", "--", "echo", "it boots")
     assert (done.returncode, done.stdout) == (0, b"it boots\n")
-    assert b"cannot be used" in done.stderr
+    assert b"is not usable" in done.stderr
     assert not template.exists()
 
 

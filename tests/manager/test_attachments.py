@@ -170,7 +170,7 @@ def test_what_cannot_be_is_refused_and_leaves_nothing(
         machine.attach_disk("1M", "data1")
     for _ in range(7):
         machine.attach_nic()
-    with pytest.raises(InputError, match="no more than 8"):
+    with pytest.raises(InputError, match="all 8 slots"):
         machine.attach_disk("1M")
 
 

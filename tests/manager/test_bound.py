@@ -40,7 +40,7 @@ def test_what_the_host_refuses_to_start_is_undone_and_the_error_says_so(
     engine.refusal = refusal
     with pytest.raises(type(refusal)) as caught:
         manager.run(_spec(), keep_failed=True)
-    assert "nothing is left of web" in caught.value.hint
+    assert "web was removed" in caught.value.hint
     assert manager.machines() == []
     engine.refusal = None
     assert manager.run(_spec(), keep_failed=True).state is State.RUNNING
@@ -80,7 +80,7 @@ def test_no_hint_names_a_file_that_is_removed(
         manager.run(_spec())
     assert str(manager.home.machines) not in caught.value.hint
     assert "last words" in caught.value.hint
-    assert caught.value.hint.endswith("\nnothing is left of web")
+    assert caught.value.hint.endswith("\nweb was removed")
 
 
 @pytest.mark.parametrize(

@@ -89,9 +89,9 @@ def test_no_guest_is_given_a_file_of_ours(
         (tmp_path / "link").unlink(missing_ok=True)
         (tmp_path / "link").symlink_to(file)
         for path in (file, tmp_path / "link"):
-            with pytest.raises(ConflictError, match="of Cerne's own"):
+            with pytest.raises(ConflictError, match="that Cerne uses itself"):
                 other.attach_disk(f"{path}:format=raw")
-            with pytest.raises(ConflictError, match="of Cerne's own"):
+            with pytest.raises(ConflictError, match="that Cerne uses itself"):
                 manager.create(
                     machine_spec(
                         name="new",

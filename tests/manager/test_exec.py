@@ -57,7 +57,7 @@ def test_check(machine: Machine, agent: _Agent) -> None:
     ("argv", "said"),
     [
         ("uname -a", r"one string.*\n.*\['uname', '-a'\].*\['sh', '-c', 'uname -a'\]"),
-        ([], "no command"),
+        ([], "the command is empty"),
         (["a", 1], "1 in the"),
     ],
 )

@@ -58,7 +58,7 @@ def test_a_directory_that_cannot_be_made_is_named(
 def test_a_directory_that_everybody_may_write_to_is_refused(home: Path, inner: str) -> None:
     Home.of_this_user()
     (home / inner).chmod(0o777)
-    with pytest.raises(HostError, match="everybody may write") as caught:
+    with pytest.raises(HostError, match="all users may write") as caught:
         Home.of_this_user()
     assert "chmod o-w" in caught.value.hint
 

@@ -204,18 +204,20 @@ def test_the_end_of_a_process_that_serves_a_machine_is_told(
 ) -> None:
     machine.start()
     runtime = manager.home.machine_runtime(machine.id)
-    Notes(runtime).add("passt was killed; it was started again")
+    Notes(runtime).add("passt was killed; it was restarted")
     assert machine.unserved == []
     assert machine.state is State.RUNNING
     assert machine.state is State.RUNNING
-    assert _helper_events(machine) == ["passt was killed; it was started again"]
+    assert _helper_events(machine) == ["passt was killed; it was restarted"]
     # One whose supervisor was killed too is noticed by its registration.
     members = Members(runtime)
     for role in (supervisor_of("net0"), "net0"):
         start_member(members, role, ["/bin/true"], []).wait()
     assert manager.get("web").unserved == ["net0"]
     assert [each.state for each in (machine, machine)] == [State.RUNNING] * 2
-    assert _helper_events(machine)[1:] == ["what serves net0 has ended, and is not started again"]
+    assert _helper_events(machine)[1:] == [
+        "the process that serves net0 has ended, and is not restarted"
+    ]
     ls()
     assert "running (degraded)" in capsys.readouterr().out
     # It is not started again while its supervisor does that.
@@ -297,7 +299,7 @@ def test_many_starts_at_once_start_it_once(machine: Machine, engine: FakeEngine)
 
 
 def test_an_image_in_use_is_kept(manager: Manager, machine: Machine) -> None:
-    with pytest.raises(ConflictError, match="the image of the machine web"):
+    with pytest.raises(ConflictError, match="in use by the machine web"):
         manager.remove_image("blank")
     machine.remove()
     manager.remove_image("blank")

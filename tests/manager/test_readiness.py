@@ -42,9 +42,7 @@ def test_a_machine_that_is_removed_leaves_what_its_console_said(
     spec = machine_spec(name="web", image="blank", memory="64M")
     with pytest.raises(EngineError) as failed:
         manager.run(spec)
-    assert failed.value.hint == (
-        "the last lines of console.log:\nno root disk\nnothing is left of web"
-    )
+    assert failed.value.hint == ("the last lines of console.log:\nno root disk\nweb was removed")
     assert manager.machines() == []
     with pytest.raises(EngineError) as failed:
         manager.run(spec, keep_failed=True)

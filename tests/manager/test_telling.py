@@ -278,7 +278,7 @@ def test_a_stop_that_was_killed_leaves_what_the_process_says(
 def test_a_guest_that_cannot_be_told_its_name_is_told_later(manager: Manager, web: Machine) -> None:
     web.start(cold=True)
     FakeAgent.failure = GuestError("it hangs")
-    with pytest.raises(GuestError, match="is named other now"):
+    with pytest.raises(GuestError, match="has the name other now"):
         web.rename("other")
     assert (web.name, web.record.name) == ("other", "other")
     FakeAgent.failure = None

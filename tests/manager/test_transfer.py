@@ -144,7 +144,7 @@ def test_what_is_no_snapshot_is_refused(elsewhere: Manager, tmp_path: Path) -> N
 
 def test_a_target_that_is_there_is_kept(snapshot: Snapshot, exported: Path) -> None:
     before = exported.read_bytes()
-    with pytest.raises(InputError, match="there already"):
+    with pytest.raises(InputError, match="exists already"):
         snapshot.export(exported)
     assert exported.read_bytes() == before
     assert len(list(exported.parent.glob("*old.cerne*"))) == 1

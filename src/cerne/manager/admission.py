@@ -37,14 +37,14 @@ def check_host(spec: MachineSpec) -> None:
     cpus = len(os.sched_getaffinity(0))
     if spec.cpus > cpus:
         raise CapacityError(
-            f"{spec.name} wants {spec.cpus} CPUs, and this host has {cpus}",
+            f"{spec.name} needs {spec.cpus} CPUs, and this host has {cpus}",
             hint=f"ask for at most --cpus {cpus}",
             machine=spec.name,
         )
     limit = memory_limit()
     if spec.memory > limit:
         raise CapacityError(
-            f"{spec.name} wants {format_size(spec.memory)} of memory, and this host can give"
+            f"{spec.name} needs {format_size(spec.memory)} of memory, and this host can give"
             f" {format_size(limit)}",
             hint=f"ask for at most --memory {limit // MIB}M",
             machine=spec.name,

@@ -73,6 +73,6 @@ def _watcher(home: Home, machine_id: str) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     except OSError as error:
-        raise HostError(f"{sys.executable} cannot be run: {error.strerror}") from error
+        raise HostError(f"running {sys.executable} failed: {error.strerror}") from error
     finally:
         os.close(descriptor)

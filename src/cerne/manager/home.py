@@ -43,7 +43,7 @@ class Home:
         home = cls(data, runtime, _cache())
         if len(str(home.machines_runtime)) + _LONGEST_SOCKET_NAME > _LONGEST_SOCKET_PATH:
             raise InputError(
-                f"{runtime} is too long a path for Unix sockets",
+                f"the path {runtime} is too long for Unix sockets",
                 hint="set CERNE_HOME to a directory with a shorter path",
             )
         if runtime.parent == Path(tempfile.gettempdir()):
@@ -231,7 +231,7 @@ def _make_one(directory: Path) -> None:
         raise
     except OSError as error:
         raise StorageError(
-            f"{directory} cannot be made: {error.strerror}",
+            f"making {directory} failed: {error.strerror}",
             hint="free some space, or set CERNE_HOME to another directory",
         ) from error
 
@@ -242,17 +242,17 @@ def _make(directory: Path) -> None:
         status = directory.stat()
     except PermissionError as error:
         raise HostError(
-            f"{directory} cannot be made: {error.strerror}",
+            f"making {directory} failed: {error.strerror}",
             hint="set CERNE_HOME to a directory of your own",
         ) from error
     except OSError as error:
         raise StorageError(
-            f"{directory} cannot be made: {error.strerror}",
+            f"making {directory} failed: {error.strerror}",
             hint="free some space, or set CERNE_HOME to another directory",
         ) from error
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
         raise HostError(
-            f"everybody may write to {directory}", hint=f"see to it: chmod o-w {directory}"
+            f"all users may write to {directory}", hint=f"forbid it: chmod o-w {directory}"
         )
     if status.st_uid != os.geteuid():
         raise HostError(

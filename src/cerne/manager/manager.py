@@ -299,7 +299,7 @@ class Manager:
         """
         if not self.images.ensure(image, progress).agent:
             raise GuestError(
-                f"{image} has no agent in it: no command can be run in it",
+                f"{image} contains no agent, so no command runs in it",
                 hint=f"use its console: cerne run -d --name NAME {image}; cerne console NAME",
             )
 
@@ -430,7 +430,7 @@ class Manager:
             self.images.digest_of(digest)
         except NotFoundError as error:
             raise ConflictError(
-                "the image was removed while something was made of it", hint="do that again"
+                "the image was removed while the command used it", hint="run the command again"
             ) from error
 
     def _make_disk(self, record: Record, spec: MachineSpec, image: Image) -> None:
@@ -508,13 +508,15 @@ def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:
         said = [f"the {kind} {name}" for kind, names in found.items() for name in names]
         remove = [f"{commands[kind]} {' '.join(names)}" for kind, names in found.items() if names]
         raise ConflictError(
-            f"{reference} is the image of {', '.join(said)}",
-            hint=f"remove what is made of it first: {'; '.join(remove)}",
+            f"the image {reference} is in use by {', '.join(said)}",
+            hint=f"remove these first: {'; '.join(remove)}",
         )
 
 
 def _how_to_look_at(name: str) -> str:
-    return f"{name} is kept: look at it with cerne logs {name}, and remove it with cerne rm {name}"
+    return (
+        f"{name} is kept: read its log with cerne logs {name}, and remove it with cerne rm {name}"
+    )
 
 
 def _check_image(spec: MachineSpec, image: Image) -> None:
@@ -529,8 +531,8 @@ def _check_image(spec: MachineSpec, image: Image) -> None:
         return
     if image.disk is None:
         raise InputError(
-            f"{spec.image} has no disk of its own: it runs from memory",
-            hint="leave --disk out, or take an image with a disk, such as debian:12",
+            f"{spec.image} has no disk: it runs from memory",
+            hint="leave --disk out, or use an image with a disk, such as debian:12",
         )
     if spec.root_size < image.disk.virtual_size:
         raise InputError(

@@ -56,7 +56,7 @@ def _whole(path: Path) -> Path:
         return path.expanduser().absolute()
     except RuntimeError as error:
         raise InputError(
-            f"{path} names the home of a user that this host does not have",
+            f"{path} has the home of a user that this host does not have",
             hint="write the whole path",
         ) from error
 
@@ -64,12 +64,12 @@ def _whole(path: Path) -> Path:
 def _require_directory(mount: Mount) -> None:
     if not mount.source.exists():
         raise InputError(
-            f"{mount.source} cannot be mounted: it does not exist",
+            f"the mount's directory {mount.source} does not exist",
             hint=f"make it first: mkdir -p {quote(str(mount.source))}",
         )
     if not mount.source.is_dir():
         raise InputError(
-            f"{mount.source} cannot be mounted: it is no directory",
+            f"the mount's source {mount.source} is not a directory",
             hint="mount the directory that it is in, or copy it: cerne cp"
             f" {quote(str(mount.source))} NAME:{mount.target}",
         )

@@ -54,9 +54,9 @@ class Layers:
         for disk in disks.values():
             if self._depth(disk) >= _MOST_LAYERS:
                 raise StateError(
-                    f"the disk {disk} lies on {_MOST_LAYERS} layers already, one for each snapshot"
-                    " and each fork",
-                    hint="stop the machine and start it again: they are merged then",
+                    f"the disk {disk} has {_MOST_LAYERS} layers under it already, one for each"
+                    " snapshot and each fork",
+                    hint="stop the machine and start it again, which merges them",
                 )
         layers = {serial: self._home.layer(uuid.uuid4().hex[:12]) for serial in disks}
         parents = {

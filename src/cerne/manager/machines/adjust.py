@@ -26,7 +26,9 @@ def adjust(context: MachineContext, balloon: int | None, cpu_weight: int | None)
     changes = {"balloon": balloon, "cpu_weight": cpu_weight}
     given = {name: value for name, value in changes.items() if value is not None}
     if not given:
-        raise InputError("nothing is to be changed", hint="say what: cerne set NAME --balloon 256M")
+        raise InputError(
+            "no value to change was given", hint="give one: cerne set NAME --balloon 256M"
+        )
     with operation(context, "set") as record:
         require_state(record, *_CHANGEABLE)
         spec = context.spec.changed(**given)

@@ -43,9 +43,9 @@ def require_own_disks(spec: MachineSpec) -> None:
     for disk in spec.data_disks:
         if not disk.own and not disk.read_only:
             raise InputError(
-                f"{spec.name} writes to {disk.path}, which is no disk of its own: what goes on from"
-                " its memory would write to it too",
-                hint=f"take it out first: cerne disk detach {spec.name} {disk.serial}",
+                f"{spec.name} writes to {disk.path}, which does not belong to it: a copy of the"
+                " machine would write to it too",
+                hint=f"detach it first: cerne disk detach {spec.name} {disk.serial}",
             )
 
 
@@ -61,8 +61,8 @@ def require_not_ours(home: Home, disks: Iterable[Disk]) -> None:
         real = disk.path.resolve()
         if _is_ours(home, real) or _is_linked(home, real):
             raise ConflictError(
-                f"{disk.path} is a file of Cerne's own",
-                hint="take a copy of it, or a disk that was detached: cerne disk detach",
+                f"{disk.path} is a file that Cerne uses itself",
+                hint="use a copy of it, or a detached disk: cerne disk detach",
             )
 
 
@@ -171,7 +171,7 @@ def detach_nic(context: MachineContext, number: int, timeout: float, *, force: b
         left = tuple(nic for nic in spec.nics if not number or nic.number != number)
         if len(left) == len(spec.nics):
             raise NotFoundError(
-                f"{record.name} has no network card {number} that can be taken out",
+                f"{record.name} has no removable network card {number}",
                 hint=f"see: cerne nic ls {record.name}",
             )
         _unplug(context, record, number - 1, timeout, force=force)
@@ -226,8 +226,8 @@ def _unplug(
 ) -> None:
     if record.state is State.PAUSED and not force:
         raise StateError(
-            f"{record.name} is paused, and its guest cannot let go of anything",
-            hint=f"let it run first: cerne resume {record.name}",
+            f"{record.name} is paused, and a paused guest releases no device",
+            hint=f"resume it first: cerne resume {record.name}",
             machine=record.name,
         )
     if record.state.live:
@@ -244,6 +244,6 @@ def _find_disk(spec: MachineSpec, which: str) -> Disk:
         if which in (disk.serial, str(disk.number)):
             return disk
     raise NotFoundError(
-        f"{spec.name} has no disk {which} that can be taken out",
+        f"{spec.name} has no removable disk {which}",
         hint=f"see: cerne disk ls {spec.name}",
     )

@@ -45,8 +45,8 @@ def spec_of_child(
     child = spec.on_network(chosen, ports).changed(name=name)
     if parse_network(chosen).kind is not parse_network(spec.network).kind:
         raise InputError(
-            f"a machine that goes on with the network {spec.network!r} has no {chosen!r}",
-            hint="name another tap for one with a tap, and leave --network out otherwise",
+            f"a copy of a machine with the network {spec.network!r} cannot use {chosen!r}",
+            hint="give another tap if the machine has a tap, and leave --network out otherwise",
         )
     return child
 

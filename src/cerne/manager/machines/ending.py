@@ -47,7 +47,7 @@ def kill(
         if not record.process.wait(KILL_TIMEOUT):
             raise EngineError(
                 f"process {record.process.pid} of {record.name} does not end",
-                hint="it is stuck in the kernel: see dmesg",
+                hint="it hangs in the kernel: see dmesg",
                 machine=record.name,
             )
     else:

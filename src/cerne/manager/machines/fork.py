@@ -47,8 +47,8 @@ def _child_names(context: MachineContext, count: int | None, names: Sequence[str
     wanted = count if count is not None else max(1, len(names))
     if not max(1, len(names)) <= wanted <= MOST_CHILDREN:
         raise InputError(
-            f"{wanted} children, of {len(names)} names, cannot be",
-            hint=f"ask for 1 to {MOST_CHILDREN}, and for no fewer than there are names",
+            f"the fork has {wanted} children and {len(names)} names, which do not fit",
+            hint=f"ask for 1 to {MOST_CHILDREN} children, and at most as many names",
         )
     taken = context.store.names() | set(names)
     made_up = (f"{context.last.name}-{number}" for number in numbers(1))
@@ -66,11 +66,11 @@ def fork(
     """Fork a machine into so many children (see `Machine.fork`)."""
     if (ports or network) and max(count or 1, len(names)) > 1:
         raise InputError(
-            "several machines cannot have the same published ports or the same tap",
-            hint="fork them one by one, each with --publish or --network of its own",
+            "several children share the published ports or the tap, which one machine can use",
+            hint="fork them one by one, each with its own --publish or --network",
         )
     if len(set(names)) < len(names):
-        raise ConflictError("the same name is asked for twice", hint="name each one once")
+        raise ConflictError("the same name is given twice", hint="give each name once")
     with ExitStack() as locked:
         record = locked.enter_context(operation(context, "fork"))
         require_state(record, State.RUNNING)

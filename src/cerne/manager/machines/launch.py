@@ -97,7 +97,9 @@ def start_new(context: MachineContext, engine: Engine, template: Template | None
         try:
             launch(context, engine, template.directory, onto)
         except DamagedError as error:
-            _log.warning("%s boots, as its template cannot be used: %s", context.last.name, error)
+            _log.warning(
+                "%s boots, because its template is not usable: %s", context.last.name, error
+            )
             discard(template.directory)
         else:
             return True

@@ -440,7 +440,7 @@ class Machine:
             GuestError: it did not start, or the guest went away.
         """
         if input is not None and stdin is not None:
-            raise InputError("stdin and input were both given", hint="leave one of them out")
+            raise InputError("both stdin and input were given", hint="leave one of them out")
         fed = input.encode() if isinstance(input, str) else input
         agent = self.agent()
         ended = agent.run(

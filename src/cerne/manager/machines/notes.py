@@ -26,7 +26,7 @@ def tell_notes(context: MachineContext) -> None:
             context.store.tell(context.last, HELPER_ENDED, words)
     for member in Members(context.runtime).lost():
         if not member.noted:
-            words = f"what serves {member.role} has ended, and is not started again"
+            words = f"the process that serves {member.role} has ended, and is not restarted"
             context.store.tell(context.last, HELPER_ENDED, words)
             member.note()
 

@@ -25,7 +25,7 @@ def agent(context: MachineContext) -> GuestAgent:
     instance = context.instance()
     if record.ready is None and not instance.record.agent:
         raise GuestError(
-            f"the image of {record.name} has no agent in it",
+            f"the image of {record.name} contains no agent",
             hint=f"use its console: cerne console {record.name}",
             machine=record.name,
         )
@@ -58,7 +58,7 @@ def require_vsock(context: MachineContext) -> Vsock:
     if way is None:
         name = context.last.name
         raise HostError(
-            f"{name} has no vsock: this host has no vhost-vsock for QEMU, or not for you",
+            f"{name} has no vsock: this host has no vhost-vsock for QEMU, or you may not use it",
             hint="modprobe vhost_vsock, and restart the machine; or use --engine native",
             machine=name,
         )

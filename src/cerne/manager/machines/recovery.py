@@ -68,7 +68,7 @@ def settled(context: MachineContext, record: Record) -> Record:
     if record.incomplete:
         abandon(context)
         raise NotFoundError(
-            f"{record.name} was never whole: the command that made it was interrupted",
+            f"{record.name} is incomplete: the command that made it was interrupted",
             hint="see: cerne ls",
         )
     if record.process is None:

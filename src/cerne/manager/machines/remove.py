@@ -43,7 +43,7 @@ def undo(context: MachineContext, error: BaseException) -> None:
     with contextlib.suppress(NotFoundError):
         remove(context, force=True)
     if isinstance(error, CerneError):
-        error.advise(f"nothing is left of {context.last.name}")
+        error.advise(f"{context.last.name} was removed")
 
 
 def _keep_failure(context: MachineContext, record: Record) -> None:

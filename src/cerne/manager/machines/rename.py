@@ -35,8 +35,8 @@ def rename(context: MachineContext, name: str) -> None:
         tell(context)
     except (GuestError, EngineError) as error:
         raise GuestError(
-            f"the machine is named {name} now, and its guest was not told: {error.message}",
-            hint="the next command that reaches its guest tells it, such as:"
-            f" cerne exec {name} -- hostname",
+            f"the machine has the name {name} now, but setting it in the guest failed:"
+            f" {error.message}",
+            hint=f"the next command in its guest sets it, such as: cerne exec {name} -- hostname",
             machine=name,
         ) from error

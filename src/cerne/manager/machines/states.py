@@ -63,7 +63,7 @@ def hung(record: Record) -> NotAnsweringError:
         )
     state = process.state()
     why = _PROCESS_STATES.get(state, f"it gave no answer in time (state {state})")
-    resume = f"let it go on: kill -CONT {process.pid}; or " if state == _STOPPED else ""
+    resume = f"continue it: kill -CONT {process.pid}; or " if state == _STOPPED else ""
     return NotAnsweringError(
         f"process {process.pid} of {record.name} does not answer: {why}",
         hint=f"{resume}end it: cerne kill {record.name}",

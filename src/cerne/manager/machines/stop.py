@@ -38,8 +38,8 @@ def stop(context: MachineContext, timeout: float) -> None:
         record = settled_if_it_answers(context, found)
         if record.state is State.SUSPENDED:
             raise StateError(
-                f"{record.name} is suspended: stopped, it would lose what is in its memory",
-                hint=f"wake it first: cerne wake {record.name}; or throw its memory away:"
+                f"{record.name} is suspended, and a stop would lose its memory",
+                hint=f"wake it first: cerne wake {record.name}; or lose its memory:"
                 f" cerne kill {record.name}",
                 machine=record.name,
             )

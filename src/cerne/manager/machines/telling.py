@@ -111,7 +111,7 @@ def _goes_on(context: MachineContext, record: Record, watch: BootWatch) -> bool:
     if context.store.get(context.id).state is State.PAUSED:
         raise StateError(
             f"{record.name} was paused before its guest was ready",
-            hint=f"let it go on: cerne resume {record.name}",
+            hint=f"resume it: cerne resume {record.name}",
             machine=record.name,
         )
     return watch.check()
@@ -129,9 +129,8 @@ def _mount_shares(context: MachineContext, agent: GuestAgent) -> None:
         if done.status != 0:
             said = done.stderr.decode(errors="replace").strip()
             raise GuestError(
-                f"{mount.source} could not be mounted at {mount.target}"
-                f" in {context.last.name}: {said}",
-                hint=f"the guest's kernel needs {share.file_system} over virtio, as that of:"
-                " cerne kernel build",
+                f"mounting {mount.source} at {mount.target} in {context.last.name} failed: {said}",
+                hint=f"the guest's kernel needs {share.file_system} over virtio, which this one"
+                " has: cerne kernel build",
                 machine=context.last.name,
             )

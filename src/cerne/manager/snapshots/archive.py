@@ -76,7 +76,7 @@ class Member(_Part):
         end = 0
         for offset, length in self.extents:
             if offset < end or length <= 0 or offset + length > self.size:
-                raise ValueError("its extents overlap, or lie outside of it")
+                raise ValueError("its extents overlap, or are outside of it")
             end = offset + length
         return self
 
@@ -84,7 +84,7 @@ class Member(_Part):
     def _size_is_plausible(self) -> Self:
         largest = _LARGEST_PARTS.get(self.name, _LARGEST_FILE)
         if self.size > largest:
-            raise ValueError(f"it has {self.size} bytes, and at most {largest} are taken")
+            raise ValueError(f"it has {self.size} bytes; the most are {largest}")
         return self
 
 
@@ -201,7 +201,7 @@ class Reader:
     def _small(self, name: str, limit: int) -> bytes:
         size = self._begin(name, None)
         if size > limit:
-            raise self._damaged(f"{name} has {size} bytes, and at most {limit} are read")
+            raise self._damaged(f"{name} has {size} bytes; the most are {limit}")
         return self._read(name, size)
 
     def _begin(self, name: str, size: int | None) -> int:
@@ -211,7 +211,7 @@ class Reader:
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise self._damaged(f"{name} is not where it should be: {error}") from error
+            raise self._damaged(f"{name} is not at its place: {error}") from error
         if info.name != name or info.type != tarfile.REGTYPE or info.size < 0:
             raise self._damaged(f"{name} is not where it should be")
         if size is not None and info.size != size:
@@ -222,13 +222,13 @@ class Reader:
     def _read(self, name: str, size: int) -> bytes:
         data = self._source.read(size)
         if len(data) != size:
-            raise self._damaged(f"{name} is cut off")
+            raise self._damaged(f"{name} is truncated")
         return data
 
     def _damaged(self, why: str) -> DamagedError:
         return DamagedError(
-            f"{self._origin} cannot be used: {why}",
-            hint="fetch it again, or export the snapshot anew",
+            f"{self._origin} is not usable: {why}",
+            hint="fetch it again, or export the snapshot again",
         )
 
 
@@ -295,5 +295,5 @@ def _read(file: BinaryIO, extents: tuple[tuple[int, int], ...]) -> Iterator[byte
         for start in range(0, length, _CHUNK):
             chunk = file.read(min(_CHUNK, length - start))
             if not chunk:
-                raise EOFError("it was cut off meanwhile")
+                raise EOFError("it was truncated meanwhile")
             yield chunk

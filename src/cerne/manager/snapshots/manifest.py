@@ -55,7 +55,7 @@ def read_manifest(text: str | bytes, origin: str) -> Manifest:
         return Manifest.model_validate_json(text)
     except (ValidationError, InputError) as error:
         raise DamagedError(
-            f"{origin} cannot be read: {what_is_wrong(error)}",
+            f"{origin} is not readable: {what_is_wrong(error)}",
             hint="it is damaged, or was written by another version of Cerne",
         ) from error
 

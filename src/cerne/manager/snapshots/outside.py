@@ -42,14 +42,14 @@ def strange_manifest(manifest: Manifest, what: str) -> Manifest:
     for image in (manifest.image, manifest.spec.image):
         if not _IMAGE.fullmatch(image):
             raise InputError(
-                f"{what} is of an image named {image[:40]!r}, as none can be",
-                hint="export the snapshot anew, where you trust it",
+                f"{what} belongs to an image with the name {image[:40]!r}, which is not valid",
+                hint="if you trust it, export the snapshot again",
             )
     require_nothing_of_a_host(manifest.spec, what)
     if manifest.data_layers:
         raise InputError(
-            f"{what} names disks that an archive does not hold",
-            hint="export the snapshot anew",
+            f"{what} names disks that an archive does not contain",
+            hint="export the snapshot again",
         )
     # Ports are its new machine's own, and are asked for when that is made.
     spec = manifest.spec.on_network(manifest.spec.network)
@@ -66,20 +66,20 @@ def require_nothing_of_a_host(spec: MachineSpec, what: str) -> None:
     """
     if spec.data_disks:
         raise InputError(
-            f"{what} is of a machine with disks beside its root disk, which an archive does not"
-            " hold",
-            hint="take them out before the snapshot: cerne disk detach",
+            f"the machine of {what} has disks in addition to its root disk, which an archive"
+            " does not contain",
+            hint="detach them before the snapshot: cerne disk detach",
         )
     if spec.mounts:
         raise InputError(
-            f"{what} is of a machine that has directories of its host mounted, which no other"
-            " host has",
-            hint="make the machine without --mount, and copy what it needs in: cerne cp",
+            f"the machine of {what} has mounted directories of its host, which another host"
+            " does not have",
+            hint="make the machine without --mount, and copy the files into it: cerne cp",
         )
     if any(parse_network(nic.network).kind is NetworkKind.TAP for nic in spec.added_nics):
         raise InputError(
-            f"{what} is of a machine with a second network card on a tap of its host",
-            hint="take it out before the snapshot: cerne nic detach",
+            f"the machine of {what} has a second network card on a tap of its host",
+            hint="detach it before the snapshot: cerne nic detach",
         )
 
 
@@ -91,10 +91,10 @@ def require_strange_disk(path: Path, disk_format: str, size: int, what: str) -> 
     Raises:
         ImageError: it is such a disk, or its tables are damaged.
     """
-    with _told_of(path, f"{what} cannot be used", "its image's disk"):
+    with _told_of(path, f"{what} is not usable", "its image's disk"):
         if not 0 < size <= LARGEST_DISK:
             raise ImageError(
-                f"{path} has {format_size(size)}, and at most {format_size(LARGEST_DISK)} are taken"
+                f"{path} has {format_size(size)}; the most are {format_size(LARGEST_DISK)}"
             )
         _require_disk(path, disk_format, size)
 
@@ -105,7 +105,7 @@ def require_strange_layer(path: Path, size: int, what: str) -> None:
     Raises:
         ImageError: it is none, or not of this many bytes.
     """
-    with _told_of(path, f"{what} cannot be used", "it"):
+    with _told_of(path, f"{what} is not usable", "it"):
         _require_disk(path, "qcow2", size)
 
 
@@ -117,7 +117,7 @@ def _told_of(path: Path, what: str, name: str) -> Iterator[None]:
     except ImageError as error:
         raise ImageError(
             f"{what}: {error.message.replace(str(path), name)}",
-            hint="export the snapshot anew, where you trust it",
+            hint="if you trust it, export the snapshot again",
         ) from error
 
 
@@ -129,8 +129,8 @@ def _require_disk(path: Path, disk_format: str, size: int) -> None:
         found, virtual_size = recognised.format, recognised.virtual_size or 0
     if (found, virtual_size) != (disk_format, size):
         raise ImageError(
-            f"{path} is {found} of {virtual_size} bytes, and {disk_format} of {size} bytes was"
-            " promised"
+            f"{path} is {found} of {virtual_size} bytes, and its index says {disk_format} of"
+            f" {size} bytes"
         )
     require_whole(path, disk_format)
 
@@ -143,6 +143,6 @@ def require_plausible_memory(held: int, memory: int) -> None:
     """
     if held > memory + _ROOM_BESIDE_MEMORY:
         raise ImageError(
-            f"{format_size(held)} of saved memory are of a machine with {format_size(memory)}",
-            hint="export the snapshot anew",
+            f"the saved memory has {format_size(held)}, and its machine has {format_size(memory)}",
+            hint="export the snapshot again",
         )

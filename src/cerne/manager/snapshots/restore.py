@@ -35,11 +35,11 @@ def restore(kept: KeptSnapshot) -> Record:
     """Take the machine that it is of back to it (see `Snapshot.restore`)."""
     record = kept.context.store.find_id(kept.manifest.machine)
     if record is None:
-        removed = f"the machine that {kept.name} is of, {kept.manifest.spec.name}, is not there"
-        imported = f"{kept.name} was imported, and is of no machine here"
+        removed = f"{kept.manifest.spec.name}, the machine of {kept.name}, does not exist any more"
+        imported = f"{kept.name} was imported, and its machine is on another host"
         raise NotFoundError(
             removed if kept.manifest.machine else imported,
-            hint=f"make another of it: cerne snapshot restore {kept.name} --as NAME",
+            hint=f"make another machine from it: cerne snapshot restore {kept.name} --as NAME",
         )
     context = MachineContext(kept.context, record)
     with kept.held("restore"), operation(context, "restore") as present:
@@ -117,8 +117,8 @@ def _require_same_devices(kept: KeptSnapshot, context: MachineContext) -> None:
     then, now = kept.manifest.spec, context.spec
     if (then.data_disks, then.added_nics) != (now.data_disks, now.added_nics):
         raise StateError(
-            f"{context.last.name} has other disks or network cards than it had in {kept.name}",
-            hint=f"make another machine of it: cerne snapshot restore {kept.name} --as NAME",
+            f"{context.last.name} has other disks or network cards than in {kept.name}",
+            hint=f"make another machine from it: cerne snapshot restore {kept.name} --as NAME",
             machine=context.last.name,
         )
 
@@ -127,7 +127,7 @@ def _refuse_strange_tap(kept: KeptSnapshot) -> None:
     if parse_network(kept.manifest.spec.network).kind is NetworkKind.TAP:
         raise InputError(
             f"{kept.name} was imported, and its machine had a tap of another host",
-            hint=f"name one of this host: cerne snapshot restore {kept.name} --as NAME"
+            hint=f"give one of this host: cerne snapshot restore {kept.name} --as NAME"
             " --network tap:INTERFACE",
         )
 

@@ -48,8 +48,8 @@ def take(context: MachineContext, name: str | None, *, memory: bool) -> Snapshot
             plug_missing(context)
         if not runs and not own_disks(context):
             raise InputError(
-                f"{record.name} is {record.state}, and has no disk of its own: there is nothing"
-                " to keep",
+                f"{record.name} is {record.state} and has no own disk, so a snapshot of it would"
+                " be empty",
                 hint=f"start it first: cerne start {record.name}",
             )
         snapshot_id = uuid.uuid4().hex[:12]

@@ -45,7 +45,7 @@ def export_snapshot(
 ) -> None:
     """Write a snapshot, and the image that it is of, to one file (see `Snapshot.export`)."""
     if target.exists():
-        raise InputError(f"{target} is there already", hint="give another path")
+        raise InputError(f"{target} exists already", hint="give another path")
     require_nothing_of_a_host(snapshot.manifest.spec, snapshot.name)
     image = manager.images().get(snapshot.manifest.digest)
     home = target.absolute().parent
@@ -78,7 +78,7 @@ def import_snapshot(
     try:
         file = source.open("rb")
     except OSError as error:
-        raise NotFoundError(f"{source} cannot be read: {error.strerror}") from error
+        raise NotFoundError(f"reading {source} failed: {error.strerror}") from error
     with file, storage_errors(f"importing {source}", manager.home.data):
         reader = archive.Reader(file, str(source))
         manifest = strange_manifest(reader.index.manifest, str(source))
@@ -162,7 +162,7 @@ def _check_host(manager: ManagerContext, manifest: Manifest, what: str) -> None:
         raise HostError(
             f"{what} was saved on another kind of processor, or by another version of its engine:"
             f" {manifest.fingerprint!r}, and this host has {engine.fingerprint()!r}",
-            hint="keep the machine without its memory: cerne snapshot create --no-memory",
+            hint="save the machine without its memory: cerne snapshot create --no-memory",
         )
 
 
@@ -170,7 +170,7 @@ def _check_space(place: Path, wanted: int) -> None:
     free = shutil.disk_usage(place).free
     if wanted > free:
         raise StorageError(
-            f"it takes {format_size(wanted)}, and {place} has {format_size(free)} left",
+            f"the snapshot takes {format_size(wanted)}, and {place} has {format_size(free)} left",
             hint=f"free some space: df -h {place}",
         )
 
@@ -217,7 +217,7 @@ def _check_disk(image: Image, work: Path, manifest: Manifest) -> None:
     if image.disk is not None:
         disk = work / f".{_DISK}"
         if not disk.exists():
-            raise DamagedError("the snapshot's disk is missing", hint="export it anew")
+            raise DamagedError("the snapshot's disk is missing", hint="export it again")
         size = manifest.spec.root_size or image.disk.virtual_size
         require_strange_layer(disk, size, "the snapshot's disk")
 

@@ -32,7 +32,7 @@ class Changes:
             OSError: the file system is full, and there is none.
         """
         if self._fifo is None:
-            raise OSError("no FIFO could be made")
+            raise OSError("making a FIFO failed")
         return self._fifo
 
     def wait(self, timeout: float | None = None) -> None:

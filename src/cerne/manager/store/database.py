@@ -143,8 +143,8 @@ class Database:
             yield
         except sqlite3.OperationalError as error:
             raise StorageError(
-                f"{self._path} cannot be used: {error}",
-                hint=f"see that {self._path.parent} is writable and has space: df -h",
+                f"{self._path} is not usable: {error}",
+                hint=f"check that {self._path.parent} is writable and has space: df -h",
             ) from error
         except sqlite3.ProgrammingError as error:
             raise StateError(

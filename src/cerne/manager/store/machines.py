@@ -282,7 +282,7 @@ class Machines(Repository):
 def name_in_use(name: str) -> ConflictError:
     """The error that a name is another machine's."""
     return ConflictError(
-        f"a machine named {name} is there already",
+        f"there is a machine named {name} already",
         hint=f"take another name, or remove that one: cerne rm {name}",
         machine=name,
     )
@@ -294,7 +294,7 @@ def _require_memory(connection: sqlite3.Connection, record: Record, limit: int) 
     used = int(connection.execute(query, (record.id,)).fetchone()[0])
     if used + record.memory > limit:
         raise CapacityError(
-            f"{record.name} wants {format_size(record.memory)} of memory, and"
+            f"{record.name} needs {format_size(record.memory)} of memory, and"
             f" {format_size(max(0, limit - used))} of this host's"
             f" {format_size(limit)} are not promised to others",
             hint="stop a machine that is not needed, or ask for less with --memory",

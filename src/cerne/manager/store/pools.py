@@ -27,7 +27,7 @@ class Pools(Repository):
                 )
             except sqlite3.IntegrityError as error:
                 raise ConflictError(
-                    f"a pool named {row.name} is there already",
+                    f"there is a pool named {row.name} already",
                     hint=f"take another name, or remove that one: cerne pool rm {row.name}",
                 ) from error
 

@@ -82,7 +82,7 @@ def _digest_of(row: SnapshotRow) -> str:
 def snapshot_name_in_use(name: str) -> ConflictError:
     """The error that a name is another snapshot's."""
     return ConflictError(
-        f"a snapshot named {name} is there already",
+        f"there is a snapshot named {name} already",
         hint=f"take another name, or remove that one: cerne snapshot rm {name}",
     )
 

@@ -183,12 +183,16 @@ def new_pool_row(name: str, spec: MachineSpec, ready: int) -> PoolRow:
     """
     check_name(name, "a pool's")
     if len(name) > _LONGEST_NAME:
-        raise InputError(f"{name} is too long a name for a pool", hint="48 characters at most")
+        raise InputError(
+            f"the name {name} is too long for a pool", hint="use at most 48 characters"
+        )
     if not 0 <= ready <= _MOST_READY:
-        raise InputError(f"a pool cannot keep {ready} machines ready", hint="0 to 1000 can be")
+        raise InputError(
+            f"{ready} is not a number of machines that a pool keeps ready", hint="give 0 to 1000"
+        )
     if spec.ports or parse_network(spec.network).kind is NetworkKind.TAP:
         raise InputError(
-            "machines of a pool have no published ports and no tap: each is one machine's",
+            "machines of a pool have no published ports and no tap, which only one machine can use",
             hint="leave --publish and --network out",
         )
     return PoolRow(name, spec.image, spec.model_dump_json(), ready, time.time())

@@ -62,4 +62,4 @@ def read_template(directory: Path) -> Template:
         note = json.loads(path.read_text())
         return Template(directory, str(note["image"]), str(note["family"]), str(note["layer"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedError(f"{directory} is no template: {error}") from error
+        raise DamagedError(f"{directory} is not a template: {error}") from error
