@@ -20,6 +20,7 @@
     │   ├── CommandError     a command in the guest failed, and the caller checks for success
     │   ├── GuestPanicError  the guest's kernel panicked
     │   └── GuestTimeoutError  the guest was not ready, or did not answer, in time
+    ├── OperationCancelledError  another command cancelled the operation
     └── DamagedError         saved state (store, snapshot) is damaged or of an unknown version
 
 Each error says what is wrong (``message``), and which command or setting to use instead (``hint``).
@@ -212,6 +213,12 @@ class GuestTimeoutError(GuestError):
     code = "guest-timeout"
 
 
+class OperationCancelledError(CerneError):
+    """Another command cancelled the operation; nothing of it is left."""
+
+    code = "cancelled"
+
+
 class DamagedError(CerneError):
     """Saved state is damaged, or has a version that this Cerne does not know."""
 
@@ -242,6 +249,7 @@ _STATUSES: dict[type[CerneError], tuple[int, int]] = {
     DamagedError: (10, 500),
     StorageError: (11, 507),
     GuestTimeoutError: (12, 504),
+    OperationCancelledError: (13, 409),
 }
 
 

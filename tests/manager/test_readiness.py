@@ -34,7 +34,7 @@ def test_the_last_lines_of_a_log_stand_for_its_path(tmp_path: Path) -> None:
 def test_a_machine_that_is_removed_leaves_what_its_console_said(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(machine: Machine, timeout: float | None = None, *, cold: bool = False) -> None:
+    def start(machine: Machine, *_: object, **_options: object) -> None:
         machine.console_log.write_text("no root disk\n")
         raise EngineError("it ended", hint=f"its console log is {machine.console_log}")
 

@@ -18,6 +18,7 @@ from cerne.cli import (
     images,
     lifecycle,
     listing,
+    operations,
     pools,
     snapshots,
 )
@@ -33,7 +34,7 @@ _GROUPS = {
         *("create", "start", "stop", "kill", "pause", "resume", "suspend", "wake", "restart"),
         *("rename", "set", "rm"),
     ),
-    "Look": ("ls", "inspect", "stats", "events", "wait"),
+    "Look": ("ls", "inspect", "stats", "events", "wait", "operation"),
     "Copy": ("fork", "snapshot", "pool"),
     "Attach": ("disk", "nic"),
     "Prepare": ("image", "kernel", "doctor", "version"),
@@ -173,6 +174,7 @@ for _group, _list in (
     (attachments.nic_app, attachments.list_nics),
     (snapshots.app, snapshots.list_snapshots),
     (pools.app, pools.list_pools),
+    (operations.app, operations.list_operations),
     (images.app, images.list_images),
     (images.kernel_app, images.list_kernels),
 ):
@@ -182,6 +184,7 @@ app.add_typer(attachments.disk_app, name="disk")
 app.add_typer(attachments.nic_app, name="nic")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(pools.app, name="pool")
+app.add_typer(operations.app, name="operation")
 app.add_typer(images.app, name="image")
 app.add_typer(images.kernel_app, name="kernel")
 app.command()(doctor.doctor)

@@ -66,7 +66,7 @@ def build(
     from cerne.manager import Manager
 
     with progress() as report:
-        image = Manager().images.build(recipe, report)
+        image = Manager().build_image(recipe, report)
     print(f"{image.name}  {image.digest}")
 
 
@@ -115,7 +115,7 @@ def import_image(
     from cerne.manager import Manager
 
     with progress() as report:
-        image = Manager().images.import_(
+        image = Manager().import_image(
             source, name, checksum=checksum, format_=format_, replace=replace, progress=report
         )
     print(f"{image.name}  {image.digest}")

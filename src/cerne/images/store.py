@@ -123,10 +123,16 @@ class ImageStore:
             NotFoundError: there is no image and no recipe with this name.
             CerneError: it could not be built; nothing is left of it.
         """
+        return self.present(reference) or self.build(reference, progress)
+
+    def present(self, reference: str) -> Image | None:
+        """The image with this name; None if it is a built-in one that is to be built first.
+
+        Raises:
+            NotFoundError: there is no image and no recipe with this name.
+        """
         recipe = RECIPES.get(reference)
-        if recipe is None:
-            return self.get(reference)
-        return self._current(recipe) or self.build(reference, progress)
+        return self.get(reference) if recipe is None else self._current(recipe)
 
     def build(self, reference: str, progress: Progress | None = None) -> Image:
         """Build a built-in recipe's image, even if there is a current one.

@@ -31,8 +31,17 @@ from cerne.manager.machines.recovery import current_record, sweep_abandoned
 from cerne.manager.machines.telling import READY_TIMEOUT
 from cerne.manager.names import made_up_name
 from cerne.manager.on_host import found_spec
+from cerne.manager.operations import Kind, Operation, end_abandoned, recorded
 from cerne.manager.recovery import discard, discard_runtime, names_in
-from cerne.manager.store import Event, ImageUsers, Record, Store, name_in_use
+from cerne.manager.store import (
+    Event,
+    ImageUsers,
+    OperationRow,
+    Record,
+    Store,
+    Subject,
+    name_in_use,
+)
 from cerne.manager.warm.pool import Pool, new_pool_row
 from cerne.manager.warm.template import Templates, may_have_template
 from cerne.spec.names import check_name
@@ -111,6 +120,56 @@ class Manager:
         """The templates of this home."""
         return Templates(self._context)
 
+    def build_image(self, recipe: str, progress: Progress | None = None) -> Image:
+        """Build a built-in image, even if there is a current one.
+
+        Raises:
+            NotFoundError: there is no such recipe.
+            CerneError: it could not be built; nothing is left of it.
+        """
+        with recorded(self._store, Kind.IMAGE_BUILD, Subject.IMAGE, recipe, progress) as operation:
+            image = self.images.build(recipe, operation)
+            operation.result |= {"image": image.name, "digest": image.digest}
+        return image
+
+    def import_image(
+        self,
+        source: str,
+        name: str | None = None,
+        *,
+        checksum: str | None = None,
+        format_: str | None = None,
+        replace: bool = False,
+        progress: Progress | None = None,
+    ) -> Image:
+        """Take a disk image from a path or an address, as `ImageStore.import_` does.
+
+        Raises:
+            CerneError: what `ImageStore.import_` raises; nothing is left of it.
+        """
+        with recorded(
+            self._store, Kind.IMAGE_IMPORT, Subject.IMAGE, name or source, progress
+        ) as operation:
+            image = self.images.import_(
+                source,
+                name,
+                checksum=checksum,
+                format_=format_,
+                replace=replace,
+                progress=operation,
+            )
+            operation.result |= {"image": image.name, "digest": image.digest}
+        return image
+
+    def ensure_image(self, reference: str, progress: Progress | None = None) -> Image:
+        """The image of this name; a built-in one is built first if needed.
+
+        Raises:
+            NotFoundError: there is no image and no recipe with this name.
+            CerneError: it could not be built; nothing is left of it.
+        """
+        return self.images.present(reference) or self.build_image(reference, progress)
+
     def warm(
         self,
         spec: MachineSpec,
@@ -126,7 +185,7 @@ class Manager:
         """
         check_host(spec)
         self._sweep()
-        image = self.images.ensure(spec.image, progress)
+        image = self.ensure_image(spec.image, progress)
         _check_image(spec, image)
         if not may_have_template(spec, image):
             raise InputError(
@@ -137,7 +196,10 @@ class Manager:
         engine = self._context.choose_engine(wanted_engine(spec, image))
         if self.templates.find(spec, image, engine) is not None:
             return False
-        self.templates.make(spec, image, engine, timeout, progress)
+        with recorded(
+            self._store, Kind.IMAGE_WARM, Subject.IMAGE, spec.image, progress
+        ) as operation:
+            self.templates.make(spec, image, engine, timeout, operation)
         return True
 
     def warm_later(self, machine: Machine) -> None:
@@ -211,7 +273,7 @@ class Manager:
 
             require_not_ours(self.home, spec.data_disks)
         self._sweep()
-        image = self.images.ensure(spec.image, progress)
+        image = self.ensure_image(spec.image, progress)
         _check_image(spec, image)
         record = new_record(spec, spec.image, image.digest, client=client)
         directory = self.home.machine_directory(record.id)
@@ -245,16 +307,18 @@ class Manager:
         Raises:
             CerneError: what `create` and `Machine.start` raise.
         """
-        machine = self.create(spec, progress)
-        try:
-            machine.start(timeout, cold=cold)
-        except BaseException as error:
-            # One that the host refused to start has nothing to say.
-            if keep_failed and isinstance(error, EngineError | GuestError):
-                error.advise(_how_to_look_at(machine.name))
-            else:
-                machine.undo(error)
-            raise
+        with self._run(spec.name, progress) as operation:
+            machine = self.create(spec, operation)
+            try:
+                machine.start(timeout, cold=cold, progress=operation)
+            except BaseException as error:
+                # One that the host refused to start has nothing to say.
+                if keep_failed and isinstance(error, EngineError | GuestError):
+                    error.advise(_how_to_look_at(machine.name))
+                else:
+                    machine.undo(error)
+                raise
+            operation.result["machine"] = machine.name
         return machine
 
     @contextlib.contextmanager
@@ -274,14 +338,17 @@ class Manager:
         Raises:
             CerneError: what `create` and `Machine.start` raise; nothing is left.
         """
-        machine = self.create(spec, progress, this_process())
         owner = os.getpid()
-        with watched(self.home, machine.id):
-            try:
-                machine.start(timeout, cold=cold)
-            except BaseException as error:
-                machine.undo(error)
-                raise
+        with contextlib.ExitStack() as watching:
+            with self._run(spec.name, progress) as operation:
+                machine = self.create(spec, operation, this_process())
+                watching.enter_context(watched(self.home, machine.id))
+                try:
+                    machine.start(timeout, cold=cold, progress=operation)
+                except BaseException as error:
+                    machine.undo(error)
+                    raise
+                operation.result["machine"] = machine.name
             try:
                 yield machine
             finally:
@@ -297,7 +364,7 @@ class Manager:
             GuestError: it has no agent.
             NotFoundError, ImageError: it is not there and cannot be made.
         """
-        if not self.images.ensure(image, progress).agent:
+        if not self.ensure_image(image, progress).agent:
             raise GuestError(
                 f"{image} contains no agent, so no command runs in it",
                 hint=f"use its console: cerne run -d --name NAME {image}; cerne console NAME",
@@ -327,6 +394,7 @@ class Manager:
         """All machines, the oldest first; those that are incomplete are none yet."""
         self._sweep_incomplete()
         sweep_abandoned(self._context)
+        end_abandoned(self._store)
         records = self._store.machines()
         return [Machine(self._context, record) for record in records if not record.incomplete]
 
@@ -385,13 +453,44 @@ class Manager:
             ConflictError: the name is in use.
             StorageError: there is no space for it.
         """
-        from cerne.images.progress import silent
         from cerne.manager.machines.machine import Snapshot
         from cerne.manager.snapshots.transfer import import_snapshot
 
         self._sweep()
-        row = import_snapshot(self._context, source, name, progress or silent)
+        with recorded(
+            self._store,
+            Kind.SNAPSHOT_IMPORT,
+            Subject.SNAPSHOT,
+            source.name if name is None else name,
+            progress,
+        ) as operation:
+            row = import_snapshot(self._context, source, name, operation)
+            operation.result["snapshot"] = row.name
         return Snapshot(self._context, row)
+
+    def operations(self) -> list[OperationRow]:
+        """The long operations that are kept, of all commands, the oldest first."""
+        end_abandoned(self._store)
+        return self._store.operations()
+
+    def operation(self, id_: str) -> OperationRow:
+        """The long operation with this ID.
+
+        Raises:
+            NotFoundError: there is none, or it is not kept any more.
+        """
+        end_abandoned(self._store)
+        return self._store.operation(id_)
+
+    def cancel_operation(self, id_: str) -> None:
+        """Ask the process that works on an operation to cancel it; it does at its next step.
+
+        Raises:
+            NotFoundError: there is none with this ID.
+            StateError: it has ended.
+        """
+        end_abandoned(self._store)
+        self._store.cancel_operation(id_)
 
     def events(self, after: int = 0) -> list[Event]:
         """What happened to all machines, from the event numbered `after` on."""
@@ -424,6 +523,11 @@ class Manager:
             if last:
                 self.templates.remove_of(digest)
             self.images.remove(reference)
+
+    def _run(
+        self, name: str, progress: Progress | None
+    ) -> contextlib.AbstractContextManager[Operation]:
+        return recorded(self._store, Kind.RUN, Subject.MACHINE, name, progress)
 
     def _require_image(self, digest: str) -> None:
         try:

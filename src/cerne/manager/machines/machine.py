@@ -25,8 +25,9 @@ from cerne.manager.machines.stats import Stats, stats
 from cerne.manager.machines.stop import STOP_TIMEOUT, kill_now, stop
 from cerne.manager.machines.suspend import suspend, wake
 from cerne.manager.machines.wait import wait
+from cerne.manager.operations import Kind, recorded
 from cerne.manager.snapshots.kept import KeptSnapshot
-from cerne.manager.store import Event, Record, State
+from cerne.manager.store import Event, Record, State, Subject
 from cerne.units import parse_size
 
 if TYPE_CHECKING:
@@ -115,11 +116,17 @@ class Machine:
         """What its process said in its last run."""
         return self._context.directory / "engine.log"
 
-    def start(self, timeout: float | None = None, *, cold: bool = False) -> None:
+    def start(
+        self,
+        timeout: float | None = None,
+        *,
+        cold: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
         """Start it, and wait at most `timeout` seconds until its guest is ready.
 
         A suspended machine is woken. One that never ran goes on from the template of its kind,
-        if there is one; `cold` has it boot.
+        if there is one; `cold` has it boot. `progress` is called while the guest boots.
 
         Raises:
             StateError: it runs already.
@@ -127,7 +134,7 @@ class Machine:
             EngineError, GuestError: it did not start, or its guest did not become ready; it has
                 been killed and is ``failed``.
         """
-        start(self._context, timeout, cold=cold)
+        start(self._context, timeout, cold=cold, progress=progress)
 
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Shut its guest down; kill it if that takes more than `timeout` seconds.
@@ -181,7 +188,10 @@ class Machine:
         """
         from cerne.manager.snapshots.take import take
 
-        return Snapshot(self._context.manager, take(self._context, name, memory=memory))
+        with recorded(self._store, Kind.SNAPSHOT_CREATE, Subject.MACHINE, self.name) as operation:
+            row = take(self._context, name, operation, memory=memory)
+            operation.result["snapshot"] = row.name
+        return Snapshot(self._context.manager, row)
 
     def fork(
         self,
@@ -550,7 +560,10 @@ class Snapshot(KeptSnapshot):
         """
         from cerne.manager.snapshots.restore import restore
 
-        return Machine(self.context, restore(self))
+        with self.recorded(Kind.SNAPSHOT_RESTORE) as operation:
+            record = restore(self, operation)
+            operation.result["machine"] = record.name
+        return Machine(self.context, record)
 
     def restore_as(
         self, name: str, ports: Sequence[PublishedPort | str] = (), network: str | None = None
@@ -567,7 +580,10 @@ class Snapshot(KeptSnapshot):
         """
         from cerne.manager.snapshots.restore import restore_as
 
-        return Machine(self.context, restore_as(self, name, ports, network))
+        with self.recorded(Kind.SNAPSHOT_RESTORE) as operation:
+            record = restore_as(self, name, ports, network, operation)
+            operation.result["machine"] = record.name
+        return Machine(self.context, record)
 
     def export(self, target: Path, progress: Progress | None = None) -> None:
         """Write it, with the image that it is of, to one file that another host can import.
@@ -576,11 +592,11 @@ class Snapshot(KeptSnapshot):
             InputError: the file is there already, or directories of this host are mounted in it.
             StorageError: it cannot be written; nothing is left of it.
         """
-        from cerne.images.progress import silent
         from cerne.manager.snapshots.transfer import export_snapshot
 
-        with self.held("export"):
-            export_snapshot(self.context, self, target, progress or silent)
+        with self.held("export"), self.recorded(Kind.SNAPSHOT_EXPORT, progress) as operation:
+            export_snapshot(self.context, self, target, operation)
+            operation.result["file"] = str(target)
 
     def remove(self) -> None:
         """Remove it; machines that were made of it are not touched."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cerne import faults
 from cerne.errors import CerneError, GuestError, GuestTimeoutError, StateError
 from cerne.manager.machines.context import MachineContext
@@ -11,10 +13,13 @@ from cerne.manager.machines.telling import tell
 from cerne.manager.machines.watch import ended_before_ready, last_lines
 from cerne.manager.store import State
 
+if TYPE_CHECKING:
+    from cerne.images import Progress
+
 _ENDING_TIMEOUT = 2.0
 
 
-def await_ready(context: MachineContext, timeout: float) -> None:
+def await_ready(context: MachineContext, timeout: float, progress: Progress | None = None) -> None:
     """Wait until a guest that boots is ready, or else kill its machine.
 
     One that somebody paused meanwhile is not killed.
@@ -24,7 +29,7 @@ def await_ready(context: MachineContext, timeout: float) -> None:
         StateError: it was paused.
     """
     try:
-        tell(context, timeout)
+        tell(context, timeout, progress)
     except StateError:
         raise
     except BaseException as error:

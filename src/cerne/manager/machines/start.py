@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from cerne.errors import StateError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.launch import start_new
@@ -15,8 +17,17 @@ from cerne.manager.machines.telling import READY_TIMEOUT, tell
 from cerne.manager.store import State
 from cerne.manager.warm.template import Templates
 
+if TYPE_CHECKING:
+    from cerne.images import Progress
 
-def start(context: MachineContext, timeout: float | None, *, cold: bool) -> None:
+
+def start(
+    context: MachineContext,
+    timeout: float | None,
+    *,
+    cold: bool,
+    progress: Progress | None = None,
+) -> None:
     """Start a machine and wait until its guest is ready (see `Machine.start`)."""
     ready_timeout = READY_TIMEOUT if timeout is None else timeout
     if current_record(context).state is State.SUSPENDED:
@@ -24,7 +35,7 @@ def start(context: MachineContext, timeout: float | None, *, cold: bool) -> None
         return
     if context.last.state is State.RUNNING and context.last.untold:
         # A command was killed while it waited for this guest.
-        await_ready(context, ready_timeout)
+        await_ready(context, ready_timeout, progress)
         return
     with operation(context, "start") as record:
         if record.state.live:
@@ -44,4 +55,4 @@ def start(context: MachineContext, timeout: float | None, *, cold: bool) -> None
     if warm:
         tell(context)
     else:
-        await_ready(context, ready_timeout)
+        await_ready(context, ready_timeout, progress)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cerne.guest import GuestAgent
+    from cerne.images import Progress
     from cerne.manager.store import Record
 
 _log = logging.getLogger(__name__)
@@ -64,7 +65,9 @@ def to_be_told(context: MachineContext, record: Record, saved: Path | None, *, a
     return added(record.untold if saved == context.saved else "", Untold.IDENTITY)
 
 
-def tell(context: MachineContext, timeout: float = READY_TIMEOUT) -> None:
+def tell(
+    context: MachineContext, timeout: float = READY_TIMEOUT, progress: Progress | None = None
+) -> None:
     """Tell a guest that runs all that it must still be told, once its agent answers.
 
     Several commands may want to at once: one does, and the others wait for it.
@@ -79,18 +82,21 @@ def tell(context: MachineContext, timeout: float = READY_TIMEOUT) -> None:
         while (record := context.store.get(context.id)).untold:
             context.last = record
             if context.instance(record).record.agent:
-                _say(context, record, timeout)
+                _say(context, record, timeout, progress)
             # Not where it was renamed or paused meanwhile: then there is more to tell.
             context.store.set_told(record)
         context.last = record
 
 
-def _say(context: MachineContext, record: Record, timeout: float) -> None:
+def _say(
+    context: MachineContext, record: Record, timeout: float, progress: Progress | None
+) -> None:
     refuse_stopped(record)
     untold = record.untold.split(",")
     agent = context.instance(record).agent()
     if Untold.BOOT in untold:
-        agent.wait_ready(timeout, alive=partial(_goes_on, context, record, _watch(context, record)))
+        watch = _watch(context, record)
+        agent.wait_ready(timeout, alive=partial(_goes_on, context, record, watch, progress))
         _log.debug("the agent of %s answers", record.name)
         _mount_shares(context, agent)
     if untold == [Untold.TIME]:
@@ -106,7 +112,9 @@ def _watch(context: MachineContext, record: Record) -> BootWatch:
     return BootWatch(record.name, record.process, context.console_log)
 
 
-def _goes_on(context: MachineContext, record: Record, watch: BootWatch) -> bool:
+def _goes_on(
+    context: MachineContext, record: Record, watch: BootWatch, progress: Progress | None
+) -> bool:
     """Whether its process runs; a machine that somebody paused is not waited for."""
     if context.store.get(context.id).state is State.PAUSED:
         raise StateError(
@@ -114,6 +122,8 @@ def _goes_on(context: MachineContext, record: Record, watch: BootWatch) -> bool:
             hint=f"resume it: cerne resume {record.name}",
             machine=record.name,
         )
+    if progress is not None:
+        progress(f"booting {record.name}", 0, None)
     return watch.check()
 
 

@@ -7,7 +7,7 @@ The row in the store comes last: without it there is no snapshot, and what is th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,14 @@ from cerne.errors import NotFoundError
 from cerne.manager.lock import held
 from cerne.manager.machines.context import ManagerContext
 from cerne.manager.machines.stats import allocated
+from cerne.manager.operations import Kind, Operation, recorded
 from cerne.manager.snapshots.manifest import Manifest, read_manifest
-from cerne.manager.store import SnapshotRow
+from cerne.manager.store import SnapshotRow, Subject
 from cerne.spec.limits import ROOT_SERIAL
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
+    from cerne.images import Progress
     from cerne.manager.home import Home
 
 
@@ -80,6 +82,12 @@ class KeptSnapshot:
         """The engine that goes on with it."""
         wanted = self.manifest.engine or self.manifest.spec.engine
         return self.context.choose_engine(wanted)
+
+    def recorded(
+        self, kind: Kind, progress: Progress | None = None
+    ) -> AbstractContextManager[Operation]:
+        """Keep a row of the operation that is done with it in this block."""
+        return recorded(self.context.store, kind, Subject.SNAPSHOT, self.name, progress)
 
     @contextmanager
     def held(self, operation: str) -> Iterator[None]:

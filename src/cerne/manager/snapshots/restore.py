@@ -28,10 +28,11 @@ from cerne.spec.network import NetworkKind, parse_network
 
 if TYPE_CHECKING:
     from cerne.engine.plan import LaunchPlan
+    from cerne.images import Progress
     from cerne.spec.ports import PublishedPort
 
 
-def restore(kept: KeptSnapshot) -> Record:
+def restore(kept: KeptSnapshot, progress: Progress) -> Record:
     """Take the machine that it is of back to it (see `Snapshot.restore`)."""
     record = kept.context.store.find_id(kept.manifest.machine)
     if record is None:
@@ -45,13 +46,14 @@ def restore(kept: KeptSnapshot) -> Record:
     with kept.held("restore"), operation(context, "restore") as present:
         _require_same_devices(kept, context)
         engine = kept.engine()
+        progress(f"restoring {present.name}", 0, None)
         # What cannot be is refused before the machine that runs is ended; what it has is its.
         engine.require(_without_what_it_has(context.plan(kept.memory)))
         if present.state.live:
             context.last = kill(context, present, f"killed, to go back to {kept.name}")
         launch(context, engine, kept.memory, kept.layers)
     if kept.memory is None:
-        await_ready(context, READY_TIMEOUT)
+        await_ready(context, READY_TIMEOUT, progress)
     else:
         tell(context)
     collect(context.manager)
@@ -59,7 +61,11 @@ def restore(kept: KeptSnapshot) -> Record:
 
 
 def restore_as(
-    kept: KeptSnapshot, name: str, ports: Sequence[PublishedPort | str], network: str | None
+    kept: KeptSnapshot,
+    name: str,
+    ports: Sequence[PublishedPort | str],
+    network: str | None,
+    progress: Progress,
 ) -> Record:
     """Make another machine of it (see `Snapshot.restore_as`)."""
     manifest = kept.manifest
@@ -73,12 +79,13 @@ def restore_as(
         parent=manifest.machine or kept.id,
         incomplete=manifest.has_memory,
     )
+    progress(f"restoring {name}", 0, None)
     with kept.held("restore"):
         if manifest.has_memory:
             return _continued(kept, record)
         context = MachineContext(kept.context, _defined(kept, record))
     try:
-        start(context, None, cold=False)
+        start(context, None, cold=False, progress=progress)
     except BaseException as error:
         undo(context, error)
         raise

@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerne import faults
 from cerne.errors import InputError
@@ -25,6 +26,9 @@ from cerne.manager.store import Record, SnapshotRow, State, snapshot_name_in_use
 from cerne.spec.limits import ROOT_SERIAL
 from cerne.spec.names import check_name
 
+if TYPE_CHECKING:
+    from cerne.images import Progress
+
 _KEPT = (
     State.RUNNING,
     State.PAUSED,
@@ -34,7 +38,9 @@ _KEPT = (
 )
 
 
-def take(context: MachineContext, name: str | None, *, memory: bool) -> SnapshotRow:
+def take(
+    context: MachineContext, name: str | None, progress: Progress, *, memory: bool
+) -> SnapshotRow:
     """Make a snapshot of a machine (see `Machine.snapshot`)."""
     store, home = context.store, context.home
     chosen = "" if name is None else check_name(name, "a snapshot's")
@@ -59,7 +65,9 @@ def take(context: MachineContext, name: str | None, *, memory: bool) -> Snapshot
             _undone(context, snapshot_id),
             storage_errors(f"keeping {record.name}", home.data),
         ):
+            progress(f"saving {record.name}", 0, None)
             layers = _kept(context, record, directory) if runs else freeze(context)
+            progress(f"keeping {record.name}", 0, None)
             if not memory:
                 discard(directory)
             ids = {serial: layer.stem for serial, layer in layers.items()}

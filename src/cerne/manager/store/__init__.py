@@ -6,7 +6,17 @@ process alone (`ProcessIdentity`), never by a row.
 
 from cerne.manager.store.changes import Changes
 from cerne.manager.store.machines import name_in_use
-from cerne.manager.store.rows import Event, ImageUsers, PoolRow, Record, SnapshotRow, State
+from cerne.manager.store.rows import (
+    Event,
+    ImageUsers,
+    OperationRow,
+    OperationState,
+    PoolRow,
+    Record,
+    SnapshotRow,
+    State,
+    Subject,
+)
 from cerne.manager.store.snapshots import snapshot_name_in_use
 from cerne.manager.store.store import Store
 
@@ -14,11 +24,14 @@ __all__ = [
     "Changes",
     "Event",
     "ImageUsers",
+    "OperationRow",
+    "OperationState",
     "PoolRow",
     "Record",
     "SnapshotRow",
     "State",
     "Store",
+    "Subject",
     "name_in_use",
     "snapshot_name_in_use",
 ]

@@ -307,6 +307,11 @@ def _instances(database: sqlite3.Connection, _home: Path) -> None:
     database.execute("ALTER TABLE machines ADD COLUMN instance TEXT NOT NULL DEFAULT ''")
 
 
+def _running_operations(database: sqlite3.Connection, _home: Path) -> None:
+    # Each operation that begins looks for those whose process was killed.
+    database.execute("CREATE INDEX running_operations ON operations (id) WHERE ended IS NULL")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _machines_and_events,
     _snapshots,
@@ -315,6 +320,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     _clients,
     _references,
     _instances,
+    _running_operations,
 )
 
 VERSION = len(MIGRATIONS)

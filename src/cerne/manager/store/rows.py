@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cerne.host.process import ProcessIdentity
@@ -117,6 +117,45 @@ class Subject(StrEnum):
     IMAGE = "image"
 
 
+class OperationState(StrEnum):
+    """Where a long operation is."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRow:
+    """One long operation's row. Times are seconds since the epoch."""
+
+    id: str
+    kind: str
+    """What it does, such as ``image build``."""
+    subject_kind: str
+    """What it is about, of `Subject`."""
+    subject: str
+    """The name of that, as it was asked for: it may not be there before the end."""
+    state: OperationState
+    process: ProcessIdentity | None
+    """The process that works on it."""
+    created: float
+    stage: str = ""
+    """The present step, or the last one."""
+    done: int = 0
+    """How much of the step is done."""
+    total: int | None = None
+    """The whole amount of the step; None where it is not known."""
+    result: Mapping[str, str] = field(default_factory=dict)
+    """What it made, such as ``{"machine": "web"}``."""
+    error: Mapping[str, str] | None = None
+    """Why it failed: ``code``, ``message`` and ``hint``; None where it did not."""
+    cancel: bool = False
+    """Whether its process was asked to cancel it."""
+    ended: float | None = None
+
+
 Detail = Mapping[str, str | int]
 """What else is known of an event: by name, such as ``{"pid": 17}``."""
 
@@ -174,21 +213,22 @@ def record_of(row: sqlite3.Row) -> Record:
         state=state or State.FAILED,
         reason=row["reason"] if state else f"its record is damaged: state {row['state']!r}",
         engine=row["engine"],
-        process=_identity(row),
+        process=process_of(row),
         created=row["created"],
         started=row["started"],
         ready=row["ready"],
         parent=row["parent"],
         untold=row["untold"],
         doing=row["doing"],
-        client=_identity(row, "client_"),
+        client=process_of(row, "client_"),
         incomplete=bool(row["incomplete"]),
         generation=row["generation"],
         instance=row["instance"],
     )
 
 
-def _identity(row: sqlite3.Row, prefix: str = "") -> ProcessIdentity | None:
+def process_of(row: sqlite3.Row, prefix: str = "") -> ProcessIdentity | None:
+    """The process in the columns of this prefix, if there is one."""
     if row[f"{prefix}pid"] is None:
         return None
     return ProcessIdentity(*(row[prefix + column] for column in ("pid", "start_time", "boot_id")))

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Protocol
 from cerne.errors import InputError, NotFoundError
 from cerne.manager.background import run_later
 from cerne.manager.lock import held, is_held
-from cerne.manager.store import PoolRow, Record, State
+from cerne.manager.operations import Kind, Operation, recorded
+from cerne.manager.store import PoolRow, Record, State, Subject
 from cerne.manager.warm.template import may_have_template
 from cerne.spec.names import check_name
 from cerne.spec.network import NetworkKind, parse_network
 from cerne.spec.upgrade import stored_spec
 
 if TYPE_CHECKING:
-    from cerne.images import ImageStore, Progress
+    from cerne.images import Image, Progress
     from cerne.manager.home import Home
     from cerne.manager.machines.machine import Machine
     from cerne.manager.store import Store
@@ -37,14 +38,13 @@ class Maker(Protocol):
     @property
     def home(self) -> Home: ...
 
-    @property
-    def images(self) -> ImageStore: ...
+    def ensure_image(self, reference: str, progress: Progress | None = None) -> Image: ...
 
     def require_free_name(self, name: str) -> None: ...
 
     def machine_of(self, record: Record) -> Machine: ...
 
-    def run(self, spec: MachineSpec) -> Machine: ...
+    def run(self, spec: MachineSpec, *, progress: Progress | None = None) -> Machine: ...
 
     def warm(self, spec: MachineSpec, *, progress: Progress | None = None) -> bool: ...
 
@@ -107,17 +107,24 @@ class Pool:
             CapacityError: the host cannot guarantee the memory of another one.
             CerneError: one cannot be made.
         """
+        with (
+            held(self._manager.home.pool_lock(self.name), "fill", self.name),
+            recorded(self._store, Kind.POOL_FILL, Subject.POOL, self.name, progress) as operation,
+        ):
+            made = self._fill(operation)
+            operation.result["made"] = str(made)
+        return made
+
+    def _fill(self, operation: Operation) -> int:
         made = 0
-        with held(self._manager.home.pool_lock(self.name), "fill", self.name):
-            self._sweep()
-            image = self._manager.images.ensure(self.spec.image, progress)
-            if may_have_template(self.spec, image):
-                self._manager.warm(self.spec, progress=progress)
-            while len(self._store.members(self.name)) < self.wanted:
-                self._add_new()
-                made += 1
-                if progress is not None:
-                    progress(f"filling {self.name}", made, None)
+        self._sweep()
+        image = self._manager.ensure_image(self.spec.image, operation)
+        if may_have_template(self.spec, image):
+            self._manager.warm(self.spec, progress=operation)
+        while len(self._store.members(self.name)) < self.wanted:
+            self._add_new(operation)
+            made += 1
+            operation(f"filling {self.name}", made, None)
         return made
 
     def fill_later(self) -> None:
@@ -149,8 +156,8 @@ class Pool:
             machine.remove(force=True)
         return None
 
-    def _add_new(self) -> None:
-        record = self._new().record
+    def _add_new(self, progress: Progress) -> None:
+        record = self._new(progress).record
         try:
             self._store.join_pool(record, self.name)
         except NotFoundError:
@@ -158,9 +165,9 @@ class Pool:
             self._remove(record)
             raise
 
-    def _new(self) -> Machine:
+    def _new(self, progress: Progress | None = None) -> Machine:
         name = f"{self.name}-{uuid.uuid4().hex[:8]}"
-        return self._manager.run(self.spec.changed(name=name))
+        return self._manager.run(self.spec.changed(name=name), progress=progress)
 
     def _sweep(self) -> None:
         """Remove machines of it that have ended, or whose maker was killed."""

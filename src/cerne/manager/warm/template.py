@@ -68,7 +68,7 @@ class Templates:
         image: Image,
         engine: Engine,
         timeout: float,
-        progress: Progress | None = None,
+        progress: Progress,
     ) -> Template:
         """The template for such a machine, made if there is none; others that it replaces go.
 
@@ -82,9 +82,8 @@ class Templates:
                 return read_template(directory)
             except DamagedError:
                 discard(directory)
-            if progress is not None:
-                progress(f"booting {spec.image} once", 0, None)
-            template = self._make(spec, image, engine, directory, timeout)
+            progress(f"booting {spec.image} once", 0, None)
+            template = self._make(spec, image, engine, directory, timeout, progress)
         for other in templates_of(self._home):
             if other.family == template.family and other.directory != directory:
                 self.remove(other)
@@ -115,7 +114,13 @@ class Templates:
                 discard(directory)
 
     def _make(
-        self, spec: MachineSpec, image: Image, engine: Engine, directory: Path, timeout: float
+        self,
+        spec: MachineSpec,
+        image: Image,
+        engine: Engine,
+        directory: Path,
+        timeout: float,
+        progress: Progress,
     ) -> Template:
         making = directory.with_name(f".making-{directory.name}")
         discard(making)
@@ -135,7 +140,7 @@ class Templates:
         ):
             try:
                 making.mkdir(mode=0o700)
-                _boot_and_save(context, image, engine, making, timeout)
+                _boot_and_save(context, image, engine, making, timeout, progress)
                 # No layer is collected before the template that names it is there.
                 with context.layers.locked():
                     layer = _keep_disk(context, image)
@@ -165,7 +170,12 @@ def may_have_template(spec: MachineSpec, image: Image) -> bool:
 
 
 def _boot_and_save(
-    context: MachineContext, image: Image, engine: Engine, directory: Path, timeout: float
+    context: MachineContext,
+    image: Image,
+    engine: Engine,
+    directory: Path,
+    timeout: float,
+    progress: Progress,
 ) -> None:
     """Boot an incomplete machine, save it and end it."""
     disk = context.home.root_disk(context.id)
@@ -180,7 +190,12 @@ def _boot_and_save(
     context.last = context.store.note_process(context.last, instance.process, instance=kept)
     faults.step("template booting")
     watch = BootWatch(context.last.name, instance.process, context.console_log)
-    instance.agent().wait_ready(timeout, alive=watch.check)
+
+    def goes_on() -> bool:
+        progress(f"booting {context.last.image} once", 0, None)
+        return watch.check()
+
+    instance.agent().wait_ready(timeout, alive=goes_on)
     instance.save(directory, plan.disks, resume=False)
     instance.kill()
     instance.wait(KILL_TIMEOUT)
