@@ -283,3 +283,15 @@ def test_the_command_line_lists_inspects_and_cancels(
     assert (listed["pid"], listed["stage"]) == (None, "fetching")
     operations.inspect(operation.id)
     assert "was cancelled" in capsys.readouterr().out
+
+
+def test_an_operation_waits_for_no_disk_and_every_other_change_does(store: Store) -> None:
+    def level() -> int:
+        return int(store._database.rows("PRAGMA synchronous")[0][0])
+
+    normal, full = 1, 2
+    with recorded(store, Kind.RUN, Subject.MACHINE, "web"):
+        assert level() == normal
+        with store._database.transaction():
+            pass
+        assert level() == full

@@ -67,8 +67,10 @@ class Database:
             return self._connection.execute(query, values).fetchall()
 
     @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         """One change, made at the end of the block, or not at all where the block raises.
+
+        One that is not `durable` does not wait for the disk: a power cut may undo it.
 
         Raises:
             DamagedError: a newer Cerne has upgraded the store since it was opened.
@@ -76,6 +78,7 @@ class Database:
         """
         with self._errors(), self._lock:
             self._make_writable()
+            self._connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             self._connection.execute("BEGIN IMMEDIATE")
             try:
                 self._require_known_version()

@@ -17,14 +17,14 @@ _KEPT = 1_000
 
 
 class Operations(Repository):
-    """The operations of one home."""
+    """The operations of one home. No other change waits for theirs to reach the disk."""
 
     def begin_operation(self, row: OperationRow) -> None:
         """Add an operation that begins; the oldest of those that have ended go."""
         assert row.process is not None
         values = (row.id, row.kind, row.subject_kind, row.subject, row.state, row.created)
         process = (row.process.pid, row.process.start_time, row.process.boot_id)
-        with self._database.transaction() as connection:
+        with self._database.transaction(durable=False) as connection:
             newest = connection.execute(
                 "INSERT INTO operations (id, kind, subject_kind, subject, state, created,"
                 " pid, start_time, boot_id) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -37,7 +37,7 @@ class Operations(Repository):
 
     def note_progress(self, id_: str, stage: str, done: int, total: int | None) -> None:
         """Write how far an operation is."""
-        with self._database.transaction() as connection:
+        with self._database.transaction(durable=False) as connection:
             connection.execute(
                 "UPDATE operations SET stage = ?, done = ?, total = ? WHERE id = ?",
                 (stage, done, total, id_),
@@ -52,7 +52,7 @@ class Operations(Repository):
     ) -> None:
         """Write how an operation ended; nothing happens where it has ended already."""
         said = None if error is None else json.dumps(dict(error))
-        with self._database.transaction() as connection:
+        with self._database.transaction(durable=False) as connection:
             connection.execute(
                 "UPDATE operations SET state = ?, result = ?, error = ?, ended = ?"
                 " WHERE id = ? AND ended IS NULL",
@@ -93,7 +93,7 @@ class Operations(Repository):
             NotFoundError: there is none with this ID.
             StateError: it has ended.
         """
-        with self._database.transaction() as connection:
+        with self._database.transaction(durable=False) as connection:
             changed = connection.execute(
                 "UPDATE operations SET cancel = 1 WHERE id = ? AND ended IS NULL", (id_,)
             ).rowcount
