@@ -58,7 +58,7 @@ class CerneError(Exception):
         return f"{self.message}\n{self.hint}" if self.hint else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # An exception is otherwise made anew of its `args`, which not all of these take.
+        # Pickle would otherwise call the class with `args`, which not all classes take.
         return _restored, (type(self), self.args, self.__dict__)
 
 

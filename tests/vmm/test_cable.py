@@ -16,7 +16,7 @@ from cerne.devices.virtio.net.kernel import KernelNetDevice
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.units import MIB
-from cerne.vmm.board import Board, Wishes
+from cerne.vmm.board import Board, GuestRequests
 from cerne.vmm.cable import Cable
 from cerne.vmm.config import BootConfig, LinkKind, NicConfig, VmmConfig
 from cerne.vmm.loop import Loop
@@ -60,7 +60,7 @@ def devices(
         memory = stack.enter_context(GuestMemory.anonymous(layout.memory_ranges(32 * MIB)))
         kernel = Kernel(memory)
         monkeypatch.setattr("cerne.kvm.vhost.ioctl", kernel.ioctl)
-        wishes = Wishes(*[lambda *_: None] * 5)
+        wishes = GuestRequests(*[lambda *_: None] * 5)
         board = stack.enter_context(Board(kvm, memory, 1, wishes))
         config = VmmConfig(
             "m", "", 1, memory.size, BootConfig(0, None, ""), 0, 0, 0, (), 0, nics=(make_nic(),)

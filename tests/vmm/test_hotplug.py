@@ -24,7 +24,7 @@ from cerne.errors import ConflictError, DamagedError, EngineError, NotFoundError
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.units import MIB
-from cerne.vmm.board import Board, Wishes
+from cerne.vmm.board import Board, GuestRequests
 from cerne.vmm.config import BootConfig, DiskConfig, FileConfig, NicConfig, VmmConfig
 from cerne.vmm.loop import Loop
 from cerne.vmm.peripherals import Peripherals
@@ -145,7 +145,7 @@ class Bench:
     """A machine's devices with nobody in it: the test is the guest, by its buses."""
 
     def __init__(self, kvm: Kvm, memory: GuestMemory, disk: Path) -> None:
-        wishes = Wishes(
+        wishes = GuestRequests(
             power_off=_nothing,
             reset=_nothing,
             panicked=_nothing,

@@ -121,7 +121,7 @@ class ImageStore:
 
         Raises:
             NotFoundError: there is no image and no recipe with this name.
-            CerneError: it could not be built; nothing is left of it.
+            CerneError: building it failed; nothing is left of it.
         """
         return self.present(reference) or self.build(reference, progress)
 
@@ -141,7 +141,7 @@ class ImageStore:
 
         Raises:
             NotFoundError: there is no such recipe.
-            CerneError: it could not be built; nothing is left of it.
+            CerneError: building it failed; nothing is left of it.
         """
         recipe = RECIPES.get(reference)
         if recipe is None:

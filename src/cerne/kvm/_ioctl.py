@@ -54,7 +54,7 @@ def ioctl(
 
 
 def signal_thread(thread: int, signal_number: signal.Signals) -> None:
-    """Signal one thread of this process, by its kernel ID; one that has ended is no error."""
+    """Signal one thread of this process, by its kernel ID; one that has ended causes no error."""
     _libc.syscall(_SYS_TGKILL, os.getpid(), thread, signal_number)
 
 

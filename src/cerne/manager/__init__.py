@@ -1,6 +1,6 @@
-"""Machines as people know them: their specification, their store, and what is done to them.
+"""Machines: their store, and the operations on them.
 
-The manager alone knows the store. It knows no ioctl and no flag of QEMU: engines do.
+Only the manager knows the store. It knows no ioctl and no flag of QEMU: engines do.
 """
 
 from cerne.manager.home import Home

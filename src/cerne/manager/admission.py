@@ -1,4 +1,4 @@
-"""What this host can promise: a machine's CPUs and memory are refused where they cannot be had."""
+"""The guarantees of this host: refuses CPUs and memory that the host does not have."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def memory_limit() -> int:
 
 
 def check_host(spec: MachineSpec) -> None:
-    """Refuse what this host could not give even if nothing else ran.
+    """Refuse a machine that this host could not run even without other machines.
 
     Raises:
         CapacityError: more CPUs or memory than the host has.

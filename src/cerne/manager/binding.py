@@ -43,7 +43,7 @@ def this_process() -> ProcessIdentity:
 
 @contextlib.contextmanager
 def watched(home: Home, machine_id: str) -> Iterator[None]:
-    """Have a machine removed should this process end in this block, whatever ends it.
+    """Remove a machine if this process ends in this block, for any reason.
 
     Raises:
         HostError: no process can be started.

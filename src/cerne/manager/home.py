@@ -37,7 +37,7 @@ class Home:
 
         Raises:
             InputError: the runtime directory's path leaves no room for a socket's name.
-            HostError, StorageError: a directory cannot be made.
+            HostError, StorageError: making a directory failed.
         """
         data, runtime = _data_and_runtime()
         home = cls(data, runtime, _cache())
@@ -135,7 +135,7 @@ class Home:
 
     @property
     def disks(self) -> Path:
-        """Holds disks that were taken out of machines: they are whoever's now, and never swept."""
+        """The detached disks of machines, which belong to the user and are never removed."""
         return self.data / "disks"
 
     def saved(self, machine_id: str) -> Path:

@@ -33,7 +33,7 @@ def held(path: Path, operation: str, machine: str, patience: float | None = None
     try:
         while not _taken(descriptor) or not _is_at(descriptor, path):
             if not _is_at(descriptor, path):
-                # Whoever held it has removed it: what we have locked is nobody's lock any more.
+                # Its holder has removed it, so the file that we have locked is obsolete.
                 os.close(descriptor)
                 descriptor = _open(path)
                 continue
@@ -44,7 +44,7 @@ def held(path: Path, operation: str, machine: str, patience: float | None = None
                     machine=machine,
                 )
             time.sleep(_POLL)
-        # On a full file system nobody is told who holds it; but it is held.
+        # On a full file system the holder's name is lost, but the lock is held.
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{operation} by process {os.getpid()}".encode(), 0)
@@ -54,7 +54,7 @@ def held(path: Path, operation: str, machine: str, patience: float | None = None
 
 
 def remove_unheld(path: Path) -> None:
-    """Remove a lock's file, unless an operation holds it: whoever waits for it takes a new one."""
+    """Remove a lock's file, unless an operation holds it; waiting operations make a new one."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -79,7 +79,7 @@ class Manager:
         """Open a home: this user's, or another. An engine is chosen by what was asked for.
 
         Raises:
-            StorageError, DamagedError: its store cannot be used.
+            StorageError, DamagedError: its store is not usable.
         """
         self.home = home or Home.of_this_user()
         self._store = Store(self.home.store, self._require_image, self.home.waiters)
@@ -181,7 +181,7 @@ class Manager:
 
         Raises:
             InputError: machines of this kind boot each time.
-            CerneError: it cannot be made; nothing of it is left.
+            CerneError: making it failed; nothing of it is left.
         """
         check_host(spec)
         self._sweep()
@@ -213,7 +213,7 @@ class Manager:
         """Define a pool of so many machines; `Pool.fill` makes them.
 
         Raises:
-            InputError, ConflictError: there cannot be such a pool, or its name is in use.
+            InputError, ConflictError: a value is not valid, or the name is in use.
             CapacityError: this host could never run one of its machines.
         """
         row = new_pool_row(name, found_spec(spec), ready)
@@ -243,7 +243,7 @@ class Manager:
         """Refuse a name that a new machine cannot have.
 
         Raises:
-            InputError, ConflictError: it cannot be a name, or is in use.
+            InputError, ConflictError: the name is not valid, or is in use.
         """
         check_name(name)
         if self._store.find(name) is not None:
@@ -262,7 +262,7 @@ class Manager:
         Raises:
             ConflictError: its name is in use.
             CapacityError: this host could never run it.
-            NotFoundError, ImageError: its image is not there and cannot be made.
+            NotFoundError, ImageError: its image is missing, and making it failed.
         """
         if self._store.find(spec.name) is not None:
             raise name_in_use(spec.name)
@@ -362,7 +362,7 @@ class Manager:
 
         Raises:
             GuestError: it has no agent.
-            NotFoundError, ImageError: it is not there and cannot be made.
+            NotFoundError, ImageError: it is missing, and making it failed.
         """
         if not self.ensure_image(image, progress).agent:
             raise GuestError(
@@ -387,7 +387,7 @@ class Manager:
         return Machine(self._context, record)
 
     def machine_of(self, record: Record) -> Machine:
-        """The machine that has this row, whatever it is named by now."""
+        """The machine of this row, also after a rename."""
         return Machine(self._context, record)
 
     def machines(self) -> list[Machine]:
@@ -402,14 +402,14 @@ class Manager:
         """All snapshots, the oldest first.
 
         Raises:
-            DamagedError: what is kept of one cannot be read.
+            DamagedError: the files of one are unreadable.
         """
         from cerne.manager.machines.machine import Snapshot
 
         return [Snapshot(self._context, row) for row in self._store.snapshots()]
 
     def snapshot_names(self) -> list[str]:
-        """The names of all snapshots, the oldest first, even of those that cannot be read."""
+        """The names of all snapshots, the oldest first, also of unreadable ones."""
         return [row.name for row in self._store.snapshots()]
 
     def snapshot(self, name: str) -> Snapshot:
@@ -417,7 +417,7 @@ class Manager:
 
         Raises:
             NotFoundError: there is none.
-            DamagedError: what is kept of it cannot be read.
+            DamagedError: its files are unreadable.
         """
         from cerne.manager.machines.machine import Snapshot
         from cerne.manager.snapshots.kept import unknown_snapshot
@@ -428,7 +428,7 @@ class Manager:
         return Snapshot(self._context, row)
 
     def remove_snapshot(self, name: str) -> None:
-        """Remove the snapshot of this name or ID, even one that cannot be read.
+        """Remove the snapshot of this name or ID, even an unreadable one.
 
         Raises:
             NotFoundError: there is none.

@@ -23,7 +23,7 @@ def found_spec(spec: MachineSpec) -> MachineSpec:
 
     Raises:
         InputError: a directory that is to be mounted is none.
-        NotFoundError, ImageError: there is no such file, or it cannot be a disk.
+        NotFoundError, ImageError: there is no such file, or it is not usable as a disk.
     """
     mounts = tuple(_found_mount(mount) for mount in spec.mounts)
     disks = tuple(found_disk(disk) for disk in spec.disks)
@@ -34,7 +34,7 @@ def found_disk(disk: Disk) -> Disk:
     """The disk with a whole path, and with the format of its file; one of its own as it is.
 
     Raises:
-        NotFoundError, ImageError: there is no such file, or it cannot be a disk.
+        NotFoundError, ImageError: there is no such file, or it is not usable as a disk.
     """
     if disk.path is None:
         return disk

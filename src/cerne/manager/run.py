@@ -44,7 +44,7 @@ def run(
         fields: what the machine is to be, as the options of ``cerne run``: see `MachineFields`.
 
     Raises:
-        CerneError: it cannot be made, or did not become ready; nothing of it is left.
+        CerneError: making it failed, or it did not become ready; nothing of it is left.
     """
     with Manager() as manager:
         spec = machine_spec(name=name or manager.free_name(), image=image, **fields)

@@ -45,7 +45,7 @@ _MISC_ENABLE, _FAST_STRINGS = 0x1A0, 1
 _SIGNATURE = 1
 
 
-class Wishes(NamedTuple):
+class GuestRequests(NamedTuple):
     """The functions that the board calls at the guest's requests."""
 
     power_off: Callable[[], None]
@@ -80,7 +80,7 @@ class Board:
         kvm: Kvm,
         memory: GuestMemory,
         cpus: int,
-        wishes: Wishes,
+        wishes: GuestRequests,
         change_cpuid: Callable[[Sequence[kvm_cpuid_entry2]], None] = lambda leaves: None,
     ) -> None:
         """Assemble it; `change_cpuid` may change the CPUID of each processor."""

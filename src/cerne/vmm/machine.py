@@ -22,7 +22,7 @@ from cerne.errors import CerneError, DamagedError, EngineError
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
-from cerne.vmm.board import Board, Wishes
+from cerne.vmm.board import Board, GuestRequests
 from cerne.vmm.channel import Channel
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.console_log import ConsoleLog
@@ -68,7 +68,7 @@ class Machine:
         # Guards these two, which vCPU threads change too.
         self._wishing = threading.Lock()
         self._running = False
-        wishes = Wishes(
+        wishes = GuestRequests(
             power_off=lambda: self._finish(End(True, "the guest shut down"), "guest-shutdown"),
             reset=lambda: self.reset("guest-reset"),
             panicked=lambda: self._finish(End(False, PANICKED), "guest-panic"),

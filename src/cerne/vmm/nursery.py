@@ -1,10 +1,10 @@
 """``cerne.vmm.start nursery SOCKET NAME``: a process that has a VMM loaded, and forks machines.
 
-Loading a VMM takes Python longer than making a machine; whoever starts many has it done once, and
-the machines share what was loaded (fork(2), copy-on-write). A request is the configuration of a
-machine, in one message of a seqpacket socket; its descriptors come in messages before it
-(SCM_RIGHTS, unix(7)). The answer is the pid of its process, or why there is none. It ends when the
-other end of the socket is closed; the machines do not.
+Python takes longer to import the VMM than to make a machine; a program that starts many machines
+imports it once here, and the machines share the imported modules (fork(2), copy-on-write). A
+request is the configuration of a machine, in one message of a seqpacket socket; its descriptors
+come in messages before it (SCM_RIGHTS, unix(7)). The answer is the pid of its process, or why there
+is none. It ends when the other end of the socket is closed; the machines do not.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ LARGEST_REQUEST = 128 * 1024
 
 
 def main() -> int:
-    """Fork machines for as long as somebody asks."""
+    """Fork machines until the socket is closed."""
     requests = socket.socket(fileno=int(sys.argv[1]))
-    # Children are nobody's to wait for.
+    # Nothing waits for the children.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     raise_limit()
     title = jail.Title()

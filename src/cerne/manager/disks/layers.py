@@ -107,7 +107,7 @@ class Layers:
         """Make an empty overlay on a layer.
 
         Raises:
-            StorageError: it cannot be made.
+            StorageError: making it failed.
         """
         with self.locked(), storage_errors(f"making {path}", self._home.data):
             self._put_overlay(layer, path)
@@ -116,7 +116,7 @@ class Layers:
         """Put an empty overlay on a layer in the place of a machine's disk, until `commit`.
 
         Raises:
-            StorageError: it cannot be made; the disk is as it was.
+            StorageError: making it failed; the disk is unchanged.
         """
         old = _old(disk)
         with self.locked(), storage_errors(f"replacing {disk}", self._home.data):
@@ -143,7 +143,7 @@ class Layers:
         """Forget what a machine's disks lay on, and lie on no more.
 
         Raises:
-            DamagedError: one cannot be read.
+            DamagedError: one is unreadable.
         """
         known = self._store.layers_of(machine_id)
         if known:

@@ -50,7 +50,7 @@ def require_own_disks(spec: MachineSpec) -> None:
 
 
 def require_not_ours(home: Home, disks: Iterable[Disk]) -> None:
-    """Refuse files that are Cerne's own as disks, by whatever name: a guest would write to them.
+    """Refuse Cerne's own files as disks, by any name, because a guest would write to them.
 
     Raises:
         ConflictError: there is such a file.
@@ -183,7 +183,7 @@ def plug_missing(context: MachineContext) -> None:
     """Plug into its process what its specification has, and a killed command left out.
 
     Raises:
-        CerneError: it cannot be plugged in.
+        CerneError: plugging it in failed.
     """
     settle_disks(context)
     devices = slots((*context.disks(), *nic_plans(context.id, context.spec)))
@@ -200,7 +200,7 @@ def make_disk(context: MachineContext, disk: Disk) -> None:
     """Make the file of a disk that is a machine's own; it is named once `settle_disks` has run.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: making it failed.
     """
     from cerne.storage.overlay import create_empty
 

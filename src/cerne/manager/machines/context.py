@@ -125,7 +125,7 @@ class MachineContext:
 
         Raises:
             StateError: it does not run.
-            DamagedError: what was kept cannot be read.
+            DamagedError: its record is unreadable.
         """
         record = record or self.last
         if record.process is None:

@@ -30,7 +30,7 @@ def freeze(context: MachineContext) -> dict[str, Path]:
     """Freeze its own disks as they are (`Layers.freeze`); the layers by the disks' serials.
 
     Raises:
-        StorageError, StateError: one cannot be; it is as it was.
+        StorageError, StateError: freezing one failed; it is unchanged.
     """
     return context.layers.freeze(context.id, own_disks(context))
 
@@ -39,7 +39,7 @@ def lay(context: MachineContext, layers: Mapping[str, Path]) -> None:
     """Make its disks, each an empty overlay on a layer that the store has it refer to.
 
     Raises:
-        StorageError: one cannot be made.
+        StorageError: making one failed.
     """
     for serial, layer in layers.items():
         context.layers.overlay(layer, context.home.disk(context.id, serial))

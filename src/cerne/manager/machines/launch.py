@@ -109,7 +109,7 @@ def start_new(context: MachineContext, engine: Engine, template: Template | None
 
 @contextlib.contextmanager
 def choosing_ports(context: MachineContext) -> Iterator[None]:
-    """Choose a port for each that may be any; nobody else is given it in this block.
+    """Choose a free port for each 0; no other process gets it in this block.
 
     Raises:
         HostError, InputError: there is none, or the address is not one of this host's.

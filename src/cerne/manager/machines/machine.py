@@ -1,4 +1,4 @@
-"""One machine, as people and programs have it, and the states that it goes through.
+"""The class `Machine`, for users and programs.
 
 defined → starting → running ⇄ paused → stopping → stopped, and failed with the reason
                      running → saving → running, or suspended → running
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
     from cerne.spec.ports import PublishedPort
 
 UNPLUG_TIMEOUT = 10.0
-"""Seconds that a guest may take to let go of a device, unless a command says otherwise."""
+"""Seconds within which a guest has to release a device, by default."""
 
 
 VSOCK_TIMEOUT = 20.0
-"""Seconds that a guest may take to answer to a connection."""
+"""Seconds within which a guest has to answer a connection."""
 
 
 class Machine:
-    """A machine that is in the store, whether it runs or not. Get one from `Manager`."""
+    """A machine in the store, running or not. Get one from `Manager`."""
 
     def __init__(self, manager: ManagerContext, record: Record) -> None:
         self._context = MachineContext(manager, record)
@@ -64,7 +64,7 @@ class Machine:
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits that stay the same whatever it is named."""
+        """Twelve hexadecimal digits that stay the same after a rename."""
         return self._context.last.id
 
     @property
@@ -74,7 +74,7 @@ class Machine:
 
     @property
     def record(self) -> Record:
-        """What is known of it now; a run that has ended is noticed and recorded.
+        """Its present record; notices and records the end of a run.
 
         Raises:
             NotFoundError: it has been removed.
@@ -83,7 +83,7 @@ class Machine:
 
     @property
     def listed(self) -> Record:
-        """What was known of it when it was found; a run that has ended since is noticed."""
+        """Its record when it was found; notices the end of a run since."""
         return noticed(self._context)
 
     @property
@@ -93,7 +93,7 @@ class Machine:
 
     @property
     def spec(self) -> MachineSpec:
-        """What was asked for."""
+        """Its specification."""
         return self._context.spec
 
     @property
@@ -103,17 +103,17 @@ class Machine:
 
     @property
     def unserved(self) -> list[str]:
-        """Its devices whose process has ended and is not started again, such as ``net0``."""
+        """Its devices whose process has ended and is not restarted, such as ``net0``."""
         return unserved(self._context)
 
     @property
     def console_log(self) -> Path:
-        """Everything that its serial console said in its last run."""
+        """The log of its serial console in its last run."""
         return self._context.console_log
 
     @property
     def engine_log(self) -> Path:
-        """What its process said in its last run."""
+        """The log of its process in its last run."""
         return self._context.directory / "engine.log"
 
     def start(
@@ -139,22 +139,22 @@ class Machine:
     def stop(self, timeout: float = STOP_TIMEOUT) -> None:
         """Shut its guest down; kill it if that takes more than `timeout` seconds.
 
-        Nothing happens where it does not run.
+        Does nothing if it does not run.
 
         Raises:
-            StateError: it is suspended, and would lose what is in its memory.
+            StateError: it is suspended, and would lose its memory.
         """
         stop(self._context, timeout)
 
     def kill(self) -> None:
         """End it at once, as if its power were cut; a suspended one loses its memory.
 
-        Nothing happens where it does not run.
+        Does nothing if it does not run.
         """
         kill_now(self._context)
 
     def suspend(self) -> None:
-        """Save its memory to the disk and end its process; `wake` goes on from there.
+        """Save its memory to the disk and end its process; `wake` continues from there.
 
         Raises:
             StateError: it does not run.
@@ -164,7 +164,7 @@ class Machine:
         suspend(self._context)
 
     def wake(self) -> None:
-        """Let it go on from where it was suspended.
+        """Continue it from its suspended state.
 
         Raises:
             StateError: it is not suspended.
@@ -176,15 +176,15 @@ class Machine:
         wake(self._context)
 
     def snapshot(self, name: str | None = None, *, memory: bool = True) -> Snapshot:
-        """Keep it as it is now, to go back to or to make others from.
+        """Make a snapshot of it, to restore it or to make other machines.
 
         A machine that runs is kept with its memory, unless that is declined, and runs on; one
         that does not is kept with its disk alone. A name is made up if none is given.
 
         Raises:
             ConflictError: the name is in use.
-            InputError: the name cannot be, or there is nothing to keep.
-            EngineError, StorageError: it could not be saved; it is as it was.
+            InputError: the name is not valid, or the snapshot would be empty.
+            EngineError, StorageError: saving it failed; it is unchanged.
         """
         from cerne.manager.snapshots.take import take
 
@@ -201,7 +201,7 @@ class Machine:
         ports: Sequence[PublishedPort | str] = (),
         network: str | None = None,
     ) -> list[Machine]:
-        """Machines that go on from where this one is, which runs on too; each is its own.
+        """Fork it: each child continues from its present state, and it keeps running.
 
         Args:
             count: how many; as many as there are names, or one.
@@ -224,7 +224,7 @@ class Machine:
     def attach_disk(
         self, disk: str | int | Path, serial: str | None = None, *, read_only: bool = False
     ) -> Disk:
-        """Add a disk, which its guest sees at once where it runs.
+        """Attach a disk, which its guest sees at once if it runs.
 
         Args:
             disk: a size, in bytes or as ``10G``, for an empty disk of its own; or the path of a
@@ -234,11 +234,11 @@ class Machine:
             read_only: whether it may only be read.
 
         Raises:
-            NotFoundError, ImageError: there is no such file, or it cannot be a disk.
-            InputError: there is no slot left, or the serial cannot be.
+            NotFoundError, ImageError: there is no such file, or it is not usable as a disk.
+            InputError: there is no slot left, or the serial is not valid.
             StateError: it is suspended.
             ConflictError: another machine uses the disk.
-            EngineError, StorageError: it could not be added; nothing of it is left.
+            EngineError, StorageError: adding it failed; nothing of it is left.
         """
         from cerne.manager.machines.attach import attach_disk
 
@@ -248,15 +248,15 @@ class Machine:
     def detach_disk(
         self, disk: str, *, force: bool = False, timeout: float = UNPLUG_TIMEOUT
     ) -> Path:
-        """Take out the disk of this serial or slot, once its guest has let go of it; where it is.
+        """Detach a disk by its serial or slot, after the guest has released it; return its path.
 
-        A disk of its own becomes a file of `Home.disks`, whole and nobody's. With `force` the
-        guest is not asked.
+        A disk that belongs to it becomes a complete file in `Home.disks`. With `force` the guest is
+        not asked.
 
         Raises:
             NotFoundError: it has no such disk.
             StateError: it is suspended, or paused and `force` was not given.
-            GuestTimeoutError, GuestError: the guest did not let go in time, or refused.
+            GuestTimeoutError, GuestError: the guest did not release it in time, or refused.
             InputError: its engine cannot force it.
             StorageError: the disk is out and kept, and lies on layers that there is no space to
                 copy.
@@ -270,13 +270,13 @@ class Machine:
         return disk.path or self._home.disk(self.id, disk.serial)
 
     def attach_nic(self, network: str = "user") -> Nic:
-        """Add a network card on ``user`` or ``tap:INTERFACE``, which its guest sees at once.
+        """Attach a network card on ``user`` or ``tap:INTERFACE``, which its guest sees at once.
 
         Raises:
             InputError: there is no slot left, or no such network.
             StateError: it is suspended.
             ConflictError, HostError: it cannot have the tap.
-            EngineError: it could not be added; nothing of it is left.
+            EngineError: adding it failed; nothing of it is left.
         """
         from cerne.manager.machines.attach import attach_nic
 
@@ -285,7 +285,7 @@ class Machine:
     def detach_nic(
         self, number: int, *, force: bool = False, timeout: float = UNPLUG_TIMEOUT
     ) -> None:
-        """Take out the network card of this number, once its guest has let go of it.
+        """Detach the network card of this number, after the guest has released it.
 
         Raises:
             NotFoundError: it has no such card, or one that stays.
@@ -301,7 +301,7 @@ class Machine:
         return {0 if nic.slot is None else nic.slot + 1: nic.mac for nic in nics}
 
     def pause(self) -> None:
-        """Hold its vCPUs where they are; its memory stays.
+        """Pause its vCPUs; its memory stays.
 
         Raises:
             StateError: it does not run.
@@ -309,7 +309,7 @@ class Machine:
         pause(self._context)
 
     def resume(self) -> None:
-        """Let its vCPUs run on.
+        """Let its vCPUs run again.
 
         Raises:
             StateError: it does not run.
@@ -325,15 +325,15 @@ class Machine:
         """Give it another name.
 
         Raises:
-            InputError: that cannot be a name.
+            InputError: the name is not valid.
             ConflictError: the name is in use.
             StateError: its guest knows the old name, and there is no agent to tell it.
-            GuestError: its guest could not be told.
+            GuestError: setting the name in the guest failed.
         """
         rename(self._context, name)
 
     def adjust(self, *, balloon: int | str | None = None, cpu_weight: int | None = None) -> None:
-        """Change what is given, at once where it runs, and for its next start.
+        """Change the given values, at once if it runs, and for its next start.
 
         Args:
             balloon: memory that its guest may have, in bytes or as ``256M``. The guest gives the
@@ -341,7 +341,7 @@ class Machine:
             cpu_weight: its share of CPU time beside others, 1 to 10000, where 100 is everybody's.
 
         Raises:
-            InputError: a value cannot be, or none is given.
+            InputError: a value is not valid, or none is given.
             HostError: this host does not let this user give a CPU weight.
             StateError: it has no balloon.
             EngineError: it does not answer; it is as it was.
@@ -374,7 +374,7 @@ class Machine:
         return wait(self._context, timeout)
 
     def agent(self) -> GuestAgent:
-        """Its guest's agent, for all that is done inside.
+        """The client of its guest's agent.
 
         Raises:
             StateError: it does not run, or is paused.
@@ -489,7 +489,7 @@ class Machine:
         self.agent().pull(remote, Path(local))
 
     def console(self) -> socket.socket:
-        """A connection to its serial console, for one at a time.
+        """Connect to its serial console, which has one client at a time.
 
         Raises:
             StateError: it does not run.
@@ -524,7 +524,7 @@ class Machine:
         return self._vsock().listen(port)
 
     def events(self, after: int = 0) -> list[Event]:
-        """What happened to it, from the event numbered `after` on."""
+        """Its events after the one with the number `after`."""
         return self._store.events(after, self.id)
 
     def changes(self) -> AbstractContextManager[Changes]:
@@ -532,7 +532,7 @@ class Machine:
         return self._store.changes()
 
     def stats(self) -> Stats:
-        """What it uses of this host now.
+        """Its present use of this host's resources.
 
         Raises:
             StateError: it does not run.
@@ -573,7 +573,7 @@ class Snapshot(KeptSnapshot):
         `network` names another tap where it has one.
 
         Raises:
-            InputError, ConflictError: the name or the network cannot be, or is in use.
+            InputError, ConflictError: the name or the network is not valid, or is in use.
             CapacityError: the host cannot guarantee its memory.
             DamagedError, HostError: the snapshot is damaged, or this host cannot go on with it.
             CerneError: it did not start; nothing is left of it.
@@ -590,7 +590,7 @@ class Snapshot(KeptSnapshot):
 
         Raises:
             InputError: the file is there already, or directories of this host are mounted in it.
-            StorageError: it cannot be written; nothing is left of it.
+            StorageError: writing it failed; nothing is left of it.
         """
         from cerne.manager.snapshots.transfer import export_snapshot
 

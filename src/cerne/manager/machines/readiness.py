@@ -22,7 +22,7 @@ _ENDING_TIMEOUT = 2.0
 def await_ready(context: MachineContext, timeout: float, progress: Progress | None = None) -> None:
     """Wait until a guest that boots is ready, or else kill its machine.
 
-    One that somebody paused meanwhile is not killed.
+    A machine that was paused meanwhile is not killed.
 
     Raises:
         EngineError, GuestError: it ended or did not become ready.
@@ -43,7 +43,7 @@ def introduce(context: MachineContext) -> None:
     """Tell a guest that was forked who it is now; from then on its machine is whole.
 
     Raises:
-        GuestError: it does not answer, or cannot be told.
+        GuestError: it does not answer, or the request failed.
     """
     process = context.last.process
     assert process is not None

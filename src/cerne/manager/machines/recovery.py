@@ -41,7 +41,7 @@ def noticed(context: MachineContext) -> Record:
     """The same, where its row was read just now."""
     tell_notes(context)
     if needs_settling(context.last) and not is_held(context.lock_path):
-        # Who only looks waits for nobody: what cannot be put right now is shown as it is.
+        # A command that only reads does not wait: a machine that is busy is shown unrepaired.
         with (
             _not_found_alone(),
             held(context.lock_path, "recovery", context.last.name, patience=0),

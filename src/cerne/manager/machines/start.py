@@ -1,4 +1,4 @@
-"""Starting a machine, from whatever state it may be started in."""
+"""Starts a machine, from any state that allows a start."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _allocated(path: Path) -> int:
 
 
 def _guest_memory(context: MachineContext, record: Record) -> GuestMemoryUse | None:
-    """What its guest says of its memory; None where nobody can be asked."""
+    """Its guest's report of its memory; None if no process can be asked."""
     refuse_stopped(record)
     runs = record.state is State.RUNNING
     try:

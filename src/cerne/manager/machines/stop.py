@@ -64,7 +64,7 @@ def stop(context: MachineContext, timeout: float) -> None:
 
 
 def kill_now(context: MachineContext) -> None:
-    """End it at once, whatever else is done to it (see `Machine.kill`)."""
+    """End it at once, also during another operation (see `Machine.kill`)."""
     # Before the lock is asked for: a stop that waits for its guest must not hold this up.
     process = context.store.get(context.id).process
     if process is not None:

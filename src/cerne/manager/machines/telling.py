@@ -115,7 +115,7 @@ def _watch(context: MachineContext, record: Record) -> BootWatch:
 def _goes_on(
     context: MachineContext, record: Record, watch: BootWatch, progress: Progress | None
 ) -> bool:
-    """Whether its process runs; a machine that somebody paused is not waited for."""
+    """Whether its process runs; raises an error if the machine was paused."""
     if context.store.get(context.id).state is State.PAUSED:
         raise StateError(
             f"{record.name} was paused before its guest was ready",

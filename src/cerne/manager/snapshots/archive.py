@@ -154,7 +154,7 @@ class Reader:
         """Read the index.
 
         Raises:
-            DamagedError: it is no archive, is damaged, or of another version.
+            DamagedError: it is not an archive, is damaged, or has another version.
         """
         self._origin = origin
         self._source = source

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def remove(manager: ManagerContext, row: SnapshotRow) -> None:
-    """Remove a snapshot, whatever it is of (see `Snapshot.remove`)."""
+    """Remove a snapshot of any machine (see `Snapshot.remove`)."""
     home = manager.home
     with held(home.machine_lock(row.id), "remove", row.name):
         if manager.store.find_snapshot(row.id) is None:

@@ -32,8 +32,8 @@ class Database:
         The directory `waiters` has a FIFO of each process that waits for changes.
 
         Raises:
-            DamagedError: the file is no store, or one of a newer Cerne.
-            StorageError: it cannot be written.
+            DamagedError: the file is not a store, or a newer Cerne wrote it.
+            StorageError: it is not writable.
         """
         self._path = path
         self.waiters = Waiters(waiters)
@@ -61,7 +61,7 @@ class Database:
         """What a query finds.
 
         Raises:
-            StorageError, DamagedError: the database cannot be read.
+            StorageError, DamagedError: the database is unreadable.
         """
         with self._errors(), self._lock:
             return self._connection.execute(query, values).fetchall()
@@ -74,7 +74,7 @@ class Database:
 
         Raises:
             DamagedError: a newer Cerne has upgraded the store since it was opened.
-            StorageError: it cannot be written.
+            StorageError: it is not writable.
         """
         with self._errors(), self._lock:
             self._make_writable()

@@ -65,7 +65,7 @@ def layer_under(disk: Path, layers: Path) -> str | None:
     """The ID of the layer right under a disk; None where it lies on none.
 
     Raises:
-        DamagedError: it cannot be read.
+        DamagedError: it is unreadable.
     """
     from cerne.storage.overlay import backing_of
 

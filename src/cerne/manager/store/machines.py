@@ -39,7 +39,7 @@ class Machines(Repository):
         return rows[0] if rows else None
 
     def find_id(self, machine_id: str) -> Record | None:
-        """The machine of this ID, whatever it is named, or None."""
+        """The machine of this ID, also after a rename, or None."""
         rows = self._rows("WHERE id = ?", (machine_id,))
         return rows[0] if rows else None
 

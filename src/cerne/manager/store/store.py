@@ -36,8 +36,8 @@ class Store(Machines, Snapshots, Pools, Images, LayerReferences, Events, Operati
                 database if not given.
 
         Raises:
-            DamagedError: the file is no store, or one of a newer Cerne.
-            StorageError: it cannot be written.
+            DamagedError: the file is not a store, or a newer Cerne wrote it.
+            StorageError: it is not writable.
         """
         super().__init__(Database(path, waiters or path.with_name("waiters")), require_image)
 

@@ -105,7 +105,7 @@ class Pool:
 
         Raises:
             CapacityError: the host cannot guarantee the memory of another one.
-            CerneError: one cannot be made.
+            CerneError: making one failed.
         """
         with (
             held(self._manager.home.pool_lock(self.name), "fill", self.name),
@@ -186,7 +186,7 @@ def new_pool_row(name: str, spec: MachineSpec, ready: int) -> PoolRow:
     """The row of a new pool.
 
     Raises:
-        InputError: there cannot be such a pool.
+        InputError: a value is not valid.
     """
     check_name(name, "a pool's")
     if len(name) > _LONGEST_NAME:

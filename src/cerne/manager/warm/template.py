@@ -73,7 +73,7 @@ class Templates:
         """The template for such a machine, made if there is none; others that it replaces go.
 
         Raises:
-            CerneError: the machine cannot be started or saved; nothing of it is left.
+            CerneError: starting or saving the machine failed; nothing of it is left.
         """
         key = _key(spec, image, engine)
         directory = self._home.template(key)
