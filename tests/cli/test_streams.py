@@ -30,7 +30,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
         env=environment,
         capture_output=True,
         check=True,
-        timeout=120,
+        timeout=280,
     )
     return [Run(**found) for found in json.loads(done.stdout)]
 
