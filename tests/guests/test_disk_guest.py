@@ -78,7 +78,7 @@ def test_a_guest_goes_on_when_its_storage_daemon_is_killed(
     for sector in range(1, 61):
         first = (home / "disk").read_bytes()[sector * 512 :][:8]
         assert int.from_bytes(first, "little") == sector << 32
-    with pytest.raises(InputError, match="cannot be saved or forked"):
+    with pytest.raises(InputError, match="neither saves nor forks"):
         engine = NativeEngine(emulated=False)
         engine.attach(engine.describe(plan, machine)).fork((), [])
     with QmpClient(plan.qmp_socket) as client:
