@@ -14,6 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cerne.client.run import (
+        run,
+        run_async,
+    )
     from cerne.errors import (
         BusyError,
         CapacityError,
@@ -58,10 +62,6 @@ if TYPE_CHECKING:
     )
     from cerne.manager.machines.machine import (
         Snapshot,
-    )
-    from cerne.manager.run import (
-        run,
-        run_async,
     )
     from cerne.manager.warm.pool import (
         Pool,
@@ -124,8 +124,8 @@ _HOMES = {
     "StorageError": "cerne.errors",
     "StreamError": "cerne.errors",
     "machine_spec": "cerne.spec.machine",
-    "run": "cerne.manager.run",
-    "run_async": "cerne.manager.run",
+    "run": "cerne.client.run",
+    "run_async": "cerne.client.run",
 }
 
 __all__ = [

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from cerne.client.run import _asynchronous
 from cerne.errors import GuestTimeoutError, StateError
 from cerne.manager import Machine, Manager, State
 from cerne.manager.asynchronous import AsyncMachine
-from cerne.manager.run import _asynchronous
 from cerne.spec.machine import machine_spec
 
 _MANY = 50

@@ -106,7 +106,7 @@ def test_another_store_cancels_it_at_its_next_step(store: Store, tmp_path: Path)
         operation("unpacking", 0, None)
     assert operation.id in raised.value.message
     assert the_row(store).state is OperationState.CANCELLED
-    with pytest.raises(StateError, match="has ended: it is cancelled"):
+    with pytest.raises(StateError, match="has ended already: cancelled"):
         other.cancel_operation(operation.id)
     with pytest.raises(NotFoundError, match="no operation with the ID nosuch"):
         other.cancel_operation("nosuch")

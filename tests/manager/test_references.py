@@ -299,10 +299,10 @@ def test_a_directory_that_another_could_change_is_refused(
 def test_a_block_of_the_library_keeps_no_descriptor(
     manager: Manager, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import cerne.manager.run as run_module
+    import cerne.client.run as run_module
 
     monkeypatch.setattr(
-        run_module, "Manager", lambda: Manager(manager.home, lambda _requested: engine)
+        run_module, "LocalHost", lambda: Manager(manager.home, lambda _requested: engine)
     )
     gc.disable()
     try:

@@ -12,7 +12,7 @@ from cerne.cli.output import print_json, print_table
 from cerne.units import format_size
 
 if TYPE_CHECKING:
-    from cerne.manager import Machine
+    from cerne.client import Machine
     from cerne.spec.disk import Disk
 
 disk_app = typer.Typer(
@@ -50,9 +50,9 @@ def attach_disk(
     ] = False,
 ) -> None:
     """Add a disk to a machine, and print its serial."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    print(Manager().get(name).attach_disk(disk, serial, read_only=read_only).serial)
+    print(connect().get(name).attach_disk(disk, serial, read_only=read_only).serial)
 
 
 @disk_app.command("detach")
@@ -63,19 +63,19 @@ def detach_disk(
     timeout: TimeoutOption = "10s",
 ) -> None:
     """Detach a disk from a machine, and print where the disk is; its file is kept."""
-    from cerne.manager import Manager
+    from cerne.client import connect
     from cerne.units import parse_duration
 
     limit = parse_duration(timeout)
-    print(Manager().get(name).detach_disk(disk, force=force, timeout=limit))
+    print(connect().get(name).detach_disk(disk, force=force, timeout=limit))
 
 
 @disk_app.command("ls")
 def list_disks(name: NameArgument, json: JsonOption = False) -> None:
     """List the disks of a machine, without its root disk."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    machine = Manager().get(name)
+    machine = connect().get(name)
     disks = machine.spec.data_disks
     if json:
         print_json([_summary(machine, disk) for disk in disks])
@@ -100,9 +100,9 @@ def attach_nic(
     network: Annotated[str, typer.Option(help="user, or tap:INTERFACE.")] = "user",
 ) -> None:
     """Add a network card to a machine, and print its number."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    print(Manager().get(name).attach_nic(network).number)
+    print(connect().get(name).attach_nic(network).number)
 
 
 @nic_app.command("detach")
@@ -113,20 +113,20 @@ def detach_nic(
     timeout: TimeoutOption = "10s",
 ) -> None:
     """Detach a network card from a machine, and print its number."""
-    from cerne.manager import Manager
+    from cerne.client import connect
     from cerne.units import parse_duration
 
     limit = parse_duration(timeout)
-    Manager().get(name).detach_nic(number, force=force, timeout=limit)
+    connect().get(name).detach_nic(number, force=force, timeout=limit)
     print(number)
 
 
 @nic_app.command("ls")
 def list_nics(name: NameArgument, json: JsonOption = False) -> None:
     """List the network cards of a machine; no command detaches card 0."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    nics = Manager().get(name).nics()
+    nics = connect().get(name).nics()
     if json:
         print_json([{"number": number, "mac": mac} for number, mac in nics.items()])
     else:

@@ -7,10 +7,10 @@ from cerne.errors import CerneError
 
 def machine_names(incomplete: str) -> list[str]:
     """The names of machines that begin with the typed text."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     try:
-        names = [machine.name for machine in Manager().machines()]
+        names = [machine.name for machine in connect().machines()]
     except CerneError:
         return []
     return [name for name in names if name.startswith(incomplete)]
@@ -18,10 +18,10 @@ def machine_names(incomplete: str) -> list[str]:
 
 def image_names(incomplete: str) -> list[str]:
     """The names of images, present or built in, that begin with the typed text."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     try:
-        names = Manager().images.names_available()
+        names = connect().image_names()
     except CerneError:
         return []
     return [name for name in names if name.startswith(incomplete)]
@@ -29,10 +29,10 @@ def image_names(incomplete: str) -> list[str]:
 
 def snapshot_names(incomplete: str) -> list[str]:
     """The names of snapshots that begin with the typed text."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     try:
-        names = Manager().snapshot_names()
+        names = connect().snapshot_names()
     except CerneError:
         return []
     return [name for name in names if name.startswith(incomplete)]
@@ -40,10 +40,10 @@ def snapshot_names(incomplete: str) -> list[str]:
 
 def pool_names(incomplete: str) -> list[str]:
     """The names of pools that begin with the typed text."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     try:
-        names = [pool.name for pool in Manager().pools()]
+        names = [pool.name for pool in connect().pools()]
     except CerneError:
         return []
     return [name for name in names if name.startswith(incomplete)]

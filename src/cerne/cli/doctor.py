@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sys
 import textwrap
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
@@ -14,7 +13,7 @@ from cerne.cli.options import JsonOption
 from cerne.cli.output import paint, print_json, printable
 
 if TYPE_CHECKING:
-    from cerne.host.finding import Finding
+    from cerne.client import Finding
 
 _INDENT = 6
 _NARROWEST = 20
@@ -23,13 +22,9 @@ _MARKS = {True: ("ok", "green"), False: ("--", "yellow"), None: ("  ", "dim")}
 
 def doctor(json: JsonOption = False) -> None:
     """Report what this host can do and what to improve; fail if no machine can run."""
-    from cerne.engine.select import ENGINES, choose_engine
-    from cerne.host.report import make_report
-    from cerne.manager.home import Home
+    from cerne.client.setup import report as make_report
 
-    speed_cache = Home.of_this_user().guest_speed
-    capabilities = {name: asdict(choose_engine(name, speed_cache).capabilities) for name in ENGINES}
-    report = make_report(speed_cache, choose_engine("auto", speed_cache).name, capabilities)
+    report = make_report()
     if json:
         print_json(report.as_json())
     else:

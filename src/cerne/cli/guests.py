@@ -27,7 +27,7 @@ from cerne.errors import CerneError, InputError
 from cerne.spec.pairs import parse_pairs
 
 if TYPE_CHECKING:
-    from cerne.manager import Machine
+    from cerne.client import Machine
 
 WorkdirOption = Annotated[
     str | None,
@@ -64,7 +64,7 @@ def run(
     The exit status is the command's; 125 where Cerne itself failed.
     """
     from cerne.cli.output import progress, tell_chosen_ports
-    from cerne.manager import Manager
+    from cerne.client import connect
     from cerne.units import parse_duration
 
     with own_failures_are_125():
@@ -76,29 +76,29 @@ def run(
             )
         if not detach and not request.words:
             request = shell_request(user)
-        manager = Manager()
-        spec = make_spec(image, name or manager.free_name(), asked)
+        host = connect()
+        spec = make_spec(image, name or host.free_name(), asked)
         limit = None if timeout is None else parse_duration(timeout)
         with ExitStack() as lent:
             with progress() as report:
                 if remove:
-                    manager.require_agent(spec.image, report)
-                    running = manager.running(spec, timeout=limit, cold=cold, progress=report)
+                    host.require_agent(spec.image, report)
+                    running = host.running(spec, timeout=limit, cold=cold, progress=report)
                     machine = lent.enter_context(running)
                 else:
-                    machine = manager.run(
+                    machine = host.run(
                         spec, timeout=limit, keep_failed=True, cold=cold, progress=report
                     )
             if detach:
                 print(machine.name)
                 tell_chosen_ports(machine)
-                manager.warm_later(machine)
+                host.warm_kind_of(machine.id)
                 return
             if not remove:
                 lent.callback(_tell_that_it_runs_on, machine)
-            status = run_session(machine.agent(), request)
+            status = run_session(machine, request)
             # The template is made after the command, because making it costs as much as a boot.
-            manager.warm_later(machine)
+            host.warm_kind_of(machine.id)
     raise typer.Exit(status)
 
 
@@ -116,7 +116,7 @@ def exec_(
     The exit status is the command's, or 128 and the signal's number where a signal ended it; 125
     where Cerne itself failed.
     """
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     with own_failures_are_125():
         request = _request(command, env, workdir, user, interactive, terminal)
@@ -124,16 +124,16 @@ def exec_(
             raise InputError(
                 "no command was given", hint=f"cerne exec {name} -- COMMAND, or cerne shell"
             )
-        status = run_session(Manager().get(name).agent(), request)
+        status = run_session(connect().get(name), request)
     raise typer.Exit(status)
 
 
 def shell(name: NameArgument, user: UserOption = None) -> None:
     """Open a shell in a running machine, on this terminal."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     with own_failures_are_125():
-        status = run_session(Manager().get(name).agent(), shell_request(user))
+        status = run_session(connect().get(name), shell_request(user))
     raise typer.Exit(status)
 
 
@@ -142,7 +142,7 @@ def cp(
     target: Annotated[str, typer.Argument(help="PATH here, or NAME:PATH in a machine.")],
 ) -> None:
     """Copy files and directories into a machine or out of it."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     from_machine, source_path = _place(source)
     to_machine, target_path = _place(target)
@@ -151,19 +151,19 @@ def cp(
             "a copy needs one path in a machine and one path on this host",
             hint="cerne cp NAME:/path ./here, or cerne cp ./here NAME:/path",
         )
-    manager = Manager()
+    host = connect()
     if to_machine is not None:
-        manager.get(to_machine).copy_in(source_path, target_path)
+        host.get(to_machine).copy_in(source_path, target_path)
     elif from_machine is not None:
-        manager.get(from_machine).copy_out(source_path, target_path)
+        host.get(from_machine).copy_out(source_path, target_path)
 
 
 def console(name: NameArgument) -> None:
     """Attach this terminal to a machine's serial console; Ctrl-] leaves it."""
     from cerne.cli.console import attach
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    with Manager().get(name).console() as connection:
+    with connect().get(name).console() as connection:
         attach(connection, name)
 
 
@@ -176,9 +176,9 @@ def vsock(
 ) -> None:
     """Connect stdin and stdout to a vsock port of a running machine, as nc does for TCP."""
     from cerne.cli.stream import join
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    machine = Manager().get(name)
+    machine = connect().get(name)
     if not listen:
         with machine.vsock_connect(port) as connection:
             join(connection)

@@ -19,8 +19,7 @@ from cerne.cli.output import age, print_fields, print_json, print_table, progres
 from cerne.units import format_size
 
 if TYPE_CHECKING:
-    from cerne.images import Image
-    from cerne.images.recipe import Recipe
+    from cerne.client import Image, Recipe
 
 app = typer.Typer(help="Images: build, import, list, export.", no_args_is_help=True)
 kernel_app = typer.Typer(help="The kernel of Cerne's own images.", no_args_is_help=True)
@@ -33,10 +32,10 @@ ImageName = Annotated[
 @app.command("ls")
 def list_images(json: JsonOption = False) -> None:
     """List the images of this host, then those that can be built."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    store = Manager().images
-    images, unbuilt = list(store.list()), list(store.unbuilt())
+    host = connect()
+    images, unbuilt = host.stored_images(), host.unbuilt_images()
     if json:
         print_json([*map(_summary, images), *map(_unbuilt, unbuilt)])
         return
@@ -63,10 +62,10 @@ def build(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="tiny, debian:12 or debian:13.")],
 ) -> None:
     """Build a built-in image, again if it is there already."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     with progress() as report:
-        image = Manager().build_image(recipe, report)
+        image = connect().build_image(recipe, report)
     print(f"{image.name}  {image.digest}")
 
 
@@ -79,13 +78,13 @@ def warm(
     **asked: object,
 ) -> None:
     """Boot an image once and save the state, so that new machines of it start at once."""
-    from cerne.manager import READY_TIMEOUT, Manager
+    from cerne.client import connect
     from cerne.units import parse_duration
 
     spec = make_spec(image, "template", asked)
-    limit = READY_TIMEOUT if timeout is None else parse_duration(timeout)
+    limit = None if timeout is None else parse_duration(timeout)
     with progress() as report:
-        made = Manager().warm(spec, timeout=limit, progress=report)
+        made = connect().warm(spec, timeout=limit, progress=report)
     print(f"{image} is warm{'' if made else ' already'}")
 
 
@@ -112,10 +111,10 @@ def import_image(
     ] = False,
 ) -> None:
     """Import a disk image that was made elsewhere."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     with progress() as report:
-        image = Manager().import_image(
+        image = connect().import_image(
             source, name, checksum=checksum, format_=format_, replace=replace, progress=report
         )
     print(f"{image.name}  {image.digest}")
@@ -124,9 +123,9 @@ def import_image(
 @app.command()
 def inspect(name: ImageName, json: JsonOption = False) -> None:
     """Show all that is known about an image."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    image = Manager().images.get(name)
+    image = connect().image(name)
     if json:
         print_json(_summary(image) | _paths(image))
         return
@@ -151,13 +150,13 @@ def rm(
     ],
 ) -> None:
     """Remove images that no machine, snapshot or pool uses."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    manager = Manager()
+    host = connect()
     failures = Failures()
     for name in names:
         with failures.told():
-            manager.remove_image(name)
+            host.remove_image(name)
             print(name)
     failures.end()
 
@@ -171,37 +170,37 @@ def export(
     ] = "qcow2",
 ) -> None:
     """Write an image's disk to a file."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    Manager().images.export(name, target, format_)
+    connect().export_image(name, target, format_)
     print(target)
 
 
 @kernel_app.command("build")
 def build_kernel() -> None:
     """Build the guest kernel from the distribution's source; this takes minutes, once."""
-    from cerne.images.kernel import build_kernel as build_now
-    from cerne.manager import Home
+    from cerne.client.setup import build_kernel as build_now
 
     with progress() as report:
-        kernel = build_now(Home.of_this_user().cache, report)
+        kernel = build_now(report)
     print(f"{kernel.version}  {kernel.path}")
 
 
 @kernel_app.command("ls")
 def list_kernels(json: JsonOption = False) -> None:
     """List the guest kernels that have been built."""
-    from cerne.images.kernel import built_kernels, current_kernel
-    from cerne.manager import Home
+    from cerne.client.setup import kernels as find_kernels
 
-    cache = Home.of_this_user().cache
-    kernels, current = built_kernels(cache), current_kernel(cache)
+    kernels = find_kernels()
     if json:
         print_json(
-            [{"version": k.version, "path": str(k.path), "current": k == current} for k in kernels]
+            [
+                {"version": k.version, "path": str(k.path), "current": current}
+                for k, current in kernels
+            ]
         )
         return
-    rows = [(k.version, "yes" if k == current else "no", str(k.path)) for k in kernels]
+    rows = [(k.version, "yes" if current else "no", str(k.path)) for k, current in kernels]
     print_table(("VERSION", "CURRENT", "PATH"), rows)
 
 

@@ -19,7 +19,7 @@ from cerne.cli.options import (
 from cerne.cli.output import tell_chosen_ports
 
 if TYPE_CHECKING:
-    from cerne.manager import Machine
+    from cerne.client import Machine
     from cerne.spec.asked import Adjustment
 
 StopTimeoutOption = Annotated[
@@ -34,12 +34,12 @@ StopTimeoutOption = Annotated[
 def create(image: ImageArgument, name: NameOption = None, **asked: object) -> None:
     """Define a machine without starting it, and print its name."""
     from cerne.cli.output import progress
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    manager = Manager()
-    spec = make_spec(image, name or manager.free_name(), asked)
+    host = connect()
+    spec = make_spec(image, name or host.free_name(), asked)
     with progress() as report_progress:
-        print(manager.create(spec, report_progress).name)
+        print(host.create(spec, report_progress).name)
 
 
 def start(names: NamesArgument, timeout: TimeoutOption = None) -> None:
@@ -111,17 +111,17 @@ def rename(
     name: NameArgument, new_name: Annotated[str, typer.Argument(help="The new name.")]
 ) -> None:
     """Give a machine another name."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    Manager().get(name).rename(new_name)
+    connect().get(name).rename(new_name)
 
 
 @field_options("set")
 def set_(name: NameArgument, **asked: object) -> None:
     """Change a machine, at once if it runs, and for its next start."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    Manager().get(name).adjust(**cast("Adjustment", asked))
+    connect().get(name).adjust(**cast("Adjustment", asked))
     print(name)
 
 
@@ -137,13 +137,13 @@ def _each(
     Raises:
         SystemExit: a machine failed and was reported; the status is the first failure's.
     """
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    manager = Manager()
+    host = connect()
     failures = Failures()
     for name in names:
         with failures.told():
-            machine = manager.get(name)
+            machine = host.get(name)
             act(machine)
             print(name)
             then(machine)
@@ -152,7 +152,7 @@ def _each(
 
 def _tell_if_killed(machine: Machine) -> None:
     """Report that a machine was killed, if it was asked to shut down and did not."""
-    from cerne.manager.machines.stop import KILLED
+    from cerne.client import KILLED
 
     _, killed, why = machine.record.reason.partition(KILLED)
     if killed:

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +19,7 @@ from cerne.errors import CerneError, NotFoundError, StateError
 from cerne.units import format_size
 
 if TYPE_CHECKING:
-    from cerne.manager import Event, Machine, Manager, Record, Stats
+    from cerne.client import Event, Host, Machine, Record, Stats
     from cerne.spec.ports import PublishedPort
 
 FollowOption = Annotated[
@@ -44,10 +43,10 @@ def ls(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only the names.")] = False,
 ) -> None:
     """List the machines."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     failures = Failures()
-    machines = _present(Manager().machines(), failures)
+    machines = _present(connect().machines(), failures)
     if quiet and not json:
         print("".join(f"{record.name}\n" for _, record in machines), end="")
         failures.end()
@@ -63,9 +62,9 @@ def ls(
 
 def inspect(name: NameArgument, json: JsonOption = False) -> None:
     """Show all that is known about a machine."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    machine = Manager().get(name)
+    machine = connect().get(name)
     record = machine.record
     if json:
         print_json(_details(machine, record))
@@ -111,13 +110,13 @@ def logs(
     ] = False,
 ) -> None:
     """Print the output of a machine's serial console in its last run."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    machine = Manager().get(name)
-    offset = _print_from(machine.engine_log if engine else machine.console_log, 0)
+    machine = connect().get(name)
+    offset = _print_log(machine.read_log(0, engine=engine))
     while follow and machine.state.live:
         time.sleep(_POLL)
-        offset = _print_from(machine.engine_log if engine else machine.console_log, offset)
+        offset += _print_log(machine.read_log(offset, engine=engine))
 
 
 def events(
@@ -128,16 +127,16 @@ def events(
     follow: FollowOption = False,
 ) -> None:
     """List the events of machines; with --json and --follow, one object a line."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    manager = Manager()
-    machine = None if name is None else manager.get(name)
+    host = connect()
+    machine = None if name is None else host.get(name)
     if follow:
-        for event in manager.follow_events(machine_id=machine.id if machine else None):
+        for event in host.follow_events(machine_id=machine.id if machine else None):
             _print_event(event, json)
             sys.stdout.flush()
         return
-    found = machine.events() if machine else manager.events()
+    found = machine.events() if machine else host.events()
     if json:
         print_json([_event(event) for event in found])
         return
@@ -150,15 +149,15 @@ def wait(
     timeout: Annotated[str | None, typer.Option(help="How long to wait, such as 90s.")] = None,
 ) -> None:
     """Wait until machines have ended, and print the state of each."""
-    from cerne.manager import Manager
+    from cerne.client import connect
     from cerne.units import parse_duration
 
-    manager = Manager()
+    host = connect()
     limit = None if timeout is None else parse_duration(timeout)
     failures = Failures()
     for name in names:
         with failures.told():
-            print(manager.get(name).wait(limit))
+            print(host.get(name).wait(limit))
     failures.end()
 
 
@@ -169,14 +168,14 @@ def stats(
     json: JsonOption = False,
 ) -> None:
     """Show what running machines use of this host."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    manager = Manager()
+    host = connect()
     failures = Failures()
     if names:
-        measured = _measured(_named(manager, names, failures), failures)
+        measured = _measured(_named(host, names, failures), failures)
     else:
-        measured = _measured(_running(manager, failures), failures, may_end=True)
+        measured = _measured(_running(host, failures), failures, may_end=True)
     if json:
         print_json(
             [
@@ -220,16 +219,16 @@ def _present(machines: Iterable[Machine], failures: Failures) -> list[tuple[Mach
     return found
 
 
-def _named(manager: Manager, names: Iterable[str], failures: Failures) -> list[Machine]:
+def _named(host: Host, names: Iterable[str], failures: Failures) -> list[Machine]:
     found = []
     for name in names:
         with failures.told():
-            found.append(manager.get(name))
+            found.append(host.get(name))
     return found
 
 
-def _running(manager: Manager, failures: Failures) -> list[Machine]:
-    present = _present(manager.machines(), failures)
+def _running(host: Host, failures: Failures) -> list[Machine]:
+    present = _present(host.machines(), failures)
     return [machine for machine, record in present if record.state in ("running", "paused")]
 
 
@@ -340,14 +339,8 @@ def _print_event(event: Event, json: bool) -> None:
         print(printable(words).rstrip())
 
 
-def _print_from(path: Path, offset: int) -> int:
-    """Print a log from an offset on, and return the offset of its end; a missing log is empty."""
-    try:
-        with path.open("rb") as log:
-            log.seek(offset)
-            text = log.read()
-    except FileNotFoundError:
-        return offset
+def _print_log(text: bytes) -> int:
+    """Print a part of a log, and return its length."""
     if sys.stdout.isatty():
         # A guest's text must not control the user's terminal.
         lines = text.decode(errors="replace").replace("\r\n", "\n").split("\n")
@@ -355,4 +348,4 @@ def _print_from(path: Path, offset: int) -> int:
     else:
         sys.stdout.buffer.write(text)
     sys.stdout.flush()
-    return offset + len(text)
+    return len(text)

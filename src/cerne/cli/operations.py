@@ -12,7 +12,7 @@ from cerne.cli.options import JsonOption
 from cerne.cli.output import age, print_fields, print_json, print_table
 
 if TYPE_CHECKING:
-    from cerne.manager.store import OperationRow
+    from cerne.client import OperationRow
 
 app = typer.Typer(
     help="Long operations: list, inspect and cancel them.",
@@ -25,9 +25,9 @@ _COLOURS = {"running": "yellow", "succeeded": "green", "failed": "red"}
 @app.command("ls")
 def list_operations(json: JsonOption = False) -> None:
     """List the operations of the last 30 days, at most 1,000."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    operations = Manager().operations()
+    operations = connect().operations()
     if json:
         print_json([_summary(row) for row in operations])
         return
@@ -45,9 +45,9 @@ def inspect(
     json: JsonOption = False,
 ) -> None:
     """Show all that is known about an operation."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    row = Manager().operation(operation)
+    row = connect().operation(operation)
     if json:
         print_json(_summary(row))
         return
@@ -73,13 +73,13 @@ def cancel(
     operations: Annotated[list[str], typer.Argument(metavar="ID...", help="Operations.")],
 ) -> None:
     """Have operations end at their next step, with nothing left of them."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    manager = Manager()
+    host = connect()
     failures = Failures()
     for operation in operations:
         with failures.told():
-            manager.cancel_operation(operation)
+            host.cancel_operation(operation)
             print(operation)
     failures.end()
 

@@ -17,8 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from cerne.images import Progress
-    from cerne.manager import Machine
+    from cerne.client import Machine, Progress
 
 
 def print_json(value: object) -> None:

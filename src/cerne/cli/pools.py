@@ -34,10 +34,10 @@ def create(
     **asked: object,
 ) -> None:
     """Make a pool, and fill it."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     spec = make_spec(image, name, asked)
-    pool = Manager().create_pool(name, spec, ready)
+    pool = connect().create_pool(name, spec, ready)
     try:
         with progress() as report:
             pool.fill(report)
@@ -50,11 +50,11 @@ def create(
 @app.command("ls")
 def list_pools(json: JsonOption = False) -> None:
     """List the pools."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     failures = Failures()
     pools = []
-    for pool in Manager().pools():
+    for pool in connect().pools():
         with failures.told():
             pools.append((pool, pool.spec))
     if json:
@@ -82,24 +82,24 @@ def list_pools(json: JsonOption = False) -> None:
 @app.command()
 def take(pool: PoolArgument, name: NameOption = None) -> None:
     """Take a machine out of a pool, and print its name; another is started in the background."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    print(Manager().pool(pool).take(name).name)
+    print(connect().pool(pool).take(name).name)
 
 
 @app.command()
 def fill(pool: PoolArgument) -> None:
     """Make machines until the pool has as many as it keeps ready."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     with progress() as report:
-        Manager().pool(pool).fill(report)
+        connect().pool(pool).fill(report)
 
 
 @app.command()
 def rm(pool: PoolArgument) -> None:
     """Remove a pool and the machines in it."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    Manager().pool(pool).remove()
+    connect().pool(pool).remove()
     print(pool)

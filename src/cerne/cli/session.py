@@ -28,7 +28,7 @@ from cerne.cli.terminal import (
 from cerne.errors import GuestError, StreamError
 
 if TYPE_CHECKING:
-    from cerne.guest import GuestAgent, GuestProcess, Output
+    from cerne.client import GuestProcess, Machine, Output
 
 # A login shell: bash if the guest has it, or else sh.
 _SHELL = ["sh", "-c", "command -v bash >/dev/null && exec bash -l; exec sh -l"]
@@ -59,7 +59,7 @@ def shell_request(user: str | None) -> Request:
     return Request(_SHELL, user=user, interactive=True, terminal=sys.stdin.isatty())
 
 
-def run_session(agent: GuestAgent, request: Request) -> int:
+def run_session(machine: Machine, request: Request) -> int:
     """Run the command to its end; return its exit status, or 128 plus a signal's number.
 
     Raises:
@@ -67,9 +67,9 @@ def run_session(agent: GuestAgent, request: Request) -> int:
         KeyboardInterrupt: Ctrl-C was pressed a second time.
     """
     if request.terminal:
-        return _run_on_terminal(agent, request)
+        return _run_on_terminal(machine, request)
     with (
-        agent.popen(
+        machine.popen(
             request.words, env=request.env, cwd=request.workdir, user=request.user
         ) as process,
         _interrupts_passed_on(process),
@@ -83,11 +83,11 @@ def run_session(agent: GuestAgent, request: Request) -> int:
         return process.wait().status
 
 
-def _run_on_terminal(agent: GuestAgent, request: Request) -> int:
-    from cerne.guest import TerminalSize
+def _run_on_terminal(machine: Machine, request: Request) -> int:
+    from cerne.client import TerminalSize
 
     with (
-        agent.popen(
+        machine.popen(
             request.words,
             env={"TERM": os.environ.get("TERM", "dumb"), **request.env},
             cwd=request.workdir,
@@ -109,7 +109,7 @@ def _show(process: GuestProcess) -> None:
 
 
 def _descriptor(output: Output) -> int:
-    from cerne.guest import Stream
+    from cerne.client import Stream
 
     return (sys.stdout if output.stream is Stream.STDOUT else sys.stderr).fileno()
 

@@ -15,7 +15,7 @@ from cerne.cli.output import age, print_json, print_table, progress, tell_chosen
 from cerne.units import format_size
 
 if TYPE_CHECKING:
-    from cerne.manager.machines.machine import Snapshot
+    from cerne.client import Snapshot
 
 app = typer.Typer(
     help="Snapshots: create, list, restore, export and import them.", no_args_is_help=True
@@ -38,22 +38,22 @@ def create(
     ] = True,
 ) -> None:
     """Save the present state of a machine, and print the snapshot's name."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    print(Manager().get(name).snapshot(snapshot, memory=memory).name)
+    print(connect().get(name).snapshot(snapshot, memory=memory).name)
 
 
 @app.command("ls")
 def list_snapshots(json: JsonOption = False) -> None:
     """List the snapshots."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    manager = Manager()
+    host = connect()
     failures = Failures()
     snapshots = []
-    for name in manager.snapshot_names():
+    for name in host.snapshot_names():
         with failures.told():
-            snapshots.append(manager.snapshot(name))
+            snapshots.append(host.snapshot(name))
     if json:
         print_json([_summary(snapshot) for snapshot in snapshots])
     else:
@@ -72,12 +72,12 @@ def restore(
     publish: PublishOption = None,
 ) -> None:
     """Restore a machine, or make another one from the snapshot; print the machine's name."""
+    from cerne.client import connect
     from cerne.errors import InputError
-    from cerne.manager import Manager
     from cerne.spec.ports import parse_publish
 
     ports = [parse_publish(text) for text in publish or ()]
-    found = Manager().snapshot(snapshot)
+    found = connect().snapshot(snapshot)
     if name is not None:
         made = found.restore_as(name, ports, network)
         print(made.name)
@@ -99,13 +99,13 @@ def rm(
     ],
 ) -> None:
     """Remove snapshots; machines that were made from them stay."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
-    manager = Manager()
+    host = connect()
     failures = Failures()
     for name in names:
         with failures.told():
-            manager.remove_snapshot(name)
+            host.remove_snapshot(name)
             print(name)
     failures.end()
 
@@ -116,10 +116,10 @@ def export(
     target: Annotated[Path, typer.Argument(help="The file to write.")],
 ) -> None:
     """Write a snapshot and its image to one file for another host."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     with progress() as report:
-        Manager().snapshot(snapshot).export(target, report)
+        connect().snapshot(snapshot).export(target, report)
     print(target)
 
 
@@ -131,10 +131,10 @@ def import_snapshot(
     ] = None,
 ) -> None:
     """Import a snapshot that another host exported, and print its name."""
-    from cerne.manager import Manager
+    from cerne.client import connect
 
     with progress() as report:
-        print(Manager().import_snapshot(source, name, report).name)
+        print(connect().import_snapshot(source, name, report).name)
 
 
 def fork(
@@ -148,11 +148,11 @@ def fork(
     publish: PublishOption = None,
 ) -> None:
     """Copy a running machine, which keeps running; print the names of the copies."""
-    from cerne.manager import Manager
+    from cerne.client import connect
     from cerne.spec.ports import parse_publish
 
     ports = [parse_publish(text) for text in publish or ()]
-    machine = Manager().get(name)
+    machine = connect().get(name)
     for child in machine.fork(count, names=names or (), ports=ports, network=network):
         print(child.name)
         tell_chosen_ports(child)

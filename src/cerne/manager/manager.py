@@ -174,7 +174,7 @@ class Manager:
         self,
         spec: MachineSpec,
         *,
-        timeout: float = READY_TIMEOUT,
+        timeout: float | None = None,
         progress: Progress | None = None,
     ) -> bool:
         """Make the template that machines of this kind start from; whether there was none.
@@ -199,7 +199,8 @@ class Manager:
         with recorded(
             self._store, Kind.IMAGE_WARM, Subject.IMAGE, spec.image, progress
         ) as operation:
-            self.templates.make(spec, image, engine, timeout, operation)
+            limit = READY_TIMEOUT if timeout is None else timeout
+            self.templates.make(spec, image, engine, limit, operation)
         return True
 
     def warm_later(self, machine: Machine) -> None:

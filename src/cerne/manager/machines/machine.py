@@ -523,6 +523,15 @@ class Machine:
         """
         return self._vsock().listen(port)
 
+    def read_log(self, offset: int, *, engine: bool = False) -> bytes:
+        """What its console, or its process, said in its last run, from so many bytes on."""
+        try:
+            with (self.engine_log if engine else self.console_log).open("rb") as log:
+                log.seek(offset)
+                return log.read()
+        except FileNotFoundError:
+            return b""
+
     def events(self, after: int = 0) -> list[Event]:
         """Its events after the one with the number `after`."""
         return self._store.events(after, self.id)

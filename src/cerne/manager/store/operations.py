@@ -100,7 +100,7 @@ class Operations(Repository):
         if not changed:
             state = self.operation(id_).state
             raise StateError(
-                f"the operation {id_} has ended: it is {state}",
+                f"the operation {id_} has ended already: {state}",
                 hint=f"see: cerne operation inspect {id_}",
             )
 

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import TYPE_CHECKING, ParamSpec, Unpack
 
+from cerne.client.local import LocalHost
 from cerne.errors import CerneError
-from cerne.manager.manager import Manager
 from cerne.spec.machine import machine_spec
 from cerne.units import parse_duration
 
@@ -46,10 +46,10 @@ def run(
     Raises:
         CerneError: making it failed, or it did not become ready; nothing of it is left.
     """
-    with Manager() as manager:
-        spec = machine_spec(name=name or manager.free_name(), image=image, **fields)
+    with LocalHost() as host:
+        spec = machine_spec(name=name or host.free_name(), image=image, **fields)
         limit = None if timeout is None else parse_duration(timeout)
-        with manager.running(spec, timeout=limit, progress=progress) as machine:
+        with host.running(spec, timeout=limit, progress=progress) as machine:
             yield machine
 
 
