@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -77,6 +78,22 @@ with Store(Path(sys.argv[1])).changes() as changes:
     print("waits", flush=True)
     time.sleep(1000)
 """
+
+
+def test_what_is_no_fifo_keeps_nobody_asleep(tmp_path: Path, new_record: NewRecord) -> None:
+    store = Store(tmp_path / "store.sqlite")
+    waiters, other = tmp_path / "waiters", tmp_path / "other"
+    other.write_bytes(b"kept")
+    with store.changes() as changes:
+        (waiters / "000000000000").mkdir()
+        (waiters / "000000000001").symlink_to(other)
+        (waiters / "000000000002").write_bytes(b"kept")
+        store.add(new_record("first"))
+        poll = select.poll()
+        poll.register(changes.fileno(), select.POLLIN)
+        assert poll.poll(0) != []
+    assert other.read_bytes() == b"kept"
+    assert (waiters / "000000000002").read_bytes() == b"kept"
 
 
 def test_one_who_waits_leaves_nothing(tmp_path: Path) -> None:

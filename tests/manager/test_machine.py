@@ -19,6 +19,7 @@ from cerne.errors import (
     CapacityError,
     ConflictError,
     EngineError,
+    GuestTimeoutError,
     HostError,
     InputError,
     NotFoundError,
@@ -29,6 +30,7 @@ from cerne.host.notes import Notes
 from cerne.manager import Manager, State
 from cerne.manager.lock import held
 from cerne.manager.machines.machine import Machine
+from cerne.manager.store import Record, Store
 from cerne.spec.machine import MachineSpec, machine_spec
 from cerne.units import MIB
 
@@ -350,3 +352,26 @@ def test_a_machine_without_sockets_says_what_it_lacks(machine: Machine) -> None:
 
 def test_free_names_are_free(manager: Manager, machine: Machine) -> None:
     assert manager.free_name() != machine.name
+
+
+def test_a_wait_beside_an_operation_does_not_spin(
+    machine: Machine, manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.start()
+    looks = []
+    get = Store.get
+
+    def count(store: Store, machine_id: str) -> Record:
+        looks.append(machine_id)
+        return get(store, machine_id)
+
+    monkeypatch.setattr(Store, "get", count)
+    process = machine.record.process
+    assert process is not None
+    with held(manager.home.machine_lock(machine.id), "stop", "web"):
+        process.send(signal.SIGKILL)
+        process.wait()
+        looks.clear()
+        with pytest.raises(GuestTimeoutError):
+            manager.get("web").wait(1.2)
+    assert len(looks) < 20

@@ -148,3 +148,29 @@ def test_a_disk_that_cannot_be_read_may_lie_on_any_layer(
         assert {path.name for path in old_home.layers.iterdir()} == found
         manager.get("asleep").remove(force=True)
         assert [*old_home.layers.iterdir()] == []
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        '{"digest": "x", "data_layers": {"x": ["a"]}}',
+        '{"digest": "x", "data_layers": {"x": "a\\u0000b"}}',
+        '{"digest": "\\ud800"}',
+        '{"digest": 5}',
+        '{"digest": "x", "data_layers": {"x": "../../../etc/passwd"}}',
+        "[" * 200_000,
+        "[]",
+    ],
+)
+def test_a_snapshot_that_makes_no_sense_stops_no_upgrade(old_home: Home, manifest: str) -> None:
+    with sqlite3.connect(old_home.store) as database:
+        database.execute("UPDATE snapshots SET manifest = ?", (manifest,))
+    store = Store(old_home.store)
+    layers = {path.stem for path in old_home.layers.glob("*.qcow2")}
+    with sqlite3.connect(old_home.store) as database:
+        assert database.execute("PRAGMA foreign_key_check").fetchall() == []
+        assert database.execute("SELECT DISTINCT digest FROM snapshots").fetchall() == [(None,)]
+        kept = {row[0] for row in database.execute("SELECT layer FROM snapshot_layers")}
+    database.close()
+    assert kept == layers
+    store.close()

@@ -6,6 +6,7 @@ import pytest
 from tests.manager.conftest import FakeEngine
 
 from cerne.errors import NotFoundError
+from cerne.host.process import ProcessIdentity, boot_id
 from cerne.manager import Manager
 from cerne.manager.store import Store
 from cerne.manager.store.rows import Record
@@ -28,3 +29,33 @@ def test_one_that_is_removed_while_it_is_filled_leaves_no_machine(
         pool.fill()
     assert manager.machines() == []
     assert engine.running() == 0
+
+
+def test_a_machine_whose_filler_is_killed_is_removed(
+    manager: Manager, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its start and the pool it is its filler's, which has ended."""
+    pool = manager.create_pool("p", machine_spec(name="p", image="blank", memory="64M"), 1)
+    ended = ProcessIdentity(pid=2**22 - 1, start_time=1, boot_id=boot_id())
+    with monkeypatch.context() as killed:
+        killed.setattr("cerne.manager.warm.pool.this_process", lambda: ended)
+        killed.setattr(Store, "join_pool", _interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pool.fill()
+    assert engine.running() == 1
+    assert manager.machines() == []
+    assert engine.running() == 0
+    assert pool.fill() == 1
+    (member,) = manager.machines()
+    assert member.record.client is None
+
+
+def _interrupt(_store: Store, _record: Record, _pool: str) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_pool_that_is_removed_leaves_no_lock(manager: Manager) -> None:
+    pool = manager.create_pool("p", machine_spec(name="p", image="blank", memory="64M"), 0)
+    pool.fill()
+    pool.remove()
+    assert not manager.home.pool_lock("p").exists()

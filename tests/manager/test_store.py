@@ -233,7 +233,7 @@ def test_what_is_referred_to_is_not_forgotten(store: Store, new_record: NewRecor
     store.add_layers({"upper": "lower"}, record.id)
     store.drop_layers_of(record.id, ["lower"])
     for what in ("images", "layers WHERE id = 'lower'", "layers WHERE id = 'upper'"):
-        with pytest.raises(DamagedError, match="FOREIGN KEY"), store._database.transaction() as own:
+        with pytest.raises(ConflictError, match="FOREIGN KEY"), store._database.transaction() as own:
             own.execute(f"DELETE FROM {what}")
     assert not store.has_needless_layers([])
     store.remove(record)
@@ -298,3 +298,11 @@ def test_an_event_that_is_damaged_hides_no_other(store: Store, new_record: NewRe
     with store._database.transaction() as connection:
         connection.execute("UPDATE events SET detail = 'no json' WHERE number = 1")
     assert [event.words for event in store.events()] == ["no json", "tiny"]
+
+
+def test_what_clashes_with_a_row_is_no_damage(store: Store) -> None:
+    with (
+        pytest.raises(ConflictError, match="another command"),
+        store._database.transaction() as connection,
+    ):
+        connection.execute("INSERT INTO pool_members (machine, pool) VALUES ('none', 'none')")

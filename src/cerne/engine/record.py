@@ -7,6 +7,7 @@ from a specification, an image or a path.
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,18 +137,18 @@ class InstanceRecord:
                 name=str(values["name"]),
                 memory=int(values["memory"]),
                 agent=bool(values["agent"]),
-                runtime=Path(values["runtime"]),
-                logs=Path(values["logs"]),
-                control_group=Path(values["control_group"]),
-                qmp=Path(values["qmp"]),
-                console=Path(values["console"]),
-                agents=tuple(Path(path) for path in values["agents"]),
+                runtime=_located(values["runtime"]),
+                logs=_located(values["logs"]),
+                control_group=_located(values["control_group"]),
+                qmp=_located(values["qmp"]),
+                console=_located(values["console"]),
+                agents=tuple(_located(path) for path in values["agents"]),
                 vsock_directory=_path(values["vsock_directory"]),
                 vsock_cid=None if cid is None else int(cid),
                 memory_file=_path(values["memory_file"]),
                 shares_memory=bool(values["shares_memory"]),
             )
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DamagedError(
                 f"the record of a running machine is damaged: {error!r}",
                 hint="end the machine: cerne kill NAME",
@@ -155,4 +156,16 @@ class InstanceRecord:
 
 
 def _path(value: object) -> Path | None:
-    return None if value is None else Path(str(value))
+    return None if value is None else _located(value)
+
+
+def _located(value: object) -> Path:
+    """A path that the system can be given.
+
+    Raises:
+        ValueError, TypeError: it is none.
+    """
+    if not isinstance(value, str) or "\0" in value:
+        raise TypeError(f"{value!r} is not a path")
+    os.fsencode(value)
+    return Path(value)

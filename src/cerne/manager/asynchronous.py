@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cerne.guest import ExecResult, ExecTextResult, GuestProcess
     from cerne.manager.machines.machine import Machine, Snapshot
     from cerne.manager.store import Event, State
+    from cerne.manager.store.changes import Changes
 
 _T = TypeVar("_T")
 _LOOKING = 1.0
@@ -37,8 +38,7 @@ class AsyncMachine:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        # More commands than the guest's agent has ports wait here, for any time.
-        self._ports = asyncio.Semaphore(AGENT_PORTS)
+        self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
 
     def __repr__(self) -> str:
         return f"<AsyncMachine {self.machine.name}>"
@@ -146,8 +146,7 @@ class AsyncMachine:
                 for event in await in_thread(partial(self.machine.events, after)):
                     after = event.number
                     yield event
-                await _readable(changes.fileno())
-                changes.wait(0)
+                await _changed(changes)
 
     async def start(self, timeout: float | None = None) -> None:
         """Start it, as `Machine.start` does."""
@@ -202,18 +201,31 @@ class AsyncMachine:
     def _fork(self, count: int) -> list[Machine]:
         return list(self.machine.fork(count=count))
 
+    @property
+    def _ports(self) -> asyncio.Semaphore:
+        """Where more commands than the guest's agent has ports wait, for any time."""
+        loop = asyncio.get_running_loop()
+        if self._turns is None or self._turns[0] is not loop:
+            self._turns = loop, asyncio.Semaphore(AGENT_PORTS)
+        return self._turns[1]
+
     async def _ended(self) -> State:
         with self.machine.changes() as changes:
             while (record := await in_thread(lambda: self.machine.record)).state.live:
-                if record.process is None:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(_readable(changes.fileno()), _LOOKING)
-                    changes.wait(0)
-                    continue
-                with record.process.pidfd() as descriptor:
-                    if descriptor is not None:
-                        await _readable(descriptor)
+                if record.process is not None and record.process.alive():
+                    with record.process.pidfd() as descriptor:
+                        if descriptor is not None:
+                            await _readable(descriptor)
+                else:
+                    await _changed(changes)
             return record.state
+
+
+async def _changed(changes: Changes) -> None:
+    """Wait for a change, or until it is time to look again."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(_readable(changes.fileno()), _LOOKING)
+    changes.wait(0)
 
 
 class _Command:

@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from cerne.spec.machine import MachineSpec
 
 
+_LOOKING = 5.0
+"""Seconds after which events are looked for even if nobody told of them."""
+
 _ID = re.compile("[0-9a-f]{12}")
 """Of a machine or a snapshot, after which its lock is named."""
 
@@ -297,19 +300,21 @@ class Manager:
         keep_failed: bool = False,
         cold: bool = False,
         progress: Progress | None = None,
+        client: ProcessIdentity | None = None,
     ) -> Machine:
         """Define a machine, start it, and wait at most `timeout` seconds until it is ready.
 
         It goes on from the template of its kind, if there is one and `cold` does not have it boot.
 
         Where that fails nothing is left, unless `keep_failed` asks for a machine that failed, and
-        was not refused, to be kept, to be looked at. An interrupt (Ctrl-C) always undoes it.
+        was not refused, to be kept, to be looked at. An interrupt (Ctrl-C) always undoes it. With a
+        `client` it is bound to that process, as `create` has it.
 
         Raises:
             CerneError: what `create` and `Machine.start` raise.
         """
         with self._run(spec.name, progress) as operation:
-            machine = self.create(spec, operation)
+            machine = self.create(spec, operation, client)
             try:
                 machine.start(timeout, cold=cold, progress=operation)
             except BaseException as error:
@@ -506,7 +511,7 @@ class Manager:
                 for event in self._store.events(after, machine_id):
                     after = event.number
                     yield event
-                changes.wait()
+                changes.wait(_LOOKING)
 
     def remove_image(self, reference: str) -> None:
         """Remove an image that no machine, no snapshot and no pool is made of.

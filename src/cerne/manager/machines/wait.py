@@ -24,15 +24,17 @@ def wait(context: MachineContext, timeout: float | None) -> State:
                 hint=f"stop it with: cerne stop {context.last.name}",
                 machine=context.last.name,
             )
-        if record.process is None:
-            _await_change(context, left)
+        process = record.process
+        if process is not None and process.alive():
+            process.wait(left)
         else:
-            record.process.wait(left)
+            _await_change(context, left)
     return record.state
 
 
 def _await_change(context: MachineContext, timeout: float | None) -> None:
-    """Wait until it is given a process, or the command that was to do so was killed."""
+    """Wait until a command gives it a process, or records its end, or was killed before that."""
     with context.store.changes() as changes:
-        if current_record(context).process is None:
+        record = current_record(context)
+        if record.state.live and (record.process is None or not record.process.alive()):
             changes.wait(_LOOKING if timeout is None else min(timeout, _LOOKING))

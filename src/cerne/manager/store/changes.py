@@ -7,8 +7,10 @@ killed has no reader, and is removed by the next change.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
+import stat
 import time
 import uuid
 from collections.abc import Iterator
@@ -57,7 +59,8 @@ class Waiters:
         # The change has been made: it must not fail by what keeps others from hearing of it.
         with contextlib.suppress(OSError):
             for fifo in self._directory.glob("[0-9a-f]*"):
-                _wake(fifo)
+                with contextlib.suppress(OSError):
+                    _wake(fifo)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[Changes]:
@@ -91,14 +94,20 @@ def _make(path: Path) -> int:
 
 
 def _wake(fifo: Path) -> None:
+    """Wake one of them.
+
+    Raises:
+        OSError: it is no FIFO, or its reader has gone just now.
+    """
     try:
-        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
-        fifo.unlink(missing_ok=True)
-        return
+        descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            # It has no reader any more.
+            fifo.unlink(missing_ok=True)
+        raise
     try:
-        # One that is full has been told.
-        with contextlib.suppress(BlockingIOError):
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             os.write(descriptor, b"\0")
     finally:
         os.close(descriptor)

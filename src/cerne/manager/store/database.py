@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from cerne.errors import DamagedError, StateError, StorageError
+from cerne.errors import ConflictError, DamagedError, StateError, StorageError
 from cerne.manager.store.changes import Waiters
 from cerne.manager.store.migrations import VERSION, migrate
 from cerne.manager.store.reserve import Reserve
@@ -64,7 +64,12 @@ class Database:
             StorageError, DamagedError: the database is unreadable.
         """
         with self._errors(), self._lock:
-            return self._connection.execute(query, values).fetchall()
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except sqlite3.OperationalError:
+                # The tables of a newer version are others.
+                self._require_known_version()
+                raise
 
     @contextlib.contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
@@ -152,6 +157,11 @@ class Database:
         except sqlite3.ProgrammingError as error:
             raise StateError(
                 "the manager was closed", hint="use it, and its machines, within its with block"
+            ) from error
+        except sqlite3.IntegrityError as error:
+            # The file is sound: a command removed or changed meanwhile what this one needs.
+            raise ConflictError(
+                f"another command changed what this one needs: {error}", hint="do that again"
             ) from error
         except sqlite3.DatabaseError as error:
             raise DamagedError(

@@ -8,11 +8,14 @@ more: stores have gone through it.
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 from cerne.manager.store.found import found_layers
+
+_LAYER = re.compile("[0-9a-f]{12}", re.ASCII)
 
 Migration = Callable[[sqlite3.Connection, Path], None]
 """Changes the tables; the path is of the directory that the store is in."""
@@ -256,13 +259,10 @@ def _copy_snapshots(database: sqlite3.Connection, home: Path) -> None:
     digests: dict[str, str | None] = {}
     for snapshot, _, layer, manifest, _ in snapshots:
         try:
-            read = json.loads(manifest)
-            digests[snapshot] = str(read["digest"])
-            needed = [*read.get("data_layers", {}).values()]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            digests[snapshot] = None
-            needed = all_layers
-        references += [(snapshot, each) for each in {layer, *needed} if each]
+            digests[snapshot], needed = _needs(layer, manifest)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            digests[snapshot], needed = None, {*all_layers}
+        references += [(snapshot, each) for each in needed]
     found = found_layers(layers, home / "machines", (layer for _, layer in references))
     database.executemany("INSERT INTO layers (id) VALUES (?)", [(id_,) for id_ in found.parents])
     database.executemany("UPDATE layers SET parent = ?2 WHERE id = ?1", list(found.parents.items()))
@@ -276,9 +276,30 @@ def _copy_snapshots(database: sqlite3.Connection, home: Path) -> None:
     )
     database.executemany(
         "INSERT INTO new_snapshots VALUES (?, ?, ?, nullif(?, ''), ?, ?)",
-        [(row[0], row[1], digests[row[0]], row[2], row[3], row[4]) for row in snapshots],
+        [
+            (row[0], row[1], digests[row[0]], row[2] if row[2] in found.parents else "", *row[3:])
+            for row in snapshots
+        ],
     )
     database.executemany("INSERT INTO snapshot_layers VALUES (?, ?)", references)
+
+
+def _needs(layer: str, manifest: str) -> tuple[str, set[str]]:
+    """The digest of a snapshot's image, and the IDs of the layers that it lies on.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, RecursionError: its row makes no sense.
+    """
+    read = json.loads(manifest)
+    digest, layers = read["digest"], [*read.get("data_layers", {}).values()]
+    if layer:
+        layers.append(layer)
+    # IDs become names of files.
+    if not all(isinstance(each, str) and _LAYER.fullmatch(each) for each in layers):
+        raise ValueError("an ID of a layer is none")
+    if not isinstance(digest, str) or not digest.isascii() or not digest.isprintable():
+        raise ValueError("the digest of an image is none")
+    return digest, {*layers}
 
 
 def _copy_pools(database: sqlite3.Connection) -> None:

@@ -42,7 +42,7 @@ class Pools(Repository):
             connection.execute("DELETE FROM pools WHERE name = ?", (name,))
 
     def join_pool(self, record: Record, pool: str) -> None:
-        """Put a machine into a pool.
+        """Put a machine into a pool; from then on it is bound to no process.
 
         Raises:
             NotFoundError: one of them has been removed.
@@ -51,6 +51,11 @@ class Pools(Repository):
             values = (record.id, pool)
             try:
                 connection.execute("INSERT INTO pool_members (machine, pool) VALUES (?, ?)", values)
+                connection.execute(
+                    "UPDATE machines SET client_pid = NULL, client_start_time = NULL,"
+                    " client_boot_id = NULL WHERE id = ?",
+                    (record.id,),
+                )
             except sqlite3.IntegrityError as error:
                 raise NotFoundError(
                     f"the pool {pool}, or its new machine {record.name}, has been removed",

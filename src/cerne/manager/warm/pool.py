@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 
 from cerne.errors import InputError, NotFoundError
 from cerne.manager.background import run_later
-from cerne.manager.lock import held, is_held
+from cerne.manager.binding import this_process
+from cerne.manager.lock import held, is_held, remove_unheld
 from cerne.manager.operations import Kind, Operation, recorded
 from cerne.manager.store import PoolRow, Record, State, Subject
 from cerne.manager.warm.template import may_have_template
@@ -22,6 +23,7 @@ from cerne.spec.network import NetworkKind, parse_network
 from cerne.spec.upgrade import stored_spec
 
 if TYPE_CHECKING:
+    from cerne.host.process import ProcessIdentity
     from cerne.images import Image, Progress
     from cerne.manager.home import Home
     from cerne.manager.machines.machine import Machine
@@ -44,7 +46,13 @@ class Maker(Protocol):
 
     def machine_of(self, record: Record) -> Machine: ...
 
-    def run(self, spec: MachineSpec, *, progress: Progress | None = None) -> Machine: ...
+    def run(
+        self,
+        spec: MachineSpec,
+        *,
+        progress: Progress | None = None,
+        client: ProcessIdentity | None = None,
+    ) -> Machine: ...
 
     def warm(self, spec: MachineSpec, *, progress: Progress | None = None) -> bool: ...
 
@@ -140,6 +148,7 @@ class Pool:
         """
         members = self._store.members(self.name)
         self._store.remove_pool(self.name)
+        remove_unheld(self._manager.home.pool_lock(self.name))
         with ExitStack() as removals:
             for record in members:
                 removals.callback(self._remove, record)
@@ -157,7 +166,8 @@ class Pool:
         return None
 
     def _add_new(self, progress: Progress) -> None:
-        record = self._new(progress).record
+        # Until it is in the pool it is this process's, without which it is removed.
+        record = self._new(progress, this_process()).record
         try:
             self._store.join_pool(record, self.name)
         except NotFoundError:
@@ -165,9 +175,11 @@ class Pool:
             self._remove(record)
             raise
 
-    def _new(self, progress: Progress | None = None) -> Machine:
+    def _new(
+        self, progress: Progress | None = None, client: ProcessIdentity | None = None
+    ) -> Machine:
         name = f"{self.name}-{uuid.uuid4().hex[:8]}"
-        return self._manager.run(self.spec.changed(name=name), progress=progress)
+        return self._manager.run(self.spec.changed(name=name), progress=progress, client=client)
 
     def _sweep(self) -> None:
         """Remove machines of it that have ended, or whose maker was killed."""
