@@ -72,7 +72,7 @@ def test_the_report_is_plain_for_programs(tmp_path: Path) -> None:
     assert len(told["findings"]) == len(made.findings)
     assert told["capabilities"] == _CAN
     values = {finding["topic"]: finding["value"] for finding in told["findings"]}
-    assert values["qemu engine"] == "no fork, firmware"
+    assert values["qemu engine"] == "forks machines by saving them, boots by firmware"
     topics = [finding["topic"] for finding in told["findings"]]
     assert len(set(topics)) == len(topics)
 

@@ -233,7 +233,10 @@ def test_what_is_referred_to_is_not_forgotten(store: Store, new_record: NewRecor
     store.add_layers({"upper": "lower"}, record.id)
     store.drop_layers_of(record.id, ["lower"])
     for what in ("images", "layers WHERE id = 'lower'", "layers WHERE id = 'upper'"):
-        with pytest.raises(ConflictError, match="FOREIGN KEY"), store._database.transaction() as own:
+        with (
+            pytest.raises(ConflictError, match="FOREIGN KEY"),
+            store._database.transaction() as own,
+        ):
             own.execute(f"DELETE FROM {what}")
     assert not store.has_needless_layers([])
     store.remove(record)

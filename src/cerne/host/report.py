@@ -83,6 +83,15 @@ def make_report(cache: Path, auto: str, capabilities: Mapping[str, Mapping[str, 
     return Report(findings, speed, verdict, capabilities)
 
 
+_ABILITIES = {
+    "fork": ("forks machines by saving them", "forks machines while they run"),
+    "force_unplug": ("takes out devices if the guest agrees", "takes out devices by force"),
+    "firmware": ("boots kernels alone", "boots by firmware"),
+    "vsock": ("has no vsock", "has vsock"),
+}
+"""What an engine does that lacks a capability, and that has it."""
+
+
 def judge(auto: str, speed: GuestSpeed | None, *, has_qemu: bool) -> Verdict:
     """The engine that ``auto`` takes and why, given KVM's speed (None without KVM)."""
     if speed is None:
@@ -108,9 +117,8 @@ def engine_finding(verdict: Verdict) -> Finding:
 
 def capability_finding(engine: str, capabilities: Mapping[str, bool]) -> Finding:
     """What an engine can do here, as a line of the report."""
-    words = {name.replace("_", " "): able for name, able in capabilities.items()}
-    value = ", ".join(word if able else f"no {word}" for word, able in words.items())
-    return Finding(f"{engine} engine", value)
+    words = [_ABILITIES[name][able] for name, able in capabilities.items() if name in _ABILITIES]
+    return Finding(f"{engine} engine", ", ".join(words))
 
 
 def qemu_findings() -> Iterator[Finding]:

@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from cerne.errors import (
     ChecksumError,
@@ -296,9 +297,15 @@ class ImageStore:
             )
         if target.exists():
             raise InputError(f"{target} exists already", hint="give another path")
+        directory = target.absolute().parent
+        if not directory.is_dir():
+            raise InputError(
+                f"the directory {directory} does not exist",
+                hint=f"make it first: mkdir -p {quote(str(directory))}",
+            )
         with storage_errors(f"exporting {reference}", target.parent):
             convert(image.disk.path, image.disk.format, target, format_)
-            sync_directory(target.absolute().parent)
+            sync_directory(directory)
 
     def _current(self, recipe: Recipe) -> Image | None:
         """The recipe's last image, if the recipe would make the same one now."""

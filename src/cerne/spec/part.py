@@ -38,6 +38,10 @@ Bytes = Annotated[int, BeforeValidator(_bytes)]
 """A size, which may be a text: ``512M``."""
 
 
+_LIKELY_MIB = 65536
+"""Bytes up to which a size that is too small was most likely meant in MiB."""
+
+
 def require_size(what: str, size: int, smallest: int, largest: int) -> None:
     """Refuse a size that is out of bounds; `what` names it in the error.
 
@@ -45,10 +49,10 @@ def require_size(what: str, size: int, smallest: int, largest: int) -> None:
         InputError: it is out of bounds.
     """
     if not smallest <= size <= largest:
-        raise InputError(
-            f"{what} is {format_size(size)}, which is out of bounds",
-            hint=f"ask for {format_size(smallest)} to {format_size(largest)}",
-        )
+        hint = f"ask for {format_size(smallest)} to {format_size(largest)}"
+        if 0 < size <= _LIKELY_MIB:
+            hint += f"; a number without a unit is bytes: {size}M is {size} MiB"
+        raise InputError(f"{what} is {format_size(size)}, which is out of bounds", hint=hint)
 
 
 def require_whole_mib(what: str, size: int) -> None:
