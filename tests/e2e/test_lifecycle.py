@@ -164,7 +164,7 @@ def test_two_processors_run_pause_and_fork(
         assert cerne.ok("exec", name, "--", "sh", "-c", "true & nproc; wait") == "2\n"
 
 
-@pytest.mark.slow_if_emulated
+@pytest.mark.slow
 def test_ten_machines_at_once(cerne: Cerne, engine: Engine) -> None:
     names = [f"m{number}" for number in range(10)]
     begun = [cerne.begin("run", "-d", "--name", n, *engine.options, "tiny") for n in names]

@@ -49,6 +49,7 @@ def test_commands_in_a_running_machine(cerne: Cerne, web: str) -> None:
     assert b"no-such-program" in missing.stderr
 
 
+@pytest.mark.slow_if_emulated
 def test_commands_run_side_by_side(cerne: Cerne, web: str) -> None:
     running = [cerne.begin("exec", web, "--", "sh", "-c", f"sleep 1; echo {n}") for n in range(4)]
     assert [process.communicate(timeout=60) for process in running] == [
@@ -56,6 +57,7 @@ def test_commands_run_side_by_side(cerne: Cerne, web: str) -> None:
     ]
 
 
+@pytest.mark.slow_if_emulated
 def test_a_terminal_session(cerne: Cerne, web: str) -> None:
     terminal = pexpect.spawn(
         cerne.program,
@@ -99,6 +101,7 @@ def test_the_console_is_left_by_its_key(cerne: Cerne, web: str) -> None:
     assert cerne.machine(web)["state"] == "running"
 
 
+@pytest.mark.slow_if_emulated
 def test_files_go_in_and_out_unharmed(
     cerne: Cerne, engine: Engine, web: str, tmp_path: Path
 ) -> None:
@@ -122,6 +125,7 @@ def test_directories_go_in_and_out(cerne: Cerne, web: str, tmp_path: Path) -> No
     assert (tmp_path / "back" / "link").readlink() == Path("inner/script")
 
 
+@pytest.mark.slow_if_emulated
 def test_a_copy_that_cannot_be_is_refused(cerne: Cerne, web: str, tmp_path: Path) -> None:
     assert "here" in cerne.refused("cp", "/etc/passwd", "/tmp/x")
     cerne.refused("cp", f"{web}:/no/such/file", str(tmp_path / "x"))
@@ -183,6 +187,7 @@ assert name not in [machine.name for machine in cerne.Manager().machines()]
     subprocess.run(command, env=cerne.environment, check=True, timeout=120)
 
 
+@pytest.mark.slow_if_emulated
 def test_the_library_from_asyncio(cerne: Cerne, engine: Engine) -> None:
     script = """
 import asyncio, cerne, sys
@@ -197,6 +202,7 @@ asyncio.run(main())
     subprocess.run(command, env=cerne.environment, check=True, timeout=120)
 
 
+@pytest.mark.slow_if_emulated
 def test_listings_are_also_for_programs(cerne: Cerne, web: str) -> None:
     (listed,) = json.loads(cerne.ok("ls", "--json"))
     assert (listed["name"], listed["state"], listed["image"]) == ("web", "running", "tiny")

@@ -103,7 +103,14 @@ def test_a_machine_with_mounts_boots(
 
 
 @pytest.mark.slow_if_emulated
-@pytest.mark.parametrize("name", ["state", "memory", "manifest.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "memory",
+        pytest.param("state", marks=pytest.mark.slow),
+        pytest.param("manifest.json", marks=pytest.mark.slow),
+    ],
+)
 def test_one_that_was_altered_is_refused_and_the_machine_boots(
     used: Cerne, engine: Engine, name: str
 ) -> None:
