@@ -97,7 +97,7 @@ def test_a_network_card_comes_and_goes(
     cerne.ok("exec", "n", "--", "sh", "-c", script)
     assert cerne.ok("nic", "detach", "n", "1") == "1\n"
     assert cerne("exec", "n", "ls", "/sys/class/net/eth1").returncode != 0
-    assert "no network card 0" in cerne.refused("nic", "detach", "n", "0", status=3)
+    assert "no removable network card 0" in cerne.refused("nic", "detach", "n", "0", status=3)
 
 
 @only_native

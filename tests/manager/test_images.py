@@ -103,14 +103,14 @@ def test_a_machine_whose_image_is_removed_meanwhile_is_not_made(
 
         monkeypatch.setattr(manager, "_make_disk", made)
     else:
-        ensure = manager.images.ensure
+        ensure = manager.ensure_image
 
         def ensured(name: str, progress: Progress | None) -> Image:
             image = ensure(name, progress)
             other.remove_image("blank")
             return image
 
-        monkeypatch.setattr(manager.images, "ensure", ensured)
+        monkeypatch.setattr(manager, "ensure_image", ensured)
     with pytest.raises(ConflictError, match="image was removed"):
         manager.create(_spec("late"))
     assert manager.machines() == []

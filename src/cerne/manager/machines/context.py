@@ -102,9 +102,10 @@ class MachineContext:
     @property
     def ports(self) -> tuple[PublishedPort, ...]:
         """Its published ports; while it runs, with the numbers that were chosen for it."""
+        # A listing of many machines reads no specification where the text has no port.
+        if '"host_port"' not in self.last.spec:
+            return ()
         asked = self.spec.ports
-        if not asked:
-            return asked
         try:
             numbers = json.loads(self.chosen_ports.read_text())
         except FileNotFoundError:

@@ -16,7 +16,6 @@ from cerne.manager.lock import held
 from cerne.manager.machines.context import ManagerContext
 from cerne.manager.machines.stats import allocated
 from cerne.manager.operations import Kind, Operation, recorded
-from cerne.manager.snapshots.manifest import Manifest, read_manifest
 from cerne.manager.store import SnapshotRow, Subject
 from cerne.spec.limits import ROOT_SERIAL
 
@@ -24,12 +23,16 @@ if TYPE_CHECKING:
     from cerne.engine.base import Engine
     from cerne.images import Progress
     from cerne.manager.home import Home
+    from cerne.manager.snapshots.manifest import Manifest
 
 
 class KeptSnapshot:
     """What there is of one snapshot: its row, and where its files are."""
 
     def __init__(self, manager: ManagerContext, row: SnapshotRow) -> None:
+        # Models are slow to load, and most commands have nothing to do with snapshots.
+        from cerne.manager.snapshots.manifest import read_manifest
+
         self.context = manager
         self.row = row
         self.manifest: Manifest = read_manifest(row.manifest, f"the snapshot {row.name}")

@@ -20,7 +20,6 @@ from cerne.manager.store import PoolRow, Record, State, Subject
 from cerne.manager.warm.template import may_have_template
 from cerne.spec.names import check_name
 from cerne.spec.network import NetworkKind, parse_network
-from cerne.spec.upgrade import stored_spec
 
 if TYPE_CHECKING:
     from cerne.host.process import ProcessIdentity
@@ -81,6 +80,8 @@ class Pool:
     @property
     def spec(self) -> MachineSpec:
         """What its machines are."""
+        from cerne.spec.upgrade import stored_spec
+
         return stored_spec(self._row.spec, self._row.name)
 
     @property
