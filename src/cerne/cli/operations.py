@@ -1,4 +1,4 @@
-"""Commands about long operations: what is built, fetched, started or saved, by whatever command."""
+"""Commands about long operations: what any command builds, fetches, starts or saves."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ def connect() -> Host:
     """The host that this process runs on, with the machines of this user.
 
     Raises:
-        StorageError, DamagedError: its store cannot be used.
+        StorageError, DamagedError: its store is not usable.
         HostError, InputError: it has no place for them.
     """
     from cerne.client.local import LocalHost

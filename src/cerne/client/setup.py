@@ -1,6 +1,6 @@
 """What a host can do, and its guest kernels: what needs none of its machines, and not their store.
 
-It serves where there is no store yet, or where that cannot be used.
+It works without a store, and beside a damaged one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def build_kernel(progress: Progress | None = None) -> BuiltKernel:
     """Build the guest kernel of the distribution's source; this takes minutes.
 
     Raises:
-        CerneError: it cannot be built; nothing is left of it.
+        CerneError: building it failed; nothing is left of it.
     """
     from cerne.images import kernel
 

@@ -69,18 +69,18 @@ class MachineGroup:
         Raises:
             HostError: this host does not allow it to this user; the process is in its former group.
         """
-        keeper = _keeper(self._surface)
+        hierarchy = _hierarchy(self._surface)
         place = self._noted()
         if place is not None:
             with _refusals():
-                keeper.set_weight(place, weight)
+                hierarchy.set_weight(place, weight)
             return
         with _refusals():
-            place = keeper.place(pid, self._name)
+            place = hierarchy.place(pid, self._name)
         self._note.write_text(place)
         try:
             with _refusals():
-                keeper.make(place, pid, weight)
+                hierarchy.make(place, pid, weight)
         except HostError:
             self.remove()
             raise
@@ -94,7 +94,7 @@ class MachineGroup:
         if place is None:
             return
         try:
-            _keeper(self._surface).remove(place)
+            _hierarchy(self._surface).remove(place)
         except (OSError, HostError) as error:
             _log.warning("the control group %s stays: %s", place, error)
         self._note.unlink(missing_ok=True)
@@ -112,10 +112,10 @@ def require_weights(surface: Surface = HOST) -> None:
     Raises:
         HostError: it does not; the hint says how to allow them.
     """
-    _keeper(surface).place(os.getpid(), _PREFIX)
+    _hierarchy(surface).place(os.getpid(), _PREFIX)
 
 
-class _Keeper(Protocol):
+class _Hierarchy(Protocol):
     """One way to make groups on a host. An OSError is the kernel's refusal."""
 
     def place(self, pid: int, name: str) -> str:
@@ -131,7 +131,7 @@ class _Keeper(Protocol):
         """Remove a group; do nothing if there is none."""
 
 
-def _keeper(surface: Surface) -> _Keeper:
+def _hierarchy(surface: Surface) -> _Hierarchy:
     if surface.systemd.is_dir() and (busctl := shutil.which("busctl")):
         return _Scopes(surface, busctl)
     if "cpu" in _words(surface.groups / "cgroup.controllers"):

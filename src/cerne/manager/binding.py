@@ -2,7 +2,7 @@
 
 The process is recorded with the machine, and each command that lists or starts machines removes
 those whose process has ended (`ManagerContext.sweep_abandoned`). So that memory is not held until
-then, a watcher of its own waits for the end of the process too, whatever ended it.
+then, a watcher of its own waits for the end of the process too.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class Home:
 
     @property
     def layers(self) -> Path:
-        """Holds disks as they were frozen, which overlays of machines and snapshots lie on."""
+        """Holds the disk layers that overlays of machines and snapshots are made on."""
         return self.data / "layers"
 
     @property

@@ -1,7 +1,7 @@
 """One operation at a time on a machine, across processes, by flock(2).
 
-The kernel frees the lock when its holder dies, whatever killed it. What the holder is doing is
-written into the lock's file, so that whoever waits can say what it waits for.
+The kernel frees the lock when its holder dies. What the holder is doing is
+written into the lock's file, so that a command that waits can say what it waits for.
 """
 
 from __future__ import annotations

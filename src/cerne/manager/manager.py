@@ -338,8 +338,7 @@ class Manager:
     ) -> Iterator[Machine]:
         """A machine that is started as `run` does, and removed at the end of the block.
 
-        It is bound to this process: should that end in the block, whatever ends it, the machine is
-        removed all the same.
+        It is bound to this process: if the process ends in the block, the machine is removed too.
 
         Raises:
             CerneError: what `create` and `Machine.start` raise; nothing is left.

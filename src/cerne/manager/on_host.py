@@ -22,7 +22,7 @@ def found_spec(spec: MachineSpec) -> MachineSpec:
     """The specification with whole paths, and with the format of each file that is a disk.
 
     Raises:
-        InputError: a directory that is to be mounted is none.
+        InputError: a path to mount is not a directory.
         NotFoundError, ImageError: there is no such file, or it is not usable as a disk.
     """
     mounts = tuple(_found_mount(mount) for mount in spec.mounts)

@@ -83,7 +83,7 @@ def recorded(
     """Keep a row of the operation in this block: `subject` is the name of what it is about.
 
     Raises:
-        StorageError: the row cannot be written; the operation has not begun.
+        StorageError: writing the row failed; the operation has not begun.
     """
     end_abandoned(store)
     operation = Operation(uuid.uuid4().hex[:12], store, progress)
@@ -115,7 +115,7 @@ def end_abandoned(store: Store) -> None:
 
 
 def _end(operation: Operation, state: OperationState, error: dict[str, str] | None = None) -> None:
-    # What was done is done, and what failed is raised, even if the store cannot be written.
+    # The result stands, and a failure is raised, even if writing the store fails.
     try:
         operation.store.end_operation(operation.id, state, operation.result, error)
     except CerneError as failure:

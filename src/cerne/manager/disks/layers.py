@@ -3,8 +3,8 @@
 A machine's own disk is frozen by giving its file a second name among the layers, and putting an
 empty overlay on that layer in its place. A command that is killed midway leaves the machine with
 the disk that it had: a process that goes on writing does so to the file that is now the layer, and
-the overlay that the machine would be started from shows just that. What lies on which layer is rows
-of the store (`cerne.manager.store.layers`).
+the overlay that the machine would be started from shows just that. Rows of the store say which disk
+is on which layer (`cerne.manager.store.layers`).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Layers:
         self._store = store
 
     def freeze(self, machine_id: str, disks: Mapping[str, Path]) -> dict[str, Path]:
-        """Freeze a machine's own disks as they are; the layers that its new disks lie on.
+        """Freeze a machine's own disks as they are; the layers under its new disks.
 
         Disks and layers are by their serials. A process that runs must be told of the new disks
         afterwards.
@@ -78,7 +78,7 @@ class Layers:
         return layers
 
     def merge(self, disk: Path, base: Path | None, base_format: str) -> bool:
-        """Have the disk of a machine that does not run lie on its base, if on too many layers.
+        """Put the disk of a machine that does not run on its base, if it has too many layers.
 
         Whether it did; layers may be needless then.
 
@@ -93,7 +93,7 @@ class Layers:
         return True
 
     def flatten(self, disk: Path) -> None:
-        """Have a disk that no machine has lie on nothing, so that it can go anywhere.
+        """Give a disk that no machine has all its data, so that it can go anywhere.
 
         Raises:
             StorageError: there is no space for what is in the layers under it.
@@ -140,7 +140,7 @@ class Layers:
             sync_directory(disk.parent)
 
     def settle(self, machine_id: str) -> None:
-        """Forget what a machine's disks lay on, and lie on no more.
+        """Forget the layers that a machine's disks were on before.
 
         Raises:
             DamagedError: one is unreadable.
@@ -178,7 +178,7 @@ class Layers:
     def _settle_unfrozen(self, layers: Set[str]) -> None:
         """Put right what a command left that was killed between a layer and the disk on it."""
         for machine_id in self._store.machines_on(layers):
-            # What another command is at now is left to it; a damaged disk may lie on any layer.
+            # Another command works on it, or it is damaged and may need any layer.
             with (
                 contextlib.suppress(BusyError, DamagedError),
                 held(self._home.machine_lock(machine_id), "recovery", machine_id, patience=0),

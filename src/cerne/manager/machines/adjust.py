@@ -1,7 +1,6 @@
 """Changing a machine that may be running: the memory that its guest may have, its CPU weight.
 
-Its specification says so from then on, so that the next start, and whoever is forked from it, has
-it too.
+Its specification says so from then on, so that its next start and its forks have it too.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Disks and network cards beside the first: added to a machine and taken from it, even as it runs.
 
 What a machine has is what its specification says. A disk's file is made before it is named there,
-and a device is in the machine's process only while it is: whoever is killed midway leaves a machine
-whose next operation plugs in what is missing. A disk that is taken out is never removed.
+and a device is in the machine's process only while it is: after a command that was killed midway
+the next operation plugs in what is missing. A disk that is taken out is never removed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Machines that go on from another's memory: all of them come to be, or none.
+"""Machines that go on from another's memory: all of them are made, or none.
 
 Until its guest has been told who it is, such a machine is incomplete (`Record.incomplete`): its
 name is taken and its memory counted, and a command that finds its maker interrupted removes it.

@@ -71,7 +71,7 @@ def settle_disks(context: MachineContext) -> dict[str, Path]:
 def release_disks(context: MachineContext) -> None:
     """Keep what is not its own any more, before it is removed.
 
-    Where its specification cannot be read, that is all that is beside its root disk.
+    If its specification is unreadable, these are all disks beside its root disk.
     """
     try:
         settle_disks(context)

@@ -59,7 +59,7 @@ def not_started(context: MachineContext, record: Record, why: str) -> None:
     Members(context.runtime).end()
     for disk in own_disks(context).values():
         context.layers.roll_back(disk)
-    # A disk that cannot be read may lie on any of its layers.
+    # A disk that is unreadable may need any of its layers.
     with contextlib.suppress(DamagedError):
         context.layers.settle(context.id)
     ended(context, record, State.SUSPENDED if context.saved.exists() else State.FAILED, why)
@@ -76,7 +76,7 @@ def forget(context: MachineContext, record: Record) -> None:
 
 
 def abandon(context: MachineContext) -> None:
-    """End and remove it, where it is incomplete."""
+    """End and remove it, if it is incomplete."""
     record = context.store.get(context.id)
     if record.process is not None:
         record.process.send(signal.SIGKILL)

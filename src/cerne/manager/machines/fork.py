@@ -1,7 +1,7 @@
 """Forking a machine that runs: its children go on from where it is, and it runs on.
 
 Where the engine forks, the host's kernel shares the memory; where it cannot, the machine is saved
-once and each child goes on from that. All children come to be, or none.
+once and each child goes on from that. All children are made, or none.
 """
 
 from __future__ import annotations

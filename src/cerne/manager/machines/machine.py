@@ -208,7 +208,7 @@ class Machine:
             names: what they are called; names that are missing are made of this one's.
             ports: published ports, such as ``8080:80``, for a single one: its parent's are the
                 parent's alone.
-            network: another tap for a single one, where the parent has one.
+            network: another tap for a single one, if the parent has a tap.
 
         Raises:
             StateError: it does not run.
@@ -558,8 +558,8 @@ class Snapshot(KeptSnapshot):
     def restore(self) -> Machine:
         """Take the machine that it is of back to it; what it has done since is lost.
 
-        With memory it goes on from there at once, or else it boots. Where it cannot be restored
-        the machine keeps the disk that it has.
+        With memory it goes on from there at once, or else it boots. If the restore fails, the
+        machine keeps the disk that it has.
 
         Raises:
             NotFoundError: that machine has been removed.

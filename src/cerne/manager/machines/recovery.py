@@ -38,7 +38,7 @@ def current_record(context: MachineContext) -> Record:
 
 
 def noticed(context: MachineContext) -> Record:
-    """The same, where its row was read just now."""
+    """The same, for a row that was read just now."""
     tell_notes(context)
     if needs_settling(context.last) and not is_held(context.lock_path):
         # A command that only reads does not wait: a machine that is busy is shown unrepaired.

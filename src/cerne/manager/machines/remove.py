@@ -50,7 +50,7 @@ def _keep_failure(context: MachineContext, record: Record) -> None:
     """Keep the console log of a machine that failed, and of others the newest few."""
     if not context.console_log.exists():
         return
-    # A log that cannot be kept, on a full disk say, must not keep the machine.
+    # A full disk must not keep the machine because of its log.
     with contextlib.suppress(OSError):
         shutil.copyfile(context.console_log, context.home.failure_log(record.name))
         logs = sorted(context.home.failures.iterdir(), key=os.path.getmtime)

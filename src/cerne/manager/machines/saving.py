@@ -36,7 +36,7 @@ def saving(
     except BaseException:
         # First of all: if the disk is full, the store too waits for this.
         discard(directory)
-        # What cannot be put right now is put right by the next operation.
+        # The next operation puts right what fails here.
         with contextlib.suppress(CerneError):
             context.last = settled(context, context.last)
         raise

@@ -45,7 +45,7 @@ def state_error(record: Record) -> StateError:
 
 
 def refuse_stopped(record: Record) -> None:
-    """Refuse what a machine's process would have to do, where that is stopped.
+    """Refuse a request to a machine's process if the process is stopped.
 
     Raises:
         NotAnsweringError: it is.

@@ -1,7 +1,7 @@
 """Suspending a machine to its disk, and waking it.
 
-What it is saved to is complete before its process ends, and is removed once it runs again: whoever
-is killed midway leaves a machine that runs, or one that is suspended.
+Its saved state is complete before its process ends, and is removed when it runs again: a command
+that is killed midway leaves a machine that runs, or one that is suspended.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def strange_manifest(manifest: Manifest, what: str) -> Manifest:
 def require_nothing_of_a_host(spec: MachineSpec, what: str) -> None:
     """Refuse a machine with disks, directories or second taps of one host.
 
-    The tap of its first card, if it has one, is named anew by whoever makes a machine of it.
+    The command that makes a machine of it names the tap of its first card, if it has one.
 
     Raises:
         InputError: it has such.

@@ -18,7 +18,7 @@ from pathlib import Path
 
 _DRAINED = 4096
 _WITHOUT_FIFO = 0.2
-"""Seconds between looks at the store, where no FIFO could be made."""
+"""Seconds between looks at the store without a FIFO."""
 
 
 class Changes:

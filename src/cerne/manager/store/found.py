@@ -1,4 +1,4 @@
-"""Which layers the disks of a home lie on, as the headers of their files say.
+"""Which layers the disks of a home are on, as the headers of their files say.
 
 The store knows it by rows. This is for layers that have none: those of a store that an older Cerne
 wrote, and of one that was taken back from a copy.
@@ -29,7 +29,7 @@ class FoundLayers:
 def found_layers(layers: Path, machines: Path, others: Iterable[str]) -> FoundLayers:
     """Read the headers of all machines' disks, and of the layers under them and under `others`.
 
-    A disk that cannot be read may lie on any layer.
+    A disk that is unreadable may be on any layer.
 
     Args:
         layers: the directory of the layers, each named by its ID.

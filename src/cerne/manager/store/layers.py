@@ -44,7 +44,7 @@ class LayerReferences(Repository):
                 refer_to_layers(connection, machine_id, ids)
 
     def layers_of(self, machine_id: str) -> frozenset[str]:
-        """The layers that a machine's disks may lie on."""
+        """The layers that a machine's disks may be on."""
         rows = self._database.rows(
             "SELECT layer FROM machine_layers WHERE machine = ?", (machine_id,)
         )

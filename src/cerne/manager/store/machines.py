@@ -24,7 +24,7 @@ class Machines(Repository):
     """The machines of one home."""
 
     def add(self, record: Record, layers: Iterable[str] = ()) -> None:
-        """Add a machine, whose disks lie on these layers.
+        """Add a machine, whose disks are on these layers.
 
         Raises:
             ConflictError: its name is in use, or its image was removed meanwhile.

@@ -249,7 +249,7 @@ def _copy_machines(database: sqlite3.Connection) -> None:
 
 
 def _copy_snapshots(database: sqlite3.Connection, home: Path) -> None:
-    """The snapshots with their layers; one that cannot be read may lie on any layer."""
+    """The snapshots with their layers; one that is unreadable may be on any layer."""
     snapshots = database.execute(
         "SELECT id, name, layer, manifest, created FROM snapshots"
     ).fetchall()
@@ -285,7 +285,7 @@ def _copy_snapshots(database: sqlite3.Connection, home: Path) -> None:
 
 
 def _needs(layer: str, manifest: str) -> tuple[str, set[str]]:
-    """The digest of a snapshot's image, and the IDs of the layers that it lies on.
+    """The digest of a snapshot's image, and the IDs of the layers that it is on.
 
     Raises:
         ValueError, KeyError, TypeError, AttributeError, RecursionError: its row makes no sense.
@@ -303,7 +303,7 @@ def _needs(layer: str, manifest: str) -> tuple[str, set[str]]:
 
 
 def _copy_pools(database: sqlite3.Connection) -> None:
-    # One that cannot be read keeps no image.
+    # One that is unreadable keeps no image.
     database.execute(
         "INSERT INTO new_pools SELECT name, CASE WHEN json_valid(spec)"
         " THEN coalesce(json_extract(spec, '$.image'), '') ELSE '' END, spec, ready, created"

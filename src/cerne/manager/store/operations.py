@@ -1,4 +1,4 @@
-"""Long operations: how far each is, how it ended, and whether it is to be cancelled."""
+"""Long operations: how far each is, how it ended, and whether somebody cancelled it."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Operations(Repository):
         return _operation(rows[0])
 
     def cancels(self, id_: str) -> bool:
-        """Whether an operation is to be cancelled."""
+        """Whether somebody cancelled an operation."""
         rows = self._database.rows("SELECT cancel FROM operations WHERE id = ?", (id_,))
         return bool(rows and rows[0]["cancel"])
 

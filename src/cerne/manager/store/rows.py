@@ -44,7 +44,7 @@ class Record:
     """The machine's specification, as JSON."""
     image: str
     digest: str
-    """The image's digest, which holds whatever its name comes to mean later."""
+    """The image's digest; its name may mean another image later."""
     cpus: int
     memory: int
     """Bytes."""

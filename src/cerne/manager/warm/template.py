@@ -1,7 +1,7 @@
 """Templates: images booted to readiness once, from which machines then start at once.
 
 A template is what an engine saved of a machine that nobody has used yet: memory, devices, and its
-disk as a layer. It is known by a digest over all that matters: whatever differs makes another one.
+disk as a layer. A digest over all that matters names it: a difference makes another one.
 """
 
 from __future__ import annotations
