@@ -13,10 +13,11 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from functools import partial
 from pathlib import Path
 from signal import SIGKILL
-from typing import TYPE_CHECKING, BinaryIO, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict, TypeVar, Unpack, overload
 
 from cerne.engine.plan import AGENT_PORTS
-from cerne.errors import CerneError, GuestTimeoutError
+from cerne.errors import CerneError
+from cerne.manager.machines.wait import still_live
 
 if TYPE_CHECKING:
     from cerne.guest import ExecResult, ExecTextResult, GuestProcess
@@ -27,6 +28,18 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 _LOOKING = 1.0
 """Seconds after which a machine without a process is looked at again: its command may be killed."""
+
+
+class ExecOptions(TypedDict, total=False):
+    """What `AsyncMachine.exec` takes beside the command: see `Machine.exec`."""
+
+    env: Mapping[str, str] | None
+    cwd: str | None
+    user: str | None
+    stdin: bytes | BinaryIO | Iterable[bytes] | None
+    input: bytes | str | None
+    check: bool
+    timeout: float | None
 
 
 class AsyncMachine:
@@ -58,43 +71,17 @@ class AsyncMachine:
         self,
         argv: Sequence[str],
         *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        stdin: bytes | BinaryIO | Iterable[bytes] | None = None,
-        input: bytes | str | None = None,
         text: Literal[False] = False,
-        check: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[ExecOptions],
     ) -> ExecResult: ...
 
     @overload
     async def exec(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        stdin: bytes | BinaryIO | Iterable[bytes] | None = None,
-        input: bytes | str | None = None,
-        text: Literal[True],
-        check: bool = False,
-        timeout: float | None = None,
+        self, argv: Sequence[str], *, text: Literal[True], **options: Unpack[ExecOptions]
     ) -> ExecTextResult: ...
 
     async def exec(
-        self,
-        argv: Sequence[str],
-        *,
-        env: Mapping[str, str] | None = None,
-        cwd: str | None = None,
-        user: str | None = None,
-        stdin: bytes | BinaryIO | Iterable[bytes] | None = None,
-        input: bytes | str | None = None,  # noqa: A002 - as `subprocess.run` names it
-        text: bool = False,
-        check: bool = False,
-        timeout: float | None = None,
+        self, argv: Sequence[str], *, text: bool = False, **options: Unpack[ExecOptions]
     ) -> ExecResult | ExecTextResult:
         """Run a command in its guest, as `Machine.exec` does.
 
@@ -102,18 +89,7 @@ class AsyncMachine:
             CerneError: what `Machine.exec` raises.
         """
         command = _Command()
-        run = partial(
-            self.machine.exec,
-            argv,
-            env=env,
-            cwd=cwd,
-            user=user,
-            stdin=stdin,
-            input=input,
-            check=check,
-            timeout=timeout,
-            started=command.started,
-        )
+        run = partial(self.machine.exec, argv, started=command.started, **options)
         async with self._ports:
             try:
                 if text:
@@ -133,11 +109,7 @@ class AsyncMachine:
             async with asyncio.timeout(timeout):
                 return await self._ended()
         except TimeoutError as error:
-            raise GuestTimeoutError(
-                f"{self.name} is still {self.state} after {timeout:g} s",
-                hint=f"stop it with: cerne stop {self.name}",
-                machine=self.name,
-            ) from error
+            raise still_live(self.name, self.state, timeout) from error
 
     async def events(self, after: int = 0) -> AsyncGenerator[Event, None]:
         """What happened to it after the event of this number, and then what happens, for ever."""

@@ -19,17 +19,22 @@ def wait(context: MachineContext, timeout: float | None) -> State:
     while (record := current_record(context)).state.live:
         left = None if deadline is None else deadline - time.monotonic()
         if left is not None and left <= 0:
-            raise GuestTimeoutError(
-                f"{context.last.name} is still {record.state} after {timeout:g} s",
-                hint=f"stop it with: cerne stop {context.last.name}",
-                machine=context.last.name,
-            )
+            raise still_live(context.last.name, record.state, timeout)
         process = record.process
         if process is not None and process.alive():
             process.wait(left)
         else:
             _await_change(context, left)
     return record.state
+
+
+def still_live(name: str, state: State, timeout: float | None) -> GuestTimeoutError:
+    """The error that a machine has not ended in so many seconds."""
+    return GuestTimeoutError(
+        f"{name} is still {state} after {timeout:g} s",
+        hint=f"stop it with: cerne stop {name}",
+        machine=name,
+    )
 
 
 def _await_change(context: MachineContext, timeout: float | None) -> None:
