@@ -41,11 +41,16 @@ def parents() -> dict[int, int]:
     }
 
 
-def opened(pid: int) -> set[str]:
-    """The paths that a process has open: none for a process that has ended."""
-    found = set()
+def opened(pid: int) -> list[str]:
+    """What a process has open, by path or kind: nothing if it has ended."""
+    found = []
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(OSError):
-                found.add(str(entry.readlink()))
-    return found
+                found.append(str(entry.readlink()))
+    return sorted(found)
+
+
+def opened_files(pid: int) -> list[str]:
+    """What a process has open without sockets, which come and go with its clients."""
+    return [name for name in opened(pid) if not name.startswith("socket:")]

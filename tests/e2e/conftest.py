@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.processes import naming
 
 from cerne.host.probe import cached_guest_speed
 from cerne.host.programs import find_program, install_command
@@ -125,18 +126,7 @@ class Cerne:
 
     def processes(self) -> list[int]:
         """Processes of virtual machines of this home."""
-        marker = os.fsencode(self.home / "run")
-        found = []
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdecimal():
-                continue
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if marker in command:
-                found.append(int(entry.name))
-        return found
+        return naming(self.home / "run")
 
 
 def resident(cerne: Cerne, name: str) -> int:

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Cerne, Engine
+from tests.processes import commands, with_variable
 
 Eventually = Callable[[Callable[[], bool]], None]
 
@@ -31,17 +31,9 @@ def _runs_a_command(cerne: Cerne) -> bool:
 
 def _waits_for_a_client(cerne: Cerne) -> list[int]:
     """The processes that wait for the client of a machine of this home."""
-    marker = f"CERNE_HOME={cerne.home}\0".encode()
-    found = subprocess.run(["pgrep", "-f", "select.select"], capture_output=True, check=False)
-    pids = [int(pid) for pid in found.stdout.split()]
-    return [pid for pid in pids if marker in _environment(pid)]
-
-
-def _environment(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/environ").read_bytes() + b"\0"
-    except (FileNotFoundError, ProcessLookupError):
-        return b""
+    of_home = with_variable("CERNE_HOME", str(cerne.home))
+    found = commands()
+    return [pid for pid in of_home if b"select.select" in b" ".join(found.get(pid, []))]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

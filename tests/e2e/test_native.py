@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import random
 import socket
 import subprocess
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Cerne, Engine, available, only_native
+from tests.processes import naming
 
 from cerne.host.programs import find_program, install_command
 from cerne.units import MIB
@@ -138,17 +137,7 @@ def test_directories_of_the_host_are_mounted(
         assert "--mount" in cerne.refused(*command)
     assert cerne.ok("exec", "n", "cat", "/rw/g") == "from the guest\n"
     cerne.ok("kill", "n")
-    eventually(lambda: not _mentioning(tmp_path))
-
-
-def _mentioning(path: Path) -> list[int]:
-    """Processes with this path in their command lines."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if os.fsencode(path) in (entry / "cmdline").read_bytes():
-                found.append(int(entry.name))
-    return found
+    eventually(lambda: naming(tmp_path) == [])
 
 
 @pytest.mark.slow_if_emulated

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Cerne, Engine
+from tests.processes import commands
 
 _WHO = (
     "sh",
@@ -45,12 +45,8 @@ def used(
 
 def _is_being_warmed(cerne: Cerne) -> bool:
     """Whether a command of this home makes a template."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if b"warm" in words and os.fsencode(cerne.home) in words:
-                return True
-    return False
+    home = os.fsencode(cerne.home)
+    return any(b"warm" in words and home in words for words in commands().values())
 
 
 def _templates(cerne: Cerne) -> list[Path]:

@@ -8,18 +8,17 @@ boot of its guest is in its memory; both are compared with what its guest says l
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sqlite3
 import subprocess
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
 from tests.e2e.conftest import Cerne, Engine
+from tests.processes import commands, with_variable
 
 from cerne.errors import CerneError
 from cerne.manager import Home, Manager, State
@@ -290,16 +289,11 @@ class World:
 
     def _strays(self) -> list[str]:
         """Processes that were started in this home."""
-        marker = os.fsencode(f"CERNE_HOME={self.cerne.home}")
-        found = []
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):
-                if entry.name.isdecimal() and marker in (entry / "environ").read_bytes().split(
-                    b"\0"
-                ):
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    found.append(f"process {entry.name}: {command}")
-        return found
+        of_home = with_variable("CERNE_HOME", str(self.cerne.home))
+        found = commands()
+        return [
+            f"process {pid}: {b' '.join(found[pid]).decode()}" for pid in of_home if pid in found
+        ]
 
     def _orphans(self) -> list[str]:
         """Files that neither a machine nor a snapshot has: there are none, but a template's."""

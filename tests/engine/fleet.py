@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import signal
 import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+
+from tests.processes import opened_files
 
 from cerne.engine.base import Instance
 from cerne.engine.native import NativeEngine
@@ -91,14 +92,8 @@ class Fleet:
         return self.instance(name).process
 
     def files(self, name: str) -> list[str]:
-        """What a machine's process has open, but for sockets, of which clients come and go."""
-        directory = Path(f"/proc/{self.process(name).pid}/fd")
-        opened = []
-        for entry in directory.iterdir():
-            # What a client came by goes with it.
-            with contextlib.suppress(FileNotFoundError):
-                opened.append(str(entry.readlink()))
-        return [path for path in opened if not path.startswith("socket:")]
+        """What a machine's process has open, without sockets."""
+        return opened_files(self.process(name).pid)
 
     def kill(self, *names: str) -> None:
         for name in names:

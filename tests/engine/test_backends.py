@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from tests.devices.test_vhost_user import Served
+from tests.processes import commands, parents
 
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs
 from cerne.engine.native.backends import (
@@ -61,18 +62,14 @@ class Kept:
 
     def processes(self) -> dict[int, str]:
         """The supervisors that this process has started, and all below them, by their commands."""
-        parents, lines = {}, {}
-        for entry in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-                lines[int(entry.name)] = (entry / "cmdline").read_bytes().decode(errors="replace")
-                parents[int(entry.name)] = int(fields[1])
+        found, parent = commands(), parents()
+        lines = {pid: b" ".join(found[pid]).decode(errors="replace") for pid in found}
         kept = {
             pid
             for pid, line in lines.items()
-            if "supervisor.py" in line and parents[pid] == os.getpid()
+            if "supervisor.py" in line and parent.get(pid) == os.getpid()
         }
-        while below := {pid for pid in lines if parents[pid] in kept} - kept:
+        while below := {pid for pid in lines if parent.get(pid) in kept} - kept:
             kept |= below
         return {pid: lines[pid] for pid in kept if lines[pid]}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import resource
 import signal
@@ -12,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.processes import opened_files
 
 from cerne.engine.native import NativeEngine, launching, nursery
 from cerne.engine.plan import KernelBoot, LaunchPlan
@@ -91,12 +91,7 @@ def test_it_has_open_what_a_first_machine_has(
     home: Path, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def files(process: ProcessIdentity) -> list[str]:
-        names = []
-        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
-            # A client of its control socket may have just gone.
-            with contextlib.suppress(FileNotFoundError):
-                names.append(str(entry.readlink()).replace("/b/", "/a/"))
-        return sorted(name for name in names if not name.startswith("socket:"))
+        return sorted(name.replace("/b/", "/a/") for name in opened_files(process.pid))
 
     forked = files(start("a"))
     monkeypatch.setattr(launching, "another_nursery", lambda: None)

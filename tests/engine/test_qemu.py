@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import pytest
+from tests.processes import naming
 
 from cerne.engine.plan import DiskPlan, FirmwareBoot, LaunchPlan, PortForward, UserNic
 from cerne.engine.qemu import QemuEngine
@@ -70,15 +71,6 @@ def make_plan(directory: Path) -> Iterator[MakePlan]:
         if pid_file.exists() and (process := ProcessIdentity.of(int(pid_file.read_text()))):
             process.send(signal.SIGKILL)
             process.wait()
-
-
-def running(plan: LaunchPlan) -> bool:
-    marker = os.fsencode(plan.runtime)
-    return any(
-        marker in (entry / "cmdline").read_bytes()
-        for entry in Path("/proc").iterdir()
-        if entry.name.isdecimal() and (entry / "cmdline").exists()
-    )
 
 
 def test_a_guest_that_shuts_down_ends_in_order(engine: QemuEngine, make_plan: MakePlan) -> None:
@@ -162,7 +154,7 @@ def test_what_qemu_refuses_is_told_and_leaves_nothing(
     plan = make_plan(disks=(DiskPlan(wrong, "qcow2"),))
     with pytest.raises(EngineError, match="not in qcow2 format"):
         engine.start(plan)
-    assert not running(plan)
+    assert naming(plan.runtime) == []
 
 
 def test_a_disk_that_is_not_there_is_named(
@@ -171,7 +163,7 @@ def test_a_disk_that_is_not_there_is_named(
     plan = make_plan(disks=(DiskPlan(directory / "missing.raw", "raw"),))
     with pytest.raises(StorageError, match=r"missing\.raw.*No such file"):
         engine.start(plan)
-    assert not running(plan)
+    assert naming(plan.runtime) == []
 
 
 def test_a_port_that_is_taken_meanwhile_is_named(engine: QemuEngine, make_plan: MakePlan) -> None:
@@ -183,7 +175,7 @@ def test_a_port_that_is_taken_meanwhile_is_named(engine: QemuEngine, make_plan: 
             engine.require(plan)
         with pytest.raises(ConflictError, match=str(port)):
             engine.start(plan)
-        assert not running(plan)
+        assert naming(plan.runtime) == []
 
 
 def test_a_second_start_of_one_disk_is_refused(engine: QemuEngine, make_plan: MakePlan) -> None:

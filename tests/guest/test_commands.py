@@ -6,16 +6,15 @@ import hashlib
 import io
 import os
 import signal
-import subprocess
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cerne.errors import GuestError, GuestTimeoutError, InputError
 from cerne.guest import ExitStatus, GuestAgent, GuestProcess, Output, Stream, TerminalSize
+from cerne.host.process import ProcessIdentity
 
 _BIG = bytes(range(256)) * 4096 * 50
 
@@ -239,25 +238,15 @@ def test_the_last_words_on_a_terminal(agent: GuestAgent) -> None:
             assert _text(process).endswith(b"last\r\n")
 
 
-def test_leaving_hangs_the_process_up(agent: GuestAgent) -> None:
+def test_leaving_hangs_the_process_up(
+    agent: GuestAgent, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
     with agent.popen(["sh", "-c", "echo ready; sleep 60"]) as process:
         _read_until(process, b"ready")
         pid = process.pid
     # The next session cleans the former one up before it answers.
     agent.run(["true"])
-    _wait_for_end(pid)
-
-
-def _wait_for_end(pid: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        state = subprocess.run(
-            ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, check=False
-        ).stdout
-        if not state or state.startswith(b"Z"):
-            return
-        time.sleep(0.02)
-    pytest.fail(f"process {pid} still runs")
+    eventually(lambda: ProcessIdentity.of(pid) is None)
 
 
 @pytest.mark.parametrize("size", [(-1, 80), (24, 65536)])

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.processes import opened
+
 from cerne.engine.opened import Opened
 from cerne.units import MIB
 from cerne.vmm.config import BootConfig, DiskConfig, FileConfig, NicConfig, VmmConfig, VsockConfig
@@ -55,8 +57,7 @@ class Running:
 
     def files(self) -> list[str]:
         """What its process has open."""
-        directory = Path(f"/proc/{self.process.pid}/fd")
-        return sorted(str(entry.readlink()) for entry in directory.iterdir())
+        return opened(self.process.pid)
 
     def errors(self) -> str:
         """What the process itself said; once it has ended."""

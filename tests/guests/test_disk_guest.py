@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.guests.conftest import Built
+from tests.processes import commands, opened
 
 from cerne.engine.native import NativeEngine
 from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan
@@ -47,14 +47,8 @@ def machine(plan: LaunchPlan, emulated: bool) -> Iterator[ProcessIdentity]:
 
 def _daemons(home: Path) -> list[int]:
     """Storage daemons that have this machine's disk open."""
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            opened = {str(each.readlink()) for each in (entry / "fd").iterdir()}
-            daemon = (entry / "comm").read_text().startswith("qemu-storage")
-            if daemon and str(home / "disk") in opened:
-                found.append(int(entry.name))
-    return found
+    daemons = [pid for pid, words in commands().items() if words[0].endswith(b"-storage-daemon")]
+    return [pid for pid in daemons if str(home / "disk") in opened(pid)]
 
 
 def _wait_for(plan: LaunchPlan, words: bytes, count: int = 1) -> bytes:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 from tests.manager.conftest import FakeEngine, FakeInstance
+from tests.processes import commands, parents
 
 from cerne.engine.plan import LaunchPlan
 from cerne.errors import CapacityError, ConflictError, EngineError, HostError
@@ -153,12 +153,8 @@ def test_an_interrupted_start_leaves_nothing(manager: Manager, engine: FakeEngin
     assert _watchers() == []
 
 
-def _watchers() -> list[str]:
+def _watchers() -> list[list[bytes]]:
     """Children of this process that wait for its end."""
-    found = subprocess.run(
-        ["ps", "-ww", "--ppid", str(os.getpid()), "-o", "args="],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return [line for line in found.stdout.splitlines() if "select.select(" in line]
+    found, parent = commands(), parents()
+    children = [found[pid] for pid in found if parent.get(pid) == os.getpid()]
+    return [words for words in children if b"select.select(" in b" ".join(words)]

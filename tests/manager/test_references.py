@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.manager.conftest import FakeEngine
+from tests.processes import opened
 
 from cerne.errors import DamagedError, EngineError, HostError, InputError, StateError, StorageError
 from cerne.images.files import new_file
@@ -221,24 +222,16 @@ def test_an_older_store_is_read(home: Path) -> None:
     assert (found.name, found.state, found.untold) == ("a", State.RUNNING, "")
 
 
-def test_a_lock_that_was_removed_meanwhile_is_taken_anew(tmp_path: Path) -> None:
+def test_a_lock_that_was_removed_meanwhile_is_taken_anew(
+    tmp_path: Path, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
     path = tmp_path / "a.lock"
     with ThreadPoolExecutor() as workers:
         with held(path, "first", "a"):
             waiting = workers.submit(_holds, path)
-            while _opened(path) < 2:
-                pass
+            eventually(lambda: opened(os.getpid()).count(str(path)) == 2)
             path.unlink()
         assert waiting.result()
-
-
-def _opened(path: Path) -> int:
-    """How often this process has a file open."""
-    descriptors = Path("/proc/self/fd")
-    return sum(
-        os.path.lexists(each) and os.readlink(each) == str(path)  # noqa: PTH115
-        for each in [descriptors / name for name in os.listdir(descriptors)]  # noqa: PTH208
-    )
 
 
 def _holds(path: Path) -> bool:

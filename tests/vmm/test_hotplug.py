@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.descriptors import open_descriptors
 from tests.guests.harness import Running, running
+from tests.processes import opened_files
 
 from cerne.arch.x86 import layout
 from cerne.devices.pci.function import COMMAND, COMMAND_MEMORY
@@ -57,10 +58,8 @@ def _devices(client: QmpClient) -> object:
 
 
 def _opened(machine: Running) -> list[str]:
-    """What a machine's process has open, but for sockets, of which clients come and go."""
-    entries = Path(f"/proc/{machine.process.pid}/fd").iterdir()
-    names = [str(entry.readlink()) for entry in entries]
-    return sorted(name for name in names if not name.startswith("socket:"))
+    """What a machine's process has open, without sockets."""
+    return opened_files(machine.process.pid)
 
 
 @pytest.fixture
