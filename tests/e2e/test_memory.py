@@ -77,7 +77,8 @@ def test_a_machine_is_weighed_while_it_runs(cerne: Cerne, engine: Engine, weight
     group = Path(f"/proc/{machine['pid']}/cgroup")
     assert f"cerne-{machine['id']}" in group.read_text()
     cerne.ok("set", "q", "--cpu-weight", "300")
-    assert json.loads(cerne.ok("inspect", "--json", "q"))["spec"]["cpu_weight"] == 300
+    spec = json.loads(cerne.ok("inspect", "--json", "q"))["spec"]
+    assert spec["resources"]["cpu"]["weight"] == 300
     noted = Path((cerne.home / "run" / "m" / str(machine["id"]) / "group").read_text())
     cerne.ok("kill", "q")
     assert not noted.is_dir()

@@ -26,6 +26,7 @@ from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager
 from cerne.manager.store import Record, State
 from cerne.spec.machine import machine_spec
+from cerne.spec.resources import Resources
 from cerne.units import MIB
 
 
@@ -120,9 +121,12 @@ class FakeInstance:
     def set_memory(self, size: int) -> None:
         self._ask(f"set_memory {size}")
 
-    def set_cpu_weight(self, weight: int) -> None:
+    def set_resources(self, resources: Resources) -> None:
         group = MachineGroup(self.record.machine_id, self.record.control_group)
-        group.weigh(self.process.pid, weight)
+        if resources.cpu.weight is None:
+            group.remove()
+        else:
+            group.weigh(self.process.pid, resources.cpu.weight)
 
     def stats(self, *, runs: bool) -> GuestMemoryUse | None:
         return None

@@ -13,6 +13,7 @@ from cerne import faults
 from cerne.errors import EngineError, HostError, InputError
 from cerne.host.cgroup import require_weights
 from cerne.manager import Home, Machine, Manager, State
+from cerne.spec.asked import Adjustment
 from cerne.spec.machine import MachineSpec, machine_spec
 from cerne.units import MIB
 
@@ -91,7 +92,7 @@ def test_a_machine_that_runs_or_is_paused_has_it_at_once(
     [{}, {"balloon": 65 * MIB}, {"balloon": 1}, {"cpu_weight": 0}, {"cpu_weight": 10_001}],
 )
 def test_what_cannot_be_changes_nothing(
-    machine: Machine, asked: list[str], changes: dict[str, int]
+    machine: Machine, asked: list[str], changes: Adjustment
 ) -> None:
     machine.start()
     before = machine.spec
@@ -118,7 +119,7 @@ def test_a_weight_that_cannot_be_given_is_refused_before_anything(
     with pytest.raises(HostError, match="CPU weight"):
         machine.adjust(balloon=48 * MIB, cpu_weight=300)
     assert asked == []
-    assert machine.spec.cpu_weight is None
+    assert machine.spec.resources.cpu.weight is None
     with pytest.raises(HostError, match="CPU weight"):
         manager.create(_spec(name="other", cpu_weight=300))
     assert [each.name for each in manager.machines()] == ["web"]
@@ -131,7 +132,7 @@ def test_what_fails_midway_is_put_back(
         raise HostError("no")
 
     machine.start()
-    monkeypatch.setattr(FakeInstance, "set_cpu_weight", refuse)
+    monkeypatch.setattr(FakeInstance, "set_resources", refuse)
     with pytest.raises(HostError):
         machine.adjust(balloon=48 * MIB, cpu_weight=300)
     assert asked == [f"set_memory {48 * MIB}", f"set_memory {64 * MIB}"]
@@ -145,10 +146,10 @@ def test_a_machine_is_weighed_from_its_start_to_its_end(
     machine.start()
     assert _group(machine)
     machine.adjust(cpu_weight=50)
-    assert machine.spec.cpu_weight == 50
+    assert machine.spec.resources.cpu.weight == 50
     (child,) = machine.fork()
     assert _group(child)
-    assert child.spec.cpu_weight == 50
+    assert child.spec.resources.cpu.weight == 50
     machine.kill()
     machine.start()
     assert _group(machine)

@@ -1,6 +1,6 @@
 """Specifications that older code wrote are read to exactly what they meant.
 
-``fixtures/N`` holds what the code of version N wrote. The same names in ``fixtures/2`` are what
+``fixtures/N`` holds what the code of version N wrote. The same names in ``fixtures/3`` are what
 this code makes of them and writes: what changes that raises the version.
 """
 
@@ -16,6 +16,7 @@ from cerne.spec.machine import MachineSpec, machine_spec
 from cerne.spec.mount import Mount
 from cerne.spec.nic import Nic
 from cerne.spec.ports import Protocols, PublishedPort
+from cerne.spec.resources import CpuResources, Resources
 from cerne.spec.upgrade import stored_spec
 from cerne.units import GIB
 
@@ -28,7 +29,7 @@ _SPECS = {
         cpus=4,
         memory=2 * GIB,
         balloon=GIB,
-        cpu_weight=300,
+        resources=Resources(cpu=CpuResources(weight=300)),
         disks=(
             Disk(serial="root", size=20 * GIB),
             Disk(serial="data1", slot=0, size=GIB),
@@ -58,7 +59,7 @@ _SPECS = {
 }
 
 
-@pytest.mark.parametrize("version", ["1", "2"])
+@pytest.mark.parametrize("version", ["1", "2", "3"])
 @pytest.mark.parametrize("name", _SPECS)
 def test_what_was_written_is_read(version: str, name: str) -> None:
     text = (_FIXTURES / version / f"{name}.json").read_text()
@@ -67,7 +68,7 @@ def test_what_was_written_is_read(version: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", _SPECS)
 def test_what_is_written_is_what_its_version_says(name: str) -> None:
-    assert _SPECS[name].model_dump_json() == (_FIXTURES / "2" / f"{name}.json").read_text()
+    assert _SPECS[name].model_dump_json() == (_FIXTURES / "3" / f"{name}.json").read_text()
 
 
 @pytest.mark.parametrize(
@@ -86,7 +87,10 @@ def test_what_is_written_is_what_its_version_says(name: str) -> None:
         '{"version": 0, "name": "a"}',
         '{"version": [], "name": "a"}',
         '{"version": 2, "name": "a", "disk": null}',
-        '{"version": 3, "name": "a"}',
+        '{"version": 3, "name": "a", "cpu_weight": 1}',
+        '{"version": 2, "name": "a", "cpu_weight": {}}',
+        '{"version": 3, "name": "a", "resources": {"cpu": {"limit": "fast"}}}',
+        '{"version": 4, "name": "a"}',
     ],
 )
 def test_what_was_never_written_is_refused(text: str) -> None:

@@ -70,6 +70,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         print_json(_details(machine, record))
         return
     spec = machine.spec
+    weight = spec.resources.cpu.weight
     fields = {
         "name": record.name,
         "id": record.id,
@@ -78,7 +79,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "cpus": str(record.cpus),
         "memory": format_size(record.memory),
         "balloon": "" if spec.balloon is None else f"leaves {format_size(spec.balloon)}",
-        "cpu weight": "" if spec.cpu_weight is None else str(spec.cpu_weight),
+        "cpu weight": "" if weight is None else str(weight),
         "engine": record.engine or spec.engine,
         "process": str(record.process.pid) if record.process else "",
         "network": spec.network,

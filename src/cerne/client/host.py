@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Unpack
 
 if TYPE_CHECKING:
     import socket
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from cerne.manager import Event, Record, State, Stats
     from cerne.manager.snapshots.manifest import Manifest
     from cerne.manager.store import OperationRow
+    from cerne.spec.asked import Adjustment
     from cerne.spec.disk import Disk
     from cerne.spec.machine import MachineSpec
     from cerne.spec.nic import Nic
@@ -60,9 +61,7 @@ class Machine(Protocol):
     def suspend(self) -> None: ...
     def wake(self) -> None: ...
     def rename(self, name: str) -> None: ...
-    def adjust(
-        self, *, balloon: int | str | None = None, cpu_weight: int | None = None
-    ) -> None: ...
+    def adjust(self, **values: Unpack[Adjustment]) -> None: ...
     def remove(self, *, force: bool = False) -> None: ...
     def wait(self, timeout: float | None = None) -> State: ...
     def snapshot(self, name: str | None = None, *, memory: bool = True) -> Snapshot: ...

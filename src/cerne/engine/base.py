@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cerne.engine.record import InstanceRecord
     from cerne.guest import GuestAgent
     from cerne.host.process import ProcessIdentity
+    from cerne.spec.resources import Resources
 
 ANSWER_TIMEOUT = 10.0
 """Seconds within which a machine's process must answer, before it counts as hanging.
@@ -214,11 +215,12 @@ class Instance(Protocol):
             EngineError: it does not answer.
         """
 
-    def set_cpu_weight(self, weight: int) -> None:
-        """Give its process a share of CPU time among all machines.
+    def set_resources(self, resources: Resources) -> None:
+        """Give it these guarantees, limits and weights in place of its former ones.
 
         Raises:
-            HostError: the host does not allow it to this user.
+            HostError: the host does not allow it to this user; it has its former ones.
+            EngineError: it does not answer.
         """
 
     def stats(self, *, runs: bool) -> GuestMemoryUse | None:

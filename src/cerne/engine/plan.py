@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerne.network.user import kernel_parameter, name_parameter
 from cerne.spec.limits import SLOTS as SLOTS
 from cerne.spec.ports import Protocols as Protocols
 from cerne.spec.ports import PublishedPort
+
+if TYPE_CHECKING:
+    from cerne.spec.resources import Resources
 
 PortForward = PublishedPort
 """A port of the host that leads to a port of the guest."""
@@ -82,6 +86,13 @@ class SharePlan:
     read_only: bool
 
 
+def _no_resources() -> Resources:
+    # Imported here, because some processes of a machine need plans and no models.
+    from cerne.spec.resources import Resources
+
+    return Resources()
+
+
 @dataclass(frozen=True, slots=True)
 class LaunchPlan:
     """All that an engine needs to start one machine."""
@@ -107,6 +118,8 @@ class LaunchPlan:
     """Keep the guest's memory in this file of the later directory of `Instance.save`: no copy."""
     agent: bool = False
     """Whether its guest has the agent."""
+    resources: Resources = field(default_factory=_no_resources)
+    """Its guarantees, limits and weights."""
 
     @property
     def slots(self) -> dict[int, DiskPlan | Nic]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cerne.errors import HostError
-from cerne.spec.limits import DEFAULT_CPU_WEIGHT
+from cerne.spec.limits import DEFAULT_WEIGHT
 
 _log = logging.getLogger(__name__)
 
@@ -292,7 +292,7 @@ class _Legacy(_Files):
         return str(own / name)
 
     def number(self, weight: int) -> int:
-        return weight * _DEFAULT_SHARES // DEFAULT_CPU_WEIGHT
+        return weight * _DEFAULT_SHARES // DEFAULT_WEIGHT
 
 
 class _None:

@@ -32,7 +32,7 @@ def check_host(spec: MachineSpec) -> None:
         CapacityError: more CPUs or memory than the host has.
         HostError: a CPU weight, where this host does not let this user give one.
     """
-    if spec.cpu_weight is not None:
+    if spec.resources.cpu.weight is not None:
         require_weights()
     cpus = len(os.sched_getaffinity(0))
     if spec.cpus > cpus:

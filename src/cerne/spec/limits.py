@@ -13,8 +13,12 @@ MOST_LABELS = 256
 LONGEST_LABEL = 4096
 SLOTS = 8
 """How many disks and network cards can be attached to a machine while it runs."""
-LEAST_CPU_WEIGHT, DEFAULT_CPU_WEIGHT, MOST_CPU_WEIGHT = 1, 100, 10_000
-"""The values of cgroup v2's cpu.weight."""
+LEAST_WEIGHT, DEFAULT_WEIGHT, MOST_WEIGHT = 1, 100, 10_000
+"""The values of cgroup v2's cpu.weight and io.weight."""
+LEAST_PROCESSES, MOST_PROCESSES = 64, 1 << 22
+"""The limits for a machine's pids.max: its own processes and threads need some."""
+SMALLEST_RATE = 1024
+"""Bytes a second: a slower disk or network card is of no use to a guest."""
 ROOT_SERIAL = "root"
 """The serial of a machine's root disk."""
 SERIAL = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,19}$"

@@ -17,13 +17,13 @@ from cerne.errors import InputError
 from cerne.spec.disk import Disk, free_serial
 from cerne.spec.flag import Flag
 from cerne.spec.limits import (
-    DEFAULT_CPU_WEIGHT,
+    DEFAULT_WEIGHT,
     LARGEST_MEMORY,
-    LEAST_CPU_WEIGHT,
+    LEAST_WEIGHT,
     LONGEST_LABEL,
-    MOST_CPU_WEIGHT,
     MOST_CPUS,
     MOST_LABELS,
+    MOST_WEIGHT,
     ROOT_SERIAL,
     SLOTS,
     SMALLEST_MEMORY,
@@ -35,6 +35,7 @@ from cerne.spec.nic import Nic
 from cerne.spec.pairs import parse_pairs
 from cerne.spec.part import Bytes, Part, require_size, require_unique, require_whole_mib
 from cerne.spec.ports import PublishedPort
+from cerne.spec.resources import RESOURCE_WORDS, Resources, asked_resources, format_cpus
 from cerne.units import MIB, format_size
 
 _MEMORY = "memory"
@@ -71,7 +72,7 @@ class MachineSpec(Part):
     `InputError` says which value is wrong. Paths and names on a host are not checked.
     """
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     name: str
     image: str = "tiny"
     cpus: Annotated[int, Flag("Virtual CPUs.", "number", uses=("make", "template"))] = 1
@@ -88,16 +89,17 @@ class MachineSpec(Part):
         ),
     ] = None
     """Bytes of its memory that its guest may use now; None for all."""
-    cpu_weight: Annotated[
-        int | None,
+    resources: Annotated[
+        Resources,
         Flag(
-            f"Its share of CPU time among all machines: {LEAST_CPU_WEIGHT} to {MOST_CPU_WEIGHT};"
-            f" {DEFAULT_CPU_WEIGHT} is the default.",
+            f"Its share of CPU time among all machines: {LEAST_WEIGHT} to {MOST_WEIGHT};"
+            f" {DEFAULT_WEIGHT} is the default.",
             "number",
+            word="cpu_weight",
             uses=("make", "set"),
         ),
-    ] = None
-    """A value of cgroup v2's cpu.weight, by default 100; None for no separate group."""
+    ] = Resources()
+    """Guarantees, limits and weights; the options set one value each."""
     disks: Annotated[
         tuple[Disk, ...],
         BeforeValidator(_disks),
@@ -187,11 +189,16 @@ class MachineSpec(Part):
     def changed(self, **fields: object) -> Self:
         """The same specification with other values of these fields, all checked.
 
+        It takes the shorter names of values of `resources` too, such as ``cpu_weight``.
+
         Raises:
             InputError: a value is not valid.
         """
+        values = {**dict(self), **fields}
+        if said := _taken(values, RESOURCE_WORDS):
+            values["resources"] = asked_resources(said, self.resources)
         try:
-            return self.model_validate({**dict(self), **fields})
+            return self.model_validate(values)
         except ValidationError as error:
             raise InputError(_plainly(error, fields), hint="see: cerne create --help") from error
 
@@ -211,7 +218,7 @@ class MachineSpec(Part):
     @model_validator(mode="after")
     def _values_are_possible(self) -> Self:
         self._check_size()
-        self._check_cpu_weight()
+        self._check_resources()
         _check_labels(self.labels)
         return self
 
@@ -241,13 +248,24 @@ class MachineSpec(Part):
             require_size(_BALLOON, self.balloon, SMALLEST_MEMORY, self.memory)
             require_whole_mib(_BALLOON, self.balloon)
 
-    def _check_cpu_weight(self) -> None:
-        weight = self.cpu_weight
-        if weight is not None and not LEAST_CPU_WEIGHT <= weight <= MOST_CPU_WEIGHT:
+    def _check_resources(self) -> None:
+        cpu, memory = self.resources.cpu, self.resources.memory
+        if cpu.guarantee is not None and cpu.guarantee > self.cpus:
             raise InputError(
-                f"{weight} is not a CPU weight",
-                hint=f"ask for {LEAST_CPU_WEIGHT} to {MOST_CPU_WEIGHT};"
-                f" {DEFAULT_CPU_WEIGHT} is everybody's",
+                f"{format_cpus(cpu.guarantee)} CPUs are guaranteed to a machine with {self.cpus}",
+                hint=f"give it more with --cpus, or guarantee at most {self.cpus}",
+            )
+        if memory.guarantee is not None and memory.guarantee > self.memory:
+            raise InputError(
+                f"{format_size(memory.guarantee)} of memory is guaranteed to a machine with"
+                f" {format_size(self.memory)}",
+                hint=f"give it more with --memory, or guarantee at most {format_size(self.memory)}",
+            )
+        if memory.limit is not None and memory.limit < self.memory:
+            raise InputError(
+                f"the memory limit of {format_size(memory.limit)} is below the machine's memory of"
+                f" {format_size(self.memory)}: the host would end it",
+                hint="raise the limit, or give the machine less with --memory",
             )
 
 
@@ -272,7 +290,7 @@ def machine_spec(**asked: object) -> MachineSpec:
 
     In addition to the fields of `MachineSpec` it takes shorter ones: ``disk``, the root disk's
     size, and ``data_disks``, the others, for ``disks``; ``network`` and ``ports`` of the first card
-    for ``nics``.
+    for ``nics``; ``cpu_weight`` for ``resources``.
 
     Raises:
         InputError: a field is unknown, or its value is not valid.
@@ -282,13 +300,17 @@ def machine_spec(**asked: object) -> MachineSpec:
         fields["disks"] = _asked_disks(said.get("disk"), said.get("data_disks", ()))
     if said := _taken(fields, ("network", "ports"), "nics"):
         fields["nics"] = _first_card(said.get("network", "user"), said.get("ports", ()))
+    if said := _taken(fields, RESOURCE_WORDS, "resources"):
+        fields["resources"] = asked_resources(said)
     try:
         return MachineSpec.model_validate(fields)
     except ValidationError as error:
         raise InputError(_plainly(error, asked), hint="see: cerne create --help") from error
 
 
-def _taken(fields: dict[str, object], words: Sequence[str], field: str) -> dict[str, object]:
+def _taken(
+    fields: dict[str, object], words: Iterable[str], field: str | None = None
+) -> dict[str, object]:
     """Remove the values of these names, which replace a field, and return them."""
     said = {word: fields.pop(word) for word in words if word in fields}
     if said and field in fields:
@@ -312,6 +334,7 @@ def _first_card(network: object, ports: object) -> list[object]:
 
 _SAID = {"disk": "disks.0.size", "data_disks": "disks", "network": "nics.0.network"}
 _SAID |= {"ports": "nics.0.ports"}
+_SAID |= {word: f"resources.{place}" for word, place in RESOURCE_WORDS.items()}
 """The model's place of each shorter name, for errors."""
 
 

@@ -4,10 +4,10 @@ Each version has one function here, which converts a specification of that versi
 It takes and returns plain JSON objects, uses no model (models change, old versions do not), and is
 tested with files that the code of its time wrote (``tests/spec/fixtures``).
 
-A new field needs no new version if its default describes machines without it: `resources`,
-`isolation`, `restart` and `health` will be such fields. Every other change raises `version` of
-`MachineSpec` by one, with a function here. An older Cerne refuses both, because it does not know
-the field.
+A new field needs no new version if its default describes machines without it: `isolation`,
+`restart` and `health` will be such fields, and new values of `resources`. Every other change raises
+`version` of `MachineSpec` by one, with a function here. An older Cerne refuses both, because it
+does not know the field.
 """
 
 from __future__ import annotations
@@ -88,4 +88,12 @@ def _list(fields: Fields, name: str) -> list[object]:
     return found
 
 
-_UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {1: _from_1}
+def _from_2(old: Fields) -> Fields:
+    """Put the CPU weight among the resources."""
+    new = dict(old)
+    weight = new.pop("cpu_weight", None)
+    resources = {} if weight is None else {"cpu": {"weight": weight}}
+    return new | {"version": 3, "resources": resources}
+
+
+_UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {1: _from_1, 2: _from_2}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cerne.engine.record import InstanceRecord
     from cerne.guest import GuestAgent
     from cerne.host.process import ProcessIdentity
+    from cerne.spec.resources import Resources
 
 _STATUS_TIMEOUT = 2.0
 """Seconds within which a process has to report its state."""
@@ -60,12 +61,16 @@ class QmpInstance:
         with QmpClient(self.record.qmp) as qmp:
             leave_memory(qmp, size, self.record.name)
 
-    def set_cpu_weight(self, weight: int) -> None:
-        """Give its process a share of CPU time (see `Instance.set_cpu_weight`)."""
+    def set_resources(self, resources: Resources) -> None:
+        """Give it these guarantees, limits and weights (see `Instance.set_resources`)."""
         from cerne.host.cgroup import MachineGroup
 
-        record = self.record
-        MachineGroup(record.machine_id, record.control_group).weigh(record.process.pid, weight)
+        record, weight = self.record, resources.cpu.weight
+        group = MachineGroup(record.machine_id, record.control_group)
+        if weight is None:
+            group.remove()
+        else:
+            group.weigh(record.process.pid, weight)
 
     def stats(self, *, runs: bool) -> GuestMemoryUse | None:
         """Its guest's report of its memory (see `Instance.stats`)."""

@@ -1,4 +1,4 @@
-"""Changing a machine that may be running: the memory that its guest may have, its CPU weight.
+"""Changing a machine that may be running: the memory that its guest may use, its resources.
 
 Its specification says so from then on, so that its next start and its forks have it too.
 """
@@ -6,6 +6,7 @@ Its specification says so from then on, so that its next start and its forks hav
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cerne import faults
@@ -18,12 +19,12 @@ from cerne.manager.store import State
 
 if TYPE_CHECKING:
     from cerne.manager.store import Record
+    from cerne.spec.machine import MachineSpec
 
 
-def adjust(context: MachineContext, balloon: int | None, cpu_weight: int | None) -> None:
-    """Change what is given (see `Machine.adjust`)."""
-    changes = {"balloon": balloon, "cpu_weight": cpu_weight}
-    given = {name: value for name, value in changes.items() if value is not None}
+def adjust(context: MachineContext, asked: Mapping[str, object]) -> None:
+    """Change the values of these names (see `Machine.adjust`)."""
+    given = {name: value for name, value in asked.items() if value is not None}
     if not given:
         raise InputError(
             "no value to change was given", hint="give one: cerne set NAME --balloon 256M"
@@ -31,10 +32,10 @@ def adjust(context: MachineContext, balloon: int | None, cpu_weight: int | None)
     with operation(context, "set") as record:
         require_state(record, *_CHANGEABLE)
         spec = context.spec.changed(**given)
-        if cpu_weight is not None:
+        if spec.resources.cpu.weight is not None:
             require_weights()
         if record.state.live:
-            _apply(context, record, balloon, cpu_weight)
+            _apply(context, record, spec)
         words = ", ".join(f"{name} {value}" for name, value in given.items())
         context.store.change_spec(record, spec.model_dump_json(), words)
         context.last = context.store.get(context.id)
@@ -50,21 +51,19 @@ _CHANGEABLE = (
 )
 
 
-def _apply(
-    context: MachineContext, record: Record, balloon: int | None, cpu_weight: int | None
-) -> None:
+def _apply(context: MachineContext, record: Record, spec: MachineSpec) -> None:
     """Change a process that runs: all of it, or nothing."""
-    former = context.spec.balloon
+    former = context.spec
     instance = context.instance(record)
-    if balloon is not None:
-        instance.set_memory(balloon)
-    if cpu_weight is None or record.process is None:
+    if spec.balloon is not None and spec.balloon != former.balloon:
+        instance.set_memory(spec.balloon)
+    if spec.resources == former.resources:
         return
     try:
-        instance.set_cpu_weight(cpu_weight)
-        faults.step("weighed")
+        instance.set_resources(spec.resources)
+        faults.step("resources given")
     except BaseException:
-        if balloon is not None:
+        if spec.balloon is not None and spec.balloon != former.balloon:
             with contextlib.suppress(CerneError):
-                instance.set_memory(record.memory if former is None else former)
+                instance.set_memory(record.memory if former.balloon is None else former.balloon)
         raise

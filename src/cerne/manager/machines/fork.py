@@ -22,9 +22,9 @@ from cerne.manager.machines.disks import freeze, lay
 from cerne.manager.machines.launch import choosing_ports
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.readiness import introduce
+from cerne.manager.machines.resources import give_resources
 from cerne.manager.machines.saving import saving
 from cerne.manager.machines.states import require_state
-from cerne.manager.machines.weight import take_weight
 from cerne.manager.recovery import unmade_directory
 from cerne.manager.store import Record, State
 
@@ -121,7 +121,7 @@ def _make(
         if forked is None:
             forked = [engine.start(child.plan(directory)) for child in children]
         for child, instance in zip(children, forked, strict=True):
-            take_weight(child, instance)
+            give_resources(child, instance)
             kept = instance.record.to_json()
             child.last = child.store.note_process(child.last, instance.process, instance=kept)
             faults.step("child noted")

@@ -16,8 +16,8 @@ from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import commit_disks, merge_layers, settle_disks
 from cerne.manager.machines.ending import clear_runtime, not_started
 from cerne.manager.machines.recovery import sweep_abandoned
+from cerne.manager.machines.resources import give_resources
 from cerne.manager.machines.telling import to_be_told
-from cerne.manager.machines.weight import take_weight
 from cerne.manager.recovery import discard
 from cerne.manager.store import Record
 from cerne.network.ports import chosen
@@ -66,7 +66,7 @@ def launch(
         process, kept = instance.process, instance.record.to_json()
         _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
         faults.step("started")
-        take_weight(context, instance)
+        give_resources(context, instance)
         if record.incomplete:
             context.last = context.store.note_process(record, process, instance=kept)
         else:

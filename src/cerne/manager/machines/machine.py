@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, overload
+from typing import TYPE_CHECKING, BinaryIO, Literal, Unpack, overload
 
 from cerne.errors import CommandError, InputError
 from cerne.manager.machines.context import MachineContext, ManagerContext
@@ -28,7 +28,6 @@ from cerne.manager.machines.wait import wait
 from cerne.manager.operations import Kind, recorded
 from cerne.manager.snapshots.kept import KeptSnapshot
 from cerne.manager.store import Event, Record, State, Subject
-from cerne.units import parse_size
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -37,6 +36,7 @@ if TYPE_CHECKING:
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.images import Progress
     from cerne.manager.store.changes import Changes
+    from cerne.spec.asked import Adjustment
     from cerne.spec.disk import Disk
     from cerne.spec.machine import MachineSpec
     from cerne.spec.nic import Nic
@@ -332,13 +332,11 @@ class Machine:
         """
         rename(self._context, name)
 
-    def adjust(self, *, balloon: int | str | None = None, cpu_weight: int | None = None) -> None:
+    def adjust(self, **values: Unpack[Adjustment]) -> None:
         """Change the given values, at once if it runs, and for its next start.
 
-        Args:
-            balloon: memory that its guest may have, in bytes or as ``256M``. The guest gives the
-                rest back, in its own time and as far as it can; `stats` tells how far it is.
-            cpu_weight: its share of CPU time beside others, 1 to 10000, where 100 is everybody's.
+        The guest gives back the memory above `balloon` after a while and as far as it can; `stats`
+        reports it. See `Adjustment` for all values.
 
         Raises:
             InputError: a value is not valid, or none is given.
@@ -348,8 +346,7 @@ class Machine:
         """
         from cerne.manager.machines.adjust import adjust
 
-        size = parse_size(balloon) if isinstance(balloon, str) else balloon
-        adjust(self._context, size, cpu_weight)
+        adjust(self._context, values)
 
     def remove(self, *, force: bool = False) -> None:
         """Remove it, with its disks and logs; with `force` even while it runs.

@@ -15,9 +15,9 @@ from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.disks import is_replaced, release_disks
 from cerne.manager.machines.ending import abandon, discard_saved, ended, forget, kill, not_started
 from cerne.manager.machines.notes import tell_notes
+from cerne.manager.machines.resources import give_resources
 from cerne.manager.machines.states import refuse_stopped
 from cerne.manager.machines.telling import Untold, added, to_be_told
-from cerne.manager.machines.weight import take_weight
 from cerne.manager.recovery import discard
 from cerne.manager.store import Record, State
 
@@ -130,7 +130,7 @@ def _settled_start(context: MachineContext, record: Record) -> Record:
             # One that still waits for its memory, or for the word to go on, has not run.
             if instance.status() is not RunState.HELD:
                 instance.resume()
-                take_weight(context, instance)
+                give_resources(context, instance)
                 kept = instance.record
                 untold = to_be_told(context, record, context.saved, agent=kept.agent)
                 record = context.store.set_process(

@@ -1,0 +1,231 @@
+"""What a machine gets of its host: guarantees, limits and weights.
+
+Each value is one that the kernel or the machine's own devices enforce: cgroup v2's ``cpu.max``,
+``cpu.weight``, ``memory.min``, ``memory.max``, ``memory.swap.max``, ``io.weight`` and ``pids.max``
+(Documentation/admin-guide/cgroup-v2.rst), and token buckets in disks and network cards.
+
+A guarantee is promised: the host's ledger counts it, and a machine whose guarantees do not fit does
+not start. A limit is not counted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+
+from cerne.errors import InputError
+from cerne.spec.limits import (
+    DEFAULT_WEIGHT,
+    LARGEST_MEMORY,
+    LEAST_PROCESSES,
+    LEAST_WEIGHT,
+    MOST_CPUS,
+    MOST_PROCESSES,
+    MOST_WEIGHT,
+    SMALLEST_MEMORY,
+    SMALLEST_RATE,
+)
+from cerne.spec.part import Bytes, Part, require_size, require_whole_mib
+from cerne.units import parse_size
+
+_CPUS = re.compile(r"(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?)(?P<percent>%?)", re.ASCII)
+_LEAST_CPUS = Decimal("0.01")
+"""The kernel's least quota is 1 ms of a period, which is 100 ms by default."""
+_THOUSANDTH = Decimal("0.001")
+_NONE = "none"
+
+
+def parse_cpus(text: str) -> Decimal:
+    """Parse a number of CPUs, such as ``1.5``; ``50%`` is half of one CPU.
+
+    Raises:
+        InputError: it is not a number of CPUs.
+    """
+    match = _CPUS.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{text!r} is not a number of CPUs", hint="write it as 1.5, or as 50%")
+    number = Decimal(match["number"])
+    return number / 100 if match["percent"] else number
+
+
+def format_cpus(cpus: Decimal) -> str:
+    """A number of CPUs for people and for options: ``1.5``, ``2``."""
+    return f"{cpus.normalize():f}"
+
+
+def _cpus(value: object) -> object:
+    if isinstance(value, bool) or not isinstance(value, str | int | float | Decimal):
+        return value
+    cpus = parse_cpus(value if isinstance(value, str) else str(value))
+    if not _LEAST_CPUS <= cpus <= MOST_CPUS or cpus != cpus.quantize(_THOUSANDTH):
+        raise InputError(
+            f"{value} is not a number of CPUs that a machine may have",
+            hint=f"ask for {_LEAST_CPUS} to {MOST_CPUS}, with three digits after the point at most",
+        )
+    # The same number has one notation in the store.
+    return Decimal(format_cpus(cpus))
+
+
+def _weight(value: object) -> object:
+    if isinstance(value, int) and not LEAST_WEIGHT <= value <= MOST_WEIGHT:
+        raise InputError(
+            f"{value} is not a weight",
+            hint=f"ask for {LEAST_WEIGHT} to {MOST_WEIGHT}; the default is {DEFAULT_WEIGHT}",
+        )
+    return value
+
+
+Cpus = Annotated[Decimal, BeforeValidator(_cpus)]
+"""A number of CPUs with up to three digits after the point, which may be a text: ``1.5``, ``50%``.
+
+In JSON it is a text."""
+
+Weight = Annotated[int, BeforeValidator(_weight)]
+"""A share beside other machines, 1 to 10000; a machine without one has 100."""
+
+
+class _Strict(Part):
+    model_config = ConfigDict(strict=True)
+
+
+class CpuResources(_Strict):
+    """CPU time of all processes of a machine."""
+
+    guarantee: Cpus | None = None
+    """The CPUs that it has if it needs them; None for what its weight gives it."""
+    limit: Cpus | None = None
+    """The CPUs that it uses at most; None for no limit."""
+    weight: Weight | None = None
+    """Its share if more CPU time is wanted than there is; None for the default."""
+
+    @model_validator(mode="after")
+    def _guarantee_is_in_limit(self) -> Self:
+        if self.guarantee is not None and self.limit is not None and self.guarantee > self.limit:
+            raise InputError(
+                f"the guarantee of {format_cpus(self.guarantee)} CPUs is above the limit of"
+                f" {format_cpus(self.limit)}",
+                hint="raise the limit, or lower the guarantee",
+            )
+        return self
+
+
+class MemoryResources(_Strict):
+    """The host's memory that a machine's processes have."""
+
+    guarantee: Bytes | None = None
+    """Bytes of the guest's memory that the host keeps for it; None for all of it."""
+    limit: Bytes | None = None
+    """Bytes that all its processes have at most, with what they need beside the guest's memory."""
+    swap: bool | None = None
+    """Whether the host may swap it out; None for the host's own setting."""
+
+    @model_validator(mode="after")
+    def _sizes_are_possible(self) -> Self:
+        for what, size in (("guarantee", self.guarantee), ("limit", self.limit)):
+            if size is not None:
+                require_size(f"the memory {what}", size, SMALLEST_MEMORY, LARGEST_MEMORY)
+                require_whole_mib(f"the memory {what}", size)
+        return self
+
+
+def _require_rate(what: str, rate: int | None) -> None:
+    if rate is not None:
+        require_size(what, rate, SMALLEST_RATE, LARGEST_MEMORY)
+
+
+class DiskResources(_Strict):
+    """Reading and writing of all disks of a machine together."""
+
+    iops: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    """Requests a second at most; None for no limit."""
+    rate: Bytes | None = None
+    """Bytes a second at most; None for no limit."""
+    weight: Weight | None = None
+    """Its share if more is wanted than the host's disks do; None for the default."""
+
+    @model_validator(mode="after")
+    def _rate_is_possible(self) -> Self:
+        _require_rate("the disk rate", self.rate)
+        return self
+
+
+class NetworkResources(_Strict):
+    """Traffic of all network cards of a machine together."""
+
+    receive: Bytes | None = None
+    """Bytes a second to the guest at most; None for no limit."""
+    send: Bytes | None = None
+    """Bytes a second from the guest at most; None for no limit."""
+
+    @model_validator(mode="after")
+    def _rates_are_possible(self) -> Self:
+        _require_rate("the receive rate", self.receive)
+        _require_rate("the send rate", self.send)
+        return self
+
+
+def _network(value: object) -> object:
+    """``10M`` for both directions, ``10M/2M`` for what is received and what is sent."""
+    if value is None:
+        return NetworkResources()
+    if not isinstance(value, str):
+        return value
+    receive, slash, send = value.partition("/")
+    return NetworkResources(
+        receive=parse_size(receive), send=parse_size(send if slash else receive)
+    )
+
+
+class Resources(_Strict):
+    """What a machine gets of its host. Without values it shares with others as processes do."""
+
+    cpu: CpuResources = CpuResources()
+    memory: MemoryResources = MemoryResources()
+    disk: DiskResources = DiskResources()
+    network: Annotated[NetworkResources, BeforeValidator(_network)] = NetworkResources()
+    pids: Annotated[int, Field(ge=LEAST_PROCESSES, le=MOST_PROCESSES)] | None = None
+    """Processes and threads of the host that it has at most; None for Cerne's own limit."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no values."""
+        return self == Resources()
+
+
+RESOURCE_WORDS = {
+    "cpu_guarantee": "cpu.guarantee",
+    "cpu_limit": "cpu.limit",
+    "cpu_weight": "cpu.weight",
+    "memory_guarantee": "memory.guarantee",
+    "memory_limit": "memory.limit",
+    "disk_iops": "disk.iops",
+    "disk_rate": "disk.rate",
+    "disk_weight": "disk.weight",
+    "network_rate": "network",
+    "pids_limit": "pids",
+}
+"""The shorter names of values of `Resources`, and where they are."""
+
+
+def asked_resources(
+    asked: Mapping[str, object], present: Resources | None = None
+) -> dict[str, object]:
+    """The values of the present resources with those of these shorter names changed, unchecked.
+
+    The text ``none`` removes a value.
+    """
+    fields: dict[str, object] = (present or Resources()).model_dump()
+    for word, value in asked.items():
+        part, _, name = RESOURCE_WORDS[word].partition(".")
+        given = None if value == _NONE else value
+        if not name:
+            fields[part] = given
+            continue
+        values = fields[part]
+        assert isinstance(values, dict)
+        values[name] = given
+    return fields
