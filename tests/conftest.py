@@ -22,6 +22,8 @@ from cerne.host.programs import find_program, install_command
 settings.register_profile("cerne", deadline=None)
 settings.load_profile("cerne")
 
+_LIMIT = pytest.StashKey[object]()
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _signals() -> None:
@@ -55,6 +57,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_group(item)))
     items.sort(key=lambda item: (_group(item) != "native", "e2e" not in item.nodeid))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: object) -> None:
+    """Remember a test's time limit, for its second try."""
+    item.stash[_LIMIT] = settings
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Set the time limit of a second try: pytest-timeout sets one for the first alone."""
+    if getattr(item, "execution_count", 1) > 1 and _LIMIT in item.stash:
+        item.config.hook.pytest_timeout_set_timer(item=item, settings=item.stash[_LIMIT])
 
 
 def _group(item: pytest.Item) -> str:
