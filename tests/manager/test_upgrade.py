@@ -60,7 +60,7 @@ def test_a_row_of_the_store_which_is_written_anew_when_it_changes(
     assert [nic.slot for nic in spec.nics] == [None, 1]
     with sqlite3.connect(manager.home.store) as store:
         ((text,),) = store.execute("SELECT spec FROM machines")
-    assert text.startswith('{"version":2,')
+    assert text.startswith('{"version":3,')
 
 
 def test_a_pool(manager: Manager) -> None:
