@@ -12,7 +12,7 @@ run: $(VENV)/.run ## Install what is needed, boot a Linux, run uname in it, and 
 	$(BIN)/cerne run --rm tiny -- uname -a
 
 test: $(VENV)/.test lint kernel ## Run the checks and the tests (under 15 minutes)
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup -m "not slow" --reruns 1 --rerun-show-tracebacks
+	$(BIN)/pytest --numprocesses 2 -m "not slow" --reruns 1 --rerun-show-tracebacks
 
 test-all: $(VENV)/.test lint kernel ## Run every test, the slow ones too
 	$(BIN)/pytest

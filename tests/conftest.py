@@ -7,13 +7,15 @@ import shutil
 import signal
 import struct
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from tests import waiting
 from tests.taps import Namespace
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from cerne.host.probe import measure_guest_speed
 from cerne.host.programs import find_program, install_command
@@ -49,14 +51,29 @@ def _boots() -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Share the tests out to parallel workers: a file is one's, and so is the engine `native`.
+    """What takes longest comes first, so that no worker is left with it."""
+    items.sort(key=lambda item: (_group(item.nodeid) != "native", "e2e" not in item.nodeid))
+
+
+class _Groups(LoadScopeScheduling):  # type: ignore[misc]
+    """Shares the tests out to parallel workers: a file is one's, and so is the engine `native`.
 
     Its machines have one worker for all files, as each keeps a processor busy where the host
-    emulates guests' kernels. What takes longest comes first, so that no worker is left with it.
+    emulates guests' kernels. The order of the groups stays as it is. (``--dist loadgroup`` groups
+    nothing since pytest 9.2.)
     """
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=lambda item: (_group(item) != "native", "e2e" not in item.nodeid))
+
+    def __init__(self, config: pytest.Config, log: Producer | None = None) -> None:
+        super().__init__(config, log)
+        config.option.loadscopereorder = False
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> _Groups:
+    """The scheduler of all parallel runs."""
+    return _Groups(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -72,9 +89,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         item.config.hook.pytest_timeout_set_timer(item=item, settings=item.stash[_LIMIT])
 
 
-def _group(item: pytest.Item) -> str:
-    native = isinstance(item, pytest.Function) and "[native" in item.name
-    return "native" if native and "tests/e2e/" in item.nodeid else item.nodeid.partition("::")[0]
+def _group(nodeid: str) -> str:
+    path, _, name = nodeid.partition("::")
+    return "native" if "[native" in name and "tests/e2e/" in path else path
 
 
 @pytest.fixture
@@ -136,15 +153,8 @@ def root() -> None:
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Waits until something is so, two minutes at most."""
-
-    def wait(so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 120
-        while not so():
-            assert time.monotonic() < deadline, "it never came to be so"
-            time.sleep(0.05)
-
-    return wait
+    """Waits until a condition is true."""
+    return waiting.eventually
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,12 @@ import ctypes
 import itertools
 import os
 import subprocess
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
+
+from tests.waiting import eventually
 
 from cerne.network.tap import open_tap
 
@@ -67,10 +68,7 @@ class Namespace:
     def open_tap(self) -> int:
         """The tap's descriptor, once frames pass."""
         descriptor = self.within(lambda: open_tap(TAP))
-        for _ in range(100):
-            if "state UP" in self.ip("link", "show", TAP):
-                break
-            time.sleep(0.02)
+        eventually(lambda: "state UP" in self.ip("link", "show", TAP))
         return descriptor
 
     def remove(self) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from tests.waiting import PATIENCE
 
 _JOIN = "import socket, sys; from cerne.cli.stream import join; join(socket.socket(fileno={}))"
 
@@ -17,7 +18,7 @@ class Joined:
 
     def __init__(self) -> None:
         self.link, theirs = socket.socketpair()
-        self.link.settimeout(60)
+        self.link.settimeout(PATIENCE)
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _JOIN.format(theirs.fileno())],
@@ -51,7 +52,7 @@ def test_it_goes_both_ways_until_both_have_ended(joined: Joined) -> None:
     assert _received(joined.link) == b"question"
     joined.link.sendall(b"answer" * 1000)
     joined.link.shutdown(socket.SHUT_WR)
-    assert joined.process.communicate(timeout=60)[0] == b"answer" * 1000
+    assert joined.process.communicate(timeout=PATIENCE)[0] == b"answer" * 1000
     assert joined.process.returncode == 0
 
 
@@ -66,13 +67,13 @@ def test_more_is_sent_than_is_taken_at_once(joined: Joined) -> None:
     joined.process.stdin.close()
     joined.process.stdin = None
     assert _received(joined.link) == data[1 << 16 : 3 << 16]
-    assert joined.process.wait(60) == 0
+    assert joined.process.wait(PATIENCE) == 0
 
 
 def test_it_ends_when_the_other_side_has_gone(joined: Joined) -> None:
     """Though nobody has typed anything, or will."""
     joined.link.sendall(b"bye")
     joined.link.close()
-    assert joined.process.wait(60) == 0
+    assert joined.process.wait(PATIENCE) == 0
     assert joined.process.stdout is not None
     assert joined.process.stdout.read() == b"bye"

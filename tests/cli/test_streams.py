@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.cli.every_command import Run
+from tests.waiting import PATIENCE
 
 from cerne.cli.failure import reported
 from cerne.cli.streams import read_some, write_all
@@ -68,7 +69,7 @@ def _in_shell(code: str, streams: str) -> subprocess.CompletedProcess[bytes]:
         ["bash", "-c", f'"$0" -c "$1" {streams}', sys.executable, _PREPARED + code],
         capture_output=True,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
 
 
@@ -82,7 +83,7 @@ def test_nothing_else_becomes_a_standard_stream() -> None:
             env=environment,
             pass_fds=[write_end],
             check=True,
-            timeout=60,
+            timeout=PATIENCE,
         )
         os.close(write_end)
         assert int(reader.read().strip("[]\n")) > 2
@@ -126,7 +127,7 @@ def test_a_pipe_that_is_not_waited_for_takes_all() -> None:
         os.close(readable)
         write_all(writable, data)
         os.close(writable)
-        assert reader.communicate(timeout=60)[0] == b"%d\n" % len(data)
+        assert reader.communicate(timeout=PATIENCE)[0] == b"%d\n" % len(data)
 
 
 def test_input_that_fails() -> None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tests.devices.pci_guest import Guest
 from tests.devices.queue_driver import Buffer
 from tests.taps import GUEST_ADDRESS, HOST_ADDRESS, TAP, Namespace
+from tests.waiting import PATIENCE
 
 from cerne.devices.virtio.net.control import Control
 from cerne.devices.virtio.net.device import NetDevice
@@ -174,7 +175,7 @@ def test_any_command_has_an_answer(command: bytes) -> None:
 def cable() -> Iterator[tuple[socket.socket, socket.socket]]:
     """A link's socket and the one at its other end."""
     near, far = socket.socketpair()
-    far.settimeout(5)
+    far.settimeout(PATIENCE)
     with near, far:
         yield near, far
 
@@ -496,7 +497,7 @@ class TapGuest:
         self.ethernet = bytes.fromhex(link.replace(":", "")) + MAC + b"\x08\0"
 
         self.listener = namespace.within(lambda: socket.create_server((HOST_ADDRESS, 80)))
-        self.listener.settimeout(5)
+        self.listener.settimeout(PATIENCE)
         self.sequence, self.acknowledged = 1000, 0
 
     def offer(self, count: int, size: int) -> None:
@@ -549,7 +550,7 @@ class TapGuest:
         self.acknowledged = int.from_bytes(tcp[4:8], "big") + 1
         self.send(CHECKSUM, self.segment(0x10))
         connection, _ = self.listener.accept()
-        connection.settimeout(5)
+        connection.settimeout(PATIENCE)
         return connection
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ import os
 import select
 import socket
 import struct
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Protocol
@@ -17,6 +16,7 @@ from hypothesis import strategies as st
 from tests.devices.pci_guest import Guest
 from tests.devices.queue_driver import Buffer
 from tests.devices.vhost_backend import FEATURES, PROTOCOL, REPLY, VhostBackend, reply
+from tests.waiting import PATIENCE, eventually
 
 from cerne.devices.block.raw import RawDisk
 from cerne.devices.vhost_user import device as devices
@@ -37,13 +37,15 @@ from cerne.kvm.memory import GuestAddress, GuestMemory
 DATA = 0x80000
 MAC = bytes.fromhex("525400123456")
 _SECTORS = 128
-_PATIENCE = 20.0
 
 
 @pytest.fixture(autouse=True)
-def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody here needs long, but who does not answer at all."""
-    monkeypatch.setattr(front_end.FrontEnd.turn, "__defaults__", (1.0,))
+def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+    """Seconds that a backend has to answer: few where it answers nothing."""
+    kind = request.node.callspec.params.get("nonsense") if hasattr(request.node, "callspec") else ""
+    seconds = 2.0 if kind in ("silence", "half an answer") else PATIENCE
+    monkeypatch.setattr(front_end.FrontEnd.turn, "__defaults__", (seconds,))
+    return seconds
 
 
 @pytest.fixture
@@ -96,10 +98,11 @@ class Served:
     def kill(self) -> None:
         """Let the backend die, and the device see it."""
         self.backend.die()
-        deadline = time.monotonic() + _PATIENCE
-        while self.device.connected and time.monotonic() < deadline:
-            self.device.check()
-        assert not self.device.connected
+        eventually(self._seen_to_be_dead)
+
+    def _seen_to_be_dead(self) -> bool:
+        self.device.check()
+        return not self.device.connected
 
     def revive(self, backend: Connectable) -> None:
         """Let another one take its place."""
@@ -303,11 +306,13 @@ _NONSENSE: dict[str, Callable[[int], bytes]] = {
 
 @pytest.mark.parametrize("nonsense", sorted(_NONSENSE.keys() - {"refusal"}))
 @pytest.mark.parametrize("request_", [Request.GET_FEATURES, Request.GET_QUEUE_NUM])
-def test_a_backend_that_talks_nonsense_is_refused(request_: Request, nonsense: str) -> None:
+def test_a_backend_that_talks_nonsense_is_refused(
+    request_: Request, nonsense: str, patience: float
+) -> None:
     said = _NONSENSE[nonsense](request_)
     backend = VhostBackend(misbehave=lambda asked, _: said if asked == request_ else None)
     with pytest.raises(BackendError, match=request_.name):
-        VhostUserBlock(backend.link, 1, patience=0.3)
+        VhostUserBlock(backend.link, 1, patience)
     backend.link.close()
 
 

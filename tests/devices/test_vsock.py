@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.devices.pci_guest import Guest
 from tests.devices.queue_driver import Buffer
+from tests.waiting import PATIENCE
 
 from cerne.devices.virtio.vsock.connection import BUFFER, Connection
 from cerne.devices.virtio.vsock.device import MOST_CONNECTIONS, VsockDevice
@@ -47,7 +48,7 @@ class Programs:
         """A socket for the device, whose other end is kept."""
         near, far = socket.socketpair()
         near.setblocking(False)
-        far.settimeout(10)
+        far.settimeout(PATIENCE)
         self.ends.append(far)
         return near
 

@@ -13,6 +13,8 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from tests.waiting import PATIENCE
+
 from cerne.devices.vhost_user.messages import (
     FEATURE_PROTOCOL,
     HEADER_SIZE,
@@ -100,7 +102,7 @@ class VhostBackend:
     def die(self) -> None:
         """End, as a process that is killed does: the connection breaks."""
         self._asked.close()
-        self._thread.join(20)
+        self._thread.join(PATIENCE)
 
     def _run(self) -> None:
         with contextlib.suppress(OSError), self._connection, self._dying:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 from tests.processes import naming
+from tests.waiting import PATIENCE, eventually
 
 from cerne.host.probe import cached_guest_speed
 from cerne.host.programs import find_program, install_command
@@ -212,7 +213,7 @@ def cerne(request: pytest.FixtureRequest) -> Iterator[Cerne]:
     if built.leftovers():
         for machine in built.names():
             built("rm", "--force", machine)
-        assert built.leftovers() == []
+        eventually(lambda: built.leftovers() == [])
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +242,7 @@ def interrupt() -> Callable[[subprocess.Popen[bytes]], int]:
 
     def press(process: subprocess.Popen[bytes]) -> int:
         os.killpg(process.pid, signal.SIGINT)
-        process.communicate(timeout=60)
+        process.communicate(timeout=PATIENCE)
         return process.returncode
 
     return press

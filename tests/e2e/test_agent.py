@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Cerne, Engine
+from tests.waiting import PATIENCE
 
 from cerne.errors import GuestError
 from cerne.guest import ExitStatus, GuestAgent
@@ -23,7 +25,7 @@ def agent(cerne: Cerne, engine: Engine) -> GuestAgent:
 
 
 def _words(agent: GuestAgent, script: str) -> str:
-    return agent.run(["sh", "-c", script], timeout=60).stdout.decode().strip()
+    return agent.run(["sh", "-c", script], timeout=PATIENCE).stdout.decode().strip()
 
 
 def test_its_clock_is_set(agent: GuestAgent) -> None:
@@ -49,7 +51,7 @@ def test_sessions_follow_one_another_on_every_port(agent: GuestAgent) -> None:
 
     def run_many() -> None:
         for number in range(10):
-            said = agent.run(["echo", str(number)], timeout=60).stdout.decode()
+            said = agent.run(["echo", str(number)], timeout=PATIENCE).stdout.decode()
             if said != f"{number}\n":
                 failed.append(said)
 
@@ -67,22 +69,21 @@ def test_a_session_that_dies_says_so_and_no_other_notices(agent: GuestAgent) -> 
             session = _words(agent, f"awk '{{print $4}}' /proc/{doomed.pid}/stat")
             _words(agent, f"kill -9 {session}")
             with pytest.raises(GuestError, match="restarted"):
-                doomed.wait(60)
+                doomed.wait(PATIENCE)
         other.write(b"still here")
-        output = other.read(60)
+        output = other.read(PATIENCE)
         assert output is not None
         assert output.data == b"still here"
         other.close_stdin()
-        assert other.wait(60) == ExitStatus(0)
+        assert other.wait(PATIENCE) == ExitStatus(0)
 
 
-def test_a_client_that_left_takes_its_command_along(agent: GuestAgent) -> None:
-    with agent.popen(["sleep", "600"]) as process:
+def test_a_client_that_left_takes_its_command_along(
+    agent: GuestAgent, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    with agent.popen(["sleep", "1000"]) as process:
         pid = process.pid
-    deadline = time.monotonic() + 60
-    while _words(agent, f"[ -d /proc/{pid} ] && echo there") == "there":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    eventually(lambda: _words(agent, f"[ -d /proc/{pid} ] && echo there") != "there")
 
 
 def test_a_full_disk(agent: GuestAgent, tmp_path: Path) -> None:

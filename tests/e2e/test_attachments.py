@@ -30,7 +30,6 @@ def disk(tmp_path: Path) -> Path:
 
 
 @pytest.mark.not_if_emulated(_UNTOLD)
-@pytest.mark.timeout(240)
 def test_a_disk_is_carried_from_machine_to_machine(
     cerne: Cerne, engine: Engine, own_kernel: None, disk: Path, eventually: Callable[..., None]
 ) -> None:
@@ -82,7 +81,6 @@ def test_a_disk_is_carried_from_machine_to_machine(
 
 
 @pytest.mark.not_if_emulated(_UNTOLD)
-@pytest.mark.timeout(240)
 def test_a_network_card_comes_and_goes(
     cerne: Cerne, engine: Engine, own_kernel: None, eventually: Callable[..., None]
 ) -> None:
@@ -101,7 +99,6 @@ def test_a_network_card_comes_and_goes(
 
 
 @only_native
-@pytest.mark.timeout(290)
 def test_a_disk_comes_and_goes_without_acpi(cerne: Cerne, engine: Engine) -> None:
     if not engine.emulated:
         pytest.skip("guests have ACPI where their kernels are not emulated")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 from tests.e2e.conftest import Cerne, Engine
 from tests.processes import commands, with_variable
+from tests.waiting import PATIENCE
 
 Eventually = Callable[[Callable[[], bool]], None]
 
@@ -44,7 +45,7 @@ def test_a_signal_that_ends_the_command_removes_its_machine(
     eventually(lambda: _runs_a_command(cerne))
     command.send_signal(number)
     command.send_signal(number)
-    _, said = command.communicate(timeout=60)
+    _, said = command.communicate(timeout=PATIENCE)
     assert (command.returncode, said) == (128 + number, b"")
     assert cerne.names() == []
     assert cerne.processes() == []
@@ -89,6 +90,6 @@ def test_a_block_of_python_that_is_ended_takes_its_machine_with_it(
     )
     eventually(lambda: _runs_a_command(cerne))
     os.killpg(program.pid, number)
-    _, said = program.communicate(timeout=60)
+    _, said = program.communicate(timeout=PATIENCE)
     assert (program.returncode, said) == (-number, b"")
     eventually(lambda: cerne.leftovers() == [])

@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import pexpect
 import pytest
 from tests.e2e.conftest import Cerne, emulates_kernels
+from tests.waiting import PATIENCE
 
 _SERVER = (
     "use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => 80, Listen => 5,"
@@ -83,7 +84,7 @@ def test_large_files_go_in_and_out_unharmed(debian: Cerne, tmp_path: Path) -> No
 
 def test_a_terminal_in_it(debian: Cerne) -> None:
     terminal = pexpect.spawn(
-        debian.program, ["shell", "deb"], env=debian.environment, timeout=30, encoding="utf-8"
+        debian.program, ["shell", "deb"], env=debian.environment, timeout=PATIENCE, encoding="utf-8"
     )
     terminal.expect("[#$] ")
     terminal.sendline("tty; echo $((6 * 7))")
@@ -106,5 +107,5 @@ def test_its_disk_lasts_and_is_its_own(debian: Cerne) -> None:
 
 def test_it_powers_itself_off(debian: Cerne) -> None:
     debian("exec", "deb", "poweroff")
-    assert debian.ok("wait", "--timeout", "60s", "deb") == "stopped\n"
+    assert debian.ok("wait", "--timeout", "120s", "deb") == "stopped\n"
     assert debian.machine("deb")["reason"] == "the guest shut down"

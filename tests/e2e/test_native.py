@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import Cerne, Engine, available, only_native
 from tests.processes import naming
+from tests.waiting import PATIENCE
 
 from cerne.host.programs import find_program, install_command
 from cerne.units import MIB
@@ -49,7 +50,7 @@ def _called(native: Cerne, name: str, port: int) -> socket.socket:
     path = Path(str(native.machine(name)["vsock"])) / "guest.sock"
     while True:
         caller = socket.socket(socket.AF_UNIX)
-        caller.settimeout(60)
+        caller.settimeout(PATIENCE)
         caller.connect(str(path))
         caller.sendall(b"CONNECT %d\n" % port)
         if caller.recv(32).startswith(b"OK "):
@@ -58,7 +59,6 @@ def _called(native: Cerne, name: str, port: int) -> socket.socket:
         time.sleep(0.1)
 
 
-@pytest.mark.timeout(290)
 def test_sockets_lead_into_the_guest_and_out_of_it(
     native: Cerne, vsock_program: Path, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
@@ -74,7 +74,6 @@ def test_sockets_lead_into_the_guest_and_out_of_it(
 
 
 @pytest.mark.slow_if_emulated
-@pytest.mark.timeout(290)
 def test_a_forked_guest_is_told_that_its_connections_are_its_parents(
     native: Cerne, vsock_program: Path, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
@@ -114,7 +113,6 @@ def test_a_balloon_grows_is_forked_and_shrinks(
 
 
 @pytest.mark.slow_if_emulated
-@pytest.mark.timeout(290)
 def test_directories_of_the_host_are_mounted(
     cerne: Cerne,
     engine: Engine,
@@ -141,7 +139,6 @@ def test_directories_of_the_host_are_mounted(
 
 
 @pytest.mark.slow_if_emulated
-@pytest.mark.timeout(600)
 def test_a_debian_forks_with_its_disk(cerne: Cerne, engine: Engine, no_templates: None) -> None:
     cerne.ok("image", "build", "debian:12", timeout=280)
     options = ("--engine", engine.name, "--memory", "256M", "--timeout", "280s")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pexpect
 import pytest
 from tests.e2e.conftest import Cerne, Engine
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_commands_in_a_running_machine(cerne: Cerne, web: str) -> None:
 @pytest.mark.slow_if_emulated
 def test_commands_run_side_by_side(cerne: Cerne, web: str) -> None:
     running = [cerne.begin("exec", web, "--", "sh", "-c", f"sleep 1; echo {n}") for n in range(4)]
-    assert [process.communicate(timeout=60) for process in running] == [
+    assert [process.communicate(timeout=PATIENCE) for process in running] == [
         (f"{n}\n".encode(), b"") for n in range(4)
     ]
 
@@ -64,7 +65,7 @@ def test_a_terminal_session(cerne: Cerne, web: str) -> None:
         ["shell", web],
         env=cerne.environment,
         dimensions=(31, 97),
-        timeout=30,
+        timeout=PATIENCE,
         encoding="utf-8",
     )
     terminal.expect("[#$] ")
@@ -89,7 +90,7 @@ def test_a_terminal_session(cerne: Cerne, web: str) -> None:
 
 def test_the_console_is_left_by_its_key(cerne: Cerne, web: str) -> None:
     terminal = pexpect.spawn(
-        cerne.program, ["console", web], env=cerne.environment, timeout=30, encoding="utf-8"
+        cerne.program, ["console", web], env=cerne.environment, timeout=PATIENCE, encoding="utf-8"
     )
     terminal.expect("leaves it")
     terminal.sendline("")
@@ -184,7 +185,7 @@ with cerne.run("tiny", engine=sys.argv[1], memory="128M", labels={"of": "test"})
 assert name not in [machine.name for machine in cerne.Manager().machines()]
 """
     command = [sys.executable, "-c", script, engine.name]
-    subprocess.run(command, env=cerne.environment, check=True, timeout=120)
+    subprocess.run(command, env=cerne.environment, check=True, timeout=PATIENCE)
 
 
 @pytest.mark.slow_if_emulated
@@ -199,7 +200,7 @@ async def main():
 asyncio.run(main())
 """
     command = [sys.executable, "-c", script, engine.name]
-    subprocess.run(command, env=cerne.environment, check=True, timeout=120)
+    subprocess.run(command, env=cerne.environment, check=True, timeout=PATIENCE)
 
 
 @pytest.mark.slow_if_emulated

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from tests.e2e.conftest import Cerne
+from tests.waiting import PATIENCE
 
 _FULL = "standard output failed: No space left on device"
 
@@ -18,7 +19,7 @@ def _shell(cerne: Cerne, command: str) -> subprocess.CompletedProcess[bytes]:
         capture_output=True,
         env=cerne.environment,
         check=False,
-        timeout=60,
+        timeout=PATIENCE,
     )
 
 

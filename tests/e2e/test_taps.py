@@ -89,7 +89,6 @@ def _features(cerne: Cerne) -> str:
 
 
 @pytest.mark.slow_if_emulated
-@pytest.mark.timeout(590)
 def test_a_machine_on_a_tap(
     within: Cerne, engine: Engine, namespace: Namespace, own_kernel: None
 ) -> None:

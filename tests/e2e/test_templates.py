@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.e2e.conftest import Cerne, Engine
 from tests.processes import commands
+from tests.waiting import PATIENCE
 
 _WHO = (
     "sh",
@@ -76,7 +77,7 @@ def test_one_that_has_run_boots(warm: Cerne, engine: Engine) -> None:
 def test_what_is_published_is_the_machines_own(warm: Cerne, engine: Engine, port: int) -> None:
     warm.ok("run", "-d", "--name", "web", "--publish", f"{port}:80", *engine.options, "tiny")
     warm.ok("exec", "web", "--", "sh", "-c", "echo hi >/tmp/f; httpd -p 80 -h /tmp")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/f", timeout=20) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/f", timeout=PATIENCE) as answer:
         assert answer.read() == b"hi\n"
 
 

@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import pytest
 from tests.engine.fleet import COUNTER, Fleet
+from tests.waiting import PATIENCE
 
 Message: TypeAlias = dict[str, object]
 Script: TypeAlias = Callable[[Message], list[Message] | None]
@@ -48,7 +49,7 @@ class FakeQmpServer:
         if self._listener.fileno() == -1:
             return
         self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(5)
+        self._thread.join(PATIENCE)
         self._listener.close()
 
     def _serve(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tests.processes import opened_files
+from tests.waiting import PATIENCE
 
 from cerne.engine.base import Instance
 from cerne.engine.native import NativeEngine
@@ -68,7 +69,7 @@ class Fleet:
     def say(self, name: str, words: bytes) -> int:
         """What a machine answers to the last of these bytes."""
         with socket.socket(socket.AF_UNIX) as console:
-            console.settimeout(20)
+            console.settimeout(PATIENCE)
             console.connect(str(self.plan(name).console_socket))
             console.sendall(words)
             heard = b""
@@ -83,7 +84,7 @@ class Fleet:
     def reset(self, name: str) -> None:
         with QmpClient(self.plan(name).qmp_socket) as client:
             client.execute("system_reset")
-            client.wait_event("RESET", timeout=20)
+            client.wait_event("RESET", timeout=PATIENCE)
 
     def instance(self, name: str) -> Instance:
         return self._instances[name]
@@ -98,7 +99,7 @@ class Fleet:
     def kill(self, *names: str) -> None:
         for name in names:
             self.process(name).send(signal.SIGKILL)
-            self.process(name).wait(20)
+            self.process(name).wait(PATIENCE)
 
     def close(self) -> None:
         self.kill(*self._instances)

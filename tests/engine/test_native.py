@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from tests.engine.fleet import Fleet
+from tests.waiting import PATIENCE
 
 from cerne.engine.native import NativeEngine
 from cerne.engine.native import launching as native
@@ -92,7 +93,7 @@ def test_a_child_has_nothing_of_its_parents(fleet: Fleet, root: None) -> None:
     assert fleet.plan("a").console_log.read_bytes() == b"\1\2"
     with QmpClient(fleet.plan("b").qmp_socket) as client:
         client.quit()
-    assert fleet.process("b").wait(20)
+    assert fleet.process("b").wait(PATIENCE)
     assert fleet.engine.ending(fleet.plan("b").logs).reason == "it was told to quit"
     assert fleet.status("a") == "running"
 
@@ -231,7 +232,7 @@ def test_a_machine_that_resets_all_the_time_is_saved_and_forked(
             fleet.start(f"c{turn}", fleet.save("a"))
         for name in ("a", "b0", "b3", "c0", "c3"):
             with QmpClient(fleet.plan(name).qmp_socket) as client:
-                client.wait_event("RESET", timeout=60)
+                client.wait_event("RESET", timeout=PATIENCE)
                 assert client.status() == "running"
 
 
@@ -360,7 +361,7 @@ def test_a_parent_that_dies_is_said(fleet: Fleet, dying: Callable[[str], None], 
     dying(step)
     with pytest.raises(EngineError):
         fleet.fork("m", ["b"])
-    assert fleet.process("m").wait(20)
+    assert fleet.process("m").wait(PATIENCE)
     for pid in _strays(fleet, "b"):
         os.kill(pid, signal.SIGKILL)
     assert fleet.say("a", b"i") == 3

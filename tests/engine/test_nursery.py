@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.processes import opened_files
+from tests.waiting import PATIENCE
 
 from cerne.engine.native import NativeEngine, launching, nursery
 from cerne.engine.plan import KernelBoot, LaunchPlan
@@ -43,7 +44,7 @@ def start(
     yield start
     for process in processes:
         process.send(signal.SIGKILL)
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 def _plan(home: Path, kernel: Path, name: str, command_line: str = "") -> LaunchPlan:

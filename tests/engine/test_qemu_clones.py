@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.engine.base import Instance
 from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, UserNic
@@ -66,7 +67,7 @@ class Guests:
     def close(self) -> None:
         for instance in self._instances.values():
             instance.kill()
-            instance.wait(20)
+            instance.wait(PATIENCE)
 
 
 def _mac(number: int) -> str:
@@ -74,7 +75,7 @@ def _mac(number: int) -> str:
 
 
 def _said(agent: GuestAgent, script: str) -> str:
-    done = agent.run(["sh", "-c", script], timeout=60)
+    done = agent.run(["sh", "-c", script], timeout=PATIENCE)
     assert done.status == 0, done.stderr
     return done.stdout.decode().strip()
 
@@ -144,7 +145,7 @@ def test_clones_have_their_own_identity(guests: Guests, template: Path) -> None:
 def test_a_session_that_was_open_is_over_in_a_clone(guests: Guests, template: Path) -> None:
     agent = guests.start(replace(guests.plan("later", 4), saved=template))
     ended = "for i in $(seq 100); do pidof cat >/dev/null || exit 0; usleep 100000; done; exit 1"
-    assert agent.run(["sh", "-c", ended], timeout=60).status == 0
+    assert agent.run(["sh", "-c", ended], timeout=PATIENCE).status == 0
 
 
 def test_a_running_machine_is_saved_with_its_memory_and_runs_on(guests: Guests) -> None:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.engine.base import Instance
 from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan
@@ -78,7 +79,7 @@ class Machines:
         """What a machine answers to the last of these bytes."""
         heard = b""
         with socket.socket(socket.AF_UNIX) as console:
-            console.settimeout(20)
+            console.settimeout(PATIENCE)
             console.connect(str(plan.console_socket))
             for word in words:
                 console.sendall(bytes([word]))
@@ -92,7 +93,7 @@ class Machines:
     def close(self) -> None:
         for instance in self._instances.values():
             instance.kill()
-            instance.wait(20)
+            instance.wait(PATIENCE)
 
 
 @pytest.fixture
@@ -152,7 +153,7 @@ def test_a_machine_runs_on_with_its_new_disk(machines: Machines, home: Path) -> 
             assert "error" not in str(said).lower()
             assert qmp.status() == "running"
     process.send(signal.SIGKILL)
-    process.wait(20)
+    process.wait(PATIENCE)
     assert _holds(home / "root.qcow2", 0, 1)
     assert _holds(home / "root.qcow2", 64, 2)
     assert _holds(home / "layer1.qcow2", 0, 1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol, TypeAlias
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.engine.qmp import QmpClient
 from cerne.engine.qmp.session import QmpClosedError, QmpCommandError, QmpTimeoutError
@@ -81,7 +82,7 @@ def test_waiting_for_an_event_drops_the_others(serve: Serve) -> None:
     server = serve(lambda _: [{"return": {}}, RTC, SHUTDOWN])
     with QmpClient(server.path) as qmp:
         qmp.execute("anything")
-        event = qmp.wait_event("SHUTDOWN", "RESET", timeout=10)
+        event = qmp.wait_event("SHUTDOWN", "RESET", timeout=PATIENCE)
     assert (event.name, event.data, event.time) == ("SHUTDOWN", {"guest": True}, 10.5)
 
 
@@ -95,7 +96,7 @@ def test_waiting_for_an_event_ends_with_the_connection(serve: Serve) -> None:
         with pytest.raises(QmpClosedError):
             qmp.execute("second")
         with pytest.raises(EngineError, match="closed"):
-            qmp.wait_event("SHUTDOWN", timeout=10)
+            qmp.wait_event("SHUTDOWN", timeout=PATIENCE)
 
 
 def test_an_answer_that_does_not_come_times_out(serve: Serve) -> None:
@@ -140,7 +141,7 @@ def test_the_second_client_waits_its_turn(serve: Serve) -> None:
         assert first.status() == "running"
         assert statuses == []
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
     assert statuses == ["running"] * 6
 
 
@@ -196,4 +197,4 @@ def test_an_event_at_no_time_is_refused_in_words(serve: Serve, stamp: object) ->
     with QmpClient(server.path) as qmp:
         qmp.execute("x")
         with pytest.raises(EngineError, match="malformed event"):
-            qmp.wait_event("SHUTDOWN", timeout=10)
+            qmp.wait_event("SHUTDOWN", timeout=PATIENCE)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.errors import MissingProgramError
 from cerne.guest import GuestAgent
@@ -63,7 +64,7 @@ class Port:
         self._listener.close()
         self._agent.shutdown(socket.SHUT_RDWR)
         self._agent.close()
-        self.process.wait(10)
+        self.process.wait(PATIENCE)
 
 
 @pytest.fixture(scope="session")

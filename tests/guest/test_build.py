@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.waiting import PATIENCE
 
 import cerne.guest.build as build
 from cerne.errors import HostError, MissingProgramError
@@ -87,5 +88,5 @@ def test_the_units_written_in_c(tmp_path: Path) -> None:
     sources += [_SOURCE / name for name in ("wire.c", "user.c", "clock.c")]
     command: list[str | Path] = [compiler, "-std=gnu11", "-g", *_SANITIZERS, f"-I{_SOURCE}"]
     subprocess.run([*command, *sources, "-o", program], check=True)
-    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([program], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.stdout == "ok\n", done.stderr

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.errors import GuestError, GuestTimeoutError, InputError
 from cerne.guest import ExitStatus, GuestAgent, GuestProcess, Output, Stream, TerminalSize
@@ -26,7 +27,7 @@ def _text(process: GuestProcess) -> bytes:
 def _read_until(process: GuestProcess, wanted: bytes) -> bytes:
     heard = b""
     while wanted not in heard:
-        output = process.read(20)
+        output = process.read(PATIENCE)
         assert output is not None, heard
         heard += output.data
     return heard
@@ -146,13 +147,13 @@ def test_input_that_is_not_read(agent: GuestAgent) -> None:
 
 
 def test_a_child_left_behind_does_not_hold_the_end_up(agent: GuestAgent) -> None:
-    done = agent.run(["sh", "-c", "sleep 60 & echo $!"], timeout=30)
+    done = agent.run(["sh", "-c", "sleep 1000 & echo $!"], timeout=PATIENCE)
     os.kill(int(done.stdout), signal.SIGKILL)
 
 
 def test_time_limit(agent: GuestAgent) -> None:
     with pytest.raises(GuestTimeoutError, match=r"sleep was killed after 0\.2 s"):
-        agent.run(["sleep", "60"], timeout=0.2)
+        agent.run(["sleep", "1000"], timeout=0.2)
     assert agent.run(["true"]).status == 0
 
 
@@ -182,22 +183,22 @@ def test_writing_while_another_thread_reads(agent: GuestAgent) -> None:
 def test_a_conversation(agent: GuestAgent) -> None:
     with agent.popen(["cat"]) as process:
         process.write(b"hello")
-        assert process.read(20) == Output(Stream.STDOUT, b"hello")
+        assert process.read(PATIENCE) == Output(Stream.STDOUT, b"hello")
         process.write(b"")
         process.close_stdin()
         process.close_stdin()
-        assert process.read(20) is None
+        assert process.read(PATIENCE) is None
         assert process.wait() == ExitStatus(0)
 
 
 def test_signals(agent: GuestAgent) -> None:
-    with agent.popen(["sleep", "60"]) as process:
+    with agent.popen(["sleep", "1000"]) as process:
         process.signal(signal.SIGINT)
-        assert process.wait(20) == ExitStatus(130, signal.SIGINT)
+        assert process.wait(PATIENCE) == ExitStatus(130, signal.SIGINT)
 
 
 def test_waiting_has_a_limit(agent: GuestAgent) -> None:
-    with agent.popen(["sleep", "60"]) as process:
+    with agent.popen(["sleep", "1000"]) as process:
         with pytest.raises(GuestTimeoutError, match="still runs"):
             process.wait(0.05)
         with pytest.raises(GuestTimeoutError, match="still runs"):
@@ -224,10 +225,10 @@ def test_keys_of_a_terminal(agent: GuestAgent) -> None:
         process.write(b"a\n")
         _read_until(process, b"a\r\na\r\n")
         process.write(b"\x03")
-        assert process.wait(20) == ExitStatus(130, signal.SIGINT)
+        assert process.wait(PATIENCE) == ExitStatus(130, signal.SIGINT)
     with agent.popen(["cat"], terminal=TerminalSize(24, 80)) as process:
         process.close_stdin()
-        assert process.wait(20) == ExitStatus(0)
+        assert process.wait(PATIENCE) == ExitStatus(0)
 
 
 def test_the_last_words_on_a_terminal(agent: GuestAgent) -> None:
@@ -241,7 +242,7 @@ def test_the_last_words_on_a_terminal(agent: GuestAgent) -> None:
 def test_leaving_hangs_the_process_up(
     agent: GuestAgent, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
-    with agent.popen(["sh", "-c", "echo ready; sleep 60"]) as process:
+    with agent.popen(["sh", "-c", "echo ready; sleep 1000"]) as process:
         _read_until(process, b"ready")
         pid = process.pid
     # The next session cleans the former one up before it answers.

@@ -7,6 +7,7 @@ import threading
 import tracemalloc
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.errors import GuestError
 from cerne.guest import ExitStatus, GuestProcess, wire
@@ -24,7 +25,7 @@ def test_ends_that_make_no_sense(session_pair: Pair, by_signal: int, code: int) 
     session, far = session_pair
     far.sendall(encode(FrameType.EXITED, wire.EXITED.pack(by_signal, code)))
     with pytest.raises(GuestError, match="is not valid"):
-        GuestProcess(session, 1).wait(20)
+        GuestProcess(session, 1).wait(PATIENCE)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_frames_that_do_not_belong(session_pair: Pair, frame: bytes) -> None:
     session, far = session_pair
     far.sendall(frame)
     with pytest.raises(GuestError, match="from a process that runs"):
-        GuestProcess(session, 1).wait(20)
+        GuestProcess(session, 1).wait(PATIENCE)
 
 
 def test_more_output_than_there_is_leave_for(session_pair: Pair) -> None:
@@ -63,7 +64,7 @@ def test_credit_never_grows_beyond_the_window(session_pair: Pair) -> None:
     far.sendall(encode(FrameType.CREDIT, wire.COUNT.pack(2**32 - 1)))
     far.sendall(encode(FrameType.EXITED, wire.EXITED.pack(0, 0)))
     process = GuestProcess(session, 1)
-    assert process.wait(20) == ExitStatus(0)
+    assert process.wait(PATIENCE) == ExitStatus(0)
     assert process._credit == wire.WINDOW
 
 
@@ -71,7 +72,7 @@ def test_an_error_in_the_middle(session_pair: Pair) -> None:
     session, far = session_pair
     far.sendall(encode(FrameType.ERROR, wire.ERROR.pack(5) + b"the disk \x1b[31mburns"))
     with pytest.raises(GuestError) as caught:
-        GuestProcess(session, 1).wait(20)
+        GuestProcess(session, 1).wait(PATIENCE)
     assert caught.value.message == "the disk ?[31mburns"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.waiting import PATIENCE
 
 import cerne.guest.session as session_module
 from cerne.errors import BusyError, GuestError, GuestTimeoutError
@@ -54,13 +55,13 @@ def test_a_client_that_died_in_a_frame(agent: GuestAgent, port: Port, said: int)
     with _greeted(port.path) as dead:
         dead.sendall(frame[:said])
     _mark_as_cut_off(port.path)
-    assert agent.run(["echo", "alive"], timeout=20).stdout == b"alive\n"
+    assert agent.run(["echo", "alive"], timeout=PATIENCE).stdout == b"alive\n"
 
 
 def test_a_cut_off_frame_that_nobody_knows_of(agent: GuestAgent, port: Port) -> None:
     with _greeted(port.path) as dead:
         dead.sendall(encode(FrameType.DATA, bytes(wire.MAX_PAYLOAD))[:100])
-    assert agent.run(["echo", "alive"], timeout=20).stdout == b"alive\n"
+    assert agent.run(["echo", "alive"], timeout=PATIENCE).stdout == b"alive\n"
 
 
 def test_output_of_a_former_session_is_passed_over(agent: GuestAgent) -> None:
@@ -68,7 +69,7 @@ def test_output_of_a_former_session_is_passed_over(agent: GuestAgent) -> None:
         process = agent.popen(["sh", "-c", "yes"])
         assert process.read(20) is not None
         process.close()
-        assert agent.run(["echo", "mine"], timeout=20).stdout == b"mine\n"
+        assert agent.run(["echo", "mine"], timeout=PATIENCE).stdout == b"mine\n"
 
 
 def test_a_clean_end_leaves_a_clean_lock(agent: GuestAgent, port: Port) -> None:
@@ -157,7 +158,7 @@ def test_a_guest_that_drops_the_first_hello(
 
     thread = threading.Thread(target=answer_the_second)
     thread.start()
-    session.greet(time.monotonic() + 20)
+    session.greet(time.monotonic() + PATIENCE)
     thread.join()
 
 
@@ -188,7 +189,7 @@ def test_another_version(session_pair: tuple[Session, socket.socket]) -> None:
     thread = threading.Thread(target=answer)
     thread.start()
     with pytest.raises(GuestError, match="version 99") as caught:
-        session.greet(time.monotonic() + 20)
+        session.greet(time.monotonic() + PATIENCE)
     thread.join()
     assert caught.value.hint
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.processes import opened
+from tests.waiting import PATIENCE
 
 from cerne.engine.opened import Opened
 from cerne.units import MIB
@@ -52,7 +53,7 @@ class Running:
         """Its console."""
         with socket.socket(socket.AF_UNIX) as console:
             console.connect(str(self.home / "console"))
-            console.settimeout(20)
+            console.settimeout(PATIENCE)
             yield console
 
     def files(self) -> list[str]:

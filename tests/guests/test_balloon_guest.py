@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tests.guests.conftest import Built
 from tests.guests.harness import running
+from tests.waiting import PATIENCE
 
 from cerne.engine.qmp import QmpClient
 from cerne.units import MIB
@@ -26,7 +27,7 @@ def test_memory_goes_back_to_the_host(home: Path, built: Built, emulated: bool) 
 
             started, filled = after(b"started"), after(b"filled")
             inflated = after(b"inflated")
-            change = qmp.wait_event("BALLOON_CHANGE", timeout=60)
+            change = qmp.wait_event("BALLOON_CHANGE", timeout=PATIENCE)
             assert change.data == {"actual": 16 * MIB - _GIVEN}
             deflated, reported = after(b"deflated"), after(b"reported")
         assert machine.end() == (True, "the guest shut down")

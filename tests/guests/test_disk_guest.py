@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from tests.guests.conftest import Built
 from tests.processes import commands, opened
+from tests.waiting import PATIENCE
 
 from cerne.engine.native import NativeEngine
 from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan
@@ -42,7 +43,7 @@ def machine(plan: LaunchPlan, emulated: bool) -> Iterator[ProcessIdentity]:
     process = NativeEngine(emulated).start(plan).process
     yield process
     process.send(signal.SIGKILL)
-    process.wait(20)
+    process.wait(PATIENCE)
 
 
 def _daemons(home: Path) -> list[int]:
@@ -77,7 +78,7 @@ def test_a_guest_goes_on_when_its_storage_daemon_is_killed(
         engine.attach(engine.describe(plan, machine)).fork((), [])
     with QmpClient(plan.qmp_socket) as client:
         client.quit()
-    assert machine.wait(30)
+    assert machine.wait(PATIENCE)
     eventually(lambda: _daemons(home) == [])
 
 
@@ -91,7 +92,7 @@ def test_a_guest_that_only_looks_at_its_ring_sees_no_index_that_is_none(
         assert b"WRONG" not in _wait_for(served_here, b"done")
     finally:
         process.send(signal.SIGKILL)
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
 def test_a_storage_daemon_goes_with_a_machine_that_was_killed(

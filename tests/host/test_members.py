@@ -23,7 +23,7 @@ def test_a_program_is_registered_as_itself(tmp_path: Path, eventually: Eventuall
     members = Members(tmp_path)
     reading, writing = os.pipe()
     sleeper = start_member(
-        members, MACHINE, ["/bin/sh", "-c", "echo $$ >&2; sleep 99"], [], writing
+        members, MACHINE, ["/bin/sh", "-c", "echo $$ >&2; sleep 1000"], [], writing
     )
     try:
         assert int(os.read(reading, 100)) == sleeper.pid
@@ -80,7 +80,7 @@ def test_a_forked_process_registers_itself_or_ends(tmp_path: Path, withdrawn: bo
     pid = os.fork()
     if pid == 0:
         register(file)
-        time.sleep(99)
+        time.sleep(1000)
         os._exit(0)
     os.close(file)
     if withdrawn:
@@ -122,7 +122,7 @@ def test_what_does_not_end_is_told_and_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eventually: Eventually
 ) -> None:
     members = Members(tmp_path)
-    sleeper = start_member(members, MACHINE, ["/bin/sleep", "99"], [])
+    sleeper = start_member(members, MACHINE, ["/bin/sleep", "1000"], [])
     eventually(lambda: members.alive() != [])
     monkeypatch.setattr(ProcessIdentity, "wait", lambda self, timeout: timeout is None)
     try:

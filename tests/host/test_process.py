@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.waiting import PATIENCE
+
 from cerne.host.process import ProcessIdentity
 
 _FIRST_THREAD_ENDS = """
@@ -30,5 +32,5 @@ def test_a_process_runs_until_its_last_thread_has_ended() -> None:
         assert identity.alive()
         assert not identity.wait(0.05)
         process.stdin.close()
-        assert identity.wait(20)
+        assert identity.wait(PATIENCE)
         assert not identity.alive()

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.errors import (
     ConflictError,
@@ -145,7 +146,7 @@ def test_two_builds_at_once_share_one(store: ImageStore, monkeypatch: pytest.Mon
     _add_recipe(monkeypatch, build)
 
     def ask() -> None:
-        both_asked.wait(10)
+        both_asked.wait(PATIENCE)
         ImageStore(store._root, store._cache).ensure("toy")
 
     threads = [threading.Thread(target=ask) for _ in range(2)]

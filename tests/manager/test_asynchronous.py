@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.client.run import _asynchronous
 from cerne.errors import GuestTimeoutError, StateError
@@ -23,7 +24,7 @@ def test_many_commands_run_at_the_same_time(
     machine: Machine, manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     together = threading.Barrier(_MANY)
-    monkeypatch.setattr(Machine, "exec", lambda self, argv, **_options: together.wait(60))
+    monkeypatch.setattr(Machine, "exec", lambda self, argv, **_options: together.wait(PATIENCE))
 
     async def run() -> None:
         machines = [AsyncMachine(machine) for _ in range(_MANY)]
@@ -70,7 +71,7 @@ def test_a_command_that_is_cancelled_is_killed(
     ) -> None:
         started(Process())
         begun.set()
-        killed.wait(60)
+        killed.wait(PATIENCE)
 
     monkeypatch.setattr(Machine, "exec", run_one)
 
@@ -83,7 +84,7 @@ def test_a_command_that_is_cancelled_is_killed(
             await command
 
     asyncio.run(run())
-    assert killed.wait(60)
+    assert killed.wait(PATIENCE)
 
 
 def test_an_error_of_a_machine_is_raised_where_it_is_awaited(machine: Machine) -> None:
@@ -97,7 +98,7 @@ def test_the_ends_of_many_machines_are_waited_for(manager: Manager) -> None:
     ]
 
     async def run() -> list[State]:
-        waits = [asyncio.create_task(AsyncMachine(one).wait(60)) for one in machines]
+        waits = [asyncio.create_task(AsyncMachine(one).wait(PATIENCE)) for one in machines]
         await asyncio.sleep(0)
         await asyncio.gather(*(AsyncMachine(one).kill() for one in machines))
         return await asyncio.gather(*waits)
@@ -136,7 +137,7 @@ def test_a_machine_whose_start_is_cancelled_is_removed(machine: Machine) -> None
     @contextlib.contextmanager
     def run() -> Iterator[Machine]:
         begun.set()
-        go_on.wait(60)
+        go_on.wait(PATIENCE)
         yield machine
         left.set()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.manager.conftest import FakeEngine
+from tests.waiting import PATIENCE
 
 from cerne.errors import CerneError, ConflictError, InputError, NotFoundError
 from cerne.images import Image, Progress
@@ -125,7 +126,7 @@ def test_machines_are_made_while_their_image_is_removed(
 
     def make(number: int) -> None:
         own = Manager(Home.of_this_user(), lambda _requested: engine)
-        ready.wait(10)
+        ready.wait(PATIENCE)
         try:
             own.create(_spec(f"m{number}"))
         except CerneError as error:
@@ -134,7 +135,7 @@ def test_machines_are_made_while_their_image_is_removed(
     makers = [threading.Thread(target=make, args=(number,)) for number in range(4)]
     for maker in makers:
         maker.start()
-    ready.wait(10)
+    ready.wait(PATIENCE)
     with contextlib.suppress(ConflictError):
         manager.remove_image("blank")
     for maker in makers:

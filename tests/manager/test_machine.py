@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.manager.conftest import FakeEngine
+from tests.waiting import PATIENCE
 
 from cerne.cli.listing import ls
 from cerne.engine.base import Ending
@@ -129,7 +130,7 @@ def test_renaming(manager: Manager, machine: Machine) -> None:
 def test_a_process_killed_by_hand_is_noticed(machine: Machine) -> None:
     machine.start()
     os.kill(_pid(machine), signal.SIGKILL)
-    assert machine.wait(timeout=10) is State.FAILED
+    assert machine.wait(timeout=PATIENCE) is State.FAILED
     assert machine.record.reason == "its process was killed"
 
 
@@ -137,7 +138,7 @@ def test_a_guest_that_shut_down_is_stopped(machine: Machine, engine: FakeEngine)
     machine.start()
     engine.how_it_ended = Ending(orderly=True, reason="the guest shut down")
     os.kill(_pid(machine), signal.SIGTERM)
-    assert machine.wait(timeout=10) is State.STOPPED
+    assert machine.wait(timeout=PATIENCE) is State.STOPPED
     assert machine.record.reason == "the guest shut down"
 
 
@@ -223,7 +224,7 @@ def test_the_end_of_a_process_that_serves_a_machine_is_told(
     ls()
     assert "running (degraded)" in capsys.readouterr().out
     # It is not started again while its supervisor does that.
-    supervisor = start_member(members, supervisor_of("net0"), ["/bin/sleep", "99"], [])
+    supervisor = start_member(members, supervisor_of("net0"), ["/bin/sleep", "1000"], [])
     while not members.alive(supervisor_of("net0")):
         assert supervisor.poll() is None
     assert machine.unserved == []
@@ -325,7 +326,7 @@ def test_what_a_failed_machine_said_is_kept(manager: Manager, machine: Machine) 
     machine.start()
     machine.console_log.write_text("last words")
     os.kill(_pid(machine), signal.SIGKILL)
-    machine.wait(timeout=10)
+    machine.wait(timeout=PATIENCE)
     machine.remove()
     assert manager.home.failure_log("web").read_text() == "last words"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.devices.vhost_backend import VhostBackend
+from tests.waiting import PATIENCE
 
 from cerne.devices.vhost_user.device import VhostUserBlock
 from cerne.devices.vhost_user.messages import BackendError
@@ -47,7 +48,7 @@ def place(home: Path) -> Iterator[Place]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(home / "disk"))
         listener.listen()
-        listener.settimeout(20)
+        listener.settimeout(PATIENCE)
         yield Place(listener, home / "disk")
 
 
@@ -117,6 +118,6 @@ def test_its_supervisor_is_told_of_an_orderly_end(place: Place) -> None:
     supervisor = threading.Thread(target=keep)
     supervisor.start()
     backend.finish()
-    supervisor.join(20)
+    supervisor.join(PATIENCE)
     assert told == [b"end"]
     server.die()

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.guests.harness import Running, running
+from tests.waiting import PATIENCE
 
 from cerne.engine.qmp import QmpClient
 from cerne.errors import EngineError
@@ -38,7 +39,7 @@ def machine(
 ) -> Iterator[Running]:
     """A machine of two processors, of which one loops and the other waits to be started."""
     with running(home, small_kernel(home / "kernel", _LOOP), cpus=2) as made:
-        with QmpClient(made.qmp, timeout=60) as client:
+        with QmpClient(made.qmp, timeout=PATIENCE) as client:
             client.status()
         yield made
 
@@ -53,7 +54,7 @@ def _commands(machine: Running) -> list[str]:
 def _connect(machine: Running) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(str(machine.qmp))
-    connection.settimeout(20)
+    connection.settimeout(PATIENCE)
     return connection
 
 
@@ -75,7 +76,7 @@ def _answers(machine: Running, requests: list[object]) -> list[dict[str, object]
 
 def test_the_shell_of_qmp_works_on_it(machine: Running) -> None:
     command = ["-m", "qemu.qmp.qmp_shell", str(machine.qmp)]
-    shell = pexpect.spawn(sys.executable, command, timeout=60, encoding="utf-8")
+    shell = pexpect.spawn(sys.executable, command, timeout=PATIENCE, encoding="utf-8")
     with contextlib.closing(shell):
         shell.expect("Connected to QEMU")
         for words, answer in (

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.descriptors import open_descriptors
 from tests.guests.harness import Running, running
 from tests.processes import opened_files
+from tests.waiting import PATIENCE
 
 from cerne.arch.x86 import layout
 from cerne.devices.pci.function import COMMAND, COMMAND_MEMORY
@@ -79,7 +80,7 @@ def test_a_guest_lets_go_of_a_disk(run: Run, kvm_device: Path, disk: Path) -> No
         with pytest.raises(EngineError, match="already"):
             _plug_disk(client, disk, 0)
         client.execute("device_del", {"id": "hot0"})
-        event = client.wait_event("DEVICE_DELETED", timeout=20)
+        event = client.wait_event("DEVICE_DELETED", timeout=PATIENCE)
         assert event.data == {"device": "hot0"}
         assert _devices(client) == []
         assert _opened(machine) == before
@@ -93,10 +94,10 @@ def test_a_reset_leaves_it_plugged_in(run: Run, kvm_device: Path, disk: Path) ->
         _plug_disk(client, disk, 7)
         client.execute("cerne-pull-device", {"id": "hot0"})
         client.execute("system_reset")
-        client.wait_event("RESET", timeout=20)
+        client.wait_event("RESET", timeout=PATIENCE)
         assert _devices(client) == [{"id": "hot7", "slot": 7}]
         client.execute("device_del", {"id": "hot7"})
-        assert client.wait_event("DEVICE_DELETED", timeout=20).data == {"device": "hot7"}
+        assert client.wait_event("DEVICE_DELETED", timeout=PATIENCE).data == {"device": "hot7"}
         assert _opened(machine) == before
 
 
@@ -104,7 +105,7 @@ def test_a_guest_refuses(run: Run, kvm_device: Path, disk: Path) -> None:
     with run(_REFUSES_SLOT_24) as machine, QmpClient(machine.qmp) as client:
         _plug_disk(client, disk, 0)
         client.execute("device_del", {"id": "hot0"})
-        event = client.wait_event("DEVICE_UNPLUG_GUEST_ERROR", timeout=20)
+        event = client.wait_event("DEVICE_UNPLUG_GUEST_ERROR", timeout=PATIENCE)
         assert event.data["device"] == "hot0"
         assert _devices(client) == [{"id": "hot0", "slot": 0}]
 
@@ -125,7 +126,7 @@ def test_a_guest_that_does_not_answer_keeps_it(run: Run, kvm_device: Path, disk:
         client.execute("cerne-keep-device", {"id": "hot0"})
         assert _devices(client) == [{"id": "hot0", "slot": 0}]
         client.execute("cerne-pull-device", {"id": "hot0"})
-        assert client.wait_event("DEVICE_DELETED", timeout=20).data == {"device": "hot0"}
+        assert client.wait_event("DEVICE_DELETED", timeout=PATIENCE).data == {"device": "hot0"}
         for name in ("hot0", "hot8", "hot-1", "vda", "hot"):
             with pytest.raises(EngineError) as refused:
                 client.execute("device_del", {"id": name})

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.vmm.cable import Cable
 from cerne.vmm.config import NicConfig
@@ -34,7 +35,7 @@ def plug() -> Iterator[Plug]:
 
     yield make
     loop.ask(loop.stop)
-    thread.join(20)
+    thread.join(PATIENCE)
     for cable in made:
         cable.close()
 
@@ -42,7 +43,7 @@ def plug() -> Iterator[Plug]:
 @pytest.fixture
 def listener(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.settimeout(20)
+        listener.settimeout(PATIENCE)
         listener.bind(str(tmp_path / "s"))
         listener.listen()
         yield listener

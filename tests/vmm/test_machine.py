@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.guests.harness import Running, ask, running
+from tests.waiting import PATIENCE
 
 from cerne.engine.qmp import QmpClient
 from cerne.errors import EngineError
@@ -58,7 +59,7 @@ def test_a_guest_that_resets_for_ever_begins_anew_and_can_be_stopped(
     run: Run, kvm_device: Path
 ) -> None:
     with run(_SAY_HI + _RESET) as machine, QmpClient(machine.qmp) as client:
-        events = [client.wait_event("RESET", timeout=30) for _ in range(5)]
+        events = [client.wait_event("RESET", timeout=PATIENCE) for _ in range(5)]
         assert events[0].data == {"guest": True, "reason": "guest-reset"}
         assert client.status() == "running"
         client.stop()
@@ -68,7 +69,7 @@ def test_a_guest_that_resets_for_ever_begins_anew_and_can_be_stopped(
         assert (b"hi" * len(said)).startswith(said)
         assert len(said) >= 10
         client.cont()
-        client.wait_event("RESET", timeout=30)
+        client.wait_event("RESET", timeout=PATIENCE)
         client.quit()
         assert machine.end() == (True, "it was told to quit")
 
@@ -81,7 +82,7 @@ def test_a_reset_clears_memory_and_keeps_whoever_is_connected(run: Run, kvm_devi
     ):
         assert ask(console, b"ii") == b"\1\2"
         client.execute("system_reset")
-        reset = client.wait_event("RESET", timeout=30)
+        reset = client.wait_event("RESET", timeout=PATIENCE)
         assert reset.data == {"guest": False, "reason": "host-qmp-system-reset"}
         assert ask(console, b"i") == b"\1"
 
@@ -95,7 +96,7 @@ def test_a_paused_machine_is_reset_and_stays_paused(run: Run, kvm_device: Path) 
         assert ask(console, b"ii") == b"\1\2"
         client.stop()
         client.execute("system_reset")
-        client.wait_event("RESET", timeout=30)
+        client.wait_event("RESET", timeout=PATIENCE)
         assert client.status() == "paused"
         client.cont()
         assert ask(console, b"i") == b"\1"
@@ -104,11 +105,11 @@ def test_a_paused_machine_is_reset_and_stays_paused(run: Run, kvm_device: Path) 
 def test_what_is_open_stays_as_much_however_often_it_resets(run: Run, kvm_device: Path) -> None:
     with run(_COUNT) as machine, QmpClient(machine.qmp) as client:
         client.execute("system_reset")
-        client.wait_event("RESET", timeout=30)
+        client.wait_event("RESET", timeout=PATIENCE)
         files = len(machine.files())
         for _ in range(10):
             client.execute("system_reset")
-            client.wait_event("RESET", timeout=30)
+            client.wait_event("RESET", timeout=PATIENCE)
         assert len(machine.files()) == files
 
 
@@ -116,8 +117,10 @@ def test_a_panic_is_a_failure_whatever_the_kernel_does_next(run: Run, kvm_device
     with run(_PANIC.replace(b"?", b"\1") + _RESET) as machine:
         with QmpClient(machine.qmp) as client, machine.connected() as console:
             console.send(b"!")
-            assert client.wait_event("GUEST_PANICKED", timeout=30).data == {"action": "poweroff"}
-            shutdown = client.wait_event("SHUTDOWN", timeout=30)
+            assert client.wait_event("GUEST_PANICKED", timeout=PATIENCE).data == {
+                "action": "poweroff"
+            }
+            shutdown = client.wait_event("SHUTDOWN", timeout=PATIENCE)
             assert shutdown.data == {"guest": True, "reason": "guest-panic"}
         assert machine.end() == (False, PANICKED)
         assert machine.process.returncode == 1
@@ -130,9 +133,9 @@ def test_a_kernel_for_crashes_takes_over(run: Run, kvm_device: Path) -> None:
         machine.connected() as console,
     ):
         console.send(b"!")
-        loaded = client.wait_event("GUEST_CRASHLOADED", timeout=30)
+        loaded = client.wait_event("GUEST_CRASHLOADED", timeout=PATIENCE)
         assert loaded.data == {"action": "run"}
-        client.wait_event("RESET", timeout=30)
+        client.wait_event("RESET", timeout=PATIENCE)
         assert client.status() == "running"
 
 
@@ -237,7 +240,7 @@ def test_a_signal_ends_it_in_order(run: Run, kvm_device: Path) -> None:
         with QmpClient(machine.qmp) as client:
             assert client.status() == "running"
             machine.process.terminate()
-            shutdown = client.wait_event("SHUTDOWN", timeout=30)
+            shutdown = client.wait_event("SHUTDOWN", timeout=PATIENCE)
             assert shutdown.data == {"guest": False, "reason": "host-signal"}
         assert machine.end() == (True, "a signal asked its process to end")
 
@@ -253,7 +256,7 @@ def test_its_console_goes_both_ways(run: Run, kvm_device: Path) -> None:
 
 def test_a_kernel_that_is_none_is_refused_in_words(run: Run, kvm_device: Path) -> None:
     with run(b"") as machine:
-        machine.process.wait(30)
+        machine.process.wait(PATIENCE)
         assert machine.process.stderr is not None
         said = machine.process.stderr.read()
         assert b"no segment to load" in said

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.waiting import PATIENCE
 
 from cerne.engine.qmp import QmpClient
 from cerne.errors import EngineError
@@ -41,7 +42,7 @@ class _Served:
         self.thread.start()
 
     def _take_long(self) -> object:
-        assert self.may_end.wait(10)
+        assert self.may_end.wait(PATIENCE)
         return {"took": "long"}
 
     def _stop(self, _: Request) -> object:
@@ -50,7 +51,7 @@ class _Served:
 
     def close(self) -> None:
         self.loop.ask(self.loop.stop)
-        self.thread.join(10)
+        self.thread.join(PATIENCE)
         self.loop.close()
 
 
@@ -63,7 +64,7 @@ def served(home: Path) -> Iterator[_Served]:
 
 def _connect(served: _Served) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(10)
+    connection.settimeout(PATIENCE)
     connection.connect(str(served.path))
     assert "QMP" in _line(connection)
     return connection
@@ -83,7 +84,7 @@ def test_the_client_of_both_engines_works_on_it(served: _Served) -> None:
     with QmpClient(served.path) as one, QmpClient(served.path) as two:
         assert (one.status(), two.status()) == ("running", "running")
         one.stop()
-        assert two.wait_event("STOP", timeout=10).name == "STOP"
+        assert two.wait_event("STOP", timeout=PATIENCE).name == "STOP"
         with pytest.raises(EngineError, match="has not been found"):
             one.execute("device_add")
 

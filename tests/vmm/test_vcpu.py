@@ -6,6 +6,7 @@ import errno
 import threading
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.devices.bus import Bus
 from cerne.errors import KvmError
@@ -42,7 +43,7 @@ class _Counting(Vcpu):
 
     def run(self) -> Exit:
         self.entered.set()
-        assert self.kicked.wait(20)
+        assert self.kicked.wait(PATIENCE)
         self.kicked.clear()
         return InterruptedExit()
 
@@ -65,7 +66,7 @@ def test_the_guest_is_told_of_each_pause_if_it_can_be() -> None:
     thread.start()
     for turn in range(3):
         thread.resume()
-        assert vcpu.entered.wait(20)
+        assert vcpu.entered.wait(PATIENCE)
         vcpu.entered.clear()
         thread.ask_to_pause()
         assert thread.wait_paused()

@@ -12,6 +12,7 @@ import pytest
 from tests.descriptors import open_descriptors
 from tests.devices.pci_guest import Guest
 from tests.devices.queue_driver import Buffer
+from tests.waiting import PATIENCE
 
 from cerne.devices.virtio.vsock.packet import HEADER_SIZE, STREAM, Header, Operation
 from cerne.engine.opened import Opened
@@ -64,7 +65,7 @@ class Machine:
     def call(self, line: bytes) -> socket.socket:
         caller = socket.socket(socket.AF_UNIX)
         caller.connect(str(self.directory / "guest.sock"))
-        caller.settimeout(20)
+        caller.settimeout(PATIENCE)
         caller.sendall(line)
         return caller
 
