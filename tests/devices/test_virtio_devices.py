@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import PORT_NAME, PORT_OPEN, ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.net.device import NetDevice
+from cerne.devices.virtio.queue import QueueError
 from cerne.devices.virtio.rng import RngDevice
 from cerne.devices.virtio.vsock.device import VsockDevice
 from cerne.errors import DamagedError, InputError
@@ -275,6 +277,66 @@ def test_a_queue_that_refills_itself_lets_others_have_their_turn(memory: GuestMe
     disk.refill = lambda: None
     guest.kick(0)
     assert guest.rung() == 0
+
+
+def _during_a_request(memory: GuestMemory, action: Callable[[Guest], None]) -> Guest:
+    """A disk that served a request, during which another thread did something."""
+    disk = _RefillingDisk()
+    guest = Guest(BlockDevice(disk), memory, [os.eventfd(0, os.EFD_NONBLOCK)])
+    guest.start()
+    for _ in range(2):
+        guest.queues[0].add([Buffer(DATA, 16), Buffer(DATA + 16, 513, write=True)])
+
+    def act() -> None:
+        other = threading.Thread(target=action, args=(guest,))
+        other.start()
+        other.join(20)
+        assert not other.is_alive()
+
+    disk.refill = act
+    guest.kick(0)
+    assert disk.reads == 1
+    return guest
+
+
+def test_a_reset_is_done_after_the_request_in_progress(memory: GuestMemory) -> None:
+    def reset(guest: Guest) -> None:
+        guest.write(20, 1, 0)
+        assert guest.read(20, 1) == 15
+        # The driver must not do that before the reset is done.
+        guest.write(22, 2, 0)
+        guest.write(20, 1, 15)
+        assert guest.queues[0].take() == []
+
+    guest = _during_a_request(memory, reset)
+    assert guest.read(20, 1) == 0
+    assert guest.queues[0].take() == [(0, 513)]
+    assert not guest.transport.device.active
+    guest.queues.clear()
+    guest.start()
+    assert guest.read(20, 1) == 15
+
+
+def test_a_queue_is_reset_after_its_request_in_progress(memory: GuestMemory) -> None:
+    def reset(guest: Guest) -> None:
+        guest.write(22, 2, 0)
+        guest.write(58, 2, 1)
+        assert guest.read(58, 2) == 1
+        assert guest.read(28, 2) == 1
+
+    guest = _during_a_request(memory, reset)
+    assert (guest.read(58, 2), guest.read(28, 2), guest.read(20, 1)) == (0, 0, 15)
+    assert guest.queues[0].take() == [(0, 513)]
+
+
+def test_a_device_that_fails_during_a_request_serves_no_other(memory: GuestMemory) -> None:
+    def fail(guest: Guest) -> None:
+        guest.transport.failed(QueueError("the driver broke a rule"))
+
+    guest = _during_a_request(memory, fail)
+    assert guest.read(20, 1) == 15 | 64
+    guest.kick(0)
+    assert guest.queues[0].take() == [(0, 513)]
 
 
 def test_a_device_that_failed_is_not_started_by_its_old_driver(memory: GuestMemory) -> None:

@@ -22,6 +22,7 @@ IPXE = Path("/usr/lib/ipxe/ipxe.lkrn")
 """Of the package ipxe: a bzImage that only a BIOS can enter."""
 
 SOURCES = {
+    "busy": ("start.S", "interrupts.c", "busy.c"),
     "balloon": ("start.S", "interrupts.c", "balloon.c"),
     "ipxe": (*_ONLY_PVH, f'-DKERNEL="{IPXE}"', "bios.S"),
     "disk": ("start.S", "interrupts.c", "disk.c"),

@@ -114,8 +114,12 @@ def running(
     nics: int = 0,
     vsock: bool = False,
     emulated: bool = False,
+    program: Sequence[str] = ("-m", "cerne.vmm"),
 ) -> Iterator[Running]:
-    """A VMM's process with this kernel, raw disks, network cards whose cables end here, sockets."""
+    """A VMM's process with this kernel, raw disks, network cards whose cables end here, sockets.
+
+    `program` is what Python runs, which gets the configuration.
+    """
     links = [socket.socketpair() for _ in range(nics)]
     with Opened() as opened:
         config = VmmConfig(
@@ -142,7 +146,7 @@ def running(
         )
         config.write(home / "config")
         process = subprocess.Popen(
-            [sys.executable, "-m", "cerne.vmm", str(home / "config")],
+            [sys.executable, *program, str(home / "config")],
             pass_fds=[*opened.descriptors, *(link.fileno() for link, _ in links)],
             stderr=subprocess.PIPE,
         )

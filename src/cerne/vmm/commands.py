@@ -10,12 +10,20 @@ from cerne.devices.power import POWER_BUTTON
 from cerne.errors import InputError
 from cerne.vmm.config import disk_from_json, nic_from_json
 from cerne.vmm.fork import fork, save
+from cerne.vmm.qmp import After
 from cerne.vmm.runstate import RunState
 from cerne.vmm.slot_names import device_name, slot_of
 
 if TYPE_CHECKING:
     from cerne.vmm.machine import Machine
     from cerne.vmm.qmp import Command, Request
+
+_PATIENCE = 8.0
+"""Seconds for a disk's request in progress before a command is refused.
+
+Less than a client waits for an answer."""
+_LONG_PATIENCE = 45.0
+"""The same for commands whose clients wait longer."""
 
 
 def commands(machine: Machine) -> dict[str, Command]:
@@ -39,8 +47,8 @@ def commands(machine: Machine) -> dict[str, Command]:
         "cerne-keep-device": _keep,
         "cerne-pull-device": _pull,
         "cerne-query-devices": _query_devices,
-        "cerne-save": save,
-        "cerne-fork": fork,
+        "cerne-save": partial(_while_disks_rest, save),
+        "cerne-fork": partial(_while_disks_rest, fork),
     }
     balloon = machine.peripherals.balloon
     return {
@@ -65,6 +73,15 @@ def _without_arguments(function: Callable[[], object], request: Request) -> obje
     for name in request.arguments:
         raise InputError(f"there is no argument {name!r}")
     return function()
+
+
+def _while_disks_rest(
+    command: Callable[[Machine, Request], object], machine: Machine, request: Request
+) -> object:
+    """Run a command when no request of a disk is in progress; the vCPUs run until then."""
+    return After(
+        partial(machine.peripherals.rest, _LONG_PATIENCE), partial(command, machine, request)
+    )
 
 
 def _plug_disk(machine: Machine, request: Request) -> object:
@@ -93,8 +110,13 @@ def _keep(machine: Machine, request: Request) -> object:
 
 def _pull(machine: Machine, request: Request) -> object:
     """``cerne-pull-device``: remove a device, even if the guest uses it."""
-    machine.peripherals.slots.pull(_slot(request))
-    return {}
+    slot = _slot(request)
+
+    def pull() -> object:
+        machine.peripherals.slots.pull(slot)
+        return {}
+
+    return After(partial(machine.peripherals.rest_in_slot, slot, _PATIENCE), pull)
 
 
 def _query_devices(machine: Machine, _: Request) -> object:
@@ -136,9 +158,12 @@ def _query_cpus(machine: Machine) -> object:
 
 
 def _stop(machine: Machine) -> object:
-    if machine.pause():
-        machine.emit("STOP")
-    return {}
+    def stop() -> object:
+        if machine.pause():
+            machine.emit("STOP")
+        return {}
+
+    return After(partial(machine.peripherals.rest, _PATIENCE), stop)
 
 
 def _cont(machine: Machine) -> object:

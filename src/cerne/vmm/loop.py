@@ -1,7 +1,7 @@
 """The loop of a VMM's main thread: it waits for descriptors and for calls of other threads.
 
-All work except running vCPUs and waiting for a disk happens on this thread, so that the host sides
-of devices need no locks.
+All work except running vCPUs and serving disks (`cerne.vmm.disk_thread`) happens on this thread, so
+that the host sides of the other devices need no locks.
 """
 
 from __future__ import annotations

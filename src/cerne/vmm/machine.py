@@ -91,6 +91,7 @@ class Machine:
 
     def run(self) -> End:
         """Run the guest to its end, and return how it ended."""
+        self.peripherals.start()
         self._start_threads(run=True)
         self._loop.run()
         for thread in self._threads:
@@ -158,10 +159,10 @@ class Machine:
             self._reset_cause = cause
         for thread in self._threads:
             thread.ask_to_pause()
-        self._loop.ask(self._reset_if_wished)
+        self._loop.ask(lambda: self.peripherals.after_rest(self._reset_if_wished))
 
     def pause(self) -> bool:
-        """Pause all vCPUs; return whether they ran.
+        """Pause all vCPUs, while the disks rest; return whether they ran.
 
         Raises:
             EngineError: a vCPU does not stop, or the machine has ended.
@@ -195,7 +196,7 @@ class Machine:
 
     @contextlib.contextmanager
     def paused(self, *, resume: bool = True) -> Iterator[None]:
-        """Pause it for the block, and let it run afterwards if it ran.
+        """Pause it for the block, while the disks rest, and let it run afterwards if it ran.
 
         Without `resume` it runs afterwards only if the block fails.
 
@@ -230,7 +231,7 @@ class Machine:
         self._loop.ask(self.board.let_ticks_be_missed)
 
     def _reset_if_wished(self) -> None:
-        """Reset the machine, if a reset was requested; on the loop's thread."""
+        """Reset the machine, if a reset was requested; on the loop's thread, while disks rest."""
         if not self._reset_cause or self._end is not None:
             return
         try:

@@ -1,15 +1,15 @@
 """The PCI bus of a board: the addresses of its functions' memory, and their doorbells.
 
 A doorbell is an ioeventfd: at the guest's write the kernel writes an eventfd, and the vCPU goes on
-without leaving the kernel. The loop's thread then serves the queue, unless a backend does. Only
-that thread adds and removes functions; guests' accesses may happen meanwhile.
+without leaving the kernel. The loop's thread then serves the queue, or a thread of the device, or a
+backend. Only the loop's thread adds and removes functions; guests' accesses may happen meanwhile.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from cerne.arch.x86 import layout
 from cerne.devices.bus import OverlapError
@@ -40,11 +40,19 @@ class _Window:
         self._function.write_bar(self._bar, offset, size, value)
 
 
+class Watcher(Protocol):
+    """Waits for doorbells, and serves the queues on its thread."""
+
+    def watch(self, descriptor: int, readable: Callable[[], None] | None) -> None:
+        """Call back while a descriptor is readable; without a function, forget it."""
+
+
 class _Wiring(NamedTuple):
     """The host's resources of a function."""
 
     vectors: MessageVectors
     bells: list[int]
+    watcher: Watcher
 
 
 class PciHost:
@@ -60,15 +68,22 @@ class PciHost:
         board.buses.ports.insert(CONFIG_PORT, CONFIG_PORT_COUNT, self._root.ports)
         board.buses.memory.insert(layout.ECAM_START, ECAM_BUS_SIZE, self._root.ecam)
 
-    def add(self, device: VirtioDevice, slot: int | None = None) -> None:
-        """Add a device, with an address for its memory and with its doorbells."""
+    def add(
+        self, device: VirtioDevice, slot: int | None = None, watcher: Watcher | None = None
+    ) -> None:
+        """Add a device, with an address for its memory and with its doorbells.
+
+        Without a `watcher` the loop serves it. A watcher with a thread must have stopped it here
+        and in `remove`.
+        """
+        watcher = watcher or self._loop
         vectors = MessageVectors(self._interrupts, len(device.queue_sizes) + 1)
         bells = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in device.queue_sizes]
         transport = VirtioPciTransport(device, self._board.memory, vectors, bells)
-        self._wirings[transport] = _Wiring(vectors, bells)
+        self._wirings[transport] = _Wiring(vectors, bells, watcher)
         for queue, bell in enumerate(bells):
             if queue not in device.handed_queues:
-                self._loop.watch(bell, _answer(transport, queue, bell))
+                watcher.watch(bell, _answer(transport, queue, bell))
         self.add_function(transport, slot)
 
     def add_function(self, function: PciFunction, slot: int | None = None) -> None:
@@ -87,7 +102,7 @@ class PciHost:
         function.reset()
         wiring = self._wirings.pop(function)
         for bell in wiring.bells:
-            self._loop.watch(bell, None)
+            wiring.watcher.watch(bell, None)
             os.close(bell)
         wiring.vectors.withdraw()
 

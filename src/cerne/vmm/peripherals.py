@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -17,20 +18,24 @@ from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.rng import RngDevice
-from cerne.errors import DamagedError
+from cerne.errors import DamagedError, EngineError
 from cerne.vmm.backend import FIRST_PATIENCE, Backend, MakeDevice
 from cerne.vmm.balloon import Balloon
 from cerne.vmm.board import Board
 from cerne.vmm.cable import Cable
 from cerne.vmm.channel import Channel
 from cerne.vmm.config import BackendConfig, DiskConfig, NicConfig, VmmConfig, VsockConfig
-from cerne.vmm.loop import Loop
-from cerne.vmm.pci_host import PciHost
+from cerne.vmm.disk_thread import DiskThread, Rest, Rested, end_all
+from cerne.vmm.loop import Loop, Ready
+from cerne.vmm.pci_host import PciHost, Watcher
+from cerne.vmm.slot_names import device_name
 from cerne.vmm.slots import Emit, Slots
 from cerne.vmm.vsock import HostSockets
 
 _MOST_DISK_QUEUES = 4
 _AGENT_PORT = "org.cerne.agent"
+_LONG = 30.0
+"""Seconds for a request in progress, if nothing but the disk's own machine waits for it."""
 
 
 class Peripherals:
@@ -51,10 +56,10 @@ class Peripherals:
         self._pci.add(self.balloon.device)
         self._set_balloon()
         self._sockets = None if config.vsock is None else self._plug_vsock(config.vsock)
-        self.slots = Slots(board, loop, self._pci, emit)
-        self._disks: list[tuple[int | None, BlockDevice]] = []
+        self._disks: list[tuple[int | None, DiskThread]] = []
+        self.slots = Slots(board, loop, self._pci, emit, self._after_rest_of)
         self._cables: list[Cable] = []
-        self._running = False
+        self._running = self._started = False
         self._backends: list[Backend] = []
         self._disk_queues = min(len(board.vcpus), _MOST_DISK_QUEUES)
         for disk in config.disks:
@@ -123,20 +128,51 @@ class Peripherals:
             cable.card.announce()
         self._set_balloon()
 
+    def start(self) -> None:
+        """Start the disks' threads, which rest until `resume`; the process has its privileges."""
+        self._started = True
+        for _, thread in self._disks:
+            thread.start()
+
+    def rest(self, patience: float, then: Rested) -> None:
+        """Call a function while the disks rest: before a pause, a reset, or the read of a state.
+
+        It gets an error if a disk does not rest within so many seconds.
+        """
+        Rest(self._loop, [thread for _, thread in self._disks]).begin(patience, then)
+
+    def rest_in_slot(self, slot: int, patience: float, then: Rested) -> None:
+        """The same for the device in a slot, before it is removed."""
+        threads = [thread for at, thread in self._disks if at == slot]
+        Rest(self._loop, threads).begin(patience, then)
+
+    def after_rest(self, action: Ready) -> None:
+        """Call a function when the disks rest, however long that takes."""
+        self.rest(_LONG, partial(self._or_wait, self.after_rest, action))
+
     def pause(self) -> None:
-        """Stop all other writers of the guest's memory, after the vCPUs have stopped."""
+        """Stop all other writers of the guest's memory, after the vCPUs, while the disks rest."""
+        if self._running:
+            for _, thread in self._disks:
+                thread.hold_on()
         self._running = False
         for cable in self._cables:
             cable.pause()
 
     def resume(self) -> None:
         """Let all other writers work again, before the vCPUs run."""
+        if not self._running:
+            for _, thread in self._disks:
+                thread.release()
         self._running = True
         for cable in self._cables:
             cable.resume()
 
     def power_off(self) -> None:
-        """Make every device forget its driver, while the board still has the old VM."""
+        """Make every device forget its driver, while the board still has the old VM.
+
+        The disks rest.
+        """
         self._pci.power_off()
 
     def power_on(self) -> None:
@@ -145,7 +181,7 @@ class Peripherals:
         self.slots.power_on()
 
     def switch_disks(self, disks: tuple[DiskConfig, ...]) -> list[Disk]:
-        """Replace the disks by files of the same content, while paused; return the old ones.
+        """Replace the disks by files of the same content, while they rest; return the old ones.
 
         Raises:
             DamagedError: their number is another one.
@@ -159,12 +195,19 @@ class Peripherals:
                 " and their slots"
             )
         fresh = [_open_disk(disk) for disk in ordered]
-        return [device.replace(disk) for (_, device), disk in zip(present, fresh, strict=True)]
+        return [
+            thread.device.replace(disk) for (_, thread), disk in zip(present, fresh, strict=True)
+        ]
 
     def finish(self) -> None:
         """Close the disks in order; no vCPU may be running."""
-        for _, disk in self._disks:
-            disk.close()
+        threads = [thread for _, thread in self._disks]
+        hung = end_all(threads, _LONG)
+        for thread in hung:
+            _report(f"{thread.name} has not finished a request within {_LONG:g} s; it is left open")
+        for thread in threads:
+            if thread not in hung:
+                thread.device.close()
         for backend in self._backends:
             backend.finish()
 
@@ -174,6 +217,8 @@ class Peripherals:
             channel.close()
         for cable in self._cables:
             cable.close()
+        for _, thread in self._disks:
+            thread.close()
         if self._sockets is not None:
             self._sockets.close()
         self._pci.close()
@@ -230,14 +275,40 @@ class Peripherals:
             read_only=disk.read_only,
             queues=self._disk_queues,
         )
-        entry = (disk.slot, device)
+        thread = DiskThread(self._disk_name(disk), self._loop, device)
+        entry = (disk.slot, thread)
 
         def gone() -> None:
             self._disks.remove(entry)
+            end_all([thread], _LONG)
+            thread.close()
             device.close()
 
-        self._add(device, disk.slot, gone)
+        self._add(device, disk.slot, gone, thread)
         self._disks.append(entry)
+        if self._started:
+            thread.start()
+        if self._running:
+            thread.release()
+
+    def _disk_name(self, disk: DiskConfig) -> str:
+        """The name of a disk in errors."""
+        place = f"{len(self._disks)}" if disk.slot is None else device_name(disk.slot)
+        return f"disk {place}"
+
+    def _after_rest_of(self, slot: int, action: Ready) -> None:
+        """Call a function when the device in a slot rests, however long that takes."""
+        again = partial(self._after_rest_of, slot)
+        self.rest_in_slot(slot, _LONG, partial(self._or_wait, again, action))
+
+    def _or_wait(
+        self, wait: Callable[[Ready], None], action: Ready, error: EngineError | None
+    ) -> None:
+        if error is None:
+            action()
+            return
+        _report(f"{error.message}; the machine waits for it")
+        self._loop.ask(lambda: wait(action))
 
     def _add_nic(self, nic: NicConfig) -> None:
         cable = Cable(self._loop, nic)
@@ -272,12 +343,18 @@ class Peripherals:
         self._backends.append(backend)
         self._pci.add(backend.device)
 
-    def _add(self, device: VirtioDevice, slot: int | None, gone: Callable[[], None]) -> None:
+    def _add(
+        self,
+        device: VirtioDevice,
+        slot: int | None,
+        gone: Callable[[], None],
+        watcher: Watcher | None = None,
+    ) -> None:
         """Add a permanent device, or one in a slot, which can be removed."""
         if slot is None:
-            self._pci.add(device)
+            self._pci.add(device, watcher=watcher)
         else:
-            self.slots.add(slot, device, gone)
+            self.slots.add(slot, device, gone, watcher)
 
     def _free_slot(self, slot: int | None) -> int:
         if slot is None:
@@ -286,6 +363,10 @@ class Peripherals:
             )
         self.slots.require_free(slot)
         return slot
+
+
+def _report(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
 
 
 def _order(slot: int | None) -> int:

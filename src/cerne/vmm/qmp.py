@@ -73,6 +73,17 @@ class Later(NamedTuple):
     finish: Callable[[], object]
 
 
+class After(NamedTuple):
+    """The answer of a command that continues on the loop's thread after something else.
+
+    `wait` arranges that, and gives the function that it calls an error if it waited too long.
+    The client's next command waits for the answer.
+    """
+
+    wait: Callable[[Callable[[CerneError | None], None]], None]
+    action: Callable[[], object]
+
+
 Command = Callable[[Request], object]
 
 _NEGOTIATE = "qmp_capabilities"
@@ -127,47 +138,64 @@ class QmpServer:
 
     def run(self, client: _Client, request: object) -> None:
         """Answer one request."""
+        identity = _identity(request)
         try:
             name, arguments = _command_of(request)
             command = self._capabilities if name == _NEGOTIATE else self._commands.get(name)
-            answer = self._execute(client, name, command, arguments)
+            received = self._request(client, name, command, arguments)
         except _RefusedError as refused:
-            answer = refused
+            _say(client, identity, refused)
+            return
+        assert command is not None
+        running = _Running(client, name, identity, received)
+        answer = _outcome(name, partial(command, received))
+        if not isinstance(answer, _RefusedError):
+            client.negotiated = True
+        self._answer(running, answer)
+
+    def _answer(self, running: _Running, answer: object) -> None:
+        """Give a command's answer, now or later."""
+        client = running.client
+        if isinstance(answer, After):
+            client.busy = True
+
+            def continue_(error: CerneError | None) -> None:
+                self._answer(running, _outcome(running.name, partial(_or_fail, answer, error)))
+
+            answer.wait(continue_)
+            return
+        # A forked child that leaves the command keeps them.
+        for descriptor in running.request.descriptors:
+            os.close(descriptor)
         if isinstance(answer, Later):
             client.busy = True
-            finishing = partial(self._finish_later, client, name, answer, _identity(request))
-            threading.Thread(target=finishing, name=name).start()
+            finishing = partial(self._finish_later, running, answer)
+            threading.Thread(target=finishing, name=running.name).start()
+        elif client.busy:
+            # Not from here, because many commands that need not wait would call one another.
+            self._loop.ask(partial(self._tell, running, answer))
         else:
-            _say(client, _identity(request), answer)
+            _say(client, running.identity, answer)
 
-    def _finish_later(self, client: _Client, name: str, later: Later, identity: object) -> None:
+    def _finish_later(self, running: _Running, later: Later) -> None:
         """In a thread: run the long function, and let the loop's thread answer."""
-        answer = _outcome(name, later.finish)
+        answer = _outcome(running.name, later.finish)
+        self._loop.ask(partial(self._tell, running, answer))
 
-        def tell() -> None:
-            client.busy = False
-            _say(client, identity, answer)
-            client.go_on()
+    def _tell(self, running: _Running, answer: object) -> None:
+        running.client.busy = False
+        _say(running.client, running.identity, answer)
+        running.client.go_on()
 
-        self._loop.ask(tell)
-
-    def _execute(
+    def _request(
         self, client: _Client, name: str, command: Command | None, arguments: Mapping[str, object]
-    ) -> object:
+    ) -> Request:
         if client.negotiated == (name == _NEGOTIATE):
             words = "are negotiated already" if client.negotiated else f"come first: {_NEGOTIATE}"
             raise _RefusedError(f"capabilities {words}", _COMMAND_NOT_FOUND)
         if command is None:
             raise _RefusedError(f"the command {name} has not been found", _COMMAND_NOT_FOUND)
-        request = Request(SavedState("the command", arguments), client.take_descriptors())
-        answer = _outcome(name, partial(command, request))
-        # A forked child that leaves this function keeps them.
-        for descriptor in request.descriptors:
-            os.close(descriptor)
-        if isinstance(answer, _RefusedError):
-            raise answer
-        client.negotiated = True
-        return answer
+        return Request(SavedState("the command", arguments), client.take_descriptors())
 
     def _capabilities(self, request: Request) -> object:
         # Only an empty list is allowed.
@@ -315,6 +343,21 @@ class _Client:
         self._loop.watch(self._connection.fileno(), None)
         self.close()
         self._server.forget(self)
+
+
+class _Running(NamedTuple):
+    """A command that is not answered yet."""
+
+    client: _Client
+    name: str
+    identity: object
+    request: Request
+
+
+def _or_fail(after: After, error: CerneError | None) -> object:
+    if error is not None:
+        raise error
+    return after.action()
 
 
 def _outcome(name: str, action: Callable[[], object]) -> object:

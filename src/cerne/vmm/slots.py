@@ -17,8 +17,8 @@ from cerne.devices.state import PlainState
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.errors import ConflictError, NotFoundError
 from cerne.vmm.board import Board
-from cerne.vmm.loop import Loop
-from cerne.vmm.pci_host import PciHost
+from cerne.vmm.loop import Loop, Ready
+from cerne.vmm.pci_host import PciHost, Watcher
 from cerne.vmm.slot_names import device_name
 
 Emit = Callable[[str, Mapping[str, object]], None]
@@ -28,13 +28,22 @@ Emit = Callable[[str, Mapping[str, object]], None]
 class Slots:
     """The slots of one machine, from 0 on; used only on the loop's thread."""
 
-    def __init__(self, board: Board, loop: Loop, pci: PciHost, emit: Emit) -> None:
+    def __init__(
+        self,
+        board: Board,
+        loop: Loop,
+        pci: PciHost,
+        emit: Emit,
+        after_rest: Callable[[int, Ready], None],
+    ) -> None:
+        """Make empty slots; `after_rest` calls a function when the device in a slot rests."""
         self._pci = pci
+        self._after_rest = after_rest
         self._emit = emit
         self._taken: dict[int, Callable[[], None]] = {}
         self._registers = PciHotplug(
             signal=partial(board.power.signal, PCI_CHANGED),
-            eject=lambda place: loop.ask(partial(self._ejected, place)),
+            eject=lambda place: loop.ask(partial(self._eject, place)),
             refuse=lambda place: loop.ask(partial(self._refused, place)),
         )
         self._at_power_on = self._registers.state()
@@ -45,9 +54,15 @@ class Slots:
         """The slots that are not empty."""
         return sorted(self._taken)
 
-    def add(self, slot: int, device: VirtioDevice, gone: Callable[[], None]) -> None:
+    def add(
+        self,
+        slot: int,
+        device: VirtioDevice,
+        gone: Callable[[], None],
+        watcher: Watcher | None = None,
+    ) -> None:
         """Put a device into a slot at the start; `gone` is called after its removal."""
-        self._pci.add(device, _place(slot))
+        self._pci.add(device, _place(slot), watcher)
         self._taken[slot] = gone
 
     def require_free(self, slot: int) -> None:
@@ -82,7 +97,7 @@ class Slots:
         self._registers.forget(_place(slot))
 
     def pull(self, slot: int) -> None:
-        """Remove a device, even if the guest has not released it.
+        """Remove a device, which rests, even if the guest has not released it.
 
         Raises:
             NotFoundError: the slot is empty.
@@ -94,7 +109,10 @@ class Slots:
         self._emit("DEVICE_DELETED", {"device": device_name(slot)})
 
     def power_on(self) -> None:
-        """After a reset, when no device has a driver, remove the devices that were asked for."""
+        """After a reset, when no device has a driver, remove the devices that were asked for.
+
+        They rest.
+        """
         asked = self._registers.asked
         self._registers.restore(self._at_power_on)
         for place in asked:
@@ -107,6 +125,10 @@ class Slots:
     def restore(self, state: PlainState) -> None:
         """Restore `state`; raises DamagedError if it is not valid."""
         self._registers.restore(state)
+
+    def _eject(self, place: int) -> None:
+        slot = place - layout.FIRST_HOTPLUG_SLOT
+        self._after_rest(slot, partial(self._ejected, place))
 
     def _ejected(self, place: int) -> None:
         # The device may have been removed meanwhile.

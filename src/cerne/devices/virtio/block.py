@@ -1,19 +1,21 @@
 """The block device (virtio 1.2, section 5.2) over a disk (`cerne.devices.block`).
 
 Data moves between the disk and guest memory without a copy. A failed request is answered with an
-error status; a request without room for a status is dropped.
+error status; a request without room for a status is dropped. One thread serves all queues of a
+device, without the device's lock while the disk works.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from cerne.devices.block.disk import Disk
 from cerne.devices.state import PlainState
 from cerne.devices.virtio.buffers import gather, scatter, size_of, split
 from cerne.devices.virtio.device import VirtioDevice
-from cerne.devices.virtio.queue import Chain
+from cerne.devices.virtio.queue import Chain, Queue
 from cerne.errors import InputError
 
 SECTOR = 512
@@ -54,6 +56,7 @@ class BlockDevice(VirtioDevice):
 
     device_type = 2
     class_code = 0x018000
+    served_apart = True
 
     def __init__(
         self, disk: Disk, *, serial: str = "", read_only: bool = False, queues: int = 1
@@ -81,7 +84,7 @@ class BlockDevice(VirtioDevice):
         }
 
     def replace(self, disk: Disk) -> Disk:
-        """Replace the disk by one of the same content; return the old one.
+        """Replace the disk by one of the same content, while it rests; return the old one.
 
         Raises:
             InputError: it has another size.
@@ -95,7 +98,7 @@ class BlockDevice(VirtioDevice):
         return former
 
     def close(self) -> None:
-        """Close the disk in order."""
+        """Close the disk in order; no thread serves it any more."""
         with self.lock:
             self._disk.close()
 
@@ -121,7 +124,17 @@ class BlockDevice(VirtioDevice):
 
     def process(self, queue_index: int) -> None:
         """Serve every request that is offered."""
-        self._drain(self._queues[queue_index], self._serve)
+        queue = self._queues[queue_index]
+        self._drain(queue, partial(self._serve_unlocked, queue))
+
+    def _serve_unlocked(self, queue: Queue, chain: Chain) -> int:
+        self.busy = queue
+        self.lock.release()
+        try:
+            return self._serve(chain)
+        finally:
+            self.lock.acquire()
+            self.busy = None
 
     def _serve(self, chain: Chain) -> int:
         room = chain.writable_size - 1

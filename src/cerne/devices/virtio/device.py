@@ -2,7 +2,8 @@
 
 The thread that works on a device's queues holds its lock: the worker after a kick, the vCPU at a
 reset, or its host side. Between two calls a device holds no chain, so that a reset or a snapshot
-finds no request in progress.
+finds no request in progress. A device that waits for the host, as a disk does, releases the lock
+meanwhile and says that it is busy: its registers answer, and a reset waits for the request's end.
 """
 
 from __future__ import annotations
@@ -64,11 +65,16 @@ class VirtioDevice:
     queue_sizes: tuple[int, ...]
     handed_queues: Collection[int] = ()
     """Queues that a backend serves: their doorbells wake no thread here."""
+    served_apart: bool = False
+    """Whether only one thread of its own serves its queues: other threads ring its doorbells."""
     class_code: int = 0xFF0000
     """The PCI class, which some firmware reads."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
+        self.busy: Queue | None = None
+        """The queue of which it serves a request without the lock."""
+        self._interrupted = False
         self._host: DeviceHost | None = None
         self._queues: Sequence[Queue] = ()
         self._features = 0
@@ -106,6 +112,10 @@ class VirtioDevice:
         Raises:
             QueueError: the driver broke the rules.
         """
+
+    def interrupt(self) -> None:
+        """End the present turn after the present request; from any thread."""
+        self._interrupted = True
 
     def queue_started(self, queue_index: int) -> None:
         """Called when the driver uses a queue again after its reset, with the lock held."""
@@ -169,7 +179,7 @@ class VirtioDevice:
         A driver may refill the queue all the time, and a device may even write into the ring that
         it reads: so other work of this thread has a turn in between.
         """
-        served = False
+        served = self._interrupted = False
         end = time.monotonic() + _TURN
         for _ in range(queue.size + 1):
             chain = queue.pop()
@@ -183,6 +193,6 @@ class VirtioDevice:
                 return served, False
             queue.push(chain.head, written)
             served = True
-            if time.monotonic() > end:
+            if self._interrupted or time.monotonic() > end:
                 break
         return served, True

@@ -117,11 +117,13 @@ class VirtioPciTransport(PciFunction):
                 self._ring(queue)
             else:
                 self.device.process(queue)
+        with self.device.lock:
+            self._do_delayed_resets()
 
     def rouse(self) -> None:
         """Serve all queues and send an interrupt for each, because notifications may be lost."""
         for index, queue in enumerate(self.queues):
-            self.kick(index)
+            self._kick_or_ring(index)
             with self.device.lock:
                 if queue.ready and queue.msix_vector is not None:
                     self._interrupt(ISR_QUEUE, queue.msix_vector)
@@ -138,6 +140,7 @@ class VirtioPciTransport(PciFunction):
             self.failure = error
             self._status |= STATUS_NEEDS_RESET
             # Neither its driver nor its host side may use it now.
+            self.device.interrupt()
             if self.device.active:
                 self.device.reset()
             self.config_changed()
@@ -156,7 +159,10 @@ class VirtioPciTransport(PciFunction):
         self._ring(self.queues.index(queue))
 
     def reset(self) -> None:
-        """Return to the driver's state after power-on; PCI keeps its state."""
+        """Return to the driver's state after power-on; PCI keeps its state.
+
+        The device must not be busy.
+        """
         with self.device.lock:
             if self.device.active:
                 self.device.reset()
@@ -192,12 +198,12 @@ class VirtioPciTransport(PciFunction):
         """Write one of the parts."""
         part, within = offset & -_PART, offset % _PART
         if part == NOTIFY:
-            self.kick(within // NOTIFY_MULTIPLIER)
+            self._kick_or_ring(within // NOTIFY_MULTIPLIER)
         elif part == COMMON:
             setter = self._setters.get((within, size))
             if setter is not None:
                 with self.device.working():
-                    setter(value)
+                    self._set(setter, value)
         elif part == DEVICE:
             with self.device.working():
                 self.device.write_config(within, size, value)
@@ -278,6 +284,8 @@ class VirtioPciTransport(PciFunction):
         self._config_vector = NO_VECTOR
         self._queue_select = 0
         self._early: set[int] = set()
+        self._reset_delayed = False
+        self._queue_resets_delayed: set[int] = set()
         self.failure = None
         for queue in self.queues:
             queue.reset()
@@ -326,8 +334,21 @@ class VirtioPciTransport(PciFunction):
             queue.driver if queue else 0,
             queue.device if queue else 0,
             0,
-            0,
+            int(self._queue_select in self._queue_resets_delayed),
         )
+
+    def _set(self, setter: Callable[[int], None], value: int) -> None:
+        # The driver has to wait until a reset is done (virtio 1.2, section 4.1.4.3.2).
+        if not self._reset_delayed:
+            setter(value)
+
+    def _do_delayed_resets(self) -> None:
+        """Do what waited for the end of a request."""
+        if self._reset_delayed:
+            self.reset()
+        for index in self._queue_resets_delayed:
+            self._stop_queue(index)
+        self._queue_resets_delayed.clear()
 
     def _common_setters(self) -> dict[tuple[int, int], Callable[[int], None]]:
         setters: dict[tuple[int, int], Callable[[int], None]] = {
@@ -401,15 +422,28 @@ class VirtioPciTransport(PciFunction):
 
     def _reset_queue(self, value: int) -> None:
         queue = self._selected()
-        if queue is not None and value == 1 and self._driver_features & FEATURE_RING_RESET:
-            if self._in_use(queue):
-                self.device.queue_stopped(self._queue_select)
-            queue.reset()
+        if queue is None or value != 1 or not self._driver_features & FEATURE_RING_RESET:
+            return
+        if self.device.busy is queue:
+            self._queue_resets_delayed.add(self._queue_select)
+            self.device.interrupt()
+        else:
+            self._stop_queue(self._queue_select)
+
+    def _stop_queue(self, index: int) -> None:
+        queue = self.queues[index]
+        if self._in_use(queue):
+            self.device.queue_stopped(index)
+        queue.reset()
 
     def _in_use(self, queue: Queue) -> bool:
         return queue.ready and bool(self._status & STATUS_DRIVER_OK)
 
     def _set_status(self, value: int) -> None:
+        if value == 0 and self.device.busy is not None:
+            self._reset_delayed = True
+            self.device.interrupt()
+            return
         if value == 0:
             self.reset()
             return
@@ -439,6 +473,13 @@ class VirtioPciTransport(PciFunction):
 
     def _vector(self, value: int) -> int:
         return value if value < self.msix.count else NO_VECTOR
+
+    def _kick_or_ring(self, queue: int) -> None:
+        """Serve a queue here, or wake the thread that serves it."""
+        if not self.device.served_apart:
+            self.kick(queue)
+        elif queue < len(self.queues):
+            self._ring(queue)
 
     def _ring(self, queue: int) -> None:
         os.eventfd_write(self._doorbells[queue], 1)
