@@ -3,24 +3,35 @@
 The guest keeps a queue full from ring 3 and looks for what is done, so that its own part is small
 and no interrupt is needed. The disk is a raw file in the page cache on all sides. The processor
 time is that of the monitor and its helpers without the vCPU, which never rests here.
+
+    block.py                  beside vhost-user and QEMU
+    block.py --against SRC    beside the VMM of another version of Cerne, of whose package this is
+                              the directory, in turns
+
+With --against the quotient of this version's rate and the other's is printed too, pair by pair.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import itertools
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 from _guest import Guests, Measured, rate_and_cost
-from _measure import print_table
+from _measure import Sample, print_table
 from _native import machines
 from cerne.engine.plan import DiskPlan
 from cerne.units import KIB, MIB
 
 _RUNS = 3
+_PAIRS = 3
 _DISK = 256 * MIB
 _SECTOR = 512
 _OPERATIONS = {4 * KIB: 8000, 128 * KIB: 2000}
@@ -63,10 +74,16 @@ Way = Callable[[_Load], Measured]
 
 def main() -> None:
     """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--against", type=Path)
+    against = parser.parse_args().against
     with machines() as made:
         guests = Guests(made)
         disk = made.home / "disk.raw"
         disk.write_bytes(os.urandom(MIB) * (_DISK // MIB))
+        if against is not None:
+            _compare(guests, DiskPlan(disk, "raw"), against)
+            return
         ways: dict[str, Way] = {
             "Cerne, Python": partial(_native, guests, DiskPlan(disk, "raw")),
             "Cerne, vhost-user": partial(_native, guests, DiskPlan(disk, "raw", outside=True)),
@@ -75,6 +92,37 @@ def main() -> None:
         rows = [_row(load, ways) for load in _LOADS]
     title = f"virtio-blk: thousands of operations a second, and µs of CPU for each; {_RUNS} runs"
     print_table(title, ("load", *ways), rows)
+
+
+def _compare(guests: Guests, disk: DiskPlan, against: Path) -> None:
+    """Measure this version and another one in turns, and print the table."""
+    rows = []
+    for load in _LOADS:
+        pairs = []
+        for _ in range(_PAIRS):
+            with _vmm_of(against):
+                other = _native(guests, disk, load)
+            with _vmm_of(Path(__file__).parents[1] / "src"):
+                pairs.append((other, _native(guests, disk, load)))
+        others, ours = zip(*pairs, strict=True)
+        quotients = Sample(tuple(other.seconds / our.seconds for other, our in pairs))
+        cells = [rate_and_cost(load.count, several) for several in (others, ours)]
+        rows.append((str(load), *cells, quotients.text(digits=2)))
+    title = (
+        f"virtio-blk: thousands of operations a second, and µs of CPU for each; {_PAIRS} pairs of"
+        f" runs; the other version is that of {against}"
+    )
+    print_table(title, ("load", "the other version", "this version", "this/other"), rows)
+
+
+@contextlib.contextmanager
+def _vmm_of(source: Path) -> Iterator[None]:
+    """Start machines with the VMM of another version of Cerne, each in a new process."""
+    start = str(source / "cerne/vmm/start.py")
+    program = (sys.executable, "-I", "-S", start, "machine")
+    launching = "cerne.engine.native.launching"
+    with patch(f"{launching}.VMM", program), patch(f"{launching}.another_nursery", lambda: None):
+        yield
 
 
 def _row(load: _Load, ways: dict[str, Way]) -> tuple[str, ...]:
