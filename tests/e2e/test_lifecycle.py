@@ -185,5 +185,5 @@ def test_more_memory_than_is_left_is_refused(cerne: Cerne) -> None:
     cerne.ok("create", "--name", "a", "--memory", f"{most}M", "tiny")
     cerne.ok("create", "--name", "b", "--memory", f"{most}M", "tiny")
     cerne.ok("start", "a")
-    assert "are not promised to others" in cerne.refused("start", "b", status=5)
+    assert "more than is free" in cerne.refused("start", "b", status=5)
     assert cerne.machine("b")["state"] == "defined"

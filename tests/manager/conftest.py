@@ -167,6 +167,7 @@ class FakeEngine:
         self.forks = True
         self.version = "fake"
         self.saved_size = 4096
+        self.needs_beside = 0
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property
@@ -196,6 +197,10 @@ class FakeEngine:
 
     def describe(self, plan: LaunchPlan, process: ProcessIdentity) -> InstanceRecord:
         return InstanceRecord.of(plan, process, self.name, self.version)
+
+    @property
+    def overhead(self) -> int:
+        return self.needs_beside
 
     @property
     def share_type(self) -> ShareType:

@@ -36,8 +36,7 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise HostError("this host gives no CPU weight to a machine", hint="be root")
 
-    monkeypatch.setattr("cerne.manager.admission.require_weights", refuse)
-    monkeypatch.setattr("cerne.manager.machines.adjust.require_weights", refuse)
+    monkeypatch.setattr("cerne.manager.capacity.require_weights", refuse)
 
 
 def _spec(**fields: object) -> MachineSpec:

@@ -353,7 +353,7 @@ def test_memory_is_guaranteed_to_all_children_or_none(
     manager: Manager, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.start()
-    monkeypatch.setattr("cerne.manager.machines.creation.memory_limit", lambda: 200 << 20)
+    monkeypatch.setattr("cerne.manager.capacity.supplied_memory", lambda: 456 << 20)
     with pytest.raises(CapacityError):
         machine.fork(3)
     assert _names(manager) == ["web"]

@@ -16,9 +16,15 @@ from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundErr
 from cerne.host.process import ProcessIdentity
 from cerne.manager.store import PoolRow, Record, SnapshotRow, State, Store
 from cerne.manager.store.migrations import MIGRATIONS, VERSION
+from cerne.manager.store.promises import Claim, Resource
 from cerne.units import GIB, MIB
 
 NewRecord = Callable[[str], Record]
+
+
+def _claim(record: Record, memory: int) -> Claim:
+    """What a machine claims on a host that has so much memory for machines."""
+    return Claim({Resource.MEMORY: record.memory}, {Resource.MEMORY: memory})
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def test_a_name_in_use_cannot_be_taken_by_renaming(store: Store, new_record: New
 def test_every_change_is_an_event(store: Store, new_record: NewRecord) -> None:
     record = new_record("web")
     store.add(record)
-    store.reserve(record, "qemu", GIB)
+    store.reserve(record, "qemu", _claim(record, GIB))
     process = ProcessIdentity(1, 2, "boot")
     assert store.set_process(record, process).process == process
     assert store.set_ready(record).ready is not None
@@ -81,13 +87,18 @@ def test_memory_is_promised_once(store: Store, new_record: NewRecord) -> None:
     first, second = new_record("a"), new_record("b")
     store.add(first)
     store.add(second)
-    store.reserve(first, "qemu", 600 * MIB)
+    store.reserve(first, "qemu", _claim(first, 600 * MIB))
     with pytest.raises(CapacityError) as caught:
-        store.reserve(second, "qemu", 600 * MIB)
-    assert "88M of this host's 600M" in caught.value.message
+        store.reserve(second, "qemu", _claim(second, 600 * MIB))
+    assert caught.value.message == (
+        "b needs 512M of memory, which is 424M more than is free: 88M of 600M; promised to a 512M"
+    )
+    assert "cerne stop a" in caught.value.hint
+    assert "cerne capacity --overcommit memory=1.71" in caught.value.hint
+    assert store.promised_to(second) == {}
     assert store.get(second.id).state is State.DEFINED
     store.change(first, State.STOPPED)
-    store.reserve(second, "qemu", 600 * MIB)
+    store.reserve(second, "qemu", _claim(second, 600 * MIB))
     assert store.get(second.id).state is State.STARTING
 
 
@@ -139,12 +150,14 @@ def test_forks_are_added_all_or_none(store: Store, new_record: NewRecord) -> Non
         for name in ("a", "b", "c")
     ]
     with pytest.raises(CapacityError):
-        store.add_incomplete(forks, 800 * MIB)
+        store.add_incomplete([(fork, _claim(fork, 800 * MIB)) for fork in forks])
     assert store.machines() == []
-    store.add_incomplete(forks[:2], 800 * MIB)
+    store.add_incomplete([(fork, _claim(fork, 800 * MIB)) for fork in forks[:2]])
     assert [record.incomplete for record in store.machines()] == [True, True]
     with pytest.raises(ConflictError):
-        store.add_incomplete([forks[2], new_record("a")], 4 * GIB)
+        store.add_incomplete(
+            [(fork, _claim(fork, 4 * GIB)) for fork in (forks[2], new_record("a"))]
+        )
     assert len(store.machines()) == 2
     assert not store.set_process(forks[0], ProcessIdentity(1, 2, "boot")).incomplete
 
@@ -214,7 +227,7 @@ def test_an_older_process_writes_nothing_into_a_newer_store(
     writes: list[Callable[[], object]] = [
         lambda: older.add(new_record("other")),
         lambda: older.change(record, State.FAILED),
-        lambda: older.reserve(record, "qemu", GIB),
+        lambda: older.reserve(record, "qemu", _claim(record, GIB)),
         lambda: older.rename(record, "other", "{}"),
         lambda: older.add_snapshot(SnapshotRow("0123456789ab", "a", "", "{}", 1.5)),
         lambda: older.remove(record),

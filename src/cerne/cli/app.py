@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from cerne.cli import (
     attachments,
+    capacity,
     doctor,
     guests,
     host,
@@ -37,7 +38,7 @@ _GROUPS = {
     "Look": ("ls", "inspect", "stats", "events", "wait", "operation"),
     "Copy": ("fork", "snapshot", "pool"),
     "Attach": ("disk", "nic"),
-    "Prepare": ("image", "kernel", "doctor", "version"),
+    "Prepare": ("image", "kernel", "doctor", "capacity", "version"),
 }
 """The commands that ``cerne --help`` lists under each heading."""
 
@@ -188,4 +189,5 @@ app.add_typer(operations.app, name="operation")
 app.add_typer(images.app, name="image")
 app.add_typer(images.kernel_app, name="kernel")
 app.command()(doctor.doctor)
+app.command()(capacity.capacity)
 app.command()(host.version)

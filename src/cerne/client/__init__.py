@@ -18,10 +18,12 @@ if TYPE_CHECKING:
     from cerne.images import Image, Progress
     from cerne.images.recipe import Recipe
     from cerne.manager import Event, Record, Stats
+    from cerne.manager.capacity import Capacity
     from cerne.manager.machines.stop import KILLED
     from cerne.manager.store import OperationRow
 
 _HOMES = {
+    "Capacity": "cerne.manager.capacity",
     "Event": "cerne.manager",
     "Finding": "cerne.host.finding",
     "GuestProcess": "cerne.guest",
@@ -43,6 +45,7 @@ _HOMES = {
 
 __all__ = [
     "KILLED",
+    "Capacity",
     "Event",
     "Finding",
     "GuestProcess",

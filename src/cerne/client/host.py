@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cerne.images import Image, Progress
     from cerne.images.recipe import Recipe
     from cerne.manager import Event, Record, State, Stats
+    from cerne.manager.capacity import Capacity
     from cerne.manager.snapshots.manifest import Manifest
     from cerne.manager.store import OperationRow
     from cerne.spec.asked import Adjustment
@@ -177,6 +178,9 @@ class Host(Protocol):
     def import_snapshot(
         self, source: Path, name: str | None = None, progress: Progress | None = None
     ) -> Snapshot: ...
+
+    def capacity(self) -> Capacity: ...
+    def set_overcommit(self, ratios: Mapping[str, float]) -> None: ...
 
     def pools(self) -> Sequence[Pool]: ...
     def pool(self, name: str) -> Pool: ...

@@ -264,6 +264,10 @@ class Engine(Protocol):
         """Its optional features on this host, found without a test run."""
 
     @property
+    def overhead(self) -> int:
+        """Bytes of the host's memory that a machine's processes need beside its guest's memory."""
+
+    @property
     def share_type(self) -> ShareType:
         """How its machines mount shared directories."""
 

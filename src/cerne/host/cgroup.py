@@ -253,7 +253,7 @@ class _Unified(_Files):
         super().make(place, pid, weight)
 
     def _own(self, pid: int) -> Path:
-        for _, controllers, path in _memberships(self._surface, pid):
+        for _, controllers, path in memberships(self._surface, pid):
             if not controllers:
                 return _below(self._surface.groups, path)
         return self._surface.groups
@@ -281,7 +281,7 @@ class _Legacy(_Files):
     def place(self, pid: int, name: str) -> str:
         root = self._surface.groups / "cpu"
         own = root
-        for _, controllers, path in _memberships(self._surface, pid):
+        for _, controllers, path in memberships(self._surface, pid):
             if "cpu" in controllers.split(","):
                 own = _below(root, path)
         if not os.access(own, os.W_OK):
@@ -328,7 +328,7 @@ def _refusal(why: str, hint: str) -> HostError:
     return HostError(f"this host gives no CPU weight to a machine: {why}", hint=hint)
 
 
-def _memberships(surface: Surface, pid: int) -> Iterator[tuple[str, str, str]]:
+def memberships(surface: Surface, pid: int) -> Iterator[tuple[str, str, str]]:
     """A process's groups: hierarchy, controllers, path (proc(5), /proc/PID/cgroup)."""
     for line in (surface.processes / str(pid) / "cgroup").read_text().splitlines():
         hierarchy, controllers, path = line.split(":", 2)

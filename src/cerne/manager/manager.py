@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Callable, Generator, Iterator, Set
+from collections.abc import Callable, Generator, Iterator, Mapping, Set
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
 
@@ -17,8 +17,15 @@ from cerne.errors import (
     InputError,
     NotFoundError,
 )
-from cerne.manager.admission import check_host
 from cerne.manager.binding import this_process, watched
+from cerne.manager.capacity import (
+    Capacity,
+    capacity,
+    check_host,
+    claim_of_disks,
+    require_room,
+    set_overcommit,
+)
 from cerne.manager.home import Home
 from cerne.manager.lock import held, is_held, remove_unheld
 from cerne.manager.machines.collection import collect
@@ -186,7 +193,7 @@ class Manager:
             InputError: machines of this kind boot each time.
             CerneError: making it failed; nothing of it is left.
         """
-        check_host(spec)
+        check_host(self._context, spec)
         self._sweep()
         image = self.ensure_image(spec.image, progress)
         _check_image(spec, image)
@@ -218,10 +225,11 @@ class Manager:
 
         Raises:
             InputError, ConflictError: a value is not valid, or the name is in use.
-            CapacityError: this host could never run one of its machines.
+            CapacityError: this host has no room for its machines.
         """
         row = new_pool_row(name, found_spec(spec), ready)
-        check_host(spec)
+        check_host(self._context, spec)
+        require_room(self._context, spec, ready)
         # An image that is not here yet is made when the pool is filled.
         with contextlib.suppress(NotFoundError):
             _check_image(spec, self.images.get(spec.image))
@@ -271,7 +279,7 @@ class Manager:
         if self._store.find(spec.name) is not None:
             raise name_in_use(spec.name)
         spec = found_spec(spec)
-        check_host(spec)
+        check_host(self._context, spec)
         if spec.data_disks:
             from cerne.manager.machines.attach import require_not_ours
 
@@ -284,8 +292,9 @@ class Manager:
         with held(self.home.machine_lock(record.id), "create", record.name):
             try:
                 directory.mkdir(mode=0o700)
+                claim = claim_of_disks(self.home, spec, image)
                 self._make_disk(record, spec, image)
-                self._store.add(record)
+                self._store.add(record, claim=claim)
             except BaseException:
                 discard(directory)
                 self.home.machine_lock(record.id).unlink(missing_ok=True)
@@ -374,6 +383,20 @@ class Manager:
                 f"{image} contains no agent, so no command runs in it",
                 hint=f"use its console: cerne run -d --name NAME {image}; cerne console NAME",
             )
+
+    def capacity(self) -> Capacity:
+        """What this host has for machines, what is promised to them, and what is free."""
+        return capacity(self._context)
+
+    def set_overcommit(self, ratios: Mapping[str, float]) -> None:
+        """Change how much of ``cpu``, ``memory`` and ``disk`` may be promised.
+
+        Each ratio is a part of what the host has; machines that run keep what they have.
+
+        Raises:
+            InputError: there is no such resource, or a ratio is not valid.
+        """
+        set_overcommit(self._context, ratios)
 
     def free_name(self) -> str:
         """A made-up name that no machine has."""

@@ -19,8 +19,12 @@ class Adjustment(TypedDict, total=False):
 
     balloon: int | str
     """Memory that its guest may use now, in bytes or as ``256M``."""
-    cpu_weight: int | None
-    """Its share of CPU time among all machines, 1 to 10000; 100 is the default."""
+    cpu_weight: int | str | None
+    """Its share of CPU time among all machines, 1 to 10000; 100 is the default.
+
+    ``none`` removes this value, as each that follows."""
+    memory_guarantee: int | str | None
+    """Memory that is promised to it, in bytes or as ``256M``; all of it if not given."""
 
 
 class MachineFields(TypedDict, total=False):
@@ -32,6 +36,8 @@ class MachineFields(TypedDict, total=False):
     """Guest memory, in bytes or as ``512M``."""
     cpu_weight: int | None
     """Its share of CPU time among all machines, 1 to 10000; 100 is the default."""
+    memory_guarantee: int | str | None
+    """Memory that is promised to it, in bytes or as ``256M``; all of it if not given."""
     disk: int | str | None
     """Size of the root disk, in bytes or as ``20G``; the image's size if not given."""
     data_disks: Sequence[Disk | str]

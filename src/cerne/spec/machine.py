@@ -98,6 +98,13 @@ class MachineSpec(Part):
             word="cpu_weight",
             uses=("make", "set"),
         ),
+        Flag(
+            "The part of its memory that this host promises to it, such as 256M.",
+            "size",
+            word="memory_guarantee",
+            default="all of it",
+            uses=("make", "set"),
+        ),
     ] = Resources()
     """Guarantees, limits and weights; the options set one value each."""
     disks: Annotated[

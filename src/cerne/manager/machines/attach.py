@@ -16,6 +16,7 @@ from cerne import faults
 from cerne.engine.plan import slots
 from cerne.errors import ConflictError, InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors
+from cerne.manager.capacity import claim_with_disks
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import MADE, settle_disks
@@ -104,8 +105,11 @@ def attach_disk(
         with storage_errors(f"making a disk of {record.name}", context.directory):
             make_disk(context, disk)
             faults.step("disk made")
-            _change(context, changed, f"disk {disk.serial} attached")
-            settle_disks(context)
+            try:
+                _change(context, changed, f"disk {disk.serial} attached")
+            finally:
+                # It is kept if it is named now, and removed if there is no room for it.
+                settle_disks(context)
         faults.step("disk noted")
         if record.state.live:
             try:
@@ -235,7 +239,8 @@ def _unplug(
 
 
 def _change(context: MachineContext, spec: MachineSpec, detail: str) -> None:
-    context.store.change_spec(context.last, spec.model_dump_json(), detail)
+    claim = claim_with_disks(context, spec)
+    context.store.change_spec(context.last, spec.model_dump_json(), detail, claim)
     context.last = context.store.get(context.id)
 
 

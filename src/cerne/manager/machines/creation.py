@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from cerne import faults
 from cerne.errors import InputError
-from cerne.manager.admission import memory_limit
+from cerne.manager.capacity import claims_of_new, fitting
 from cerne.manager.lock import held
 from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.ending import abandon, clear_runtime
@@ -24,6 +24,7 @@ from cerne.manager.store import Record, State
 from cerne.spec.network import parse_network
 
 if TYPE_CHECKING:
+    from cerne.engine.base import Engine
     from cerne.host.process import ProcessIdentity
     from cerne.spec.machine import MachineSpec
     from cerne.spec.ports import PublishedPort
@@ -84,12 +85,14 @@ def new_record(
 
 
 @contextmanager
-def creating(manager: ManagerContext, records: Sequence[Record]) -> Iterator[list[MachineContext]]:
+def creating(
+    manager: ManagerContext, records: Sequence[Record], engine: Engine
+) -> Iterator[list[MachineContext]]:
     """Add incomplete machines; where this block fails, those that are not complete are removed.
 
     Raises:
         ConflictError: a name is in use.
-        CapacityError: the host cannot guarantee their memory.
+        CapacityError: the host has not what they need.
     """
     contexts = [MachineContext(manager, record) for record in records]
     sweep_abandoned(manager)
@@ -97,7 +100,8 @@ def creating(manager: ManagerContext, records: Sequence[Record]) -> Iterator[lis
         for context in contexts:
             locks.enter_context(held(context.lock_path, "fork", context.last.name))
         try:
-            manager.store.add_incomplete(records, memory_limit())
+            claims = claims_of_new(manager.home, contexts, engine)
+            fitting(manager, lambda: manager.store.add_incomplete(claims))
         except BaseException:
             for context in contexts:
                 context.lock_path.unlink(missing_ok=True)

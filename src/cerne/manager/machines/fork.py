@@ -91,7 +91,7 @@ def fork(
         ]
         for newborn in records:
             engine.require(MachineContext(context.manager, newborn).plan())
-        with creating(context.manager, records) as children:
+        with creating(context.manager, records, engine) as children:
             _make(context, record, children, engine)
             # The parent need not wait for its children's guests.
             locked.close()

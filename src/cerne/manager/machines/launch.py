@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from cerne import faults
 from cerne.errors import CerneError, DamagedError
-from cerne.manager.admission import memory_limit
+from cerne.manager.capacity import claim_to_run, fitting
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import commit_disks, merge_layers, settle_disks
 from cerne.manager.machines.ending import clear_runtime, not_started
@@ -53,7 +53,8 @@ def launch(
     settle_disks(context)
     sweep_abandoned(context.manager)
     under = [layer.stem for layer in (onto or {}).values()]
-    context.store.reserve(record, engine.name, memory_limit(), under)
+    claim = claim_to_run(context.home, context.spec, engine)
+    fitting(context.manager, lambda: context.store.reserve(record, engine.name, claim, under))
     try:
         for serial, layer in (onto or {}).items():
             context.layers.replace(context.home.disk(context.id, serial), layer)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from cerne import faults
 from cerne.engine.plan import UserNic
 from cerne.errors import InputError, NotFoundError, StateError
+from cerne.manager.capacity import claim_of_disks
 from cerne.manager.lock import held
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext
@@ -96,7 +97,7 @@ def _continued(kept: KeptSnapshot, record: Record) -> Record:
     """Another machine, gone on from the memory."""
     engine = kept.engine()
     engine.require(MachineContext(kept.context, record).plan(kept.memory))
-    with creating(kept.context, [record]) as (context,):
+    with creating(kept.context, [record], engine) as (context,):
         context.store.refer_to_layers([context.id], kept.layer_ids)
         lay(context, kept.layers)
         faults.step("children made")
@@ -112,7 +113,8 @@ def _defined(kept: KeptSnapshot, record: Record) -> Record:
         try:
             context.directory.mkdir(mode=0o700)
             lay(context, kept.layers)
-            context.store.add(record, kept.layer_ids)
+            claim = claim_of_disks(kept.context.home, context.spec, context.image())
+            context.store.add(record, kept.layer_ids, claim)
         except BaseException:
             discard(context.directory)
             context.lock_path.unlink(missing_ok=True)

@@ -7,31 +7,34 @@ from __future__ import annotations
 
 import sqlite3
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple
 
-from cerne.errors import CapacityError, ConflictError, NotFoundError
+from cerne.errors import ConflictError, NotFoundError
 from cerne.host.process import ProcessIdentity
 from cerne.manager.store.database import Repository, Value
 from cerne.manager.store.events import note
 from cerne.manager.store.images import refer_to_image
 from cerne.manager.store.layers import refer_to_layers
+from cerne.manager.store.promises import Claim, end_promises, promise
 from cerne.manager.store.rows import LIVE, Detail, Record, State, record_of
-from cerne.units import format_size
 
 
 class Machines(Repository):
     """The machines of one home."""
 
-    def add(self, record: Record, layers: Iterable[str] = ()) -> None:
-        """Add a machine, whose disks are on these layers.
+    def add(self, record: Record, layers: Iterable[str] = (), claim: Claim | None = None) -> None:
+        """Add a machine, whose disks are on these layers, with what it claims.
 
         Raises:
             ConflictError: its name is in use, or its image was removed meanwhile.
+            CapacityError: the host has no room for its disks.
         """
         with self._database.transaction() as connection:
             self._insert(connection, record)
             refer_to_layers(connection, record.id, layers)
+            if claim is not None:
+                promise(connection, record, claim)
 
     def find(self, name: str) -> Record | None:
         """The machine of this name, or else of this ID, or None."""
@@ -58,6 +61,11 @@ class Machines(Repository):
         """All machines, the oldest first."""
         return self._rows("ORDER BY created, name", ())
 
+    def live(self) -> list[Record]:
+        """The machines that have a process, or are about to, as far as is known."""
+        states = ",".join(f"'{state}'" for state in sorted(LIVE))
+        return self._rows(f"WHERE state IN ({states})", ())
+
     def incomplete(self) -> list[Record]:
         """The machines whose making has not ended, or was interrupted."""
         return self._rows("WHERE incomplete", ())
@@ -76,17 +84,17 @@ class Machines(Repository):
         return self._rows("WHERE client_pid IS NOT NULL", ())
 
     def reserve(
-        self, record: Record, engine: str, memory_limit: int, layers: Iterable[str] = ()
+        self, record: Record, engine: str, claim: Claim, layers: Iterable[str] = ()
     ) -> None:
-        """Move a machine to ``starting``, its memory counted against the host's.
+        """Move a machine to ``starting``, with what it claims.
 
         Its disks are about to lie on `layers`, beside those that they lie on.
 
         Raises:
-            CapacityError: the running machines' memory and its own exceed `memory_limit` bytes.
+            CapacityError: the host has not so much.
         """
         with self._database.transaction() as connection:
-            _require_memory(connection, record, memory_limit)
+            promise(connection, record, claim)
             _write(
                 connection,
                 record,
@@ -96,19 +104,19 @@ class Machines(Repository):
             )
             refer_to_layers(connection, record.id, layers)
 
-    def add_incomplete(self, records: Sequence[Record], memory_limit: int) -> None:
+    def add_incomplete(self, claims: Iterable[tuple[Record, Claim]]) -> None:
         """Add machines that are forked or restored from another: all of them, or none.
 
-        They are ``starting`` and their memory is counted; they have no process yet.
+        They are ``starting`` with what they claim; they have no process yet.
 
         Raises:
             ConflictError: a name is in use.
-            CapacityError: the running machines' memory and theirs exceed `memory_limit` bytes.
+            CapacityError: the host has not so much.
         """
         with self._database.transaction() as connection:
-            for record in records:
-                _require_memory(connection, record, memory_limit)
+            for record, claim in claims:
                 self._insert(connection, record)
+                promise(connection, record, claim)
 
     def change(
         self,
@@ -134,6 +142,8 @@ class Machines(Repository):
             values |= {} if state is State.SUSPENDED else {"untold": ""}
         with self._database.transaction() as connection:
             _write(connection, record, values, kind or state, {"reason": reason} if reason else {})
+            if not state.live:
+                end_promises(connection, record)
         return self.get(record.id)
 
     def begin(self, record: Record, doing: str) -> Record:
@@ -234,9 +244,17 @@ class Machines(Repository):
             except sqlite3.IntegrityError as error:
                 raise name_in_use(name) from error
 
-    def change_spec(self, record: Record, spec: str, detail: str) -> None:
-        """Give a machine another specification of the same name; `detail` says what changed."""
+    def change_spec(
+        self, record: Record, spec: str, detail: str, claim: Claim | None = None
+    ) -> None:
+        """Give a machine another specification of the same name; `detail` says what changed.
+
+        Raises:
+            CapacityError: the host has not what it claims with it.
+        """
         with self._database.transaction() as connection:
+            if claim is not None:
+                promise(connection, record, claim)
             _write(connection, record, {"spec": spec}, "changed", {"change": detail})
 
     def remove(self, record: Record) -> None:
@@ -286,20 +304,6 @@ def name_in_use(name: str) -> ConflictError:
         hint=f"take another name, or remove that one: cerne rm {name}",
         machine=name,
     )
-
-
-def _require_memory(connection: sqlite3.Connection, record: Record, limit: int) -> None:
-    states = ",".join(f"'{state}'" for state in sorted(LIVE))
-    query = f"SELECT total(memory) FROM machines WHERE state IN ({states}) AND id != ?"
-    used = int(connection.execute(query, (record.id,)).fetchone()[0])
-    if used + record.memory > limit:
-        raise CapacityError(
-            f"{record.name} needs {format_size(record.memory)} of memory, and"
-            f" {format_size(max(0, limit - used))} of this host's"
-            f" {format_size(limit)} are not promised to others",
-            hint="stop a machine that is not needed, or ask for less with --memory",
-            machine=record.name,
-        )
 
 
 def _write(

@@ -333,6 +333,42 @@ def _running_operations(database: sqlite3.Connection, _home: Path) -> None:
     database.execute("CREATE INDEX running_operations ON operations (id) WHERE ended IS NULL")
 
 
+def _promises(database: sqlite3.Connection, home: Path) -> None:
+    """What is promised to each machine, and how much of the host may be promised."""
+    database.execute("""
+        CREATE TABLE promises (
+            machine TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE,
+            resource TEXT NOT NULL,
+            amount INTEGER NOT NULL,
+            PRIMARY KEY (machine, resource)
+        ) STRICT, WITHOUT ROWID""")
+    database.execute("CREATE INDEX promises_of_resource ON promises (resource, amount)")
+    database.execute("""
+        CREATE TABLE overcommit (
+            resource TEXT PRIMARY KEY,
+            ratio REAL NOT NULL
+        ) STRICT, WITHOUT ROWID""")
+    database.execute(
+        "INSERT INTO promises SELECT id, 'memory', memory FROM machines"
+        " WHERE memory > 0 AND state IN ('starting', 'running', 'paused', 'saving', 'stopping')"
+    )
+    for (machine,) in database.execute("SELECT id FROM machines").fetchall():
+        sizes = [_virtual_size(disk) for disk in (home / "machines" / machine).glob("*.qcow2")]
+        if any(sizes):
+            database.execute("INSERT INTO promises VALUES (?, 'disk', ?)", (machine, sum(sizes)))
+
+
+def _virtual_size(disk: Path) -> int:
+    """The size that a disk has for its guest (QEMU, docs/interop/qcow2.rst); 0 if unreadable."""
+    try:
+        with disk.open("rb") as file:
+            header = file.read(32)
+    except OSError:
+        return 0
+    size = int.from_bytes(header[24:32], "big")
+    return size if header[:4] == b"QFI\xfb" and size < 1 << 62 else 0
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _machines_and_events,
     _snapshots,
@@ -342,6 +378,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     _references,
     _instances,
     _running_operations,
+    _promises,
 )
 
 VERSION = len(MIGRATIONS)

@@ -136,7 +136,7 @@ class Templates:
         )
         with (
             storage_errors(f"making a template of {spec.image}", self._home.data),
-            creating(self._context, [record]) as (context,),
+            creating(self._context, [record], engine) as (context,),
         ):
             try:
                 making.mkdir(mode=0o700)

@@ -1,0 +1,105 @@
+"""The command that shows what this host has for machines, and what is promised to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cerne.cli.options import JsonOption
+from cerne.cli.output import print_json, print_table
+from cerne.errors import InputError
+from cerne.units import format_size
+
+if TYPE_CHECKING:
+    from cerne.client import Capacity
+
+_CPU = "cpu"
+_COUNTED = "It counts the machines of this home, and not those of other users and homes."
+
+
+def capacity(
+    overcommit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RESOURCE=RATIO",
+            help="How much of cpu, memory or disk may be promised, such as memory=1.5;"
+            " may be repeated.",
+        ),
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what this host has for machines, what is promised to them, and what is free."""
+    from cerne.client import connect
+
+    host = connect()
+    if overcommit:
+        host.set_overcommit(dict(_ratio(text) for text in overcommit))
+    found = host.capacity()
+    if json:
+        print_json(_as_json(found))
+        return
+    headings = ("RESOURCE", "HAS", "RESERVE", "RATIO", "PROMISED", "FREE")
+    rows = [
+        (
+            account.resource,
+            *(_amount(account.resource, each) for each in (account.has, account.reserve)),
+            f"{account.ratio:g}",
+            *(_amount(account.resource, each) for each in (account.promised, account.free)),
+        )
+        for account in found.accounts
+    ]
+    print_table(headings, rows)
+    for pages in found.hugepages:
+        print(
+            f"node {pages.node}: {pages.free} of {pages.total} hugepages of"
+            f" {format_size(pages.size)} are free; machines do not use them"
+        )
+    print(_COUNTED)
+
+
+def _ratio(text: str) -> tuple[str, float]:
+    resource, _, number = text.partition("=")
+    try:
+        return resource, float(number)
+    except ValueError as error:
+        raise InputError(
+            f"{text!r} is not a resource with a ratio", hint="write it as memory=1.5"
+        ) from error
+
+
+def _amount(resource: str, amount: int) -> str:
+    return f"{amount / 1000:g}" if resource == _CPU else format_size(amount)
+
+
+def _as_json(found: Capacity) -> dict[str, object]:
+    """The ledger in plain types: CPUs, and bytes of all else."""
+
+    def number(resource: str, amount: int) -> float:
+        return amount / 1000 if resource == _CPU else amount
+
+    return {
+        "resources": {
+            account.resource: {
+                "has": number(account.resource, account.has),
+                "reserve": number(account.resource, account.reserve),
+                "ratio": account.ratio,
+                "promised": number(account.resource, account.promised),
+                "free": number(account.resource, account.free),
+            }
+            for account in found.accounts
+        },
+        "promises": [
+            {
+                "machine": each.machine,
+                "resource": each.resource,
+                "amount": number(each.resource, each.amount),
+            }
+            for each in found.promises
+        ],
+        "hugepages": [
+            {"node": pages.node, "size": pages.size, "total": pages.total, "free": pages.free}
+            for pages in found.hugepages
+        ],
+        "counted": "this home",
+    }

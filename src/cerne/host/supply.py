@@ -1,0 +1,103 @@
+"""What this host has for machines: CPUs, memory, and room for their disks.
+
+A process has no more than its affinity (sched_setaffinity(2)) and the control groups around it
+allow. These limits are read in both versions: v2's ``cpu.max`` and ``memory.max``
+(Documentation/admin-guide/cgroup-v2.rst), and v1's ``cpu.cfs_quota_us`` and
+``memory.limit_in_bytes`` (Documentation/admin-guide/cgroup-v1). Memory in hugepages is not for
+machines, which do not use them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from decimal import ROUND_DOWN, Decimal
+from pathlib import Path
+
+from cerne.host.cgroup import HOST, Surface, memberships
+from cerne.units import KIB
+
+_THOUSANDTH = Decimal("0.001")
+_NODES = Path("/sys/devices/system/node")
+
+
+@dataclass(frozen=True, slots=True)
+class Hugepages:
+    """The hugepages of one size that a NUMA node has."""
+
+    node: int
+    size: int
+    """Bytes of one page."""
+    total: int
+    free: int
+
+
+def supplied_cpus(surface: Surface = HOST) -> Decimal:
+    """How many CPUs the processes of this user may use together."""
+    found = Decimal(len(os.sched_getaffinity(0)))
+    for group in _groups(surface):
+        found = min(found, *_quotas(group))
+    return found.quantize(_THOUSANDTH, ROUND_DOWN)
+
+
+def supplied_memory(surface: Surface = HOST) -> int:
+    """Bytes of memory that the processes of this user may use together, without hugepages."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total -= sum(pages.total * pages.size for pages in hugepages())
+    for group in _groups(surface):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _number(group / name)
+            # A group without a limit has the largest number of v1, or no number.
+            total = total if limit is None else min(total, limit)
+    return max(0, total)
+
+
+def hugepages(nodes: Path = _NODES) -> tuple[Hugepages, ...]:
+    """The hugepages of this host, of each NUMA node and size."""
+    found = []
+    for directory in sorted(nodes.glob("node[0-9]*/hugepages/hugepages-*kB")):
+        total = _number(directory / "nr_hugepages") or 0
+        if total:
+            node = int(directory.parts[-3].removeprefix("node"))
+            size = int(directory.name.removeprefix("hugepages-").removesuffix("kB")) * KIB
+            free = _number(directory / "free_hugepages") or 0
+            found.append(Hugepages(node, size, total, free))
+    return tuple(found)
+
+
+def _groups(surface: Surface) -> Iterator[Path]:
+    """The control groups that this process is in, of all controllers, and those around them."""
+    for _, controllers, path in memberships(surface, os.getpid()):
+        roots = [surface.groups / each for each in controllers.split(",") if each]
+        for root in roots or [surface.groups]:
+            own = root / path.lstrip("/")
+            # In a container the kernel may name a path that is not visible.
+            for group in (own, *own.parents):
+                if group.is_relative_to(root) and group.is_dir():
+                    yield group
+
+
+def _quotas(group: Path) -> Iterator[Decimal]:
+    """The CPUs that a group allows, by each file that says so."""
+    yield Decimal(len(os.sched_getaffinity(0)))
+    words = _text(group / "cpu.max").split()
+    if len(words) == 2 and words[0].isdecimal() and words[1].isdecimal() and int(words[1]):
+        yield Decimal(words[0]) / Decimal(words[1])
+    quota, period = _number(group / "cpu.cfs_quota_us"), _number(group / "cpu.cfs_period_us")
+    if quota is not None and quota > 0 and period:
+        yield Decimal(quota) / Decimal(period)
+
+
+def _number(file: Path) -> int | None:
+    try:
+        return int(_text(file))
+    except ValueError:
+        return None
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""

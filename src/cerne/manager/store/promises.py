@@ -1,0 +1,222 @@
+"""What of the host is promised to which machine: one row for each machine and resource.
+
+A promise is written in the transaction that lets the machine have it, so that two commands never
+promise the same thing. CPU time and memory are promised while a machine has a process, room for
+disks as long as it exists.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+
+from cerne.errors import CapacityError
+from cerne.manager.store.database import Repository
+from cerne.manager.store.rows import LIVE, Record
+from cerne.units import format_size
+
+
+class Resource(StrEnum):
+    """What the ledger counts."""
+
+    CPU = "cpu"
+    """Thousandths of a CPU."""
+    MEMORY = "memory"
+    """Bytes."""
+    DISK = "disk"
+    """Bytes."""
+
+
+WHILE_RUNNING = (Resource.CPU, Resource.MEMORY)
+
+Amounts = Mapping[Resource, int]
+
+RATIOS: Mapping[Resource, float] = {Resource.CPU: 1.0, Resource.MEMORY: 1.0, Resource.DISK: 20.0}
+"""How much of what there is may be promised. Disks grow as they are written to, and few fill."""
+
+_MOST_NAMED = 3
+"""How many machines an error names that hold what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a machine needs, and what the host has for all machines."""
+
+    needs: Amounts
+    supply: Amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """One row."""
+
+    machine: str
+    """The machine's name."""
+    resource: Resource
+    amount: int
+
+
+class Promises(Repository):
+    """The promises of one home, and how much may be promised."""
+
+    def promises(self) -> list[Promise]:
+        """All promises, the largest of each resource first."""
+        rows = self._database.rows(
+            "SELECT name, resource, amount FROM promises JOIN machines ON machine = id"
+            " ORDER BY resource, amount DESC, name"
+        )
+        return [Promise(row[0], Resource(row[1]), row[2]) for row in rows]
+
+    def promised_to(self, record: Record) -> dict[Resource, int]:
+        """What is promised to one machine."""
+        rows = self._database.rows(
+            "SELECT resource, amount FROM promises WHERE machine = ?", (record.id,)
+        )
+        return {Resource(row[0]): row[1] for row in rows}
+
+    def ratios(self) -> dict[Resource, float]:
+        """How much of each resource may be promised, as a part of what there is."""
+        rows = self._database.rows("SELECT resource, ratio FROM overcommit")
+        return {**RATIOS, **{Resource(row[0]): row[1] for row in rows}}
+
+    def set_ratios(self, ratios: Mapping[Resource, float]) -> None:
+        """Change how much of these resources may be promised."""
+        with self._database.transaction() as connection:
+            connection.executemany(
+                "INSERT OR REPLACE INTO overcommit (resource, ratio) VALUES (?, ?)",
+                list(ratios.items()),
+            )
+
+    def require_free(self, name: str, claim: Claim) -> None:
+        """Refuse what does not fit now beside all machines; `name` is what claims it.
+
+        Raises:
+            CapacityError: it does not fit.
+        """
+        with self._database.transaction(durable=False) as connection:
+            for resource, amount in claim.needs.items():
+                if amount:
+                    _require(connection, name, "", resource, amount, claim.supply[resource])
+
+    def promise(self, record: Record, claim: Claim) -> None:
+        """Change what is promised to a machine.
+
+        Raises:
+            CapacityError: the host has not so much; nothing is changed.
+        """
+        with self._database.transaction() as connection:
+            promise(connection, record, claim)
+
+    def correct_promises(self, record: Record, needs: Amounts) -> None:
+        """Write what is promised to a machine that runs as it was then, whether it fits or not."""
+        states = _quoted(LIVE)
+        query = f"SELECT 1 FROM machines WHERE id = ? AND generation = ? AND state IN ({states})"
+        with self._database.transaction() as connection:
+            if connection.execute(query, (record.id, record.generation)).fetchone():
+                for resource, amount in needs.items():
+                    _write(connection, record, resource, amount)
+
+
+def promise(connection: sqlite3.Connection, record: Record, claim: Claim) -> None:
+    """Change what is promised to a machine, in the transaction that is open.
+
+    Raises:
+        CapacityError: the host has not so much.
+    """
+    for resource, amount in claim.needs.items():
+        # What it has already is not asked for again: there may be too little of it meanwhile.
+        if amount > _held(connection, record, resource):
+            supply = claim.supply[resource]
+            _require(connection, record.name, record.id, resource, amount, supply)
+        _write(connection, record, resource, amount)
+
+
+def _held(connection: sqlite3.Connection, record: Record, resource: Resource) -> int:
+    row = connection.execute(
+        "SELECT amount FROM promises WHERE machine = ? AND resource = ?", (record.id, resource)
+    ).fetchone()
+    return row[0] if row else 0
+
+
+def end_promises(connection: sqlite3.Connection, record: Record) -> None:
+    """Remove what was promised to a machine while it ran, in the transaction that is open."""
+    connection.execute(
+        f"DELETE FROM promises WHERE machine = ? AND resource IN ({_quoted(WHILE_RUNNING)})",
+        (record.id,),
+    )
+
+
+def _write(connection: sqlite3.Connection, record: Record, resource: Resource, amount: int) -> None:
+    connection.execute(
+        "DELETE FROM promises WHERE machine = ? AND resource = ?", (record.id, resource)
+    )
+    if amount:
+        connection.execute("INSERT INTO promises VALUES (?, ?, ?)", (record.id, resource, amount))
+
+
+def _require(
+    connection: sqlite3.Connection,
+    name: str,
+    machine_id: str,
+    resource: Resource,
+    amount: int,
+    supply: int,
+) -> None:
+    row = connection.execute(
+        "SELECT ratio FROM overcommit WHERE resource = ?", (resource,)
+    ).fetchone()
+    limit = int(supply * (row[0] if row else RATIOS[resource]))
+    others = connection.execute(
+        "SELECT name, amount FROM promises JOIN machines ON machine = id"
+        " WHERE resource = ? AND id != ? ORDER BY amount DESC, name",
+        (resource, machine_id),
+    ).fetchall()
+    promised = sum(each[1] for each in others)
+    if promised + amount <= limit:
+        return
+    free = max(0, limit - promised)
+    holders = [f"{each[0]} {format_amount(resource, each[1])}" for each in others[:_MOST_NAMED]]
+    if len(others) > _MOST_NAMED:
+        holders.append(f"{len(others) - _MOST_NAMED} others")
+    # A ratio of two digits with which it fits.
+    ratio = -(-100 * (promised + amount) // max(1, supply)) / 100
+    raise CapacityError(
+        f"{name} needs {format_amount(resource, amount)} of {_WORDS[resource]}, which is"
+        f" {format_amount(resource, amount - free)} more than is free:"
+        f" {format_amount(resource, free)} of {format_amount(resource, limit)}"
+        + (f"; promised to {', '.join(holders)}" if holders else ""),
+        hint=_hint(resource, others[0][0] if others else None, ratio),
+        machine=name,
+    )
+
+
+_WORDS = {Resource.CPU: "CPU time", Resource.MEMORY: "memory", Resource.DISK: "disk space"}
+_OPTIONS = {
+    Resource.CPU: "--cpu-guarantee",
+    Resource.MEMORY: "--memory",
+    Resource.DISK: "--disk or --data-disk",
+}
+
+
+def _hint(resource: Resource, holder: str | None, ratio: float) -> str:
+    hints = []
+    if holder is not None:
+        command = "rm" if resource is Resource.DISK else "stop"
+        hints.append(f"make room, such as: cerne {command} {holder}")
+    hints.append(f"ask for less with {_OPTIONS[resource]}")
+    hints.append(f"or promise more than there is: cerne capacity --overcommit {resource}={ratio:g}")
+    return "; ".join(hints)
+
+
+def format_amount(resource: Resource, amount: int) -> str:
+    """An amount for people, such as ``1.5`` CPUs or ``2G``."""
+    if resource is Resource.CPU:
+        return f"{(Decimal(amount) / 1000).normalize():f}"
+    return format_size(amount)
+
+
+def _quoted(words: Iterable[str]) -> str:
+    return ",".join(f"'{word}'" for word in sorted(words))

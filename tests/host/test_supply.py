@@ -1,0 +1,90 @@
+"""What a host has for machines, within the control groups of both versions around a process."""
+
+from __future__ import annotations
+
+import os
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from cerne.host.cgroup import Surface
+from cerne.host.supply import Hugepages, hugepages, supplied_cpus, supplied_memory
+from cerne.units import GIB, MIB
+
+
+@pytest.fixture(autouse=True)
+def host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host with four CPUs and 8 GiB."""
+    sizes = {"SC_PHYS_PAGES": 8 * GIB // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(os, "sysconf", sizes.__getitem__)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1, 2, 3})
+    monkeypatch.setattr("cerne.host.supply.hugepages", tuple)
+
+
+def _surface(place: Path, memberships: str, files: dict[str, str]) -> Surface:
+    own = place / "proc" / str(os.getpid())
+    own.mkdir(parents=True)
+    (own / "cgroup").write_text(memberships)
+    (place / "groups").mkdir()
+    for name, text in files.items():
+        (place / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "groups" / name).write_text(text)
+    return Surface(place / "groups", place / "proc", place / "systemd")
+
+
+def test_a_host_without_limits_has_all(tmp_path: Path) -> None:
+    files = {"a/cpu.max": "max 100000\n", "a/memory.max": "max\n"}
+    surface = _surface(tmp_path, "0::/a\n", files)
+    assert supplied_cpus(surface) == 4
+    assert supplied_memory(surface) == 8 * GIB
+
+
+def test_the_least_limit_of_all_groups_around_counts_in_v2(tmp_path: Path) -> None:
+    files = {
+        "a/b/cpu.max": "300000 100000\n",
+        "a/b/memory.max": str(4 * GIB),
+        "a/cpu.max": "150000 100000\n",
+        "a/memory.max": "max\n",
+        # Of another group, and of the root, which has no limits.
+        "c/cpu.max": "1000 100000\n",
+    }
+    surface = _surface(tmp_path, "0::/a/b\n", files)
+    assert supplied_cpus(surface) == Decimal("1.5")
+    assert supplied_memory(surface) == 4 * GIB
+
+
+def test_limits_are_read_in_v1(tmp_path: Path) -> None:
+    files = {
+        "cpu/x/cpu.cfs_quota_us": "50000\n",
+        "cpu/x/cpu.cfs_period_us": "100000\n",
+        "cpu/cpu.cfs_quota_us": "-1\n",
+        "cpu/cpu.cfs_period_us": "100000\n",
+        "memory/y/z/memory.limit_in_bytes": "9223372036854771712\n",
+        "memory/y/memory.limit_in_bytes": f"{512 * MIB}\n",
+    }
+    memberships = "3:memory:/y/z\n2:cpu,cpuacct:/x\n1:name=systemd:/\n0::/\n"
+    surface = _surface(tmp_path, memberships, files)
+    assert supplied_cpus(surface) == Decimal("0.5")
+    assert supplied_memory(surface) == 512 * MIB
+
+
+def test_a_group_that_is_not_visible_or_odd_limits_nothing(tmp_path: Path) -> None:
+    files = {"cpu.max": "lots of\n", "memory.max": "\n", "a/cpu.max": "1 0\n"}
+    surface = _surface(tmp_path, "0::/elsewhere/of/a/container\n5:odd:/\n", files)
+    assert supplied_cpus(surface) == 4
+    assert supplied_memory(surface) == 8 * GIB
+
+
+def test_memory_in_hugepages_is_not_for_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for node, total, free in ((0, 512, 500), (1, 0, 0)):
+        directory = tmp_path / f"node{node}" / "hugepages" / "hugepages-2048kB"
+        directory.mkdir(parents=True)
+        (directory / "nr_hugepages").write_text(f"{total}\n")
+        (directory / "free_hugepages").write_text(f"{free}\n")
+    found = hugepages(tmp_path)
+    assert found == (Hugepages(0, 2 * MIB, 512, 500),)
+    monkeypatch.setattr("cerne.host.supply.hugepages", lambda: found)
+    assert supplied_memory(_surface(tmp_path / "host", "0::/\n", {})) == 7 * GIB
