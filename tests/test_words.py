@@ -74,6 +74,8 @@ def _helps() -> Iterator[Text]:
         for more, leaf in {"": command, **getattr(command, "commands", {})}.items():
             place = f"cerne {name} {more}".rstrip()
             yield Text(place, leaf.help or "")
+            # A command has options once it is asked for.
+            leaf.make_context(more or name, [], resilient_parsing=True)
             for parameter in leaf.params:
                 yield Text(f"{place} {parameter.name}", getattr(parameter, "help", None) or "")
     yield Text("cerne", f"{tree.help} {tree.epilog}")

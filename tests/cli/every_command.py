@@ -51,6 +51,8 @@ def refused() -> Iterator[list[str]]:
             words = [name, more] if more else [name]
             if leaf.hidden or words in _MAKING:
                 continue
+            # A command has options once it is asked for.
+            leaf.make_context(words[-1], [], resilient_parsing=True)
             needed = [p for p in leaf.params if p.required and p.param_type_name == "argument"]
             rest = _MORE.get(words[-1], ["nosuch"] * len(needed[1:]))
             yield words + ["nosuch"] * len(needed[:1]) + rest

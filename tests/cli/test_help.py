@@ -49,7 +49,7 @@ def test_each_option_and_argument_says_what_it_is() -> None:
         for word in words:
             command = command.commands[word]  # type: ignore[attr-defined]
         assert (command.help or "").endswith("."), words
-        # A command has the options for the fields of a machine once it is asked for.
+        # A command has options once it is asked for.
         command.make_context(words[-1] if words else "cerne", [], resilient_parsing=True)
         for parameter in command.params:
             told = getattr(parameter, "help", None) or ""

@@ -24,7 +24,7 @@ from cerne.cli import (
     snapshots,
 )
 from cerne.cli.failure import OWN_FAILURE
-from cerne.cli.fields import FieldCommand
+from cerne.cli.fields import LateCommand, make_late
 
 if TYPE_CHECKING:
     from typer._click.core import Context
@@ -57,7 +57,7 @@ class _HelpWriter(Protocol):
         """Write names and their descriptions in two columns."""
 
 
-class _PassesStatusThrough(FieldCommand):
+class _PassesStatusThrough(LateCommand):
     """A command that exits with the status of the guest's command, and with 125 for wrong usage."""
 
     def make_context(
@@ -149,7 +149,7 @@ app.command(cls=_PassesStatusThrough)(guests.shell)
 app.command()(guests.cp)
 app.command()(guests.console)
 app.command()(guests.vsock)
-app.command(cls=FieldCommand)(lifecycle.create)
+app.command()(lifecycle.create)
 app.command()(lifecycle.start)
 app.command()(lifecycle.stop)
 app.command()(lifecycle.kill)
@@ -160,7 +160,7 @@ app.command()(lifecycle.wake)
 app.command()(lifecycle.restart)
 app.command()(lifecycle.rm)
 app.command()(lifecycle.rename)
-app.command(name="set", cls=FieldCommand)(lifecycle.set_)
+app.command(name="set")(lifecycle.set_)
 app.command()(snapshots.fork)
 app.command()(listing.ls)
 app.command("ps", hidden=True)(listing.ls)
@@ -181,6 +181,7 @@ for _group, _list in (
 ):
     _group.info.cls = _WholeSummaries
     _group.command("list", hidden=True)(_list)
+    make_late(_group)
 app.add_typer(attachments.disk_app, name="disk")
 app.add_typer(attachments.nic_app, name="nic")
 app.add_typer(snapshots.app, name="snapshot")
@@ -191,3 +192,4 @@ app.add_typer(images.kernel_app, name="kernel")
 app.command()(doctor.doctor)
 app.command()(capacity.capacity)
 app.command()(host.version)
+make_late(app)

@@ -1,7 +1,7 @@
-"""Options for the fields of a machine, made of the table that the model itself is.
+"""The options of commands, which are made late: only for the command that is asked for.
 
-The models take as long to load as all the rest of a command. A command therefore has these options
-only once it is itself asked for: `cerne ls` and `cerne --help` load no model.
+To make the options of all commands takes 40 ms, and the models of a specification, of which the
+options for the fields of a machine are made, take as long to load as all the rest of a command.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class FieldOptions:
         self.__name__ = function.__name__
         self.__doc__ = function.__doc__
         self.__annotations__: dict[str, object] = {}
-        self.__signature__ = _without_asked(function)
+        self.__signature__ = inspect.Signature()
         self._function = function
         self._use = use
         self._words: frozenset[str] = frozenset()
@@ -62,8 +62,22 @@ class FieldOptions:
         self._words = frozenset(known)
 
 
-class FieldCommand(TyperCommand):
-    """A command whose function may be `FieldOptions`."""
+class _Late:
+    """A command's function without its options, until they are made."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.__name__ = getattr(function, "__name__", "")
+        self.__doc__ = function.__doc__
+        self.__annotations__: dict[str, object] = {}
+        self.__signature__ = inspect.Signature()
+        self.function = function
+
+    def __call__(self) -> None:
+        raise AssertionError("a command is called before its options are made")
+
+
+class LateCommand(TyperCommand):
+    """A command whose options are made when it is asked for (see `make_late`)."""
 
     def make_context(
         self,
@@ -72,19 +86,29 @@ class FieldCommand(TyperCommand):
         parent: Context | None = None,
         **extra: object,
     ) -> Context:
-        """Add the options before the words are read, or help or completions are asked for."""
-        function = inspect.unwrap(self.callback) if self.callback else None
-        if isinstance(function, FieldOptions):
-            function.add()
+        """Make the options before the words are read, or help or completions are asked for."""
+        late = inspect.unwrap(self.callback) if self.callback else None
+        if isinstance(late, _Late):
+            if isinstance(late.function, FieldOptions):
+                late.function.add()
             whole = typer.Typer(add_completion=False)
-            whole.command()(function)
+            whole.command()(late.function)
             made = typer.main.get_command(whole)
             self.params, self.callback = made.params, made.callback
         return super().make_context(info_name, args, parent, **extra)
 
 
+def make_late(commands: typer.Typer) -> None:
+    """Have the options of these commands made when a command is asked for."""
+    for command in commands.registered_commands:
+        if command.callback is not None:
+            command.callback = _Late(command.callback)
+            if command.cls is None or command.cls is TyperCommand:
+                command.cls = LateCommand
+
+
 def field_options(use: Use) -> Callable[[Callable[..., None]], FieldOptions]:
-    """Decorates the function of a `FieldCommand` (see `FieldOptions`)."""
+    """Decorates the function of a command (see `FieldOptions`)."""
     return lambda function: FieldOptions(function, use)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from cerne.cli.complete import image_names
 from cerne.cli.failure import Failures
-from cerne.cli.fields import FieldCommand, field_options, make_spec
+from cerne.cli.fields import field_options, make_spec
 from cerne.cli.options import (
     JsonOption,
     TimeoutOption,
@@ -69,7 +69,7 @@ def build(
     print(f"{image.name}  {image.digest}")
 
 
-@app.command(cls=FieldCommand)
+@app.command()
 @field_options("template")
 def warm(
     image: ImageName,

@@ -8,7 +8,7 @@ import typer
 
 from cerne.cli.complete import pool_names
 from cerne.cli.failure import Failures
-from cerne.cli.fields import FieldCommand, field_options, make_spec
+from cerne.cli.fields import field_options, make_spec
 from cerne.cli.options import (
     JsonOption,
     NameOption,
@@ -25,7 +25,7 @@ PoolArgument = Annotated[
 ]
 
 
-@app.command(cls=FieldCommand)
+@app.command()
 @field_options("template")
 def create(
     name: Annotated[str, typer.Argument(metavar="POOL", help="Its name.")],

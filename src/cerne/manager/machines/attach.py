@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.engine.plan import slots
 from cerne.errors import ConflictError, InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors
 from cerne.manager.capacity import claim_with_disks
@@ -189,6 +188,8 @@ def plug_missing(context: MachineContext) -> None:
     Raises:
         CerneError: plugging it in failed.
     """
+    from cerne.engine.plan import slots
+
     settle_disks(context)
     devices = slots((*context.disks(), *nic_plans(context.id, context.spec)))
     if not devices:

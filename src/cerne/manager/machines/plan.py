@@ -1,24 +1,18 @@
-"""From a specification and an image to a `LaunchPlan`: every name becomes a path or a number."""
+"""From a specification and an image to a `LaunchPlan`: every name becomes a path or a number.
+
+The parts of a plan are imported where one is made, because `cerne ls` makes none.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cerne.engine.plan import (
-    DiskPlan,
-    FirmwareBoot,
-    KernelBoot,
-    LaunchPlan,
-    Nic,
-    SharePlan,
-    TapNic,
-    UserNic,
-)
 from cerne.network.mac import mac_address
 from cerne.spec.limits import ROOT_SERIAL
 from cerne.spec.network import NetworkKind, parse_network
 
 if TYPE_CHECKING:
+    from cerne.engine.plan import DiskPlan, FirmwareBoot, KernelBoot, LaunchPlan, Nic
     from cerne.images import Image
     from cerne.manager.home import Home
     from cerne.manager.store import Record
@@ -29,6 +23,8 @@ if TYPE_CHECKING:
 
 def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> LaunchPlan:
     """All that an engine needs to start this machine."""
+    from cerne.engine.plan import LaunchPlan, SharePlan
+
     shares = tuple(
         SharePlan(share_tag(index), mount.source, mount.read_only)
         for index, mount in enumerate(spec.mounts)
@@ -54,6 +50,8 @@ def disk_plans(
     home: Home, machine_id: str, spec: MachineSpec, *, has_root: bool
 ) -> tuple[DiskPlan, ...]:
     """All disks of a machine, as an engine has them."""
+    from cerne.engine.plan import DiskPlan
+
     root = DiskPlan(home.root_disk(machine_id), "qcow2", serial=ROOT_SERIAL)
     others = (disk_plan(home, machine_id, disk) for disk in spec.data_disks)
     return (root, *others) if has_root else tuple(others)
@@ -66,12 +64,16 @@ def nic_plans(machine_id: str, spec: MachineSpec) -> tuple[Nic, ...]:
 
 def disk_plan(home: Home, machine_id: str, disk: Disk) -> DiskPlan:
     """A disk beside the root disk, as an engine has it."""
+    from cerne.engine.plan import DiskPlan
+
     path = disk.path or home.disk(machine_id, disk.serial)
     return DiskPlan(path, disk.read_as, disk.read_only, disk.serial, disk.slot, not disk.own)
 
 
 def nic_plan(machine_id: str, nic: AskedNic) -> Nic:
     """A network card, as an engine has it."""
+    from cerne.engine.plan import TapNic, UserNic
+
     network = parse_network(nic.network)
     mac = mac_address(machine_id, nic.number)
     if network.kind is NetworkKind.TAP:
@@ -90,6 +92,8 @@ def share_tag(index: int) -> str:
 
 
 def _boot(image: Image) -> KernelBoot | FirmwareBoot:
+    from cerne.engine.plan import FirmwareBoot, KernelBoot
+
     if image.boot is None:
         return FirmwareBoot()
     return KernelBoot(image.boot.kernel, image.boot.initrd, image.boot.command_line)
