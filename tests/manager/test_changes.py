@@ -152,3 +152,4 @@ def test_the_command_prints_events_as_they_happen(home: Path, new_record: NewRec
         ("web", "created", "tiny"),
         ("other", "created", "tiny"),
     ]
+    assert [event["operation"] for event in said] == [None, None]

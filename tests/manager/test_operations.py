@@ -23,7 +23,7 @@ from cerne.errors import (
 from cerne.images.parts import Parts
 from cerne.manager import Home, Machine, Manager
 from cerne.manager.operations import Kind, end_abandoned, recorded
-from cerne.manager.store import OperationRow, OperationState, Store, Subject
+from cerne.manager.store import OperationRow, OperationState, Store, Subject, working_on
 from cerne.spec.machine import machine_spec
 
 
@@ -295,3 +295,29 @@ def test_an_operation_waits_for_no_disk_and_every_other_change_does(store: Store
         with store._database.transaction():
             pass
         assert level() == full
+
+
+def test_an_event_names_the_operation_of_which_it_is(manager: Manager, machine: Machine) -> None:
+    manager.run(machine_spec(name="runs", image="blank", memory="64M"))
+    kept = machine.snapshot("kept")
+    kept.restore_as("again")
+    machine.remove()
+    run, _, restore = manager.operations()
+    told: dict[str, set[str | None]] = {}
+    for event in manager.events():
+        told.setdefault(event.name, set()).add(event.operation)
+    assert told["runs"] == {run.id}
+    assert told["again"] == {restore.id}
+    # What takes no time is of no operation.
+    assert None in told["web"]
+
+
+def test_an_operation_within_another_has_its_own_events(store: Store) -> None:
+    with recorded(store, Kind.POOL_FILL, Subject.POOL, "web") as outer:
+        with recorded(store, Kind.RUN, Subject.MACHINE, "web") as inner:
+            assert working_on.get() == inner.id
+        assert working_on.get() == outer.id
+        with pytest.raises(StateError), recorded(store, Kind.RUN, Subject.MACHINE, "web"):
+            raise StateError("no")
+        assert working_on.get() == outer.id
+    assert working_on.get() is None

@@ -327,6 +327,7 @@ def _event(event: Event) -> dict[str, object]:
         "name": event.name,
         "kind": event.kind,
         "detail": event.words,
+        "operation": event.operation,
     }
 
 

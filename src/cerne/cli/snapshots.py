@@ -40,7 +40,10 @@ def create(
     """Save the present state of a machine, and print the snapshot's name."""
     from cerne.client import connect
 
-    print(connect().get(name).snapshot(snapshot, memory=memory).name)
+    machine = connect().get(name)
+    with progress() as report:
+        made = machine.snapshot(snapshot, memory=memory, progress=report)
+    print(made.name)
 
 
 @app.command("ls")
@@ -79,7 +82,8 @@ def restore(
     ports = [parse_publish(text) for text in publish or ()]
     found = connect().snapshot(snapshot)
     if name is not None:
-        made = found.restore_as(name, ports, network)
+        with progress() as report:
+            made = found.restore_as(name, ports, network, report)
         print(made.name)
         tell_chosen_ports(made)
         return
@@ -88,7 +92,9 @@ def restore(
             "a restored machine keeps its own ports and its own network",
             hint="--publish and --network are for another machine: add --as NAME",
         )
-    print(found.restore().name)
+    with progress() as report:
+        restored = found.restore(report)
+    print(restored.name)
 
 
 @app.command()
@@ -134,7 +140,8 @@ def import_snapshot(
     from cerne.client import connect
 
     with progress() as report:
-        print(connect().import_snapshot(source, name, report).name)
+        imported = connect().import_snapshot(source, name, report)
+    print(imported.name)
 
 
 def fork(

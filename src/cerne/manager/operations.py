@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from cerne.errors import CerneError, OperationCancelledError
 from cerne.manager.binding import this_process
-from cerne.manager.store import OperationRow, OperationState, Store, Subject
+from cerne.manager.store import OperationRow, OperationState, Store, Subject, working_on
 
 if TYPE_CHECKING:
     from cerne.images import Progress
@@ -98,11 +98,14 @@ def recorded(
             created=time.time(),
         )
     )
+    outer = working_on.set(operation.id)
     try:
         yield operation
     except BaseException as error:
         _end(operation, _state_after(error), _described(error))
         raise
+    finally:
+        working_on.reset(outer)
     _end(operation, OperationState.SUCCEEDED)
 
 

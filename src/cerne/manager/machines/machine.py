@@ -175,7 +175,9 @@ class Machine:
         """
         wake(self._context)
 
-    def snapshot(self, name: str | None = None, *, memory: bool = True) -> Snapshot:
+    def snapshot(
+        self, name: str | None = None, *, memory: bool = True, progress: Progress | None = None
+    ) -> Snapshot:
         """Make a snapshot of it, to restore it or to make other machines.
 
         A machine that runs is kept with its memory, unless that is declined, and runs on; one
@@ -188,7 +190,9 @@ class Machine:
         """
         from cerne.manager.snapshots.take import take
 
-        with recorded(self._store, Kind.SNAPSHOT_CREATE, Subject.MACHINE, self.name) as operation:
+        with recorded(
+            self._store, Kind.SNAPSHOT_CREATE, Subject.MACHINE, self.name, progress
+        ) as operation:
             row = take(self._context, name, operation, memory=memory)
             operation.result["snapshot"] = row.name
         return Snapshot(self._context.manager, row)
@@ -552,7 +556,7 @@ class Machine:
 class Snapshot(KeptSnapshot):
     """A snapshot that is in the store. Get one from `Manager.snapshots` or `Machine.snapshot`."""
 
-    def restore(self) -> Machine:
+    def restore(self, progress: Progress | None = None) -> Machine:
         """Take the machine that it is of back to it; what it has done since is lost.
 
         With memory it goes on from there at once, or else it boots. If the restore fails, the
@@ -566,13 +570,17 @@ class Snapshot(KeptSnapshot):
         """
         from cerne.manager.snapshots.restore import restore
 
-        with self.recorded(Kind.SNAPSHOT_RESTORE) as operation:
+        with self.recorded(Kind.SNAPSHOT_RESTORE, progress) as operation:
             record = restore(self, operation)
             operation.result["machine"] = record.name
         return Machine(self.context, record)
 
     def restore_as(
-        self, name: str, ports: Sequence[PublishedPort | str] = (), network: str | None = None
+        self,
+        name: str,
+        ports: Sequence[PublishedPort | str] = (),
+        network: str | None = None,
+        progress: Progress | None = None,
     ) -> Machine:
         """Make another machine of it, which goes on from there, or boots where it has no memory.
 
@@ -586,7 +594,7 @@ class Snapshot(KeptSnapshot):
         """
         from cerne.manager.snapshots.restore import restore_as
 
-        with self.recorded(Kind.SNAPSHOT_RESTORE) as operation:
+        with self.recorded(Kind.SNAPSHOT_RESTORE, progress) as operation:
             record = restore_as(self, name, ports, network, operation)
             operation.result["machine"] = record.name
         return Machine(self.context, record)

@@ -5,6 +5,7 @@ process alone (`ProcessIdentity`), never by a row.
 """
 
 from cerne.manager.store.changes import Changes
+from cerne.manager.store.events import working_on
 from cerne.manager.store.machines import name_in_use
 from cerne.manager.store.rows import (
     Event,
@@ -34,4 +35,5 @@ __all__ = [
     "Subject",
     "name_in_use",
     "snapshot_name_in_use",
+    "working_on",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
+from contextvars import ContextVar
 
 from cerne.manager.store.database import Repository
 from cerne.manager.store.rows import Detail, Event, Record, Subject
@@ -13,6 +14,10 @@ _DAYS_KEPT = 30
 _KEPT_OF_SUBJECT = 1_000
 _KEPT = 100_000
 """So many are kept of all subjects, however new: a store must not fill its disk."""
+
+
+working_on: ContextVar[str | None] = ContextVar("working_on", default=None)
+"""The ID of the operation that this thread or task works on; its events have it."""
 
 
 class Events(Repository):
@@ -39,9 +44,12 @@ def note(
     """Add an event of a machine to the transaction that is open; the oldest go."""
     now = time.time()
     number = connection.execute(
-        "INSERT INTO events (time, subject_kind, subject, name, kind, detail)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        (now, Subject.MACHINE, machine.id, machine.name, kind, json.dumps(detail or {})),
+        "INSERT INTO events (time, subject_kind, subject, name, kind, detail, operation)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (
+            *(now, Subject.MACHINE, machine.id, machine.name),
+            *(kind, json.dumps(detail or {}), working_on.get()),
+        ),
     ).lastrowid
     _forget_old(connection, number or 0, now - _DAYS_KEPT * 86400, machine.id)
 
