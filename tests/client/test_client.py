@@ -52,7 +52,13 @@ def test_what_a_host_can_do_is_found_without_its_store(home: Path) -> None:
     Home.of_this_user().store.write_bytes(b"no store" * 1000)
     with pytest.raises(DamagedError):
         connect()
-    assert isinstance(setup.kernels(), list)
+    assert setup.report().findings
+
+
+def test_a_host_reports_what_it_can_do_and_its_kernels(home: Path) -> None:
+    with LocalHost() as host:
+        assert host.report().verdict == setup.report(host.home).verdict
+        assert [current for _, current in host.kernels()].count(True) <= 1
 
 
 def test_the_commands_load_no_manager_before_one_of_them_needs_it() -> None:

@@ -179,19 +179,19 @@ def export(
 @kernel_app.command("build")
 def build_kernel() -> None:
     """Build the guest kernel from the distribution's source; this takes minutes, once."""
-    from cerne.client.setup import build_kernel as build_now
+    from cerne.client import connect
 
     with progress() as report:
-        kernel = build_now(report)
+        kernel = connect().build_kernel(report)
     print(f"{kernel.version}  {kernel.path}")
 
 
 @kernel_app.command("ls")
 def list_kernels(json: JsonOption = False) -> None:
     """List the guest kernels that have been built."""
-    from cerne.client.setup import kernels as find_kernels
+    from cerne.client import connect
 
-    kernels = find_kernels()
+    kernels = connect().kernels()
     if json:
         print_json(
             [

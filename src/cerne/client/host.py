@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cerne.guest import GuestProcess, TerminalSize
+    from cerne.host.report import Report
     from cerne.images import Image, Progress
+    from cerne.images.kernel import BuiltKernel
     from cerne.images.recipe import Recipe
     from cerne.manager import Event, Record, State, Stats
     from cerne.manager.capacity import Capacity
@@ -153,6 +155,10 @@ class Host(Protocol):
     """One host; `cerne.Manager` and `LocalHost` say what each of these does and raises."""
 
     def close(self) -> None: ...
+
+    def report(self) -> Report: ...
+    def kernels(self) -> Sequence[tuple[BuiltKernel, bool]]: ...
+    def build_kernel(self, progress: Progress | None = None) -> BuiltKernel: ...
 
     def machines(self) -> Sequence[Machine]: ...
     def get(self, name: str) -> Machine: ...

@@ -10,12 +10,37 @@ from cerne.manager import Manager
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cerne.images import Image
+    from cerne.host.report import Report
+    from cerne.images import Image, Progress
+    from cerne.images.kernel import BuiltKernel
     from cerne.images.recipe import Recipe
 
 
 class LocalHost(Manager):
-    """The manager, with its images as values."""
+    """The manager, with its images and its host as values."""
+
+    def report(self) -> Report:
+        """What this host can do for virtual machines, and what to improve."""
+        from cerne.client import setup
+
+        return setup.report(self.home)
+
+    def kernels(self) -> Sequence[tuple[BuiltKernel, bool]]:
+        """The guest kernels that were built here, the newest first, and whether each is current."""
+        from cerne.images.kernel import built_kernels, current_kernel
+
+        current = current_kernel(self.home.cache)
+        return [(kernel, kernel == current) for kernel in built_kernels(self.home.cache)]
+
+    def build_kernel(self, progress: Progress | None = None) -> BuiltKernel:
+        """Build the guest kernel from the distribution's source; this takes minutes.
+
+        Raises:
+            CerneError: building it failed; nothing of it is left.
+        """
+        from cerne.images.kernel import build_kernel
+
+        return build_kernel(self.home.cache, progress)
 
     def stored_images(self) -> Sequence[Image]:
         """All readable images, in the order of their names."""
