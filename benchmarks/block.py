@@ -121,7 +121,10 @@ def _vmm_of(source: Path) -> Iterator[None]:
     start = str(source / "cerne/vmm/start.py")
     program = (sys.executable, "-I", "-S", start, "machine")
     launching = "cerne.engine.native.launching"
-    with patch(f"{launching}.VMM", program), patch(f"{launching}.another_nursery", lambda: None):
+    with (
+        patch(f"{launching}.VMM", program),
+        patch(f"{launching}.running_fork_server", lambda: None),
+    ):
         yield
 
 

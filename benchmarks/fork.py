@@ -48,7 +48,7 @@ def main() -> None:
     print_table(f"Forking a guest of a few bytes: ms, median of {_RUNS}", header, rows)
     print_stalls("A fork", _fork_busy, pauses)
     with tempfile.TemporaryDirectory(prefix="cerne-", dir="/tmp") as home, machines() as made:
-        image = ImageStore(Path(home), Home.of_this_user().cache).ensure("tiny", None)
+        image = ImageStore(Path(home), Home.of_this_user().cache).build("tiny")
         _linux(made, image, pauses)
 
 

@@ -41,7 +41,7 @@ def main() -> None:
         os.environ["CERNE_HOME"] = home
         manager = Manager()
         for image in ("tiny", "debian:12"):
-            manager.images.ensure(image)
+            manager.ensure_image(image)
             _compare(manager, image)
         _command(manager)
         _many(manager)

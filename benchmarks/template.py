@@ -43,7 +43,7 @@ def main() -> None:
     """Measure in a home of its own, and print the tables."""
     with tempfile.TemporaryDirectory(prefix="cerne-", dir="/tmp") as home:
         os.environ["CERNE_HOME"] = home
-        image = Manager().images.ensure("tiny")
+        image = Manager().ensure_image("tiny")
         engine = choose_engine("qemu", Home.of_this_user().guest_speed)
         assert isinstance(engine, QemuEngine)
         rows = [_Bench(engine, image, Path(home) / "bench", size).row() for size in _SIZES]

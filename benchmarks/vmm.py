@@ -81,7 +81,7 @@ def _row(name: str, several: tuple[_Process, ...]) -> tuple[str, ...]:
 def _ours(made: Machines, kernel: Path, *, forked: bool) -> _Process:
     plan = made.plan(KernelBoot(kernel, None, _COMMAND), MEMORY)
     # As a program starts its first machine.
-    new = patch.object(native, "another_nursery", return_value=None)
+    new = patch.object(native, "running_fork_server", return_value=None)
     with contextlib.nullcontext() if forked else new, ThreadPoolExecutor() as workers:
         begun = time.perf_counter()
         starting = workers.submit(made.start, plan)

@@ -328,7 +328,7 @@ def dying(fleet: Fleet, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
         (home / file).chmod(0o644)
     home.chmod(0o755)
     monkeypatch.setattr(native, "VMM", (sys.executable, "-I", str(home / "vmm.py")))
-    monkeypatch.setattr(native, "another_nursery", lambda: None)
+    monkeypatch.setattr(native, "running_fork_server", lambda: None)
     fleet.start("m")
     assert fleet.say("m", b"iii") == 3
 

@@ -22,7 +22,7 @@ from cerne.errors import (
     NotFoundError,
     StorageError,
 )
-from cerne.images import ImageStore, Parts, Progress
+from cerne.images import Image, ImageStore, Parts, Progress
 from cerne.images import recipe as recipes
 from cerne.images.files import work_directory
 from cerne.images.manifest import Manifest, decoded
@@ -33,6 +33,10 @@ Build = Callable[[Path, Path, Progress], Parts]
 
 def _add_recipe(monkeypatch: pytest.MonkeyPatch, build: Build) -> None:
     monkeypatch.setitem(recipes.RECIPES, "toy", Recipe("toy", "for tests", build))
+
+
+def _ensured(store: ImageStore, name: str, progress: Progress | None = None) -> Image:
+    return store.present(name) or store.build(name, progress)
 
 
 def _kernel(work: Path, content: bytes = b"kernel") -> Parts:
@@ -126,10 +130,10 @@ def test_a_recipe_is_built_once_while_it_is_current(
 
     _add_recipe(monkeypatch, build)
     told: list[str] = []
-    image = store.ensure("toy", lambda what, done, total: told.append(what))
+    image = _ensured(store, "toy", lambda what, done, total: told.append(what))
     assert image.boot is not None
     assert (image.boot.kernel.read_bytes(), image.boot.command_line) == (b"kernel", "quiet")
-    assert store.ensure("toy") == image
+    assert _ensured(store, "toy") == image
     assert (len(built), told) == (1, ["Building"])
     store.build("toy")
     assert len(built) == 2
@@ -147,7 +151,7 @@ def test_two_builds_at_once_share_one(store: ImageStore, monkeypatch: pytest.Mon
 
     def ask() -> None:
         both_asked.wait(PATIENCE)
-        ImageStore(store._root, store._cache).ensure("toy")
+        _ensured(ImageStore(store._root, store._cache), "toy")
 
     threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
@@ -169,7 +173,7 @@ def test_a_build_that_fails_leaves_nothing(
 
     _add_recipe(monkeypatch, build)
     with pytest.raises((StorageError, KeyboardInterrupt)) as caught:
-        store.ensure("toy")
+        _ensured(store, "toy")
     if isinstance(caught.value, StorageError):
         assert "the disk is full" in caught.value.message
     assert list(store.list()) == []
@@ -202,7 +206,7 @@ def test_what_a_killed_build_left_is_swept_by_whoever_looks_at_images(store: Ima
 def test_what_can_be_built_is_told(store: ImageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     _add_recipe(monkeypatch, lambda work, _cache, _progress: _kernel(work))
     assert "toy" in [recipe.name for recipe in store.unbuilt()]
-    store.ensure("toy")
+    _ensured(store, "toy")
     assert "toy" not in [recipe.name for recipe in store.unbuilt()]
     assert "tiny" in [recipe.name for recipe in store.unbuilt()]
 
@@ -215,7 +219,7 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are(
         store.get("debian12")
     assert "did you mean debian:12" in unknown.value.hint
     with pytest.raises(NotFoundError) as unknown:
-        store.ensure("ubuntu")
+        _ensured(store, "ubuntu")
     assert "debian:12, debian:13, mine, tiny" in unknown.value.hint
     assert "did you mean" not in unknown.value.hint
 
@@ -230,7 +234,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 
     _add_recipe(monkeypatch, build)
     with pytest.raises(StorageError) as refused:
-        store.ensure("toy")
+        _ensured(store, "toy")
     assert f"{store._cache} is not writable" in refused.value.message
     assert f"ls -ld {store._cache}\n" in refused.value.hint
     assert "CERNE_CACHE" in refused.value.hint
@@ -266,7 +270,7 @@ def test_an_image_without_a_disk_is_not_exported(
     store: ImageStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _add_recipe(monkeypatch, lambda work, _cache, _progress: _kernel(work))
-    store.ensure("toy")
+    _ensured(store, "toy")
     with pytest.raises(ImageError, match="has no disk"):
         store.export("toy", tmp_path / "out")
 

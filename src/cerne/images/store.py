@@ -117,15 +117,6 @@ class ImageStore:
         name = f"sha256:{manifest.stem[:12]}"
         return self._image(name, manifest.stem, manifest.stat().st_mtime, "")
 
-    def ensure(self, reference: str, progress: Progress | None = None) -> Image:
-        """The image with this name; a built-in image is built first if needed.
-
-        Raises:
-            NotFoundError: there is no image and no recipe with this name.
-            CerneError: building it failed; nothing is left of it.
-        """
-        return self.present(reference) or self.build(reference, progress)
-
     def present(self, reference: str) -> Image | None:
         """The image with this name; None if it is a built-in one that is to be built first.
 

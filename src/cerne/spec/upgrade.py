@@ -12,15 +12,15 @@ does not know the field.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Annotated
 
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
+from cerne import upgrades
 from cerne.errors import DamagedError, InputError
 from cerne.spec.machine import MachineSpec
-
-Fields = dict[str, object]
+from cerne.upgrades import Document as Fields
+from cerne.upgrades import Upgrades
 
 
 def upgraded(stored: object) -> object:
@@ -31,11 +31,11 @@ def upgraded(stored: object) -> object:
     """
     if not isinstance(stored, dict):
         return stored
-    fields: Fields = stored
-    for version, upgrade in _UPGRADES.items():
-        if fields.get("version") == version:
-            fields = upgrade(fields)
-    return fields
+    version = stored.get("version")
+    if type(version) is not int or version not in _UPGRADES:
+        # The newest, or one that the model refuses with a place and in words.
+        return stored
+    return upgrades.upgraded(stored, version, max(_UPGRADES) + 1, _UPGRADES, "a specification")
 
 
 StoredSpec = Annotated[MachineSpec, BeforeValidator(upgraded)]
@@ -96,4 +96,4 @@ def _from_2(old: Fields) -> Fields:
     return new | {"version": 3, "resources": resources}
 
 
-_UPGRADES: Mapping[int, Callable[[Fields], Fields]] = {1: _from_1, 2: _from_2}
+_UPGRADES: Upgrades = {1: _from_1, 2: _from_2}

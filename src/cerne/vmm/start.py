@@ -1,7 +1,7 @@
-"""Starts the process of a machine or a nursery: run by its path, ``python -I -S start.py``.
+"""Starts the process of a machine or a fork server: run by its path, ``python -I -S start.py``.
 
-    start.py machine CONFIG        what `cerne.vmm.__main__` does
-    start.py nursery SOCKET NAME   what `cerne.vmm.nursery` does
+    start.py machine CONFIG            what `cerne.vmm.__main__` does
+    start.py fork-server SOCKET NAME   what `cerne.vmm.fork_server` does
 
 A VMM needs only the standard library and this package. The search for other installed packages (-S
 turns it off) and garbage collection during the imports would take a seventh of the start.
@@ -20,7 +20,7 @@ def main() -> int:
     if sys.argv.pop(1) == "machine":
         from cerne.vmm.__main__ import main as run
     else:
-        from cerne.vmm.nursery import main as run
+        from cerne.vmm.fork_server import main as run
     # Imports make no garbage, and a fork would copy the pages that the collector writes.
     gc.freeze()
     gc.enable()

@@ -23,8 +23,8 @@ from cerne.engine.native.configuration import (
     configuration,
     saved_configuration,
 )
+from cerne.engine.native.fork_server import START, ForkServer, running_fork_server
 from cerne.engine.native.instance import require_own_memory
-from cerne.engine.native.nursery import START, Nursery, another_nursery
 from cerne.engine.opened import Opened
 from cerne.engine.panic import panicked, tail
 from cerne.engine.plan import FirmwareBoot, LaunchPlan, UserNic
@@ -84,13 +84,13 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
 
 def start(plan: LaunchPlan, *, emulated: bool) -> ProcessIdentity:
     """Start the machine's process; return when it answers and its vCPUs run."""
-    nursery = another_nursery()
+    server = running_fork_server()
     try:
-        with Opened(sent=nursery is not None) as opened:
-            if nursery is None:
+        with Opened(sent=server is not None) as opened:
+            if server is None:
                 pid = _spawn(plan, opened, emulated=emulated)
             else:
-                pid = _fork_off(nursery, plan, opened, emulated=emulated)
+                pid = _fork_off(server, plan, opened, emulated=emulated)
         return _serving(pid, plan, opened)
     except EngineError as error:
         # Another process may have taken a port since the check, which has a better error.
@@ -144,11 +144,11 @@ def _spawn(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> int:
     return spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
 
 
-def _fork_off(nursery: Nursery, plan: LaunchPlan, opened: Opened, *, emulated: bool) -> int:
+def _fork_off(server: ForkServer, plan: LaunchPlan, opened: Opened, *, emulated: bool) -> int:
     plan.engine_log.unlink(missing_ok=True)
     config = child_configuration(plan, opened, emulated=emulated)
     config = config._replace(saved=saved_configuration(plan, opened))
-    return nursery.start(config, opened.descriptors)
+    return server.start(config, opened.descriptors)
 
 
 def _serving(pid: int, plan: LaunchPlan, opened: Opened) -> ProcessIdentity:

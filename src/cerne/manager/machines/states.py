@@ -13,9 +13,8 @@ _REMEDIES = {
     State.SUSPENDED: "wake",
 }
 
-_STOPPED = "T"
 _PROCESS_STATES = {
-    _STOPPED: f"it is stopped ({_STOPPED})",
+    "T": "it is stopped (T)",
     "t": "a debugger holds it (t)",
     "D": "it waits in the kernel (D)",
 }
@@ -50,7 +49,7 @@ def refuse_stopped(record: Record) -> None:
     Raises:
         NotAnsweringError: it is.
     """
-    if record.process is not None and record.process.state() == _STOPPED:
+    if record.process is not None and record.process.stopped():
         raise hung(record)
 
 
@@ -63,7 +62,7 @@ def hung(record: Record) -> NotAnsweringError:
         )
     state = process.state()
     why = _PROCESS_STATES.get(state, f"it gave no answer in time (state {state})")
-    resume = f"continue it: kill -CONT {process.pid}; or " if state == _STOPPED else ""
+    resume = f"continue it: kill -CONT {process.pid}; or " if state == "T" else ""
     return NotAnsweringError(
         f"process {process.pid} of {record.name} does not answer: {why}",
         hint=f"{resume}end it: cerne kill {record.name}",

@@ -1,7 +1,8 @@
-"""The nursery of the engine `native`: a process with our VMM loaded, which forks machines.
+"""The fork server of the engine `native`: a process with our VMM loaded, which forks machines.
 
 A program that starts one machine starts a process for it. One that starts a second is likely to
-start more: from then on it has a nursery (`cerne.vmm.nursery`), which ends when the program does.
+start more: from then on it has a fork server (`cerne.vmm.fork_server`), which ends when the program
+does.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from cerne.errors import EngineError
 from cerne.vmm import start
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
-from cerne.vmm.nursery import LARGEST_REQUEST
+from cerne.vmm.fork_server import LARGEST_REQUEST
 
 START = (sys.executable, "-I", "-S", start.__file__)
-"""The program that starts a machine's process, or a nursery."""
-PROGRAM = (*START, "nursery")
-"""The program of a nursery, which is told its socket."""
+"""The program that starts a machine's process, or a fork server."""
+PROGRAM = (*START, "fork-server")
+"""The program of a fork server, which is told its socket."""
 
 # Longer than any path of a machine's, which people see in the command lines of its children.
-_TITLE = "cerne-nursery".ljust(300, "-")
+_TITLE = "cerne-fork-server".ljust(300, "-")
 _LARGEST_ANSWER = 4096
 
 
-class Nursery:
+class ForkServer:
     """One process that forks machines; any thread may ask it."""
 
     def __init__(self) -> None:
@@ -94,17 +95,17 @@ class Nursery:
 
 
 _started = False
-_nursery: Nursery | None = None
+_fork_server: ForkServer | None = None
 _change = threading.Lock()
 
 
-def another_nursery() -> Nursery | None:
-    """The nursery of this program, or None where it starts its first machine."""
-    global _started, _nursery
+def running_fork_server() -> ForkServer | None:
+    """The fork server of this program, or None where it starts its first machine."""
+    global _started, _fork_server
     with _change:
         if not _started:
             _started = True
             return None
-        if _nursery is None or not _nursery.alive or _nursery.owner != os.getpid():
-            _nursery = Nursery()
-        return _nursery
+        if _fork_server is None or not _fork_server.alive or _fork_server.owner != os.getpid():
+            _fork_server = ForkServer()
+        return _fork_server

@@ -1,4 +1,4 @@
-"""``cerne.vmm.start nursery SOCKET NAME``: a process that has a VMM loaded, and forks machines.
+"""``cerne.vmm.start fork-server SOCKET NAME``: a process that has a VMM loaded, and forks machines.
 
 Python takes longer to import the VMM than to make a machine; a program that starts many machines
 imports it once here, and the machines share the imported modules (fork(2), copy-on-write). A

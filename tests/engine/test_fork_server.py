@@ -14,7 +14,7 @@ import pytest
 from tests.processes import opened_files
 from tests.waiting import PATIENCE
 
-from cerne.engine.native import NativeEngine, launching, nursery
+from cerne.engine.native import NativeEngine, fork_server, launching
 from cerne.engine.plan import KernelBoot, LaunchPlan
 from cerne.engine.qmp import QmpClient
 from cerne.errors import EngineError
@@ -35,7 +35,7 @@ def start(
     """Starts a machine of this name, in the program's second turn or later."""
     processes: list[ProcessIdentity] = []
     kernel = small_kernel(home / "kernel", _LOOP)
-    nursery.another_nursery()
+    fork_server.running_fork_server()
 
     def start(name: str) -> ProcessIdentity:
         processes.append(NativeEngine(emulated=False).start(_plan(home, kernel, name)).process)
@@ -95,7 +95,7 @@ def test_it_has_open_what_a_first_machine_has(
         return sorted(name.replace("/b/", "/a/") for name in opened_files(process.pid))
 
     forked = files(start("a"))
-    monkeypatch.setattr(launching, "another_nursery", lambda: None)
+    monkeypatch.setattr(launching, "running_fork_server", lambda: None)
     assert forked == files(start("b"))
 
 
@@ -122,7 +122,7 @@ def test_machines_may_have_as_many_files_open_as_they_ever_may(start: Start) -> 
 _HOLDING = """
 import signal, sys
 from cerne import faults
-from cerne.vmm.nursery import main
+from cerne.vmm.fork_server import main
 
 faults.hook = lambda step: signal.pause()
 sys.exit(main())
@@ -135,10 +135,12 @@ def test_machines_are_found_by_their_own_names_from_the_first(
     monkeypatch: pytest.MonkeyPatch,
     eventually: Callable[[Callable[[], bool]], None],
 ) -> None:
-    (home / "nursery.py").write_text(_HOLDING)
-    monkeypatch.setattr(nursery, "PROGRAM", (sys.executable, "-I", str(home / "nursery.py")))
-    holding = nursery.Nursery()
-    monkeypatch.setattr(launching, "another_nursery", lambda: holding)
+    (home / "fork_server.py").write_text(_HOLDING)
+    monkeypatch.setattr(
+        fork_server, "PROGRAM", (sys.executable, "-I", str(home / "fork_server.py"))
+    )
+    holding = fork_server.ForkServer()
+    monkeypatch.setattr(launching, "running_fork_server", lambda: holding)
     with ThreadPoolExecutor() as beside:
         starting = beside.submit(start, "held")
         eventually(lambda: len(Members(home / "held").alive()) == 1)
