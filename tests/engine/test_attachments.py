@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,6 +93,28 @@ def test_what_goes_on_from_a_native_machine_has_its_devices(fleet: Fleet, home: 
     assert fleet.instance("d").plugged() == {3}
     assert fleet.say("d", b"i") == 3
     fleet.instance("d").unplug(3, 0.1, force=True)
+
+
+def test_a_forked_or_saved_machine_waits_for_no_mark_in_its_overlay(
+    fleet: Fleet, home: Path
+) -> None:
+    disk = _disk(home, "data")
+    fleet.instance("a").plug(disk)
+    fleet.change("a", disks=(disk,))
+    actions: tuple[Callable[[], object], ...] = (
+        lambda: fleet.fork("a", ["b"]),
+        lambda: fleet.save("a"),
+    )
+    for index, action in enumerate(actions):
+        layer = home / f"layer{index}"
+        disk.path.rename(layer)
+        create_overlay(layer, "qcow2", disk.path)
+        child = home / f"child{index}.qcow2"
+        create_overlay(layer, "qcow2", child)
+        fleet.change("b", disks=(replace(disk, path=child),))
+        action()
+        # The mark that the counts are not valid (docs/interop/qcow2.txt of QEMU).
+        assert disk.path.read_bytes()[79] & 1
 
 
 def test_a_shared_disk_is_written_by_one_machine_alone(fleet: Fleet, home: Path) -> None:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from cerne.devices.block.qcow2 import MAGIC, empty_head, overlay_head
+from cerne.devices.block.qcow2 import MAGIC, empty_head, mark_in_use, overlay_head
 from cerne.errors import DamagedError, StorageError
 
 _MOST_FILES = 256
@@ -39,6 +39,26 @@ def create_empty(path: Path, size: int) -> None:
         StorageError: writing failed; no file is left.
     """
     _write(path, empty_head(size))
+
+
+def expect_writes(path: Path) -> None:
+    """Write what a first write to an overlay has to write before it, so that it need not wait.
+
+    Raises:
+        StorageError: writing failed.
+        ImageError: it is not an overlay that `create_overlay` made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            mark_in_use(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise StorageError(
+            f"writing to the disk {path} failed: {error.strerror}",
+            hint=f"free some space: df -h {path.parent}",
+        ) from error
 
 
 def _write(path: Path, head: Mapping[int, bytes]) -> None:

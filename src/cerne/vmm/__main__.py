@@ -27,6 +27,9 @@ from cerne.vmm.fork import Forked
 from cerne.vmm.machine import Machine
 from cerne.vmm.snapshot import read_state
 
+_SWITCH_INTERVAL = 0.0005
+"""Seconds; Python's default is ten times as long."""
+
 
 def main() -> int:
     """Run the machine of a configuration file; return 0 if it ended in order."""
@@ -45,6 +48,9 @@ def end_of(configure: Callable[[], VmmConfig], title: jail.Title) -> int:
 def _live(config: VmmConfig, title: jail.Title) -> int:
     handle_kicks()
     raise_limit()
+    # A thread that computes holds Python's lock so long after another thread, which serves the
+    # guest, asks for it.
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     # Nothing waits for forked children.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     kvm = Kvm()

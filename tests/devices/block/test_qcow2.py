@@ -20,7 +20,7 @@ from cerne.devices.block.disk import Disk
 from cerne.devices.block.qcow2 import HEADER
 from cerne.errors import ImageError
 from cerne.host.programs import find_program, install_command
-from cerne.storage.overlay import chain, create_overlay
+from cerne.storage.overlay import chain, create_overlay, expect_writes
 
 SIZE = 3 << 20
 OPTIONS = ("cluster_size=512", "cluster_size=64k", "cluster_size=2M", "compat=0.10")
@@ -246,3 +246,47 @@ def test_a_header_that_is_cut_off_is_refused(tmp_path: Path) -> None:
 def test_a_format_that_is_not_known_is_refused(tmp_path: Path, base: Path) -> None:
     with pytest.raises(ImageError, match="vmdk"):
         open_chain([(os.open(base, os.O_RDWR), "vmdk")], read_only=False)
+
+
+def test_a_write_waits_for_no_medium_if_it_was_expected(
+    tmp_path: Path, qemu_img: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, top = tmp_path / "base", tmp_path / "top"
+    base.write_bytes(bytes(SIZE))
+    create_overlay(base, "raw", top)
+    expect_writes(top)
+    disk = open_disk(top)
+    synced: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", synced.append)
+        write(disk, 0, b"first")
+    assert not synced
+    disk.close()
+    subprocess.run([qemu_img, "check", "-q", str(top)], check=True)
+    with opened(top) as again:
+        assert read(again, 0, 5) == b"first"
+
+
+def test_a_disk_whose_writes_were_expected_and_that_was_killed_is_whole_for_qemu(
+    tmp_path: Path, qemu_img: str
+) -> None:
+    base, top = tmp_path / "base", tmp_path / "top"
+    base.write_bytes(bytes(SIZE))
+    create_overlay(base, "raw", top)
+    expect_writes(top)
+    killed = open_disk(top)
+    write(killed, 1 << 20, b"kept")
+    copy = tmp_path / "copy"
+    copy.write_bytes(top.read_bytes())
+    killed.close()
+    subprocess.run([qemu_img, "check", "-q", "-r", "all", str(copy)], check=True)
+    with opened(copy) as again:
+        assert read(again, 1 << 20, 4) == b"kept"
+
+
+def test_only_an_overlay_expects_writes(tmp_path: Path) -> None:
+    other = tmp_path / "raw"
+    other.write_bytes(bytes(SIZE))
+    with pytest.raises(ImageError, match="version 3"):
+        expect_writes(other)
+    assert other.read_bytes() == bytes(SIZE)

@@ -453,6 +453,25 @@ class Qcow2Disk:
         return used
 
 
+def mark_in_use(descriptor: int) -> None:
+    """Mark the reference counts of a disk as not valid, before anything is written to it.
+
+    The disk's first write would do so, and wait for the medium.
+
+    Raises:
+        ImageError: the file is not a disk of version 3.
+    """
+    head = os.pread(descriptor, HEADER.size, 0)
+    if len(head) < HEADER.size or not head.startswith(MAGIC) or HEADER.unpack(head)[1] != 3:
+        raise ImageError("the disk is not a qcow2 disk of version 3")
+    features = bytearray(head[_INCOMPATIBLE_AT : _COMPATIBLE_AT + 8])
+    # The numbers are big-endian, so their flags are in the last bytes.
+    features[7] |= _DIRTY
+    features[15] |= _LAZY_REFERENCE_COUNTS
+    os.pwrite(descriptor, features, _INCOMPATIBLE_AT)
+    os.fdatasync(descriptor)
+
+
 def empty_head(size: int) -> dict[int, bytes]:
     """The head of an empty disk of `size` bytes without a backing file.
 

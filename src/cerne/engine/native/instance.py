@@ -50,6 +50,8 @@ class NativeInstance(QmpInstance):
         from cerne.host.members import SAVER
 
         require_own_memory(self.record.name, shares_memory=self.record.shares_memory)
+        if resume:
+            _expect_writes(disks)
         reading, writing = os.pipe()
         with os.fdopen(reading, "rb") as report:
             with Opened(sent=True) as opened:
@@ -91,6 +93,8 @@ class NativeInstance(QmpInstance):
         pids: list[int] = []
         try:
             several = turns(disks, children)
+            if len(several) == 1:
+                _expect_writes(disks)
             with self._held(len(several) > 1):
                 for turn in several:
                     self._fork(disks, turn, pids)
@@ -221,6 +225,18 @@ def native_record(
         vsock_directory=plan.vsock_directory,
         shares_memory=shares_memory,
     )
+
+
+def _expect_writes(disks: Sequence[DiskPlan]) -> None:
+    """Spare the guest's next write the wait for a mark in its new overlay.
+
+    Not for overlays with which a machine is forked twice: the end of their first use clears it.
+    """
+    from cerne.storage.overlay import expect_writes
+
+    for disk in disks:
+        if disk.format == "qcow2" and not disk.read_only:
+            expect_writes(disk.path)
 
 
 def require_own_memory(name: str, *, shares_memory: bool) -> None:
