@@ -18,7 +18,7 @@ from cerne.guest import ExecResult
 
 
 def test_all_that_there_is_can_be_seen() -> None:
-    assert set(cerne.__all__) <= set(dir(cerne))
+    assert dir(cerne) == sorted(cerne.__all__)
     for name in cerne.__all__:
         assert getattr(cerne, name) is not None
 
@@ -66,3 +66,12 @@ def test_errors_go_to_other_processes(kind: type[CerneError]) -> None:
 def test_it_can_be_run_as_a_module() -> None:
     words = [sys.executable, "-m", "cerne", "--version"]
     assert subprocess.run(words, capture_output=True, check=True).stdout.startswith(b"cerne ")
+
+
+def test_a_machine_without_its_block_says_how_to_write_one() -> None:
+    made = cerne.run("tiny")
+    with pytest.raises(cerne.InputError, match=r"as vm: … vm\.exec …"):
+        _ = made.exec
+    with pytest.raises(cerne.InputError, match=r"async with cerne\.run_async"):
+        _ = cerne.run_async("tiny").exec
+    assert not hasattr(made, "stop")

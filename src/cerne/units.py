@@ -60,7 +60,7 @@ def parse_duration(text: str | float) -> float:
     """
     if isinstance(text, int | float):
         return float(text)
-    match = _DURATION.fullmatch(text.strip())
+    match = _DURATION.fullmatch(str(text).strip())
     if match is None:
         raise InputError(f"{text!r} is not a duration", hint="write it as 30s, 250ms or 2m")
     return float(match[1]) * _SECONDS[match[2].lower()]

@@ -53,6 +53,14 @@ def test_a_new_field_is_a_row_of_the_table(home: object, monkeypatch: pytest.Mon
     assert ran.exception.message == "a machine has no field case_colour"
 
 
+@pytest.mark.parametrize(
+    "words", [("create", "--cpus", "two", "tiny"), ("fork", "--count", "two", "a")]
+)
+def test_what_is_not_a_number_is_said_in_plain_words(words: tuple[str, ...], home: object) -> None:
+    ran = CliRunner().invoke(app, list(words))
+    assert f"'{words[1]}': 'two' is not a whole number; write it as 2" in ran.output
+
+
 def test_what_is_not_given_is_not_asked_for(home: object) -> None:
     ran = CliRunner().invoke(app, ["create", "--name", "../x", "tiny"])
     assert isinstance(ran.exception, InputError)

@@ -169,7 +169,7 @@ def test_what_the_guest_cannot_read(agent: GuestAgent, tmp_path: Path, remote: s
 
 
 def test_what_this_host_cannot_read(agent: GuestAgent, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match=f"see: ls -l {tmp_path}"):
         agent.push(tmp_path / "gone", "/tmp")
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(InputError, match="neither a file nor a directory"):
@@ -177,7 +177,7 @@ def test_what_this_host_cannot_read(agent: GuestAgent, tmp_path: Path) -> None:
 
 
 def test_places_that_cannot_be_pulled_to(agent: GuestAgent, tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match=f"mkdir -p {tmp_path}/no"):
         agent.pull(str(tree / "big"), tmp_path / "no" / "such")
     with pytest.raises(InputError, match="no last component"):
         agent.pull("/", tmp_path)

@@ -305,3 +305,10 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_root_is_not_needed(store: ImageStore) -> None:
     assert (store._root / "files").stat().st_uid == os.geteuid()
+
+
+def test_a_recipe_that_is_not_built_says_how_to_build_it(store: ImageStore) -> None:
+    for action in (store.get, store.remove):
+        with pytest.raises(NotFoundError, match="debian:12 is not built") as refused:
+            action("debian:12")
+        assert refused.value.hint == "build it: cerne image build debian:12"

@@ -153,6 +153,19 @@ def test_an_interrupted_start_leaves_nothing(manager: Manager, engine: FakeEngin
     assert _watchers() == []
 
 
+@pytest.mark.parametrize(("error", "kept"), [(KeyboardInterrupt(), 0), (EngineError("broke"), 1)])
+def test_the_log_of_an_interrupted_start_is_not_kept_as_a_failure(
+    manager: Manager, engine: FakeEngine, error: BaseException, kept: int
+) -> None:
+    machine = manager.create(_spec())
+    engine.failure = EngineError("it broke")
+    with pytest.raises(EngineError):
+        machine.start()
+    machine._context.console_log.write_text("a guest's words")
+    machine.undo(error)
+    assert len(list(manager.home.failures.iterdir())) == kept
+
+
 def _watchers() -> list[list[bytes]]:
     """Children of this process that wait for its end."""
     found, parent = commands(), parents()

@@ -87,3 +87,23 @@ def test_a_working_directory_that_is_not_there() -> None:
 def test_machines_say_what_they_are(machine: Machine) -> None:
     assert repr(machine) == "<Machine web defined of blank>"
     assert repr(machine.snapshot("s")) == "<Snapshot s of web>"
+
+
+def test_a_time_limit_may_be_a_text(
+    machine: Machine, agent: _Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[object] = []
+
+    def run(argv: list[str], *, timeout: object, **_options: object) -> ExecResult:
+        given.append(timeout)
+        return agent.result
+
+    monkeypatch.setattr(agent, "run", run)
+    machine.exec(["true"], timeout="250ms")
+    machine.exec(["true"], timeout=3)
+    machine.exec(["true"])
+    assert given == [0.25, 3, None]
+    with pytest.raises(InputError, match="is not a duration"):
+        machine.exec(["true"], timeout="soon")
+    with pytest.raises(InputError, match="is not a duration"):
+        machine.stop(timeout="soon")

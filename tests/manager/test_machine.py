@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ from cerne.host.notes import Notes
 from cerne.manager import Manager, State
 from cerne.manager.lock import held
 from cerne.manager.machines.machine import Machine
+from cerne.manager.machines.states import state_error
 from cerne.manager.store import Record, Store
 from cerne.spec.machine import MachineSpec, machine_spec
 from cerne.units import MIB
@@ -376,3 +378,11 @@ def test_a_wait_beside_an_operation_does_not_spin(
         with pytest.raises(GuestTimeoutError):
             manager.get("web").wait(1.2)
     assert len(looks) < 20
+
+
+def test_a_wrong_state_says_what_to_type(machine: Machine) -> None:
+    machine.start()
+    with pytest.raises(StateError, match="web is running") as refused:
+        machine.wake()
+    assert "cerne shell web" in refused.value.hint
+    assert all(state_error(replace(machine.record, state=state)).hint for state in State)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,24 @@ def test_a_pool_keeps_whole_paths(
     monkeypatch.chdir(tmp_path)
     spec = machine_spec(name="p", image="blank", memory="64M", mounts=["shared:/x"])
     assert manager.create_pool("p", spec, 0).spec.mounts[0].source == tmp_path / "shared"
+
+
+def test_a_disk_that_the_user_may_not_write_to_is_refused(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_empty(tmp_path / "data", MIB)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+    error = _refused(manager, data_disks=[f"{tmp_path}/data"])
+    assert "you may not write to the disk" in error.message
+    assert f"{tmp_path}/data:ro" in error.hint
+    asked = machine_spec(name="a", image="blank", memory="64M", data_disks=[f"{tmp_path}/data:ro"])
+    assert manager.create(asked).spec.data_disks[0].read_only
+
+
+def test_a_directory_that_the_user_may_not_read_is_refused(
+    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    error = _refused(manager, mounts=[f"{tmp_path}:/x"])
+    assert "you may not read the directory" in error.message
+    assert f"ls -ld {tmp_path}" in error.hint

@@ -63,12 +63,12 @@ def test_a_specification_does_not_change() -> None:
         ({"ports": [PublishedPort("::1", 8080, 80)]}, "only IPv4 addresses"),
         ({"ports": ["80:70000"]}, "70000 is not a port"),
         ({"ports": [{"host_address": "127.0.0.1", "host_port": 1, "guest_port": 0}]}, "0"),
-        ({"ports": ["81:80", "81:81"]}, "port is given twice"),
+        ({"ports": ["81:80", "81:81"]}, "port 127.0.0.1:81/tcp is given twice"),
         ({"data_disks": ["a:format=vmdk"]}, "'vmdk' is not a format"),
         ({"mounts": ["/tmp:x"]}, "is not a mount"),
         ({"mounts": ["/tmp:/x:rx"]}, "is not a mount"),
         ({"mounts": ["/tmp"]}, "is not a mount"),
-        ({"mounts": ["/tmp:/x", "/var:/x"]}, "target is given twice"),
+        ({"mounts": ["/tmp:/x", "/var:/x"]}, "target /x is given twice"),
         ({"network": "bridge:br0"}, "'bridge:br0' is not a network"),
         ({"network": "tap:tap0", "ports": ["81:80"]}, "publishes no ports"),
         ({"network": "none", "ports": ["81:80"]}, "publishes no ports"),
@@ -77,7 +77,7 @@ def test_a_specification_does_not_change() -> None:
         ({"colour": "red"}, "colour"),
         ({"version": 1}, "version"),
         ({"disks": ["1G"], "disk": "1G"}, "disks and disk are given"),
-        ({"disks": [Disk(serial="a", slot=0, size=MIB)] * 2}, "disk's serial is given twice"),
+        ({"disks": [Disk(serial="a", slot=0, size=MIB)] * 2}, "disk's serial a is given twice"),
         ({"disks": [{"serial": "a", "size": MIB}]}, "the disk a has no slot"),
         ({"disks": [{"serial": "a", "slot": 0}]}, "needs a size or a path"),
         ({"disks": [{"serial": "a", "slot": 0, "size": MIB, "path": "/a"}]}, "and not both"),
@@ -88,7 +88,7 @@ def test_a_specification_does_not_change() -> None:
         ({"disks": [{"serial": "root", "size": MIB, "slot": 0}]}, "has only a size"),
         ({"disks": [{"serial": "a", "slot": 8, "size": MIB}]}, "disks.0.slot"),
         ({"data_disks": ["1G"] * 9}, "all 8 slots of the machine"),
-        ({"nics": [Nic(slot=0)], "data_disks": ["1G"]}, "slot is given twice"),
+        ({"nics": [Nic(slot=0)], "data_disks": ["1G"]}, "slot 0 is given twice"),
         ({"nics": [Nic(), Nic()]}, "a network card without a slot is not the first"),
         ({"nics": [Nic(slot=0), Nic()]}, "a network card without a slot is not the first"),
         ({"nics": [{"network": "none"}]}, "is not a network for a card"),
@@ -156,10 +156,10 @@ def test_what_a_specification_names_on_a_host_is_not_looked_at() -> None:
         ({"nosuch": 1}, "a machine has no field nosuch"),
         ({"cpus": "x"}, "cpus must be an integer, not 'x'"),
         ({"engine": "bochs"}, "engine must be 'auto', 'native' or 'qemu', not 'bochs'"),
-        ({"ports": 8080}, "ports must be a tuple, not 8080"),
-        ({"network": 1}, "network must be a string, not 1"),
+        ({"ports": 8080}, "ports must be a list, not 8080"),
+        ({"network": 1}, "network must be a text, not 1"),
         ({"disk": []}, "disk must be an integer, not []"),
-        ({"data_disks": "1G"}, "data_disks must be a tuple, not '1G'"),
+        ({"data_disks": "1G"}, "data_disks must be a list, not '1G'"),
     ],
 )
 def test_fields_that_make_no_sense_are_told_in_our_words(
@@ -212,3 +212,28 @@ def test_a_change_is_checked_like_the_whole(fields: dict[str, object]) -> None:
 def test_the_model_itself_refuses(fields: dict[str, object]) -> None:
     with pytest.raises(InputError):
         MachineSpec.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message", "hint"),
+    [
+        ({}, "a machine needs a name", "give it one: name='web'"),
+        (
+            {"name": "a", "ports": "8080:80"},
+            "ports must be a list, not '8080:80'",
+            "write it as ['8080:80']",
+        ),
+        ({"name": "a", "mounts": "/a:/b"}, "mounts must be a list", "write it as ['/a:/b']"),
+        ({"name": "a", "data_disks": "1G"}, "data_disks must be a list", "write it as ['1G']"),
+        ({"name": "a", "mounts": [3]}, "mounts.0 must be a text or a Mount, not 3", "see: "),
+        ({"name": "a", "network": 3}, "network must be a text, not 3", "see: "),
+        ({"name": "a", "cpus": "two"}, "cpus must be an integer, not 'two'", "see: "),
+    ],
+)
+def test_an_error_has_no_words_of_python_or_of_pydantic(
+    fields: dict[str, object], message: str, hint: str
+) -> None:
+    with pytest.raises(InputError) as refused:
+        machine_spec(**fields)
+    assert refused.value.message.startswith(message)
+    assert refused.value.hint.startswith(hint)

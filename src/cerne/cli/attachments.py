@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerne.cli.options import JsonOption, NameArgument
+from cerne.cli.options import JsonOption, NameArgument, number
 from cerne.cli.output import print_json, print_table
 from cerne.units import format_size
 
@@ -108,7 +108,9 @@ def attach_nic(
 @nic_app.command("detach")
 def detach_nic(
     name: NameArgument,
-    number: Annotated[int, typer.Argument(metavar="NUMBER", help="The card, as listed.")],
+    number: Annotated[
+        int, typer.Argument(metavar="NUMBER", help="The card, as listed.", parser=number)
+    ],
     force: ForceOption = False,
     timeout: TimeoutOption = "10s",
 ) -> None:

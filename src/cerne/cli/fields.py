@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
+from cerne.cli.options import number
+
 if TYPE_CHECKING:
     from typer._click.core import Context
 
@@ -137,6 +139,7 @@ def _parameter(word: str, flag: Flag) -> inspect.Parameter:
         help=flag.help,
         metavar=flag.metavar or None,
         show_default=flag.default or True,
+        parser=number if flag.kind == "number" else None,
     )
     return inspect.Parameter(
         word,

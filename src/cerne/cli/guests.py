@@ -21,6 +21,7 @@ from cerne.cli.options import (
     TerminalOption,
     TimeoutOption,
     command_words,
+    number,
 )
 from cerne.cli.session import Request, run_session, shell_request
 from cerne.errors import CerneError, InputError
@@ -169,7 +170,7 @@ def console(name: NameArgument) -> None:
 
 def vsock(
     name: NameArgument,
-    port: Annotated[int, typer.Argument(help="A port of AF_VSOCK.")],
+    port: Annotated[int, typer.Argument(help="A port of AF_VSOCK.", parser=number)],
     listen: Annotated[
         bool, typer.Option("--listen", "-l", help="Wait for the guest to connect to the port.")
     ] = False,

@@ -56,6 +56,18 @@ TimeoutOption = Annotated[
 ]
 
 
+def number(text: str | int) -> int:
+    """The number that an option or an argument is.
+
+    Raises:
+        typer.BadParameter: it is not a whole number.
+    """
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{text!r} is not a whole number; write it as 2") from error
+
+
 def command_words(words: list[str] | None) -> list[str]:
     """The command after the machine or the image, without its leading ``--``.
 

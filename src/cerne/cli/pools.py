@@ -12,6 +12,7 @@ from cerne.cli.fields import field_options, make_spec
 from cerne.cli.options import (
     JsonOption,
     NameOption,
+    number,
 )
 from cerne.cli.output import print_json, print_table, progress
 from cerne.units import format_size
@@ -30,7 +31,9 @@ PoolArgument = Annotated[
 def create(
     name: Annotated[str, typer.Argument(metavar="POOL", help="Its name.")],
     image: Annotated[str, typer.Option(help="The image of its machines.")] = "tiny",
-    ready: Annotated[int, typer.Option(help="How many machines the pool keeps ready.")] = 3,
+    ready: Annotated[
+        int, typer.Option(help="How many machines the pool keeps ready.", parser=number)
+    ] = 3,
     **asked: object,
 ) -> None:
     """Make a pool, and fill it."""

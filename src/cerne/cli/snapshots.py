@@ -10,7 +10,7 @@ import typer
 
 from cerne.cli.complete import snapshot_names
 from cerne.cli.failure import Failures
-from cerne.cli.options import JsonOption, NameArgument, OtherTapOption, PublishOption
+from cerne.cli.options import JsonOption, NameArgument, OtherTapOption, PublishOption, number
 from cerne.cli.output import age, print_json, print_table, progress, tell_chosen_ports
 from cerne.units import format_size
 
@@ -146,7 +146,9 @@ def import_snapshot(
 
 def fork(
     name: NameArgument,
-    count: Annotated[int | None, typer.Option(help="How many; one if not given.")] = None,
+    count: Annotated[
+        int | None, typer.Option(help="How many; one if not given.", parser=number)
+    ] = None,
     names: Annotated[
         list[str] | None,
         typer.Option("--name", help="A child's name; may be repeated. Made up if not given."),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, ParamSpec, Unpack
 
+from cerne.client.block import AsyncBlock, Block
 from cerne.client.local import LocalHost
 from cerne.errors import CerneError
 from cerne.spec.machine import machine_spec
@@ -23,7 +25,17 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 
 
-@contextlib.contextmanager
+def _for_a_block(function: Callable[P, Iterator[Machine]]) -> Callable[P, Block[Machine]]:
+    manager = contextlib.contextmanager(function)
+
+    @functools.wraps(function)
+    def block(*args: P.args, **kwargs: P.kwargs) -> Block[Machine]:
+        return Block(manager(*args, **kwargs))
+
+    return block
+
+
+@_for_a_block
 def run(
     image: str = "tiny",
     *,
@@ -55,7 +67,7 @@ def run(
 
 def _asynchronous(
     function: Callable[P, AbstractContextManager[Machine]],
-) -> Callable[P, AbstractAsyncContextManager[AsyncMachine]]:
+) -> Callable[P, AsyncBlock[AsyncMachine]]:
     @contextlib.asynccontextmanager
     async def entered_in_a_thread(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[AsyncMachine]:
         import asyncio
@@ -78,7 +90,11 @@ def _asynchronous(
             failure = sys.exc_info()
             await in_thread(lambda: context.__exit__(*failure))
 
-    return entered_in_a_thread
+    @functools.wraps(function)
+    def block(*args: P.args, **kwargs: P.kwargs) -> AsyncBlock[AsyncMachine]:
+        return AsyncBlock(entered_in_a_thread(*args, **kwargs))
+
+    return block
 
 
 run_async = _asynchronous(run)

@@ -160,4 +160,6 @@ class Opened:
         try:
             return self.take(os.open(path, flags | os.O_CLOEXEC, 0o600))
         except OSError as error:
-            raise StorageError(f"opening {path} failed: {error.strerror}") from error
+            raise StorageError(
+                f"opening {path} failed: {error.strerror}", hint=f"see: ls -l {path}"
+            ) from error

@@ -16,6 +16,7 @@ import stat
 import sys
 from collections.abc import Generator, Iterator
 from pathlib import Path, PurePosixPath
+from shlex import quote
 
 from cerne.errors import ConflictError, GuestError, InputError, NotFoundError, StorageError
 from cerne.guest import wire
@@ -45,7 +46,10 @@ def push(session: Session, local: Path, remote: str) -> None:
         _send_tree(session, root)
     except OSError as error:
         _give_up(session)
-        raise InputError(f"cannot read {error.filename or local}: {error.strerror}") from error
+        path = error.filename or local
+        raise InputError(
+            f"reading {path} failed: {error.strerror}", hint=f"see: ls -ld {quote(str(path))}"
+        ) from error
     except _RefusedError as refused:
         session.send(FrameType.END)
         raise refused.error from refused
@@ -65,11 +69,19 @@ def _real(local: Path) -> Path:
     try:
         root = local.resolve(strict=True)
     except FileNotFoundError as error:
-        raise NotFoundError(f"there is no file {local}") from error
+        raise NotFoundError(
+            f"there is no file {local} on this host", hint=f"see: ls -l {quote(str(local.parent))}"
+        ) from error
     except (OSError, RuntimeError) as error:
-        raise InputError(f"cannot read {local}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else "it is a loop of symbolic links"
+        raise InputError(
+            f"reading {local} failed: {why}", hint=f"see: ls -ld {quote(str(local))}"
+        ) from error
     if not root.is_file() and not root.is_dir():
-        raise InputError(f"{local} is neither a file nor a directory")
+        raise InputError(
+            f"{local} is neither a file nor a directory",
+            hint="copy its content as a file: cat it into one first",
+        )
     return root
 
 
@@ -271,7 +283,10 @@ def pull(session: Session, remote: str, local: Path) -> None:
     try:
         parent = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise NotFoundError(f"there is no directory {target.parent}") from error
+        raise NotFoundError(
+            f"writing into {target.parent} failed: {error.strerror}",
+            hint=f"make the directory first: mkdir -p {quote(str(target.parent))}",
+        ) from error
     receiver = _Receiver(parent, target.name, session.version >= wire.HOLES_VERSION)
     try:
         session.send_strings([remote])
@@ -279,7 +294,12 @@ def pull(session: Session, remote: str, local: Path) -> None:
         _receive_tree(session, receiver)
         receiver.finish()
     except OSError as error:
-        raise StorageError(f"cannot write {target}: {error.strerror}") from error
+        raise StorageError(
+            f"writing {target} failed: {error.strerror}",
+            hint=f"free some space: df -h {quote(str(target.parent))}"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else f"see: ls -ld {quote(str(target.parent))}",
+        ) from error
     finally:
         receiver.abandon()
         os.close(parent)

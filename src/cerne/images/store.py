@@ -308,6 +308,11 @@ class ImageStore:
     def _unknown(self, reference: str) -> NotFoundError:
         import difflib
 
+        if reference in RECIPES:
+            return NotFoundError(
+                f"the image {reference} is not built",
+                hint=f"build it: cerne image build {reference}",
+            )
         names = sorted(self.names_available())
         near = difflib.get_close_matches(reference, names, _NAMES_SHOWN)
         shown = reference if len(reference) <= 80 else f"{reference[:80]}…"

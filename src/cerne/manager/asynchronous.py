@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, TypedDict, TypeVar, Unpack,
 from cerne.engine.plan import AGENT_PORTS
 from cerne.errors import CerneError
 from cerne.manager.machines.wait import still_live
+from cerne.units import parse_duration
 
 if TYPE_CHECKING:
     from cerne.guest import ExecResult, ExecTextResult, GuestProcess
@@ -39,7 +40,7 @@ class ExecOptions(TypedDict, total=False):
     stdin: bytes | BinaryIO | Iterable[bytes] | None
     input: bytes | str | None
     check: bool
-    timeout: float | None
+    timeout: float | str | None
 
 
 class AsyncMachine:
@@ -99,17 +100,18 @@ class AsyncMachine:
                 command.kill()
                 raise
 
-    async def wait(self, timeout: float | None = None) -> State:
+    async def wait(self, timeout: float | str | None = None) -> State:
         """Wait until it does not run, at most `timeout` seconds; its state then.
 
         Raises:
             GuestTimeoutError: it still runs.
         """
+        limit = None if timeout is None else parse_duration(timeout)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(limit):
                 return await self._ended()
         except TimeoutError as error:
-            raise still_live(self.name, self.state, timeout) from error
+            raise still_live(self.name, self.state, limit) from error
 
     async def events(self, after: int = 0) -> AsyncGenerator[Event, None]:
         """What happened to it after the event of this number, and then what happens, for ever."""
@@ -120,11 +122,11 @@ class AsyncMachine:
                     yield event
                 await _changed(changes)
 
-    async def start(self, timeout: float | None = None) -> None:
+    async def start(self, timeout: float | str | None = None) -> None:
         """Start it, as `Machine.start` does."""
         await in_thread(partial(self.machine.start, timeout))
 
-    async def stop(self, timeout: float | None = None) -> None:
+    async def stop(self, timeout: float | str | None = None) -> None:
         """Stop it, as `Machine.stop` does."""
         await in_thread(partial(self.machine.stop, *([] if timeout is None else [timeout])))
 

@@ -6,6 +6,7 @@ the person stands who wrote it, and what its file looks like before a guest writ
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -42,6 +43,11 @@ def found_disk(disk: Disk) -> Disk:
 
     path = _whole(disk.path)
     found = data_disk_format(path, disk.format)
+    if not disk.read_only and not os.access(path, os.W_OK):
+        raise InputError(
+            f"you may not write to the disk {path}",
+            hint=f"attach it for reading only: {path}:ro; or become its owner: ls -l {path}",
+        )
     return disk.model_copy(update={"path": path, "format": found})
 
 
@@ -72,4 +78,9 @@ def _require_directory(mount: Mount) -> None:
             f"the mount's source {mount.source} is not a directory",
             hint="mount the directory that it is in, or copy it: cerne cp"
             f" {quote(str(mount.source))} NAME:{mount.target}",
+        )
+    if not os.access(mount.source, os.R_OK | os.X_OK):
+        raise InputError(
+            f"you may not read the directory {mount.source}, which is to be mounted",
+            hint=f"mount another one, or see: ls -ld {quote(str(mount.source))}",
         )

@@ -312,7 +312,7 @@ def machine_spec(**asked: object) -> MachineSpec:
     try:
         return MachineSpec.model_validate(fields)
     except ValidationError as error:
-        raise InputError(_plainly(error, asked), hint="see: cerne create --help") from error
+        raise InputError(_plainly(error, asked), hint=_what_to_write(error)) from error
 
 
 def _taken(
@@ -353,17 +353,32 @@ def _plainly(error: ValidationError, asked: Mapping[str, object]) -> str:
         where = word
     if first["type"] == "extra_forbidden":
         return f"a machine has no field {where}"
+    if first["type"] == "missing":
+        return f"a machine needs a {where}"
     if not first["msg"].startswith("Input should be "):
         return f"{where} {first['input']!r} was refused: {first['msg']}"
     wanted = (
         first["msg"]
         .removeprefix("Input should be ")
         .replace("a valid integer", "an integer")
+        .replace("a valid tuple", "a list")
+        .replace("a valid dictionary or instance of ", "a text or a ")
+        .replace("a valid string", "a text")
         .replace("a valid", "a")
     )
     if first["type"] != "literal_error":
         wanted = wanted.partition(",")[0]
     return f"{where} must be {wanted}, not {first['input']!r}"
+
+
+def _what_to_write(error: ValidationError) -> str:
+    """What to write instead, if the first wrong field says so."""
+    first = error.errors()[0]
+    if first["type"] == "missing":
+        return f"give it one: {first['loc'][-1]}='web'"
+    if first["type"] == "tuple_type" and isinstance(first["input"], str):
+        return f"write it as [{first['input']!r}]"
+    return "see: cerne create --help"
 
 
 def _free_slot(disks: Sequence[Disk], nics: Sequence[Nic] = ()) -> int:

@@ -78,5 +78,4 @@ def published_ports(ports: Iterable[PublishedPort | str]) -> tuple[PublishedPort
 def _check_ports(ports: tuple[PublishedPort, ...]) -> None:
     for port in ports:
         check_port(port)
-    taken = [(port.host_address, port.host_port, port.protocol) for port in ports if port.host_port]
-    require_unique(taken, "port")
+    require_unique([str(port) for port in ports if port.host_port], "port")

@@ -76,4 +76,4 @@ def require_unique(values: Sequence[object], what: str) -> None:
     """
     for value in values:
         if values.count(value) > 1:
-            raise InputError(f"the same {what} is given twice", hint="give each one once")
+            raise InputError(f"the {what} {value} is given twice", hint="give each one once")

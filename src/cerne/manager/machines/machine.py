@@ -28,6 +28,7 @@ from cerne.manager.machines.wait import wait
 from cerne.manager.operations import Kind, recorded
 from cerne.manager.snapshots.kept import KeptSnapshot
 from cerne.manager.store import Event, Record, State, Subject
+from cerne.units import parse_duration
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -118,7 +119,7 @@ class Machine:
 
     def start(
         self,
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         *,
         cold: bool = False,
         progress: Progress | None = None,
@@ -134,9 +135,9 @@ class Machine:
             EngineError, GuestError: it did not start, or its guest did not become ready; it has
                 been killed and is ``failed``.
         """
-        start(self._context, timeout, cold=cold, progress=progress)
+        start(self._context, _seconds(timeout), cold=cold, progress=progress)
 
-    def stop(self, timeout: float = STOP_TIMEOUT) -> None:
+    def stop(self, timeout: float | str = STOP_TIMEOUT) -> None:
         """Shut its guest down; kill it if that takes more than `timeout` seconds.
 
         Does nothing if it does not run.
@@ -144,7 +145,7 @@ class Machine:
         Raises:
             StateError: it is suspended, and would lose its memory.
         """
-        stop(self._context, timeout)
+        stop(self._context, parse_duration(timeout))
 
     def kill(self) -> None:
         """End it at once, as if its power were cut; a suspended one loses its memory.
@@ -250,7 +251,7 @@ class Machine:
         return attach_disk(self._context, what, serial, read_only=read_only)
 
     def detach_disk(
-        self, disk: str, *, force: bool = False, timeout: float = UNPLUG_TIMEOUT
+        self, disk: str, *, force: bool = False, timeout: float | str = UNPLUG_TIMEOUT
     ) -> Path:
         """Detach a disk by its serial or slot, after the guest has released it; return its path.
 
@@ -267,7 +268,7 @@ class Machine:
         """
         from cerne.manager.machines.attach import detach_disk
 
-        return detach_disk(self._context, disk, timeout, force=force)
+        return detach_disk(self._context, disk, parse_duration(timeout), force=force)
 
     def disk_file(self, disk: Disk) -> Path:
         """The file or the device that a disk of its specification is."""
@@ -287,7 +288,7 @@ class Machine:
         return attach_nic(self._context, network)
 
     def detach_nic(
-        self, number: int, *, force: bool = False, timeout: float = UNPLUG_TIMEOUT
+        self, number: int, *, force: bool = False, timeout: float | str = UNPLUG_TIMEOUT
     ) -> None:
         """Detach the network card of this number, after the guest has released it.
 
@@ -297,7 +298,7 @@ class Machine:
         """
         from cerne.manager.machines.attach import detach_nic
 
-        detach_nic(self._context, number, timeout, force=force)
+        detach_nic(self._context, number, parse_duration(timeout), force=force)
 
     def nics(self) -> dict[int, str]:
         """The addresses of its network cards by their numbers; the first, 0, stays."""
@@ -320,7 +321,7 @@ class Machine:
         """
         resume(self._context)
 
-    def restart(self, timeout: float = STOP_TIMEOUT) -> None:
+    def restart(self, timeout: float | str = STOP_TIMEOUT) -> None:
         """Stop it as `stop` does, and start it again."""
         self.stop(timeout)
         self.start()
@@ -366,13 +367,13 @@ class Machine:
         """Remove it, as its making failed with this error, which is told what its logs said."""
         undo(self._context, error)
 
-    def wait(self, timeout: float | None = None) -> State:
+    def wait(self, timeout: float | str | None = None) -> State:
         """Wait until it does not run, at most `timeout` seconds; its state then.
 
         Raises:
             GuestTimeoutError: it still runs.
         """
-        return wait(self._context, timeout)
+        return wait(self._context, _seconds(timeout))
 
     def agent(self) -> GuestAgent:
         """The client of its guest's agent.
@@ -395,7 +396,7 @@ class Machine:
         input: bytes | str | None = None,
         text: Literal[False] = False,
         check: bool = False,
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         started: Callable[[GuestProcess], None] | None = None,
     ) -> ExecResult: ...
 
@@ -411,7 +412,7 @@ class Machine:
         input: bytes | str | None = None,
         text: Literal[True],
         check: bool = False,
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         started: Callable[[GuestProcess], None] | None = None,
     ) -> ExecTextResult: ...
 
@@ -426,7 +427,7 @@ class Machine:
         input: bytes | str | None = None,  # noqa: A002 - as `subprocess.run` names it
         text: bool = False,
         check: bool = False,
-        timeout: float | None = None,
+        timeout: float | str | None = None,
         started: Callable[[GuestProcess], None] | None = None,
     ) -> ExecResult | ExecTextResult:
         """Run a command in its guest and wait for it, as `subprocess.run` does here.
@@ -441,7 +442,7 @@ class Machine:
             input: what it reads, as bytes or as text; instead of `stdin`.
             text: whether ``stdout`` and ``stderr`` of the result are text (UTF-8) and not bytes.
             check: whether a status other than 0 raises.
-            timeout: seconds after which it is killed.
+            timeout: the time after which it is killed, in seconds or as ``90s``.
             started: is called with the process when it runs; another thread may signal it.
 
         Raises:
@@ -460,7 +461,7 @@ class Machine:
             cwd=cwd,
             user=user,
             stdin=stdin if fed is None else fed,
-            timeout=timeout,
+            timeout=_seconds(timeout),
             started=started,
         )
         result = ended.as_text() if text else ended
@@ -617,3 +618,8 @@ class Snapshot(KeptSnapshot):
         from cerne.manager.snapshots.remove import remove
 
         remove(self.context, self.row)
+
+
+def _seconds(timeout: float | str | None) -> float | None:
+    """A time limit in seconds; None for no limit, or for the usual one."""
+    return None if timeout is None else parse_duration(timeout)

@@ -18,8 +18,11 @@ from cerne.manager.store import Record, State
 _FAILURES_KEPT = 20
 
 
-def remove(context: MachineContext, *, force: bool) -> None:
-    """Remove it, with its disks and logs (see `Machine.remove`)."""
+def remove(context: MachineContext, *, force: bool, keep_log: bool = True) -> None:
+    """Remove it, with its disks and logs (see `Machine.remove`).
+
+    With `keep_log` the console log of a machine that failed stays.
+    """
     if force:
         kill_now(context)
     with operation(context, "remove") as record:
@@ -29,7 +32,7 @@ def remove(context: MachineContext, *, force: bool) -> None:
                 hint=f"stop it first, or: cerne rm --force {record.name}",
                 machine=record.name,
             )
-        if record.state is State.FAILED:
+        if record.state is State.FAILED and keep_log:
             _keep_failure(context, record)
         # What was taken out by a command that was killed is not its any more.
         release_disks(context)
@@ -41,7 +44,8 @@ def undo(context: MachineContext, error: BaseException) -> None:
     quote_logs(error, context.logs)
     # Another command may have removed it meanwhile.
     with contextlib.suppress(NotFoundError):
-        remove(context, force=True)
+        # The user who interrupts a start looks for no failure in its log.
+        remove(context, force=True, keep_log=isinstance(error, Exception))
     if isinstance(error, CerneError):
         error.advise(f"{context.last.name} was removed")
 

@@ -13,6 +13,13 @@ _REMEDIES = {
     State.SUSPENDED: "wake",
 }
 
+_ADVICE = {state: f"{verb} it with: cerne {verb} {{name}}" for state, verb in _REMEDIES.items()} | {
+    State.RUNNING: "use it as it is: cerne shell {name}; or suspend it: cerne suspend {name}",
+    State.STARTING: "wait for it, and see: cerne ls",
+    State.SAVING: "wait until it is saved, and see: cerne ls",
+    State.STOPPING: "wait until it has ended: cerne wait {name}",
+}
+
 _PROCESS_STATES = {
     "T": "it is stopped (T)",
     "t": "a debugger holds it (t)",
@@ -35,10 +42,9 @@ def require_state(record: Record, *states: State) -> None:
 def state_error(record: Record) -> StateError:
     """The error that a machine's state does not allow what was asked."""
     reason = f" ({record.reason})" if record.reason else ""
-    remedy = _REMEDIES.get(record.state)
     return StateError(
         f"{record.name} is {record.state}{reason}",
-        hint=f"{remedy} it with: cerne {remedy} {record.name}" if remedy else "",
+        hint=_ADVICE[record.state].format(name=record.name),
         machine=record.name,
     )
 
