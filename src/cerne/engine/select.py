@@ -26,7 +26,7 @@ ENGINES = ("native", "qemu")
 def choose_engine(requested: str, speed_cache: Path) -> Engine:
     """The engine that ``auto``, ``native`` or ``qemu`` means on this host.
 
-    `speed_cache` is the file that keeps the probe's figures.
+    `speed_cache` is the file that keeps the probe's figures; QEMU's version is kept beside it.
 
     Raises:
         InputError: there is no such engine.
@@ -40,7 +40,8 @@ def choose_engine(requested: str, speed_cache: Path) -> Engine:
     if requested == "auto":
         requested = "native" if fast and find_program(_PASST) and has_way_out() else "qemu"
     if requested == "qemu":
-        return QemuEngine(Accelerator.KVM if fast else Accelerator.TCG)
+        accelerator = Accelerator.KVM if fast else Accelerator.TCG
+        return QemuEngine(accelerator, speed_cache.parent / "qemu-version.json")
     from cerne.engine.native import NativeEngine
 
     return NativeEngine(emulated=speed is not None and not fast)

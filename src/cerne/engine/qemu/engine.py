@@ -6,7 +6,7 @@ Code that starts processes is imported at its use, because most commands only at
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,8 @@ class QemuEngine:
     """Starts machines by QEMU."""
 
     accelerator: Accelerator
+    kept_version: Path | None = field(default=None, compare=False)
+    """The file that keeps the version of QEMU; without it each process asks QEMU."""
 
     @property
     def name(self) -> str:
@@ -73,14 +75,16 @@ class QemuEngine:
         return InstanceRecord.of(plan, process, self.name, self.fingerprint(), vsock_cid=_cid(plan))
 
     def fingerprint(self) -> str:
-        """This QEMU, its kind of machine, its accelerator, and the processor."""
+        """This QEMU's series and machine, its accelerator, and the processor."""
         from cerne.engine.qemu.launching import fingerprint
 
-        return fingerprint(self.accelerator, vsock=_has_vsock())
+        return fingerprint(self.accelerator, vsock=_has_vsock(), kept=self.kept_version)
 
     def restores(self, fingerprint: str) -> bool:
-        """Whether a machine with this fingerprint can be restored: only with this QEMU."""
-        return fingerprint == self.fingerprint()
+        """Whether a machine with this fingerprint can be restored: by releases of one series."""
+        from cerne.engine.qemu.launching import restores
+
+        return restores(fingerprint, self.accelerator, vsock=_has_vsock(), kept=self.kept_version)
 
     def ending(self, logs: Path) -> Ending:
         """How the process with these logs ended."""

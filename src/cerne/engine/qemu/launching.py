@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne.engine.detached import answering, spawn
@@ -12,6 +13,7 @@ from cerne.engine.plan import FirmwareBoot, LaunchPlan
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, command_line
 from cerne.engine.qemu.disks import opened_disk
+from cerne.engine.qemu.version import installed_series, program_stamp
 from cerne.engine.qmp.balloon import leave_memory
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE, SavedMachine, check
 from cerne.errors import EngineError, HostError, InputError
@@ -73,14 +75,32 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
         raise
 
 
-def fingerprint(accelerator: Accelerator, *, vsock: bool) -> str:
-    """This QEMU, its kind of machine, its accelerator, and the processor."""
-    # A package's files have the same size and time on each host.
-    program = require_program(_BINARY).stat()
-    version = f"{MACHINE_VERSION} {program.st_size}:{program.st_mtime_ns}"
-    if vsock:
-        version += " vsock"
-    return f"qemu {version} {accelerator} {processor_fingerprint()}"
+def fingerprint(accelerator: Accelerator, *, vsock: bool, kept: Path | None = None) -> str:
+    """This QEMU's series and machine, its accelerator, and the processor.
+
+    `kept` is the file that keeps the series (see `installed_series`).
+    """
+    series = installed_series(require_program(_BINARY), kept)
+    return _fingerprint(f"pc-q35-{series}", accelerator, vsock=vsock)
+
+
+def restores(
+    fingerprint_: str, accelerator: Accelerator, *, vsock: bool, kept: Path | None = None
+) -> bool:
+    """Whether a machine with this fingerprint can be restored.
+
+    The first fingerprints had the size and the time of QEMU's program in place of its series; they
+    are known while that program is installed.
+    """
+    if fingerprint_ == fingerprint(accelerator, vsock=vsock, kept=kept):
+        return True
+    stamp = program_stamp(require_program(_BINARY))
+    return fingerprint_ == _fingerprint(stamp, accelerator, vsock=vsock)
+
+
+def _fingerprint(machine: str, accelerator: Accelerator, *, vsock: bool) -> str:
+    devices = " vsock" if vsock else ""
+    return f"qemu {MACHINE_VERSION} {machine}{devices} {accelerator} {processor_fingerprint()}"
 
 
 def _prepare(plan: LaunchPlan, state: int | None, qmp: QmpClient) -> None:
