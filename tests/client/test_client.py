@@ -78,3 +78,4 @@ def test_a_log_is_read_on_from_where_one_was(home: Path) -> None:
         web.engine_log.write_bytes(b"three")
         assert (web.read_log(0), web.read_log(4), web.read_log(9)) == (b"one two", b"two", b"")
         assert web.read_log(0, engine=True) == b"three"
+        assert (web.read_log(4, most=2), web.log_size(), web.log_size(engine=True)) == (b"tw", 7, 5)

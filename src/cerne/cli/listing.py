@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -35,6 +36,7 @@ _COLOURS = {
 }
 _DEGRADED = " (degraded)"
 _POLL = 0.2
+_LOG_BLOCK = 1 << 20
 _MOST_ASKED_AT_ONCE = 64
 
 
@@ -109,15 +111,23 @@ def logs(
     engine: Annotated[
         bool, typer.Option("--engine", help="Print the log of its process instead of its console.")
     ] = False,
+    tail: Annotated[
+        int | None, typer.Option(min=0, metavar="LINES", help="Print only so many last lines.")
+    ] = None,
 ) -> None:
     """Print the output of a machine's serial console in its last run."""
     from cerne.client import connect
 
     machine = connect().get(name)
-    offset = _print_log(machine.read_log(0, engine=engine))
+    show = _LogPrinter()
+    size = machine.log_size(engine=engine)
+    offset = 0 if tail is None else _last_lines(machine, tail, size, engine=engine)
+    offset = _print_log(machine, show, offset, size, engine=engine)
     while follow and machine.state.live:
         time.sleep(_POLL)
-        offset += _print_log(machine.read_log(offset, engine=engine))
+        size = machine.log_size(engine=engine)
+        # It starts again where it has become too large.
+        offset = _print_log(machine, show, offset if offset <= size else 0, size, engine=engine)
 
 
 def events(
@@ -341,13 +351,53 @@ def _print_event(event: Event, json: bool) -> None:
         print(printable(words).rstrip())
 
 
-def _print_log(text: bytes) -> int:
-    """Print a part of a log, and return its length."""
-    if sys.stdout.isatty():
-        # A guest's text must not control the user's terminal.
-        lines = text.decode(errors="replace").replace("\r\n", "\n").split("\n")
+class _LogPrinter:
+    """Prints the parts of a log; on a terminal, without what controls the terminal."""
+
+    def __init__(self) -> None:
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+
+    def __call__(self, part: bytes) -> None:
+        """Print the next part."""
+        if not sys.stdout.isatty():
+            sys.stdout.buffer.write(part)
+            sys.stdout.buffer.flush()
+            return
+        text = self._held + self._decoder.decode(part)
+        # The other half of a line's end may be in the next part.
+        self._held = "\r" if text.endswith("\r") else ""
+        lines = text.removesuffix(self._held).replace("\r\n", "\n").split("\n")
         sys.stdout.write("\n".join(printable(line) for line in lines))
-    else:
-        sys.stdout.buffer.write(text)
-    sys.stdout.flush()
-    return len(text)
+        sys.stdout.flush()
+
+
+def _print_log(
+    machine: Machine, show: Callable[[bytes], None], offset: int, end: int, *, engine: bool
+) -> int:
+    """Print a log from an offset to another, in blocks; return where it ended."""
+    while offset < end:
+        part = machine.read_log(offset, engine=engine, most=min(_LOG_BLOCK, end - offset))
+        if not part:
+            break
+        show(part)
+        offset += len(part)
+    return offset
+
+
+def _last_lines(machine: Machine, lines: int, size: int, *, engine: bool) -> int:
+    """The offset at which so many last lines begin."""
+    start, ends = size, 0
+    if lines and machine.read_log(size - 1, engine=engine, most=1) != b"\n":
+        # The last line has no end yet.
+        ends = 1
+    while start > 0 and lines:
+        before = max(0, start - _LOG_BLOCK)
+        part = machine.read_log(before, engine=engine, most=start - before)
+        place = len(part)
+        while (place := part.rfind(b"\n", 0, place)) >= 0:
+            ends += 1
+            if ends > lines:
+                return before + place + 1
+        start = before
+    return start

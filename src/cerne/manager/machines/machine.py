@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from cerne.spec.nic import Nic
     from cerne.spec.ports import PublishedPort
 
+LOG_BLOCK = 1 << 20
+"""Bytes of a log that are read at once by default."""
 UNPLUG_TIMEOUT = 10.0
 """Seconds within which a guest has to release a device, by default."""
 
@@ -525,14 +527,24 @@ class Machine:
         """
         return self._vsock().listen(port)
 
-    def read_log(self, offset: int, *, engine: bool = False) -> bytes:
-        """What its console, or its process, said in its last run, from so many bytes on."""
+    def read_log(self, offset: int, *, engine: bool = False, most: int = LOG_BLOCK) -> bytes:
+        """What its console, or its process, said in its last run: `most` bytes, from an offset on.
+
+        The log of a console starts again where it becomes too large (see `log_size`).
+        """
         try:
             with (self.engine_log if engine else self.console_log).open("rb") as log:
                 log.seek(offset)
-                return log.read()
+                return log.read(most)
         except FileNotFoundError:
             return b""
+
+    def log_size(self, *, engine: bool = False) -> int:
+        """Bytes of what its console, or its process, said in its last run."""
+        try:
+            return (self.engine_log if engine else self.console_log).stat().st_size
+        except FileNotFoundError:
+            return 0
 
     def events(self, after: int = 0) -> list[Event]:
         """Its events after the one with the number `after`."""
