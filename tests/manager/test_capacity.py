@@ -60,7 +60,7 @@ def test_a_machine_that_does_not_fit_is_refused_with_what_is_short(manager: Mana
     assert "cerne stop a" in refused.value.hint
     assert "--memory" in refused.value.hint
     assert late.state is State.DEFINED
-    manager.get("b").stop()
+    manager.get("b").stop(timeout=0.0)
     late.start()
     assert _promised(manager) == {"a": 64 * MIB, "c": 64 * MIB, "d": 64 * MIB}
 
@@ -105,7 +105,7 @@ def test_cpu_time_is_promised_as_far_as_it_is_guaranteed(
     for name, cpus in (("a", "1"), ("b", "0.75"), ("c", None)):
         manager.create(_spec(name, cpu_guarantee=cpus)).start()
     assert _promised(manager, Resource.CPU) == {"a": 1000, "b": 750}
-    manager.get("c").stop()
+    manager.get("c").stop(timeout=0.0)
     late = manager.create(_spec("d", cpu_guarantee="50%"))
     with pytest.raises(CapacityError) as refused:
         late.start()
@@ -142,7 +142,7 @@ def test_suspending_frees_and_waking_claims_again(manager: Manager) -> None:
     with pytest.raises(CapacityError):
         machine.wake()
     assert machine.state is State.SUSPENDED
-    late.stop()
+    late.stop(timeout=0.0)
     machine.wake()
     assert set(_promised(manager)) == {"a", "b", "c"}
 
@@ -179,7 +179,7 @@ def test_a_change_claims_more_or_less(manager: Manager) -> None:
     with pytest.raises(CapacityError):
         machine.adjust(memory_guarantee="none")
     assert machine.spec.resources.memory.guarantee == 32 * MIB
-    manager.get("d").stop()
+    manager.get("d").stop(timeout=0.0)
     machine.adjust(memory_guarantee="none")
     assert _promised(manager)["a"] == 64 * MIB
 
@@ -234,7 +234,7 @@ def test_the_room_for_disks_is_promised_as_long_as_a_machine_exists(
     assert _promised(manager, Resource.DISK) == {"a": 3 * GIB}
     machine.attach_disk("1G")
     machine.start()
-    machine.stop()
+    machine.stop(timeout=0.0)
     assert _promised(manager, Resource.DISK) == {"a": 4 * GIB}
     machine.detach_disk("data1")
     assert _promised(manager, Resource.DISK) == {"a": 2 * GIB}

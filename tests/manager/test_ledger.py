@@ -56,7 +56,7 @@ Operation = Callable[[Manager, str], None]
 
 _OPERATIONS: dict[str, Operation] = {
     "start": lambda manager, name: manager.get(name).start(),
-    "stop": lambda manager, name: manager.get(name).stop(),
+    "stop": lambda manager, name: manager.get(name).stop(timeout=0.0),
     "kill": lambda manager, name: manager.get(name).kill(),
     "suspend": lambda manager, name: manager.get(name).suspend(),
     "wake": lambda manager, name: manager.get(name).wake(),
@@ -108,8 +108,7 @@ class Ledger(RuleBasedStateMachine):
         super().__init__()
         self.engine = FakeEngine()
         self.engine.needs_beside = _BESIDE
-        self.manager = Manager(Home.of_this_user(), lambda _requested: self.engine)
-        assert self.manager.machines() == []
+        self.manager = Manager(_new_home(), lambda _requested: self.engine)
         for memory in ("64M", "128M", "64M", "128M"):
             self.create(memory, "none", "0.25")
         for machine in self._machines()[:2]:
@@ -126,6 +125,7 @@ class Ledger(RuleBasedStateMachine):
                 Members(runtime).end()
             self.manager.close()
             self.engine.close()
+            shutil.rmtree(self.manager.home.data)
 
     # One rule: among several hypothesis prefers those that need few values.
     @rule(act=_acts)
@@ -247,9 +247,10 @@ def _run_and_die(home: Home, operation: Operation, name: str, step: int) -> None
 
 @pytest.fixture
 def small_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A small host, whose home is in memory, with one image."""
+    """A small host, whose homes are in memory, each with one image."""
     place = Path(tempfile.mkdtemp(prefix="cerne-", dir=_in_memory()))
-    monkeypatch.setenv("CERNE_HOME", str(place))
+    monkeypatch.setenv(_PLACE, str(place))
+    monkeypatch.setenv("CERNE_HOME", str(place / "first"))
     monkeypatch.setattr("cerne.manager.capacity.supplied_memory", lambda: _MEMORY + 256 * MIB)
     monkeypatch.setattr("cerne.manager.capacity.supplied_cpus", lambda: _CPUS)
     raw = place / "blank.raw"
@@ -258,6 +259,17 @@ def small_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         manager.images.import_(str(raw), "blank")
     yield
     shutil.rmtree(place)
+
+
+_PLACE = "CERNE_TEST_PLACE"
+
+
+def _new_home() -> Home:
+    place = Path(os.environ[_PLACE])
+    new = place / uuid.uuid4().hex[:6]
+    shutil.copytree(place / "first" / "images", new / "images")
+    os.environ["CERNE_HOME"] = str(new)
+    return Home.of_this_user()
 
 
 def _in_memory() -> Path | None:

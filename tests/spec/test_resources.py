@@ -14,6 +14,7 @@ from cerne.spec.resources import (
     MemoryResources,
     NetworkResources,
     Resources,
+    shown_resources,
 )
 from cerne.spec.upgrade import stored_spec
 from cerne.units import GIB, MIB
@@ -62,6 +63,24 @@ def test_each_value_has_a_name() -> None:
         pids=200,
     )
     assert stored_spec(spec.model_dump_json(), "a") == spec
+
+
+def test_values_are_shown_by_their_names() -> None:
+    asked = {
+        "cpu_limit": "1.5",
+        "cpu_weight": 300,
+        "memory_limit": "2G",
+        "disk_iops": 500,
+        "disk_rate": "20M",
+        "network_rate": "10M/2M",
+        "pids_limit": 200,
+    }
+    spec = machine_spec(name="a", **asked)
+    assert shown_resources(spec.resources) == {name: str(value) for name, value in asked.items()}
+    assert shown_resources(machine_spec(name="a").resources) == {}
+    for rate in ("10M", "none/2M", "2M/none"):
+        limited = machine_spec(name="a", network_rate=rate).resources
+        assert shown_resources(limited) == {"network_rate": rate}
 
 
 def test_one_rate_is_for_both_directions() -> None:

@@ -121,8 +121,11 @@ def set_(name: NameArgument, **asked: object) -> None:
     """Change a machine, at once if it runs, and for its next start."""
     from cerne.client import connect
 
-    connect().get(name).adjust(**cast("Adjustment", asked))
+    machine = connect().get(name)
+    machine.adjust(**cast("Adjustment", asked))
     print(name)
+    if not machine.record.state.live:
+        tell(f"{machine.name} does not run: the change takes effect at its next start")
 
 
 def _each(

@@ -71,8 +71,10 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
     if json:
         print_json(_details(machine, record))
         return
+    from cerne.spec.resources import shown_resources
+
     spec = machine.spec
-    weight = spec.resources.cpu.weight
+    resources = shown_resources(spec.resources)
     fields = {
         "name": record.name,
         "id": record.id,
@@ -81,7 +83,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "cpus": str(record.cpus),
         "memory": format_size(record.memory),
         "balloon": "" if spec.balloon is None else f"leaves {format_size(spec.balloon)}",
-        "cpu weight": "" if weight is None else str(weight),
+        **{word.replace("_", " "): text for word, text in resources.items()},
         "engine": record.engine or spec.engine,
         "process": str(record.process.pid) if record.process else "",
         "network": spec.network,

@@ -30,13 +30,14 @@ from cerne.spec.limits import (
     SMALLEST_RATE,
 )
 from cerne.spec.part import Bytes, Part, require_size, require_whole_mib
-from cerne.units import parse_size
+from cerne.units import format_size, parse_size
 
 _CPUS = re.compile(r"(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?)(?P<percent>%?)", re.ASCII)
 _LEAST_CPUS = Decimal("0.01")
 """The kernel's least quota is 1 ms of a period, which is 100 ms by default."""
 _THOUSANDTH = Decimal("0.001")
 _NONE = "none"
+_NETWORK = "network_rate"
 
 
 def parse_cpus(text: str) -> Decimal:
@@ -175,9 +176,11 @@ def _network(value: object) -> object:
     if not isinstance(value, str):
         return value
     receive, slash, send = value.partition("/")
-    return NetworkResources(
-        receive=parse_size(receive), send=parse_size(send if slash else receive)
-    )
+    return NetworkResources(receive=_rate(receive), send=_rate(send if slash else receive))
+
+
+def _rate(text: str) -> int | None:
+    return None if text.strip() == _NONE else parse_size(text)
 
 
 class Resources(_Strict):
@@ -205,7 +208,7 @@ RESOURCE_WORDS = {
     "disk_iops": "disk.iops",
     "disk_rate": "disk.rate",
     "disk_weight": "disk.weight",
-    "network_rate": "network",
+    _NETWORK: "network",
     "pids_limit": "pids",
 }
 """The shorter names of values of `Resources`, and where they are."""
@@ -229,3 +232,32 @@ def asked_resources(
         assert isinstance(values, dict)
         values[name] = given
     return fields
+
+
+def shown_resources(resources: Resources) -> dict[str, str]:
+    """The values by their shorter names, as texts for people."""
+    found = {
+        word: _shown(word, value)
+        for word, place in RESOURCE_WORDS.items()
+        if (value := _value_at(resources, place)) is not None
+    }
+    if resources.network == NetworkResources():
+        del found[_NETWORK]
+    return found
+
+
+def _value_at(resources: Resources, place: str) -> object:
+    value: object = resources
+    for name in place.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def _shown(word: str, value: object) -> str:
+    if isinstance(value, NetworkResources):
+        rates = [format_size(each) if each else _NONE for each in (value.receive, value.send)]
+        return "/".join(dict.fromkeys(rates))
+    if isinstance(value, Decimal):
+        return format_cpus(value)
+    sizes = ("memory_guarantee", "memory_limit", "disk_rate")
+    return format_size(value) if isinstance(value, int) and word in sizes else str(value)
