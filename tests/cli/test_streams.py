@@ -31,7 +31,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
         env=environment,
         capture_output=True,
         check=True,
-        timeout=280,
     )
     return [Run(**found) for found in json.loads(done.stdout)]
 

@@ -186,7 +186,7 @@ def _native(kvm_device: Path, request: pytest.FixtureRequest) -> Iterator[Cerne]
         request.getfixturevalue("own_kernel")
         del cerne.environment[TEMPLATES]
         options = Engine("native", emulated=True).options
-        cerne.ok("image", "warm", *options, "--timeout", "250s", "tiny", timeout=280)
+        cerne.ok("image", "warm", *options, "--timeout", "500s", "tiny", timeout=550)
         yield cerne
 
 
