@@ -322,3 +322,21 @@ def test_what_clashes_with_a_row_is_no_damage(store: Store) -> None:
         store._database.transaction() as connection,
     ):
         connection.execute("INSERT INTO pool_members (machine, pool) VALUES ('none', 'none')")
+
+
+def test_the_files_of_a_store_are_its_owners_alone(tmp_path: Path, new_record: NewRecord) -> None:
+    path = tmp_path / "open.sqlite"
+
+    def modes() -> set[int]:
+        return {each.stat().st_mode & 0o777 for each in tmp_path.glob("open.sqlite*")}
+
+    store = Store(path)
+    store._require_image = lambda _digest: None
+    store.add(new_record("web"))
+    assert modes() == {0o600}
+    for each in tmp_path.glob("open.sqlite*"):
+        # As an older Cerne made them.
+        each.chmod(0o644)
+    again = Store(path)
+    assert [record.name for record in again.machines()] == ["web"]
+    assert modes() == {0o600}

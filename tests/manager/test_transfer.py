@@ -81,6 +81,8 @@ def _left(manager: Manager) -> list[Path]:
 def test_it_arrives_as_it_was(
     snapshot: Snapshot, exported: Path, elsewhere: Manager, manager: Manager, engine: FakeEngine
 ) -> None:
+    # It has the memory of a guest.
+    assert exported.stat().st_mode & 0o777 == 0o600
     arrived = elsewhere.import_snapshot(exported)
     assert (arrived.name, arrived.manifest) == ("old", _stranger(snapshot))
     assert arrived.memory is not None

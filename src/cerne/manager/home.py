@@ -8,7 +8,6 @@ data and runtime, ``CERNE_CACHE`` the cache.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import tempfile
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerne.errors import HostError, InputError, StorageError
+from cerne.host.private import require_private
 from cerne.spec.limits import ROOT_SERIAL
 
 # sun_path of unix(7), less its closing zero.
@@ -46,8 +46,9 @@ class Home:
                 f"the path {runtime} is too long for Unix sockets",
                 hint="set CERNE_HOME to a directory with a shorter path",
             )
-        if runtime.parent == Path(tempfile.gettempdir()):
-            _require_private(runtime)
+        if runtime.parent == (shared := Path(tempfile.gettempdir())):
+            for directory in (home.machines_runtime, home.locks, home.waiters):
+                require_private(directory, shared)
         for directory in (
             home.data,
             home.runtime,
@@ -205,35 +206,6 @@ def _cache() -> Path:
 
 def _is_root() -> bool:
     return os.geteuid() == 0
-
-
-def _require_private(directory: Path) -> None:
-    """Make a directory where everybody may make one; refuse it where another could change it.
-
-    Raises:
-        HostError: another user made it, or may write to it.
-    """
-    with contextlib.suppress(FileExistsError):
-        _make_one(directory)
-    status = directory.lstat()
-    safe = stat.S_ISDIR(status.st_mode) and not status.st_mode & 0o022
-    if not safe or status.st_uid != os.geteuid():
-        raise HostError(
-            f"{directory} is not a directory that only you may change",
-            hint="set XDG_RUNTIME_DIR or CERNE_HOME to a directory of your own",
-        )
-
-
-def _make_one(directory: Path) -> None:
-    try:
-        directory.mkdir(mode=0o700)
-    except FileExistsError:
-        raise
-    except OSError as error:
-        raise StorageError(
-            f"making {directory} failed: {error.strerror}",
-            hint="free some space, or set CERNE_HOME to another directory",
-        ) from error
 
 
 def _make(directory: Path) -> None:

@@ -7,6 +7,7 @@ is still of the version that this code writes.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -96,6 +97,7 @@ class Database:
         self.waiters.wake()
 
     def _open(self) -> None:
+        self._make_private()
         self._connect(self._path.absolute().as_uri())
         version = self._version()
         if version == 0:
@@ -103,6 +105,18 @@ class Database:
         if version < VERSION:
             self._upgrade()
         self._require_known_version()
+
+    def _make_private(self) -> None:
+        """Make the file for its owner alone, and the others of SQLite, which get its mode.
+
+        A store of an older Cerne was readable by all users.
+        """
+        # A file that is there is not opened: closing it would free the locks of this process.
+        with contextlib.suppress(OSError):
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        for name in (self._path.name, f"{self._path.name}-wal", f"{self._path.name}-shm"):
+            with contextlib.suppress(OSError):
+                self._path.with_name(name).chmod(0o600)
 
     def _connect(self, address: str) -> None:
         self._connection = sqlite3.connect(
