@@ -18,8 +18,9 @@ from tests.devices.queue_driver import Buffer
 from tests.taps import GUEST_ADDRESS, HOST_ADDRESS, TAP, Namespace
 from tests.waiting import PATIENCE
 
+from cerne.devices.limiter import Limiter
 from cerne.devices.virtio.net.control import Control
-from cerne.devices.virtio.net.device import NetDevice
+from cerne.devices.virtio.net.device import NetDevice, NetLimits
 from cerne.devices.virtio.net.header import (
     HEADER_SIZE,
     LARGEST_FRAME,
@@ -264,6 +265,45 @@ def test_a_frame_waits_for_the_socket_and_for_the_buffers(
     assert [written for _, written in receive.take()] == [1024] * 5 + [892]
     frame = b"".join(memory.read(BUFFERS + 2048 * index, 1024) for index in range(6))
     assert frame[:6012] == b"\2" + bytes(9) + b"\6\0" + b"y" * 6000
+
+
+def test_frames_wait_for_a_limit_and_none_is_lost(memory: GuestMemory, cable: Cable) -> None:
+    near, far = cable
+    waits: list[Callable[[], None]] = []
+    limits = NetLimits(Limiter(), Limiter(), lambda seconds, action: waits.append(action))
+    changes: list[bool] = []
+    device = NetDevice(MAC, StreamLink(near), lambda: changes.append(True), limits=limits)
+    guest = Guest(device, memory)
+    guest.start()
+    receive, transmit = guest.queues[:2]
+    for index in range(4):
+        receive.add([Buffer(BUFFERS + 2048 * index, 2048, write=True)])
+    # A bucket of 10 bytes: one frame empties each for long.
+    for limiter in (limits.receive, limits.send):
+        limiter.set(size=100)
+    far.sendall(framed(b"a" * 1000, b"b" * 1000))
+    memory.write(DATA, bytes(HEADER_SIZE) + b"c" * 1000)
+    for _ in range(2):
+        transmit.add([Buffer(DATA, HEADER_SIZE + 1000)])
+    device.receive()
+    guest.kick(1)
+    assert [written for _, written in receive.take()] == [HEADER_SIZE + 1000]
+    assert len(transmit.take()) == 1
+    assert far.recv(1 << 16) == framed(b"c" * 1000)
+    assert (device.wants_read, bool(changes)) == (False, True)
+    # What is tried again before its time waits on, by the same timers.
+    guest.kick(1)
+    device.receive()
+    assert (transmit.take(), receive.take(), len(waits)) == ([], [], 2)
+    for limiter in (limits.receive, limits.send):
+        limiter.set()
+    for end in waits:
+        end()
+    assert device.wants_read
+    device.receive()
+    assert [written for _, written in receive.take()] == [HEADER_SIZE + 1000]
+    assert len(transmit.take()) == 1
+    assert far.recv(1 << 16) == framed(b"c" * 1000)
 
 
 def test_a_card_announces_itself_in_its_guests_name(memory: GuestMemory, cable: Cable) -> None:

@@ -17,6 +17,7 @@ from tests.devices.registry import VIRTIO
 
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.raw import RawDisk
+from cerne.devices.limiter import Limiter
 from cerne.devices.vhost_user.device import VhostUserDevice
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import PORT_NAME, PORT_OPEN, ConsoleDevice, Port
@@ -277,6 +278,68 @@ def test_a_queue_that_refills_itself_lets_others_have_their_turn(memory: GuestMe
     disk.refill = lambda: None
     guest.kick(0)
     assert guest.rung() == 0
+
+
+class _Timers:
+    """Functions that are called after a while, which the test ends."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+        self._actions: list[Callable[[], None]] = []
+
+    def after(self, seconds: float, action: Callable[[], None]) -> None:
+        self.waits.append(seconds)
+        self._actions.append(action)
+
+    def run(self) -> None:
+        actions, self._actions = self._actions, []
+        for action in actions:
+            action()
+
+
+def test_requests_of_a_disk_wait_for_its_limit(memory: GuestMemory) -> None:
+    limiter, timers, disk = Limiter(), _Timers(), _RefillingDisk()
+    device = BlockDevice(disk, limiter=limiter)
+    device.wait_with(timers.after)
+    guest = Guest(device, memory, [os.eventfd(0, os.EFD_NONBLOCK)])
+    guest.start()
+    limiter.set(requests=1)
+    heads = [
+        guest.queues[0].add([Buffer(DATA, 16), Buffer(DATA + 16, 513, write=True)])
+        for _ in range(3)
+    ]
+    guest.kick(0)
+    assert guest.queues[0].take() == [(heads[0], 513)]
+    assert 0 < timers.waits[0] <= 1
+    # Its kicks make no more timers, and no request is lost or served early.
+    guest.kick(0)
+    assert (guest.rung(), len(timers.waits), disk.reads) == (0, 1, 1)
+    timers.run()
+    assert guest.rung() == 1
+    guest.kick(0)
+    assert (guest.queues[0].take(), len(timers.waits)) == ([], 2)
+    # A change of the limit lets it try again at once.
+    limiter.set()
+    device.limit_changed()
+    assert guest.rung() == 1
+    guest.kick(0)
+    assert guest.queues[0].take() == [(heads[1], 513), (heads[2], 513)]
+    timers.run()
+
+
+def test_a_write_of_zeros_counts_with_what_it_writes(memory: GuestMemory) -> None:
+    limiter, timers = Limiter(), _Timers()
+    device = BlockDevice(_RefillingDisk(), limiter=limiter)
+    device.wait_with(timers.after)
+    guest = Guest(device, memory, [os.eventfd(0, os.EFD_NONBLOCK)])
+    guest.start()
+    limiter.set(size=1024)
+    memory.write(DATA, struct.pack("<IIQQII", 13, 0, 0, 0, 512, 0))
+    for _ in range(2):
+        guest.queues[0].add([Buffer(DATA, 32), Buffer(DATA + 64, 1, write=True)])
+    guest.kick(0)
+    assert len(guest.queues[0].take()) == 1
+    assert timers.waits[0] > 200
 
 
 def _during_a_request(memory: GuestMemory, action: Callable[[Guest], None]) -> Guest:

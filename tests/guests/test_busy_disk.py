@@ -163,6 +163,36 @@ def test_a_machine_with_a_hung_disk_is_killed(machine: Running, disk: Disk) -> N
     assert machine.process.wait(20) < 0
 
 
+_ROUNDS = 16
+_OF_A_ROUND = 2
+"""A dot is for so many rounds, of so many requests."""
+
+
+def test_a_limit_holds_and_stops_nothing_else(machine: Running) -> None:
+    rate = 200
+    limits: dict[str, object] = {"iops": rate, "bps": None, "receive": None, "send": None}
+    with QmpClient(machine.qmp) as qmp, machine.connected() as console:
+        console.settimeout(_PATIENCE)
+        machine.wait_for(b".")
+        begun = time.monotonic()
+        qmp.execute("cerne-set-limits", limits)
+        before = machine.console().count(b".")
+        machine.wait_for(b"." * (before + 4))
+        requests = (machine.console().count(b".") - before - 1) * _ROUNDS * _OF_A_ROUND
+        assert requests <= rate * (time.monotonic() - begun) + rate / 10 + 1
+        # One request in five seconds: the disk rests at once, and what waits is not lost.
+        qmp.execute("cerne-set-limits", {**limits, "bps": 100})
+        _ask(console, b"e", b"e")
+        _ask(console, b"r", b"R")
+        qmp.stop()
+        assert qmp.status() == "paused"
+        qmp.cont()
+        qmp.execute("cerne-set-limits", dict.fromkeys(limits))
+        _ask(console, b"v", b"V")
+        with pytest.raises(EngineError):
+            qmp.execute("cerne-set-limits", {**limits, "iops": 0})
+
+
 @pytest.fixture
 def plan(home: Path, built: Built) -> LaunchPlan:
     base, overlay = home / "base", home / "overlay"

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Callable
 
-from cerne.devices.virtio.net.device import NetDevice
+from cerne.devices.virtio.net.device import NetDevice, NetLimits
 from cerne.devices.virtio.net.kernel import KernelBackend, KernelNetDevice
 from cerne.devices.virtio.net.stream import StreamLink
 from cerne.devices.virtio.net.tap import TapLink
@@ -21,13 +21,18 @@ from cerne.vmm.loop import Loop
 class Cable:
     """A card and its link. Call `update` after each change of what the card waits for."""
 
-    def __init__(self, loop: Loop, nic: NicConfig) -> None:
+    def __init__(self, loop: Loop, nic: NicConfig, limits: NetLimits | None = None) -> None:
         self._loop = loop
         self._nic = nic
         self._gone = False
-        self.card = _card(nic, lambda: loop.ask(self.update))
+        self.card = _card(nic, lambda: loop.ask(self.update), limits)
         self._link = self.card.link
         self.update()
+
+    @property
+    def is_of_kernel(self) -> bool:
+        """Whether the host's kernel moves its frames, which nothing here limits."""
+        return isinstance(self.card, KernelNetDevice)
 
     def pause(self) -> None:
         """Stop the card's writes to the guest's memory."""
@@ -83,15 +88,15 @@ class Cable:
         self.card.announce()
 
 
-def _card(nic: NicConfig, on_change: Callable[[], None]) -> NetDevice:
+def _card(nic: NicConfig, on_change: Callable[[], None], limits: NetLimits | None) -> NetDevice:
     mac = bytes.fromhex(nic.mac.replace(":", ""))
     if nic.kind is LinkKind.STREAM:
         link = StreamLink(socket.socket(fileno=nic.link))
-        return NetDevice(mac, link, on_change, mtu=nic.mtu)
+        return NetDevice(mac, link, on_change, mtu=nic.mtu, limits=limits)
     tap = TapLink(nic.link)
     backend = None if nic.vhost is None else _kernel_backend(nic.vhost, nic.link)
     if backend is None:
-        return NetDevice(mac, tap, on_change, mtu=nic.mtu)
+        return NetDevice(mac, tap, on_change, mtu=nic.mtu, limits=limits)
     return KernelNetDevice(mac, tap, backend, on_change, mtu=nic.mtu)
 
 

@@ -10,6 +10,7 @@ from cerne.devices.power import POWER_BUTTON
 from cerne.errors import InputError
 from cerne.vmm.config import disk_from_json, nic_from_json
 from cerne.vmm.fork import fork, save
+from cerne.vmm.peripherals import Limits
 from cerne.vmm.qmp import After
 from cerne.vmm.runstate import RunState
 from cerne.vmm.slot_names import device_name, slot_of
@@ -24,6 +25,8 @@ _PATIENCE = 8.0
 Less than a client waits for an answer."""
 _LONG_PATIENCE = 45.0
 """The same for commands whose clients wait longer."""
+
+_FASTEST = 1 << 52
 
 
 def commands(machine: Machine) -> dict[str, Command]:
@@ -47,6 +50,7 @@ def commands(machine: Machine) -> dict[str, Command]:
         "cerne-keep-device": _keep,
         "cerne-pull-device": _pull,
         "cerne-query-devices": _query_devices,
+        "cerne-set-limits": _set_limits,
         "cerne-save": partial(_while_disks_rest, save),
         "cerne-fork": partial(_while_disks_rest, fork),
     }
@@ -122,6 +126,17 @@ def _pull(machine: Machine, request: Request) -> object:
 def _query_devices(machine: Machine, _: Request) -> object:
     """``cerne-query-devices``: the devices that can be removed."""
     return [{"id": device_name(slot), "slot": slot} for slot in machine.peripherals.slots.taken]
+
+
+def _set_limits(machine: Machine, request: Request) -> object:
+    """``cerne-set-limits``: limits a second of all disks and of all cards; null for no limit."""
+    arguments = request.arguments
+    rates = {
+        name: None if arguments.is_none(name) else arguments.integer(name, _FASTEST, 1)
+        for name in Limits._fields
+    }
+    machine.peripherals.set_limits(Limits(**rates))
+    return {}
 
 
 def _slot(request: Request) -> int:

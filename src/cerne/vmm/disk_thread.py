@@ -31,6 +31,7 @@ class DiskThread:
         self.device = device
         self._owner = owner
         self._loop = Loop()
+        device.wait_with(self._loop.after)
         # Guards the next three.
         self._change = threading.Condition()
         self._holds = 1
@@ -41,6 +42,10 @@ class DiskThread:
     def start(self) -> None:
         """Start the thread, which rests at first."""
         self._thread.start()
+
+    def limit_changed(self) -> None:
+        """Let requests that wait for a limit try again."""
+        self._loop.ask(self.device.limit_changed)
 
     def watch(self, descriptor: int, readable: Ready | None) -> None:
         """Wait for a doorbell (see `cerne.vmm.pci_host.Watcher`), while the thread rests."""

@@ -8,15 +8,18 @@ import socket
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.disk import Disk
+from cerne.devices.limiter import Limiter
 from cerne.devices.pvpanic import PanicNotifier
 from cerne.devices.state import PlainState, SavedState
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs, VhostUserNet
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
+from cerne.devices.virtio.net.device import NetLimits
 from cerne.devices.virtio.rng import RngDevice
 from cerne.errors import DamagedError, EngineError
 from cerne.vmm.backend import FIRST_PATIENCE, Backend, MakeDevice
@@ -38,6 +41,29 @@ _LONG = 30.0
 """Seconds for a request in progress, if nothing but the disk's own machine waits for it."""
 
 
+class Limits(NamedTuple):
+    """The limits of devices a second; None for no limit."""
+
+    iops: int | None
+    """Requests of all disks."""
+    bps: int | None
+    """Bytes of all disks."""
+    receive: int | None
+    """Bytes of all network cards to the guest."""
+    send: int | None
+    """Bytes of all network cards from the guest."""
+
+    @property
+    def disk(self) -> bool:
+        """Whether disks have a limit."""
+        return self.iops is not None or self.bps is not None
+
+    @property
+    def network(self) -> bool:
+        """Whether network cards have a limit."""
+        return self.receive is not None or self.send is not None
+
+
 class Peripherals:
     """A machine's devices in addition to its board's, from its configuration."""
 
@@ -46,6 +72,10 @@ class Peripherals:
         self._memory_left = config.balloon
         self._channels: list[Channel] = []
         self._pci = PciHost(board, loop)
+        self._disk_limiter = Limiter()
+        self._net_limits = NetLimits(
+            Limiter(), Limiter(), lambda wait, action: loop.ask(lambda: loop.after(wait, action))
+        )
         self._agent = self._plug_agent(config.agents)
         self._pci.add(RngDevice())
         wishes = board.wishes
@@ -96,13 +126,36 @@ class Peripherals:
         """
         try:
             slot = self._free_slot(nic.slot)
-            self._add_nic(nic)
+            self._add_nic(self._without_kernel(nic))
         except BaseException:
             for descriptor in nic.descriptors:
                 with contextlib.suppress(OSError):
                     os.close(descriptor)
             raise
         self.slots.announce(slot)
+
+    def set_limits(self, limits: Limits) -> None:
+        """Limit all disks together, and all network cards together.
+
+        Raises:
+            EngineError: the host's kernel or another process serves one; all have former limits.
+        """
+        backends = [backend.device for backend in self._backends]
+        if limits.disk and any(isinstance(device, VhostUserBlock) for device in backends):
+            raise EngineError("another process serves a disk of the machine, which has no limit")
+        outside = any(isinstance(device, VhostUserNet) for device in backends)
+        if limits.network and (outside or any(cable.is_of_kernel for cable in self._cables)):
+            raise EngineError(
+                "the host's kernel serves a network card of the machine, which has no limit until"
+                " the machine starts again"
+            )
+        self._disk_limiter.set(requests=limits.iops, size=limits.bps)
+        for _, thread in self._disks:
+            thread.limit_changed()
+        self._net_limits.receive.set(size=limits.receive)
+        self._net_limits.send.set(size=limits.send)
+        for cable in self._cables:
+            cable.card.limit_changed()
 
     def state(self) -> PlainState:
         """The state of every device; no vCPU may be running."""
@@ -274,6 +327,7 @@ class Peripherals:
             serial=disk.serial,
             read_only=disk.read_only,
             queues=self._disk_queues,
+            limiter=self._disk_limiter,
         )
         thread = DiskThread(self._disk_name(disk), self._loop, device)
         entry = (disk.slot, thread)
@@ -311,7 +365,7 @@ class Peripherals:
         self._loop.ask(lambda: wait(action))
 
     def _add_nic(self, nic: NicConfig) -> None:
-        cable = Cable(self._loop, nic)
+        cable = Cable(self._loop, nic, self._net_limits)
 
         def gone() -> None:
             self._cables.remove(cable)
@@ -321,6 +375,14 @@ class Peripherals:
         self._cables.append(cable)
         if self._running:
             cable.resume()
+
+    def _without_kernel(self, nic: NicConfig) -> NicConfig:
+        """The same card, which the host's kernel does not serve if cards have a limit."""
+        limited = self._net_limits.receive.active or self._net_limits.send.active
+        if nic.vhost is None or not limited:
+            return nic
+        os.close(nic.vhost)
+        return nic._replace(vhost=None)
 
     def _add_backends(self, config: VmmConfig) -> None:
         """Add the devices that backends serve, except disks."""

@@ -2,20 +2,23 @@
 
 Data moves between the disk and guest memory without a copy. A failed request is answered with an
 error status; a request without room for a status is dropped. One thread serves all queues of a
-device, without the device's lock while the disk works.
+device, without the device's lock while the disk works. A request that has to wait for a limit stays
+in its queue.
 """
 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable
 from functools import partial
 
 from cerne.devices.block.disk import Disk
+from cerne.devices.limiter import Limiter
 from cerne.devices.state import PlainState
 from cerne.devices.virtio.buffers import gather, scatter, size_of, split
-from cerne.devices.virtio.device import VirtioDevice
-from cerne.devices.virtio.queue import Chain, Queue
+from cerne.devices.virtio.device import After, VirtioDevice
+from cerne.devices.virtio.queue import Chain
 from cerne.errors import InputError
 
 SECTOR = 512
@@ -52,19 +55,28 @@ class _RequestError(Exception):
 
 
 class BlockDevice(VirtioDevice):
-    """A guest's disk; the caller keeps the object with its bytes."""
+    """A guest's disk; the caller keeps the object with its bytes, and a limiter with others."""
 
     device_type = 2
     class_code = 0x018000
     served_apart = True
 
     def __init__(
-        self, disk: Disk, *, serial: str = "", read_only: bool = False, queues: int = 1
+        self,
+        disk: Disk,
+        *,
+        serial: str = "",
+        read_only: bool = False,
+        queues: int = 1,
+        limiter: Limiter | None = None,
     ) -> None:
         super().__init__()
         if len(serial.encode()) > LONGEST_SERIAL:
             raise InputError(f"the disk serial {serial!r} is longer than {LONGEST_SERIAL} bytes")
         self._disk = disk
+        self._limiter = limiter or Limiter()
+        self._after: After | None = None
+        self._waiting: set[int] = set()
         self._serial = serial.encode()
         self._read_only = read_only
         self.sectors = disk.size // SECTOR
@@ -102,6 +114,16 @@ class BlockDevice(VirtioDevice):
         with self.lock:
             self._disk.close()
 
+    def wait_with(self, after: After) -> None:
+        """Set the function that serves it again after a limit's wait; before it is used."""
+        self._after = after
+
+    def limit_changed(self) -> None:
+        """Serve the queues that wait for a limit; on the thread that serves the device."""
+        with self.working():
+            for queue_index in list(self._waiting):
+                self._wait_ends(queue_index)
+
     def config(self) -> bytes:
         """Capacity and limits."""
         return _CONFIG.pack(
@@ -124,17 +146,38 @@ class BlockDevice(VirtioDevice):
 
     def process(self, queue_index: int) -> None:
         """Serve every request that is offered."""
-        queue = self._queues[queue_index]
-        self._drain(queue, partial(self._serve_unlocked, queue))
+        if queue_index not in self._waiting:
+            queue = self._queues[queue_index]
+            self._drain(queue, partial(self._serve_unlocked, queue_index))
 
-    def _serve_unlocked(self, queue: Queue, chain: Chain) -> int:
-        self.busy = queue
+    def _serve_unlocked(self, queue_index: int, chain: Chain) -> int | None:
+        if self._limiter.active and self._has_to_wait(queue_index, chain):
+            return None
+        self.busy = self._queues[queue_index]
         self.lock.release()
         try:
             return self._serve(chain)
         finally:
             self.lock.acquire()
             self.busy = None
+
+    def _has_to_wait(self, queue_index: int, chain: Chain) -> bool:
+        size = chain.readable_size + chain.writable_size
+        wait = self._limiter.admit(size, time.monotonic())
+        if wait == 0 or self._after is None:
+            return False
+        self._waiting.add(queue_index)
+        self._after(wait, partial(self._wait_is_over, queue_index))
+        return True
+
+    def _wait_is_over(self, queue_index: int) -> None:
+        with self.working():
+            self._wait_ends(queue_index)
+
+    def _wait_ends(self, queue_index: int) -> None:
+        self._waiting.discard(queue_index)
+        if self._host is not None and self.active:
+            self._host.come_back(self._queues[queue_index])
 
     def _serve(self, chain: Chain) -> int:
         room = chain.writable_size - 1
@@ -185,6 +228,8 @@ class BlockDevice(VirtioDevice):
 
     def _write_zeroes(self, sector: int, request: Chain) -> int:
         for offset, size, unmap in self._ranges(request):
+            # The guest may change these numbers until now, so they are counted here.
+            self._limiter.charge(size, time.monotonic())
             self._disk.write_zeroes(offset, size, unmap=unmap)
         return 0
 

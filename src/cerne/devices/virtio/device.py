@@ -28,6 +28,9 @@ FEATURE_RING_RESET = 1 << 40
 _TURN = 0.05
 """Seconds for one queue before others have their turn."""
 
+After = Callable[[float, Callable[[], None]], None]
+"""Calls a function after so many seconds, on the thread that serves the device."""
+
 Notify = Callable[[Queue], None]
 """Notifies the driver of used buffers, if it wants notifications."""
 

@@ -109,10 +109,20 @@ def disk_configuration(disk: DiskPlan, opened: Opened) -> DiskConfig:
 def nic_configuration(machine: LaunchPlan | InstanceRecord, nic: Nic, opened: Opened) -> NicConfig:
     """A network card on a tap, or on a socket to passt."""
     if isinstance(nic, TapNic):
-        tap, vhost = opened.tap(nic.interface), opened.vhost_net()
+        tap = opened.tap(nic.interface)
+        # Nothing here limits what the host's kernel moves.
+        vhost = None if _limits_network(machine) else opened.vhost_net()
         mtu = mtu_of(nic.interface)
         return NicConfig(nic.mac, tap, LinkKind.TAP, mtu, vhost, nic.slot)
     return network_backend(machine, nic, opened)
+
+
+def _limits_network(machine: LaunchPlan | InstanceRecord) -> bool:
+    """Whether network cards have a limit; the process knows that of a machine that runs."""
+    if not isinstance(machine, LaunchPlan):
+        return False
+    network = machine.resources.network
+    return network.receive is not None or network.send is not None
 
 
 def _vsock(plan: LaunchPlan, opened: Opened) -> VsockConfig:

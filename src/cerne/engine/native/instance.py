@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cerne.engine.record import InstanceRecord
     from cerne.engine.vsock import UnixVsock
     from cerne.host.process import ProcessIdentity
+    from cerne.spec.resources import Resources
     from cerne.vmm.config import DiskConfig, NicConfig
 
 _TIMEOUT = 60.0
@@ -131,6 +132,17 @@ class NativeInstance(QmpInstance):
                 require_served(opened.reports)
             with self._client() as qmp:
                 qmp.execute(command, plain(config), descriptors=opened.descriptors)
+
+    def _limit_devices(self, resources: Resources) -> None:
+        disk, network = resources.disk, resources.network
+        limits = {
+            "iops": disk.iops,
+            "bps": disk.rate,
+            "receive": network.receive,
+            "send": network.send,
+        }
+        with self._client() as qmp:
+            qmp.execute("cerne-set-limits", limits)
 
     def unplug(self, slot: int, timeout: float, *, force: bool) -> None:
         """Remove a device (see `Instance.unplug`)."""

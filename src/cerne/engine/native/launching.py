@@ -10,6 +10,7 @@ from pathlib import Path
 from cerne.engine.base import Ending
 from cerne.engine.detached import answering, kill, reap, spawn
 from cerne.engine.native.backends import (
+    is_served_outside,
     last_words,
     needs_backends,
     require_backends,
@@ -63,6 +64,7 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
     require_backends(plan)
     for disk in plan.disks:
         require_readable(disk)
+    _require_limits(plan)
     if plan.saved is not None:
         require_own_memory(plan.name, shares_memory=needs_backends(plan))
     if any(isinstance(nic, UserNic) for nic in plan.nics):
@@ -80,6 +82,16 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
             require_unlocked(disk.path, writable=not disk.read_only)
     if plan.saved is not None:
         check(plan.saved, restores, plan.memory, memory_digest)
+
+
+def _require_limits(plan: LaunchPlan) -> None:
+    limited = plan.resources.disk.iops is not None or plan.resources.disk.rate is not None
+    for disk in plan.disks:
+        if limited and is_served_outside(disk):
+            raise InputError(
+                f"{disk.path} is served by another process, which has no limit of its rate",
+                hint=f"convert it: qemu-img convert -O qcow2 {disk.path} NEW",
+            )
 
 
 def start(plan: LaunchPlan, *, emulated: bool) -> ProcessIdentity:

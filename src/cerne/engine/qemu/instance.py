@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cerne.engine.base import Instance
     from cerne.engine.saved import SavedMachine
     from cerne.engine.vsock import KernelVsock
+    from cerne.spec.resources import Resources
 
 _log = logging.getLogger(__name__)
 
@@ -86,6 +87,13 @@ class QemuInstance(QmpInstance):
                 plug_disk(qmp, device)
             else:
                 plug_nic(qmp, device, self.record.name)
+
+    def _limit_devices(self, resources: Resources) -> None:
+        from cerne.engine.qemu.limits import limit_disks, require_no_network_limit
+
+        require_no_network_limit(self.record.name, resources.network)
+        with QmpClient(self.record.qmp) as qmp:
+            limit_disks(qmp, resources.disk)
 
     def unplug(self, slot: int, timeout: float, *, force: bool) -> None:
         """Remove a device (see `Instance.unplug`)."""

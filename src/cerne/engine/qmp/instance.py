@@ -65,12 +65,21 @@ class QmpInstance:
         """Give it these guarantees, limits and weights (see `Instance.set_resources`)."""
         from cerne.host.cgroup import MachineGroup
 
+        self._limit_devices(resources)
         record, weight = self.record, resources.cpu.weight
         group = MachineGroup(record.machine_id, record.control_group)
         if weight is None:
             group.remove()
         else:
             group.weigh(record.process.pid, weight)
+
+    def _limit_devices(self, resources: Resources) -> None:
+        """Set the limits of its disks and network cards; all of them, or none.
+
+        Raises:
+            InputError, EngineError: the process has no such limit, or does not answer.
+        """
+        raise NotImplementedError
 
     def stats(self, *, runs: bool) -> GuestMemoryUse | None:
         """Its guest's report of its memory (see `Instance.stats`)."""

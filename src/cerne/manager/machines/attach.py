@@ -21,6 +21,7 @@ from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import MADE, settle_disks
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.plan import disk_plan, nic_plan, nic_plans
+from cerne.manager.machines.resources import give_resources
 from cerne.manager.machines.states import require_state
 from cerne.manager.on_host import found_disk
 from cerne.manager.store import Record, State
@@ -118,6 +119,8 @@ def attach_disk(
                 # It has never been used.
                 _own_file(context, disk).unlink(missing_ok=True)
                 raise
+            # Its limits are those of all its disks together.
+            give_resources(context, context.instance())
         faults.step("disk plugged")
     return disk
 
@@ -199,6 +202,7 @@ def plug_missing(context: MachineContext) -> None:
     for slot, device in devices.items():
         if slot not in plugged:
             instance.plug(device)
+    give_resources(context, instance)
 
 
 def make_disk(context: MachineContext, disk: Disk) -> None:

@@ -2,17 +2,22 @@
 
 Frames are read into the driver's buffers and written from them. The size of the next frame is
 unknown before it is read: the card makes room for one like the last, and the rest of a longer one
-goes through a buffer of the card and is copied.
+goes through a buffer of the card and is copied. A frame that has to wait for a limit stays in the
+driver's queue, or in the link.
 """
 
 from __future__ import annotations
 
 import struct
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
+from cerne.devices.limiter import Limiter
 from cerne.devices.state import PlainState, SavedState
 from cerne.devices.virtio.buffers import Views, gather, scatter, size_of, split
-from cerne.devices.virtio.device import Notify, VirtioDevice
+from cerne.devices.virtio.device import After, Notify, VirtioDevice
 from cerne.devices.virtio.net.control import LARGEST_COMMAND, Control
 from cerne.devices.virtio.net.header import (
     GUEST_OFFLOADS,
@@ -54,6 +59,14 @@ _MOST_VIEWS = 1024 - 1 - (QUEUE_SIZE + 1)
 _TURN = 64
 
 
+class NetLimits(NamedTuple):
+    """The limits of a machine's cards, which share them."""
+
+    receive: Limiter
+    send: Limiter
+    after: After
+
+
 class NetDevice(VirtioDevice):
     """A network card. Call `receive` when its link is readable, `flush` when it is writable.
 
@@ -73,6 +86,7 @@ class NetDevice(VirtioDevice):
         on_change: Callable[[], None] = lambda: None,
         *,
         mtu: int | None = None,
+        limits: NetLimits | None = None,
     ) -> None:
         """Make a card with this address; `mtu` is for a network with an unusual size of frames.
 
@@ -89,6 +103,8 @@ class NetDevice(VirtioDevice):
         if mtu is not None:
             self.features |= Feature.MTU
         self._own_mac = self._mac = mac
+        self._limits = limits
+        self._waiting_for_limit: set[int] = set()
         self._mtu = mtu or 0
         self._link_up = True
         self._offloads = 0
@@ -122,7 +138,7 @@ class NetDevice(VirtioDevice):
     @property
     def wants_read(self) -> bool:
         """Whether another frame has room; False if the guest has no buffers."""
-        return self._link_up and not self._starved
+        return self._link_up and not self._starved and _RECEIVE not in self._waiting_for_limit
 
     def config(self) -> bytes:
         """The address, the link's state, and the largest packet."""
@@ -154,6 +170,12 @@ class NetDevice(VirtioDevice):
             if self._flush_link() and self.active and self._queues[_TRANSMIT].ready:
                 self.process(_TRANSMIT)
             self._tell_changes()
+
+    def limit_changed(self) -> None:
+        """Serve the queues that wait for a limit."""
+        with self.working():
+            for queue_index in list(self._waiting_for_limit):
+                self._wait_ends(queue_index)
 
     def announce(self) -> None:
         """Announce the card's address to a new link, by a frame of the guest (RARP, RFC 903).
@@ -234,9 +256,13 @@ class NetDevice(VirtioDevice):
         if not self._link_up:
             return 0
         header, frame = split(chain.readable, HEADER_SIZE)
+        if self._has_to_wait(_TRANSMIT):
+            return None
         checked = checked_header(gather(header), size_of(frame), self._features)
         if checked is not None and not self._send(checked, frame):
             return None
+        if self._limits is not None:
+            self._limits.send.charge(size_of(frame), time.monotonic())
         return 0
 
     def _send(self, header: bytes, frame: Views) -> bool:
@@ -246,6 +272,33 @@ class NetDevice(VirtioDevice):
         except LinkLostError:
             self._lose_link()
         return True
+
+    def _has_to_wait(self, queue_index: int) -> bool:
+        """Whether a limit delays the next frame; if so, the queue is served later.
+
+        A frame is counted after it has moved, because its size, or whether the link takes it, is
+        unknown before.
+        """
+        if self._limits is None:
+            return False
+        limiter = self._limits.receive if queue_index == _RECEIVE else self._limits.send
+        wait = limiter.admit(0, time.monotonic()) if limiter.active else 0.0
+        if wait == 0:
+            return False
+        if queue_index not in self._waiting_for_limit:
+            self._waiting_for_limit.add(queue_index)
+            self._limits.after(wait, partial(self._wait_is_over, queue_index))
+        return True
+
+    def _wait_is_over(self, queue_index: int) -> None:
+        with self.working():
+            self._wait_ends(queue_index)
+
+    def _wait_ends(self, queue_index: int) -> None:
+        self._waiting_for_limit.discard(queue_index)
+        if queue_index == _TRANSMIT and self.active and self._queues[_TRANSMIT].ready:
+            self.process(_TRANSMIT)
+        self._tell_changes()
 
     def _flush_link(self) -> bool:
         """Flush the link; return True if nothing waits any more."""
@@ -267,7 +320,9 @@ class NetDevice(VirtioDevice):
         received = False
         try:
             for _ in range(_TURN):
-                if not self.wants_read or not self._receive_one(room):
+                if self._has_to_wait(_RECEIVE) or not self.wants_read:
+                    break
+                if not self._receive_one(room):
                     break
                 received = True
         finally:
@@ -286,6 +341,8 @@ class NetDevice(VirtioDevice):
         if not HEADER_SIZE < size < _SPILL_SIZE:
             # Nothing, or an invalid frame; others may follow.
             return size > 0
+        if self._limits is not None:
+            self._limits.receive.charge(size - HEADER_SIZE, time.monotonic())
         self._guess = size
         if size > room.size and not self._give_spilled(room, size):
             return False
