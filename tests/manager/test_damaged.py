@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cerne.cli.app import app
 from cerne.errors import ConflictError, DamagedError
 from cerne.manager import Machine, Manager
 from cerne.manager.lock import held
@@ -61,6 +63,66 @@ def test_a_pool_that_cannot_be_read_keeps_its_image_until_it_is_removed(manager:
         manager.remove_image("blank")
     manager.pool("p").remove()
     manager.remove_image("blank")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("created", 1e308),
+        ("created", -1e300),
+        ("started", float("inf")),
+        ("ready", 1e20),
+        ("pid", 1 << 40),
+        ("pid", -1),
+        ("memory", -1),
+        ("cpus", -5),
+        ("generation", -5),
+        ("state", "gone"),
+    ],
+)
+def test_a_value_that_no_machine_has_is_an_error_of_its_machine_alone(
+    manager: Manager, machine: Machine, column: str, value: object, home: object
+) -> None:
+    manager.create(machine_spec(name="other", image="blank", memory="64M"))
+    with sqlite3.connect(manager.home.store) as database:
+        database.execute(
+            f"UPDATE machines SET {column} = ?, start_time = 5, boot_id = 'x' WHERE name = 'web'",
+            (value,),
+        )
+    database.close()
+    assert manager.get("web").record.reason.startswith(f"its record is damaged: {column} ")
+    assert manager.get("other").record.reason == ""
+    for words in (("ls",), ("ls", "--json"), ("stats",), ("events",), ("inspect", "web")):
+        ran = CliRunner().invoke(app, list(words))
+        assert ran.exit_code == 0, (words, ran.output, ran.exception)
+    manager.get("web").remove(force=True)
+    assert [each.name for each in manager.machines()] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "command"),
+    [
+        ("events", "time", ("events",)),
+        ("snapshots", "created", ("snapshot", "ls")),
+        ("pools", "created", ("pool", "ls")),
+        ("pools", "ready", ("pool", "ls")),
+        ("operations", "created", ("operation", "ls")),
+        ("operations", "done", ("operation", "ls")),
+        ("operations", "pid", ("operation", "ls")),
+    ],
+)
+def test_a_value_that_nothing_has_breaks_no_list(
+    manager: Manager, machine: Machine, table: str, column: str, command: tuple[str, ...]
+) -> None:
+    machine.snapshot("one")
+    manager.create_pool("p", machine_spec(name="p", image="blank", memory="64M"), 0)
+    value = -(1 << 60) if column in ("ready", "done", "pid") else 1e308
+    with sqlite3.connect(manager.home.store) as database:
+        assert database.execute(f"UPDATE {table} SET {column} = ?", (value,)).rowcount
+    database.close()
+    for words in (command, (*command, "--json")):
+        ran = CliRunner().invoke(app, list(words))
+        assert ran.exit_code == 0, (words, ran.output, ran.exception)
 
 
 @pytest.fixture
@@ -139,3 +201,18 @@ def test_a_disk_is_kept_once_where_a_command_was_killed_meanwhile(
     os.link(manager.home.disk(machine.id, "data1"), manager.home.disks / "web-data1.qcow2")
     assert machine.detach_disk("data1").name == "web-data1.qcow2"
     assert [path.name for path in manager.home.disks.iterdir()] == ["web-data1.qcow2"]
+
+
+def test_a_damaged_machine_that_is_stopped_is_not_killed_without_a_word(
+    manager: Manager, machine: Machine
+) -> None:
+    machine.start()
+    process = machine.record.process
+    assert process is not None
+    _damage(manager, "machines", "instance")
+    with pytest.raises(DamagedError, match="was not asked to shut down") as refused:
+        manager.get("web").stop()
+    assert "cerne kill web" in refused.value.hint
+    assert process.alive()
+    manager.get("web").kill()
+    assert not process.alive()

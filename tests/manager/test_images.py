@@ -144,3 +144,20 @@ def test_machines_are_made_while_their_image_is_removed(
     assert len(manager.machines()) + len(refused) == 4
     for machine in manager.machines():
         assert manager.images.get(machine.record.digest).disk is not None
+
+
+def test_an_image_without_a_name_is_removed_when_nothing_is_made_of_it(
+    manager: Manager, machine: Machine, tmp_path: Path
+) -> None:
+    former = manager.images.get("blank").digest
+    (tmp_path / "other.raw").write_bytes(bytes(2 << 20))
+    (tmp_path / "third.raw").write_bytes(bytes(3 << 20))
+    manager.import_image(str(tmp_path / "other.raw"), "blank", replace=True)
+    manager.import_image(str(tmp_path / "third.raw"), "third")
+    manager.remove_image("third")
+    assert manager.images.unnamed() == (former,)
+    machine.remove()
+    manager.import_image(str(tmp_path / "third.raw"), "third")
+    manager.remove_image("third")
+    assert manager.images.unnamed() == ()
+    assert manager.images.get("blank").disk is not None

@@ -92,6 +92,12 @@ class ImageStore:
             return f"sha256:{self._note(path)[0]}"
         return f"sha256:{self._unnamed(reference).stem}"
 
+    def unnamed(self) -> tuple[str, ...]:
+        """The digests of the images that have no name, because another image took it."""
+        named = {self._note(path)[0] for path in self._name_files()}
+        stored = (path.stem for path in (self._root / _MANIFESTS).glob("*.json"))
+        return tuple(sorted(f"sha256:{digest}" for digest in stored if digest not in named))
+
     def names_of(self, digest: str) -> tuple[str, ...]:
         """The names of the image with this digest."""
         bare = digest.removeprefix("sha256:")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Callable, Generator, Iterator, Mapping, Set
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
     from cerne.manager.machines.machine import Snapshot
     from cerne.spec.machine import MachineSpec
 
+
+_log = logging.getLogger(__name__)
 
 _LOOKING = 5.0
 """Seconds after which events are looked for even if nobody told of them."""
@@ -551,6 +554,23 @@ class Manager:
             if last:
                 self.templates.remove_of(digest)
             self.images.remove(reference)
+        self._remove_unnamed_images()
+
+    def _remove_unnamed_images(self) -> None:
+        """Remove the images whose names are others' now, and that nothing is made of any more."""
+        try:
+            unnamed = self.images.unnamed()
+        except DamagedError as error:
+            _log.warning("no images without a name are removed: %s", error.message)
+            return
+        for digest in unnamed:
+            with self._store.image_users("", digest) as users:
+                if users.machines or users.snapshots:
+                    continue
+                self.templates.remove_of(digest)
+                # Another command may have removed it meanwhile, or given it a name.
+                with contextlib.suppress(NotFoundError, ConflictError):
+                    self.images.remove(digest)
 
     def _run(
         self, name: str, progress: Progress | None

@@ -9,7 +9,14 @@ import time
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.errors import CerneError, ConflictError, GuestError, StateError
+from cerne.errors import (
+    CerneError,
+    ConflictError,
+    DamagedError,
+    GuestError,
+    InputError,
+    StateError,
+)
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.ending import KILL_TIMEOUT, ended, kill
 from cerne.manager.machines.operation import operation
@@ -45,6 +52,7 @@ def stop(context: MachineContext, timeout: float) -> None:
             )
         if not record.state.live or record.process is None:
             return
+        _require_asked(context, record)
         was_ready = record.ready is not None or Untold.IDENTITY in record.untold
         reason = WAS_PAUSED if record.state is State.PAUSED else ""
         stopping = context.store.change(record, State.STOPPING, reason=reason)
@@ -61,6 +69,22 @@ def stop(context: MachineContext, timeout: float) -> None:
             late = f"{KILLED}it did not shut down within {timeout:g} s"
             context.last = kill(context, stopping, late)
         asking.join(_ASKING_ENDS)
+
+
+def _require_asked(context: MachineContext, record: Record) -> None:
+    """Refuse a machine whose guest nothing can ask to shut down, because its row is damaged.
+
+    Raises:
+        DamagedError: it is.
+    """
+    try:
+        context.instance(record)
+    except (DamagedError, InputError) as error:
+        raise DamagedError(
+            f"the guest of {record.name} was not asked to shut down: {error.message}",
+            hint=f"shut it down inside: cerne shell {record.name}; or end it at once:"
+            f" cerne kill {record.name}",
+        ) from error
 
 
 def kill_now(context: MachineContext) -> None:

@@ -8,7 +8,7 @@ import time
 from contextvars import ContextVar
 
 from cerne.manager.store.database import Repository
-from cerne.manager.store.rows import Detail, Event, Record, Subject
+from cerne.manager.store.rows import Detail, Event, Record, Subject, moment_of
 
 _DAYS_KEPT = 30
 _KEPT_OF_SUBJECT = 1_000
@@ -74,7 +74,7 @@ def _event(row: sqlite3.Row) -> Event:
     read: Detail = detail if isinstance(detail, dict) else {"text": row["detail"]}
     return Event(
         number=row["number"],
-        time=row["time"],
+        time=moment_of(row["time"]),
         subject_kind=row["subject_kind"],
         subject=row["subject"],
         name=row["name"],

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from cerne.errors import NotFoundError, StateError
 from cerne.manager.store.database import Repository
-from cerne.manager.store.rows import OperationRow, OperationState, process_of
+from cerne.manager.store.rows import OperationRow, OperationState, amount_of, moment_of, process_of
 
 _DAYS_KEPT = 30
 _KEPT = 1_000
@@ -122,14 +122,14 @@ def _operation(row: sqlite3.Row) -> OperationRow:
         # A row that is damaged holds up no other.
         state=OperationState(row["state"]) if row["state"] in iter(OperationState) else _FAILED,
         process=process_of(row),
-        created=row["created"],
+        created=moment_of(row["created"]),
         stage=row["stage"],
-        done=row["done"],
-        total=row["total"],
+        done=amount_of(row["done"]),
+        total=None if row["total"] is None else amount_of(row["total"]),
         result=_said(row["result"]) or {},
         error=_said(row["error"]),
         cancel=bool(row["cancel"]),
-        ended=row["ended"],
+        ended=None if row["ended"] is None else moment_of(row["ended"]),
     )
 
 

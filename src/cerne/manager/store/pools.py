@@ -7,7 +7,7 @@ from dataclasses import astuple
 
 from cerne.errors import ConflictError, NotFoundError
 from cerne.manager.store.database import Repository
-from cerne.manager.store.rows import PoolRow, Record, State, record_of
+from cerne.manager.store.rows import PoolRow, Record, State, amount_of, moment_of, record_of
 
 
 class Pools(Repository):
@@ -34,7 +34,10 @@ class Pools(Repository):
     def pools(self) -> list[PoolRow]:
         """All pools, by their names."""
         query = "SELECT name, image, spec, ready, created FROM pools ORDER BY name"
-        return [PoolRow(*row) for row in self._database.rows(query)]
+        return [
+            PoolRow(name, image, spec, amount_of(ready), moment_of(created))
+            for name, image, spec, ready, created in self._database.rows(query)
+        ]
 
     def remove_pool(self, name: str) -> None:
         """Forget a pool; the machines in it are in none then."""

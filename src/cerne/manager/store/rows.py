@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -32,6 +32,14 @@ class State(StrEnum):
 
 
 LIVE = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.SAVING, State.STOPPING})
+
+
+_LARGEST_PID = 1 << 22
+"""Of Linux (proc(5), ``/proc/sys/kernel/pid_max``)."""
+_LAST_MOMENT = 253_402_300_800 - 86_400
+"""Seconds from the epoch to the last day that Python's dates have."""
+_SHOWN = 40
+"""The most characters of a damaged value that a reason quotes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,35 +208,88 @@ class ImageUsers:
 
 
 def record_of(row: sqlite3.Row) -> Record:
-    """The record in a row of the machines; one with a state that none has is ``failed``."""
+    """The record in a row of the machines.
+
+    A value that none of its kind has does not stop other rows from being read. The record has
+    another value instead, and the reason names it; without a known state or process it is
+    ``failed``.
+    """
     state = State(row["state"]) if row["state"] in iter(State) else None
+    process = process_of(row)
+    unknown = [
+        *_unlike(row, (_is_state,), ("state",)),
+        *(_unlike(row, (_is_absent,), ("pid",)) if process is None else ()),
+    ]
+    damaged = [
+        *unknown,
+        *_unlike(row, (_is_moment,), ("created",)),
+        *_unlike(row, (_is_absent, _is_moment), ("started", "ready")),
+        *_unlike(row, (_is_amount,), ("cpus", "memory", "generation")),
+    ]
     return Record(
         id=row["id"],
         name=row["name"],
         spec=row["spec"],
         image=row["image"],
         digest=row["digest"],
-        cpus=row["cpus"],
-        memory=row["memory"],
-        state=state or State.FAILED,
-        reason=row["reason"] if state else f"its record is damaged: state {row['state']!r}",
+        cpus=amount_of(row["cpus"]),
+        memory=amount_of(row["memory"]),
+        state=State.FAILED if unknown or state is None else state,
+        reason=f"its record is damaged: {', '.join(damaged)}" if damaged else row["reason"],
         engine=row["engine"],
-        process=process_of(row),
-        created=row["created"],
-        started=row["started"],
-        ready=row["ready"],
+        process=process,
+        created=moment_of(row["created"]),
+        started=None if row["started"] is None else moment_of(row["started"]),
+        ready=None if row["ready"] is None else moment_of(row["ready"]),
         parent=row["parent"],
         untold=row["untold"],
         doing=row["doing"],
         client=process_of(row, "client_"),
         incomplete=bool(row["incomplete"]),
-        generation=row["generation"],
+        generation=amount_of(row["generation"]),
         instance=row["instance"],
     )
 
 
 def process_of(row: sqlite3.Row, prefix: str = "") -> ProcessIdentity | None:
-    """The process in the columns of this prefix, if there is one."""
-    if row[f"{prefix}pid"] is None:
-        return None
-    return ProcessIdentity(*(row[prefix + column] for column in ("pid", "start_time", "boot_id")))
+    """The process in the columns of this prefix, if there is one that can exist."""
+    pid, start_time, boot_id = (row[prefix + column] for column in ("pid", "start_time", "boot_id"))
+    possible = _is_amount(pid) and _is_amount(start_time) and 0 < pid <= _LARGEST_PID
+    return ProcessIdentity(pid, start_time, str(boot_id)) if possible else None
+
+
+def moment_of(value: object) -> float:
+    """A time of a row, in seconds since the epoch; 0 for what is not a time."""
+    return float(str(value)) if _is_moment(value) else 0.0
+
+
+def amount_of(value: object) -> int:
+    """A number of a row that counts something; 0 for what is not such a number."""
+    return int(str(value)) if _is_amount(value) else 0
+
+
+def _unlike(
+    row: sqlite3.Row, kinds: Sequence[Callable[[object], bool]], columns: Iterable[str]
+) -> list[str]:
+    """The columns whose values are of none of these kinds, each with its value."""
+    return [
+        f"{column} {str(row[column])[:_SHOWN]!r}"
+        for column in columns
+        if not any(kind(row[column]) for kind in kinds)
+    ]
+
+
+def _is_state(value: object) -> bool:
+    return isinstance(value, str) and value in set(State)
+
+
+def _is_absent(value: object) -> bool:
+    return value is None
+
+
+def _is_moment(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < _LAST_MOMENT
+
+
+def _is_amount(value: object) -> bool:
+    return isinstance(value, int) and value >= 0

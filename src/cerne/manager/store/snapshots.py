@@ -12,7 +12,7 @@ from cerne.errors import ConflictError
 from cerne.manager.store.database import Repository
 from cerne.manager.store.events import note
 from cerne.manager.store.images import refer_to_image
-from cerne.manager.store.rows import Record, SnapshotRow
+from cerne.manager.store.rows import Record, SnapshotRow, moment_of
 
 
 class Snapshots(Repository):
@@ -72,7 +72,11 @@ class Snapshots(Repository):
 
     def _snapshot_rows(self, clause: str, values: tuple[str, ...]) -> list[SnapshotRow]:
         query = f"SELECT id, name, ifnull(layer, ''), manifest, created FROM snapshots {clause}"
-        return [SnapshotRow(*row) for row in self._database.rows(query, values)]
+        rows = self._database.rows(query, values)
+        return [
+            SnapshotRow(id_, name, layer, manifest, moment_of(created))
+            for id_, name, layer, manifest, created in rows
+        ]
 
 
 def _digest_of(row: SnapshotRow) -> str:
