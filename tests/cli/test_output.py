@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import unicodedata
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cerne.cli.output import age, print_fields, print_json, print_table, printable
+from cerne.cli.output import age, json_text, print_fields, print_json, print_table, printable
 
 
 def test_a_table_is_aligned_and_has_no_colours_in_a_pipe(
@@ -35,6 +37,15 @@ def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_keeps_letters_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"name": "é"})
     assert '"é"' in capsys.readouterr().out
+
+
+@given(st.text(st.characters()) | st.sampled_from(["\x9b31m", "\u202e", "\x7f", "\ud800"]))
+def test_json_steers_no_terminal_and_says_the_same(text: str) -> None:
+    for indent in (None, 2):
+        shown = json_text([text, {"a": text}], indent)
+        assert json.loads(shown) == [text, {"a": text}]
+        said = shown.replace("\n", "")
+        assert not {unicodedata.category(each) for each in said} & {"Cc", "Cf", "Cs"}
 
 
 @given(st.text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import os
 import signal
 import threading
@@ -291,3 +292,11 @@ def test_amounts_of_entropy(agent: GuestAgent, data: bytes) -> None:
 def test_time_limits_of_a_freeze(agent: GuestAgent, seconds: float) -> None:
     with pytest.raises(InputError):
         agent.freeze(seconds)
+
+
+def test_input_without_end_leaves_no_thread(agent: GuestAgent) -> None:
+    before = set(threading.enumerate())
+    assert agent.run(["true"], stdin=itertools.repeat(b"x" * 1000)).status == 0
+    for thread in set(threading.enumerate()) - before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()

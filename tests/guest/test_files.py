@@ -8,6 +8,7 @@ import shutil
 import socket
 import stat
 import tempfile
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from cerne.errors import (
 from cerne.guest import GuestAgent, files, wire
 from cerne.guest.session import Session
 from cerne.guest.wire import Entry, EntryKind, FrameType, encode
-from cerne.units import MIB
+from cerne.units import MIB, TIB
 
 Pair = tuple[Session, socket.socket]
 Listing = dict[str, tuple[int, int, bytes]]
@@ -458,3 +459,46 @@ def test_sizes_that_are_lies(session_pair: Pair, tmp_path: Path) -> None:
     with pytest.raises(GuestError, match="the machine has ended"):
         files.pull(session, "/thing", tmp_path / "copy")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_that_is_a_link_is_refused(session_pair: Pair, tmp_path: Path) -> None:
+    session, far = session_pair
+    entry = Entry(EntryKind.SYMLINK, 0o777, 0, 0, 0, b"", b"/etc")
+    far.sendall(encode(FrameType.ENTRY, entry.pack()) + _DONE)
+    with pytest.raises(GuestError, match="a symbolic link in place of the copy"):
+        files.pull(session, "/srv", tmp_path / "copy")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_without_end_is_cut_off(holes_pair: Pair, tmp_path: Path) -> None:
+    session, far = holes_pair
+    sender = threading.Thread(target=_send_without_end, args=(far, 0))
+    sender.start()
+    with pytest.raises(GuestError, match="more of a file than it announced"):
+        files.pull(session, "/proc/kmsg", tmp_path / "copy")
+    session.close()
+    sender.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_copy_leaves_room_on_this_hosts_disk(
+    holes_pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session, far = holes_pair
+    full = list(os.statvfs(tmp_path))
+    full[4] = 1
+    monkeypatch.setattr(os, "fstatvfs", lambda _: os.statvfs_result(full))
+    sender = threading.Thread(target=_send_without_end, args=(far, TIB))
+    sender.start()
+    with pytest.raises(StorageError, match="fills this host's disk"):
+        files.pull(session, "/large", tmp_path / "copy")
+    session.close()
+    sender.join()
+    assert list(tmp_path.iterdir()) == []
+
+
+def _send_without_end(far: socket.socket, announced: int) -> None:
+    with contextlib.suppress(OSError):
+        far.sendall(_entry(EntryKind.FILE, b"f", announced))
+        while True:
+            far.sendall(encode(FrameType.DATA, bytes(wire.MAX_PAYLOAD)))

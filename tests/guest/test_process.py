@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
+import time
 import tracemalloc
+from collections.abc import Iterator
 
 import pytest
 from tests.waiting import PATIENCE
 
-from cerne.errors import GuestError
+from cerne.errors import GuestError, GuestTimeoutError
 from cerne.guest import ExitStatus, GuestProcess, wire
 from cerne.guest.client import _gather
 from cerne.guest.session import Session
@@ -104,3 +107,52 @@ def test_output_of_nothing_is_not_kept(session_pair: Pair) -> None:
     # Who writes receives what there is, whether or not anybody reads it.
     process.write(b"x")
     assert not process._output
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        encode(FrameType.STDOUT, b""),
+        encode(FrameType.CREDIT, wire.COUNT.pack(0)),
+        encode(FrameType.WELCOME, bytes(wire.HELLO.size)),
+    ],
+)
+def test_frames_without_end_do_not_hold_up_a_time_limit(session_pair: Pair, frame: bytes) -> None:
+    session, far = session_pair
+    with _flooded(far, frame), pytest.raises(GuestTimeoutError):
+        GuestProcess(session, 1).read(0.05)
+
+
+def test_output_without_end_does_not_hold_up_a_time_limit(session_pair: Pair) -> None:
+    session, far = session_pair
+    process = GuestProcess(session, 1)
+    with _flooded(far, encode(FrameType.STDOUT, b"x")):
+        with pytest.raises(GuestTimeoutError):
+            process.wait(0.05)
+        with pytest.raises(GuestTimeoutError):
+            _gather(process, time.monotonic() + 0.05)
+
+
+@contextlib.contextmanager
+def _flooded(far: socket.socket, frame: bytes) -> Iterator[None]:
+    """A guest that sends a frame again and again, and reads what it is sent."""
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                far.sendall(frame * 1000)
+
+    def swallow() -> None:
+        with contextlib.suppress(OSError):
+            while far.recv(65536):
+                pass
+
+    threads = [threading.Thread(target=each) for each in (flood, swallow)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        far.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join()

@@ -304,3 +304,20 @@ def test_an_empty_disk_is_whole(tmp_path: Path) -> None:
     said = subprocess.run([program, "info", "--output=json", path], capture_output=True, check=True)
     info = json.loads(said.stdout)
     assert (info["virtual-size"], info.get("backing-filename")) == (3 << 30, None)
+
+
+def test_a_parent_of_a_vmdk_is_found_where_qemu_looks_for_it(tmp_path: Path) -> None:
+    raw, path = tmp_path / "raw", tmp_path / "disk.vmdk"
+    raw.write_bytes(bytes(1 << 20))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "vmdk", raw, path], check=True)
+    content = bytearray(path.read_bytes())
+    offset, length = struct.unpack_from("<QQ", content, 28)
+    descriptor = content[offset * 512 : (offset + length) * 512]
+    # The header names a descriptor at the end, and QEMU reads the second sector even so.
+    content += bytes(-len(content) % 512)
+    struct.pack_into("<Q", content, 28, len(content) // 512)
+    hint = b'parentFileNameHint="/etc/shadow"\n'
+    content[512 : 512 + len(hint)] = hint
+    path.write_bytes(content + descriptor)
+    with pytest.raises(ImageError, match="it has a parent disk"):
+        require_self_contained(path)

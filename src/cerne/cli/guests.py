@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cerne.cli.environment import variables
 from cerne.cli.failure import own_failures_are_125, tell
 from cerne.cli.fields import field_options, make_spec
 from cerne.cli.options import (
     ColdOption,
     CommandArgument,
+    EnvFileOption,
     EnvOption,
     ImageArgument,
     InteractiveOption,
@@ -25,7 +27,6 @@ from cerne.cli.options import (
 )
 from cerne.cli.session import Request, run_session, shell_request
 from cerne.errors import CerneError, InputError
-from cerne.spec.pairs import parse_pairs
 
 if TYPE_CHECKING:
     from cerne.client import Machine
@@ -53,6 +54,7 @@ def run(
     interactive: InteractiveOption = False,
     terminal: TerminalOption = False,
     env: EnvOption = None,
+    env_file: EnvFileOption = None,
     workdir: WorkdirOption = None,
     user: UserOption = None,
     *,
@@ -69,7 +71,9 @@ def run(
     from cerne.units import parse_duration
 
     with own_failures_are_125():
-        request = _request(command, env, workdir, user, interactive, terminal)
+        request = _request(
+            command, variables(env or (), env_file or ()), workdir, user, interactive, terminal
+        )
         if detach and (remove or request.words):
             raise InputError(
                 "--detach leaves the machine running and runs no command in it",
@@ -109,6 +113,7 @@ def exec_(
     interactive: InteractiveOption = False,
     terminal: TerminalOption = False,
     env: EnvOption = None,
+    env_file: EnvFileOption = None,
     workdir: WorkdirOption = None,
     user: UserOption = None,
 ) -> None:
@@ -120,7 +125,9 @@ def exec_(
     from cerne.client import connect
 
     with own_failures_are_125():
-        request = _request(command, env, workdir, user, interactive, terminal)
+        request = _request(
+            command, variables(env or (), env_file or ()), workdir, user, interactive, terminal
+        )
         if not request.words:
             raise InputError(
                 "no command was given", hint=f"cerne exec {name} -- COMMAND, or cerne shell"
@@ -202,14 +209,14 @@ def _tell_that_it_runs_on(machine: Machine) -> None:
 
 def _request(
     command: list[str] | None,
-    env: list[str] | None,
+    env: dict[str, str],
     workdir: str | None,
     user: str | None,
     interactive: bool,
     terminal: bool,
 ) -> Request:
     words = command_words(command)
-    return Request(words, parse_pairs(env or (), "--env"), workdir, user, interactive, terminal)
+    return Request(words, env, workdir, user, interactive, terminal)
 
 
 def _place(text: str) -> tuple[str | None, str]:

@@ -15,7 +15,7 @@ import typer
 
 from cerne.cli.failure import Failures
 from cerne.cli.options import JsonOption, NameArgument, NamesArgument
-from cerne.cli.output import age, print_fields, print_json, print_table, printable
+from cerne.cli.output import age, json_text, print_fields, print_json, print_table, printable
 from cerne.errors import CerneError, NotFoundError, StateError
 from cerne.units import format_size
 
@@ -345,9 +345,7 @@ def _event(event: Event) -> dict[str, object]:
 
 def _print_event(event: Event, json: bool) -> None:
     if json:
-        from json import dumps
-
-        print(dumps(_event(event), ensure_ascii=False))
+        print(json_text(_event(event)))
     else:
         words = f"{_moment(event.time)}  {event.name}  {event.kind}  {event.words}"
         print(printable(words).rstrip())

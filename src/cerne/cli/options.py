@@ -40,7 +40,20 @@ OtherTapOption = Annotated[
 ColdOption = Annotated[bool, typer.Option("--cold", help="Boot it, even if its image is warm.")]
 EnvOption = Annotated[
     list[str] | None,
-    typer.Option("--env", "-e", help="KEY=VALUE for the command; may be repeated."),
+    typer.Option(
+        "--env",
+        "-e",
+        help="KEY=VALUE for the command, or KEY with the value of this environment;"
+        " may be repeated.",
+    ),
+]
+EnvFileOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env-file",
+        metavar="PATH",
+        help="A file with a line KEY=VALUE for each variable; may be repeated.",
+    ),
 ]
 InteractiveOption = Annotated[
     bool, typer.Option("--interactive", "-i", help="Connect stdin to the command.")

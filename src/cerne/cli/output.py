@@ -20,9 +20,34 @@ if TYPE_CHECKING:
     from cerne.client import Machine, Progress
 
 
+_CONTROL = ("Cc", "Cf", "Cs")
+"""Categories of Unicode: control characters, formats such as bidirectional ones, surrogates."""
+
+
 def print_json(value: object) -> None:
     """Print a value of plain types as JSON."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    print(json_text(value, indent=2))
+
+
+def json_text(value: object, indent: int | None = None) -> str:
+    """A value as JSON; what could control a terminal is escaped, which means the same in JSON."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return "\n".join(_escaped(line) for line in text.split("\n"))
+
+
+def _escaped(line: str) -> str:
+    if line.isprintable():
+        return line
+    return "".join(
+        _as_json(character) if unicodedata.category(character) in _CONTROL else character
+        for character in line
+    )
+
+
+def _as_json(character: str) -> str:
+    """A character as JSON escapes it: its units of UTF-16 (RFC 8259, section 7)."""
+    units = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
 
 
 def print_table(
@@ -74,7 +99,7 @@ def printable(text: str) -> str:
         return text
     return "".join(
         character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs")
+        if unicodedata.category(character) in _CONTROL
         else character
         for character in text
     )

@@ -271,6 +271,9 @@ class _Feeder:
         try:
             for chunk in chunks:
                 self._process.write(chunk)
+                if self._process.has_ended:
+                    # The input may have no end.
+                    return
             self._process.close_stdin()
         except GuestError:
             return  # The thread that reads its output meets the same error, and reports it.
@@ -300,7 +303,10 @@ def _gather(process: GuestProcess, deadline: float | None) -> ExecResult:
     # One buffer per stream: a guest may send single bytes, and each object takes dozens.
     streams = {Stream.STDOUT: bytearray(), Stream.STDERR: bytearray()}
     while True:
-        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            # A command that writes for ever would always have more output.
+            raise GuestTimeoutError("the process in the guest still runs")
         output = process.read(left)
         if output is None:
             break

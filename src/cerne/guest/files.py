@@ -22,7 +22,7 @@ from cerne.errors import ConflictError, GuestError, InputError, NotFoundError, S
 from cerne.guest import wire
 from cerne.guest.session import Session, error_of
 from cerne.guest.wire import MAX_DEPTH, MAX_PAYLOAD, Entry, EntryKind, FrameType
-from cerne.units import MIB, TIB
+from cerne.units import MIB, TIB, format_size
 
 _NAME_MAX = 255
 _OPEN_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -33,6 +33,14 @@ _EARLIEST, _LATEST = -(2**31), 15_000_000_000
 _BLOCK = 512
 """Bytes of a block of `st_blocks` (stat(2))."""
 _MOST_UNTOLD = 16 * MIB
+"""The most bytes of a file that announces the size 0, as those do that the kernel makes."""
+_RESERVE = 64 * MIB
+_RESERVED_PART = 16
+"""A copy leaves the reserve free on this host's file system, or this part of a small one."""
+_LOOKED_AFTER = 4 * MIB
+"""Bytes after which a copy looks again at what is free."""
+_OF_AN_ENTRY = 4096
+"""Bytes that a file or a directory takes without its data, about."""
 _LARGEST_FILE = 16 * TIB
 """The largest file of ext4, with its holes, which a guest does not send."""
 
@@ -354,9 +362,11 @@ class _Receiver:
         self._file_name = ""
         self._temporary = ""
         self._left = 0
+        self._uncounted = 0
 
     def entry(self, entry: Entry) -> None:
         """Handle the next entry."""
+        self._count(_OF_AN_ENTRY)
         if self._file is not None:
             raise wire.nonsense("an entry in the middle of a file")
         if entry.kind is EntryKind.LEAVE:
@@ -374,6 +384,7 @@ class _Receiver:
     def data(self, data: bytes) -> None:
         """Write the next bytes of the current file."""
         file = self._take(len(data))
+        self._count(len(data))
         view = memoryview(data)
         while view:
             view = view[os.write(file, view) :]
@@ -418,6 +429,25 @@ class _Receiver:
             os.close(self._directories.pop())
         if self._root_temporary is not None:
             shutil.rmtree(self._root_temporary, ignore_errors=True, dir_fd=self._parent)
+
+    def _count(self, length: int) -> None:
+        """Count bytes for this host's disk, which a guest must not fill.
+
+        Raises:
+            StorageError: the reserve of its file system is reached.
+        """
+        self._uncounted += length
+        if self._uncounted < _LOOKED_AFTER:
+            return
+        self._uncounted = 0
+        there = os.fstatvfs(self._parent)
+        reserve = min(_RESERVE, there.f_blocks * there.f_frsize // _RESERVED_PART)
+        if there.f_bavail * there.f_frsize < reserve:
+            raise StorageError(
+                f"the copy of {self._name} was ended, because it fills this host's disk: less"
+                f" than {format_size(reserve)} are free",
+                hint="free some space, or copy less: df -h .",
+            )
 
     def _take(self, length: int) -> int:
         """The current file, if so many bytes more belong to it."""
@@ -471,7 +501,7 @@ class _Receiver:
         self._file = os.open(self._temporary, _OPEN_NEW, 0o600, dir_fd=self._place)
         if self._holes:
             # The size 0 may belong to a file that the kernel makes while it is read.
-            self._left = entry.size or _LARGEST_FILE
+            self._left = entry.size or _MOST_UNTOLD
         elif not self._left:
             self._finish_file(self._file)
 
@@ -484,6 +514,9 @@ class _Receiver:
         os.close(descriptor)
 
     def _symlink(self, name: str, entry: Entry) -> None:
+        if not self._directories:
+            # An agent follows the path that it is given; a link here would be followed next time.
+            raise wire.nonsense("a symbolic link in place of the copy")
         if not entry.target or b"\0" in entry.target:
             raise wire.nonsense("a symbolic link to nowhere")
         temporary = _temporary_name()

@@ -159,6 +159,12 @@ class GuestProcess:
             self._session.send(FrameType.STDIN, bytes(view[:size]))
             view = view[size:]
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the end of the process was received."""
+        with self._changed:
+            return self._end is not None
+
     def close_stdin(self) -> None:
         """Close its standard input."""
         with self._changed:
@@ -183,7 +189,8 @@ class GuestProcess:
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         while self.read(_left(deadline)) is not None:
-            pass
+            if _left(deadline) == 0:
+                raise _silent()
         with self._changed:
             if self._end is None:
                 raise wire.nonsense("the end of a process without its status")
@@ -198,7 +205,12 @@ class GuestProcess:
     def _wait_until(self, ready: Callable[[], bool], timeout: float | None) -> None:
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._changed:
+            looked = False
             while not ready():
+                # A guest may send frames for ever that are not what is waited for.
+                if looked and _left(deadline) == 0:
+                    raise _silent()
+                looked = True
                 if not self._receiving:
                     self._receive(deadline)
                 elif not self._changed.wait(_left(deadline)):

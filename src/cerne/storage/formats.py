@@ -199,7 +199,9 @@ def _vmdk(source: _Source) -> DiskFormat:
         if _VMDK_HEADER.unpack_from(footer)[:7] != _VMDK_HEADER.unpack_from(head)[:7]:
             raise _damaged(path, "its two headers differ, or its end is cut off")
     descriptor = source.at(offset * SECTOR, max(length * SECTOR, _VMDK_SMALLEST_DESCRIPTOR))
-    if b"parentFileNameHint" in descriptor:
+    # QEMU looks for the parent in the second sector, wherever the header has the descriptor.
+    in_second = source.at(SECTOR, _VMDK_SMALLEST_DESCRIPTOR)
+    if any(b"parentFileNameHint" in text for text in (descriptor, in_second)):
         raise _refers(path, "vmdk", "it has a parent disk")
     lines = [line.strip() for line in descriptor.split(b"\0")[0].splitlines()]
     extents = [line for line in lines if line.startswith((b"RW ", b"RDONLY ", b"NOACCESS "))]
