@@ -9,7 +9,13 @@ from pathlib import Path
 import pytest
 
 from cerne.host.cgroup import Surface
-from cerne.host.supply import Hugepages, hugepages, supplied_cpus, supplied_memory
+from cerne.host.supply import (
+    Hugepages,
+    hugepages,
+    supplied_cpus,
+    supplied_memory,
+    supply_findings,
+)
 from cerne.units import GIB, MIB
 
 
@@ -88,3 +94,14 @@ def test_memory_in_hugepages_is_not_for_machines(
     assert found == (Hugepages(0, 2 * MIB, 512, 500),)
     monkeypatch.setattr("cerne.host.supply.hugepages", lambda: found)
     assert supplied_memory(_surface(tmp_path / "host", "0::/\n", {})) == 7 * GIB
+
+
+def test_the_doctor_says_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr("cerne.host.supply.supplied_cpus", lambda: Decimal("4.000"))
+    monkeypatch.setattr("cerne.host.supply.supplied_memory", lambda: 8 * GIB)
+    assert [each.value for each in supply_findings()] == ["4 CPUs, 8G of memory"]
+    monkeypatch.setattr("cerne.host.supply.supplied_cpus", lambda: Decimal("1.500"))
+    assert [each.value for each in supply_findings()] == [
+        "1.5 CPUs, 8G of memory, within limits; this host has 4 CPUs, 8G"
+    ]

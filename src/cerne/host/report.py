@@ -15,6 +15,7 @@ from cerne.host.kernel import kernel_findings
 from cerne.host.own_ids import require_own_ids
 from cerne.host.probe import GuestSpeed, cached_guest_speed
 from cerne.host.programs import find_program, install_command
+from cerne.host.supply import supply_findings
 
 _QEMU = "qemu-system-x86_64"
 _QEMU_TIMEOUT = 20
@@ -74,6 +75,7 @@ def make_report(cache: Path, auto: str, capabilities: Mapping[str, Mapping[str, 
         *kvm_findings(speed),
         virtualization_finding(),
         *qemu_findings(),
+        *supply_findings(),
         *program_findings(),
         *own_ids_findings(),
         *kernel_findings(),

@@ -16,7 +16,8 @@ from decimal import ROUND_DOWN, Decimal
 from pathlib import Path
 
 from cerne.host.cgroup import HOST, Surface, memberships
-from cerne.units import KIB
+from cerne.host.finding import Finding
+from cerne.units import KIB, format_size
 
 _THOUSANDTH = Decimal("0.001")
 _NODES = Path("/sys/devices/system/node")
@@ -31,6 +32,16 @@ class Hugepages:
     """Bytes of one page."""
     total: int
     free: int
+
+
+def supply_findings() -> Iterator[Finding]:
+    """What there is for machines, as lines of the doctor's report."""
+    cpus, memory = supplied_cpus(), supplied_memory()
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    found = f"{cpus.normalize():f} CPUs, {format_size(memory)} of memory"
+    if cpus < (os.cpu_count() or 1) or memory < physical:
+        found += f", within limits; this host has {os.cpu_count()} CPUs, {format_size(physical)}"
+    yield Finding("for machines", found)
 
 
 def supplied_cpus(surface: Surface = HOST) -> Decimal:

@@ -267,8 +267,9 @@ def _reserve(resource: Resource, has: int) -> int:
 
 def _taken(home: Home) -> Iterator[int]:
     """Bytes that the disks of machines, and the layers under them, take already."""
-    for directory in (home.layers, *home.machines.iterdir()):
+    for directory in (home.layers, *os.scandir(home.machines)):
         # A machine may be removed meanwhile.
         with contextlib.suppress(FileNotFoundError):
-            for disk in directory.glob("*.qcow2"):
-                yield disk.stat(follow_symlinks=False).st_blocks * 512
+            for file in os.scandir(directory):
+                if file.name.endswith(".qcow2"):
+                    yield file.stat(follow_symlinks=False).st_blocks * 512
