@@ -87,6 +87,10 @@ class Guests:
         with qemu(self._made, self.kernel, command, *arguments, machine=machine) as (process, plan):
             return self._measured(plan.console_log, [process.pid, *helpers], plan.qmp_socket)
 
+    def wait_until_measured(self, log: Path) -> None:
+        """Wait until the guest begins what it measures."""
+        _wait_for(log, b"S")
+
     def _measured(self, log: Path, pids: Sequence[int], qmp: Path) -> Measured:
         _wait_for(log, b"S")
         begun = _cpu_beside_vcpus(pids, qmp)

@@ -15,6 +15,7 @@ from cerne.host.cgroup import require_weights
 from cerne.manager import Home, Machine, Manager, State
 from cerne.spec.asked import Adjustment
 from cerne.spec.machine import MachineSpec, machine_spec
+from cerne.spec.resources import Resources
 from cerne.units import MIB
 
 
@@ -127,13 +128,18 @@ def test_a_weight_that_cannot_be_given_is_refused_before_anything(
 def test_what_fails_midway_is_put_back(
     machine: Machine, asked: list[str], weights: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object) -> None:
-        raise HostError("no")
+    given: list[int | None] = []
+
+    def refuse(_: FakeInstance, resources: Resources) -> None:
+        given.append(resources.cpu.weight)
+        if given == [300]:
+            raise HostError("no")
 
     machine.start()
     monkeypatch.setattr(FakeInstance, "set_resources", refuse)
     with pytest.raises(HostError):
         machine.adjust(balloon=48 * MIB, cpu_weight=300)
+    assert given == [300, None]
     assert asked == [f"set_memory {48 * MIB}", f"set_memory {64 * MIB}"]
     assert machine.spec.balloon is None
 

@@ -91,6 +91,9 @@ def _apply(
         instance.set_resources(spec.resources)
         faults.step("resources given")
     except BaseException:
+        # Some of them may have been given.
+        with contextlib.suppress(CerneError):
+            instance.set_resources(former.resources)
         if balloon is not None:
             with contextlib.suppress(CerneError):
                 instance.set_memory(record.memory if former.balloon is None else former.balloon)
