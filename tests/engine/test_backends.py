@@ -39,6 +39,7 @@ from cerne.network.passt import has_way_out
 from cerne.network.ports import chosen
 from cerne.spec.ports import PublishedPort
 from cerne.units import MIB
+from cerne.vmm.backend import connected
 from cerne.vmm.config import BackendConfig, NicConfig
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -56,9 +57,8 @@ class Kept:
         if not self.connected:
             self.connected = True
             return socket.socket(fileno=os.dup(self.config.link))
-        link = socket.socket(socket.AF_UNIX)
-        link.connect(f"/proc/self/fd/{self.config.address}")
-        return link
+        assert self.config.address is not None
+        return connected(self.config.address)
 
     def processes(self) -> dict[int, str]:
         """The supervisors that this process has started, and all below them, by their commands."""
@@ -174,9 +174,8 @@ class Network:
         return Members(self.home)
 
     def connect(self) -> socket.socket:
-        link = socket.socket(socket.AF_UNIX)
-        link.connect(f"/proc/self/fd/{self.config.address}")
-        return link
+        assert self.config.address is not None
+        return connected(self.config.address)
 
     def passt(self) -> list[ProcessIdentity]:
         return self.members.alive("net0")

@@ -105,6 +105,7 @@ def test_a_process_has_no_more_than_it_needs(fleet: Fleet, root: None) -> None:
     fleet.start("d", saved)
     # Python keeps one more descriptor of whatever it has mapped.
     vcpu = ["anon_inode:kvm-vcpu:0"] * 2
+    users: dict[str, str] = {}
     devices = ["/dev/kvm", "anon_inode:kvm-vm", "anon_inode:[eventpoll]", *vcpu]
     for name in "abcd":
         plan, process = fleet.plan(name), fleet.process(name).pid
@@ -112,24 +113,29 @@ def test_a_process_has_no_more_than_it_needs(fleet: Fleet, root: None) -> None:
         logs = [log, log, str(plan.console_log), str(plan.logs / ENDING_FILE)]
         files = [path for path in fleet.files(name) if path != "anon_inode:[eventfd]"]
         memory = [str(saved / MEMORY_FILE)] if name == "d" else []
-        given = [str(fleet.kernel), str(plan.vsock_directory)]
+        # A child has its parent's user.
+        user = users[name] = _status_of(process)["Uid"].split()[0]
+        given = [str(fleet.kernel), str(plan.vsock_directory), f"/run/cerne/user-ids/{user}"]
         wanted = ["/dev/null", *logs, *given, *devices, *memory]
         assert sorted(files) == sorted(wanted), name
-        status = dict(
-            line.split(":\t", 1)
-            for line in Path(f"/proc/{process}/status").read_text().splitlines()
-            if ":\t" in line
-        )
-        assert status["Uid"].split() == status["Gid"].split() == ["65534"] * 4
+        status = _status_of(process)
+        assert status["Uid"].split() == status["Gid"].split() == [user] * 4
         assert (status["Groups"].strip(), status["NoNewPrivs"]) == ("", "1")
-        assert status["Umask"] == "0077"
-        assert int(status["CapPrm"], 16) == int(status["CapEff"], 16) == 0
+        assert (status["Umask"], status["Seccomp"]) == ("0077", "2")
+        assert {status[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")} == {"0" * 16}
         assert Path(f"/proc/{process}/cwd").readlink() == Path("/")
         limits = Path(f"/proc/{process}/limits").read_text()
         assert "Max core file size        0                    0 " in limits
         # A session of its own, and no terminal.
         fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         assert (int(fields[3]), int(fields[4])) == (process, 0)
+    assert len(set(users.values())) == 3
+    assert users["a"] == users["c"]
+
+
+def _status_of(process: int) -> dict[str, str]:
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
 
 
 @pytest.mark.parametrize(
@@ -301,22 +307,30 @@ def test_a_machine_that_cannot_be_forked_runs_on(fleet: Fleet) -> None:
 
 
 # A VMM that ends as if it were killed, at the step that the file beside it names, and that comes
-# no further than the one that another file names.
+# no further than the one that another file names. It opens nothing once its walls are up.
 _DYING_VMM = """
-import os, signal, sys
+import mmap, os, sys, time
 from pathlib import Path
 from cerne import faults
 from cerne.vmm.__main__ import main
 
+def mapped(name):
+    with Path(sys.argv[0]).with_name(name).open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+words = {name: mapped(name) for name in ("step", "last")}
+
 def die(step):
-    if Path(sys.argv[0]).with_name("step").read_text() == step:
+    said = {name: words[name][:].rstrip().decode() for name in words}
+    if said["step"] == step:
         os._exit(9)
-    if Path(sys.argv[0]).with_name("last").read_text() == step:
-        signal.pause()
+    while said["last"] == step:
+        time.sleep(60)
 
 faults.hook = die
 sys.exit(main())
 """
+_LONGEST_STEP = 32
 
 
 @pytest.fixture
@@ -324,18 +338,19 @@ def dying(fleet: Fleet, home: Path, monkeypatch: pytest.MonkeyPatch) -> Callable
     """From now on each new VMM, and its children, die at a step that is named later."""
     (home / "vmm.py").write_text(_DYING_VMM)
     for file in ("step", "last"):
-        (home / file).write_text("none")
-        (home / file).chmod(0o644)
-    home.chmod(0o755)
+        (home / file).write_text("none".ljust(_LONGEST_STEP))
     monkeypatch.setattr(native, "VMM", (sys.executable, "-I", str(home / "vmm.py")))
     monkeypatch.setattr(native, "running_fork_server", lambda: None)
     fleet.start("m")
     assert fleet.say("m", b"iii") == 3
 
-    def name(step: str) -> None:
-        (home / "step").write_text(step)
+    return lambda step: _write_over(home / "step", step)
 
-    return name
+
+def _write_over(path: Path, step: str) -> None:
+    """Name a step in a file that processes have mapped."""
+    with path.open("r+b") as file:
+        file.write(step.ljust(_LONGEST_STEP).encode())
 
 
 def _strays(fleet: Fleet, name: str) -> list[int]:
@@ -373,7 +388,7 @@ def test_children_are_found_by_their_own_names_from_the_first(
     home: Path,
     eventually: Callable[[Callable[[], bool]], None],
 ) -> None:
-    (home / "last").write_text("in the child")
+    _write_over(home / "last", "in the child")
     dying("child forked")
     assert _strays(fleet, "b") == []
     with ThreadPoolExecutor() as beside:

@@ -303,7 +303,7 @@ def qmp(data: bytes) -> None:
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(path)
         listener.listen()
-        server = QmpServer(loop, listener, commands)
+        server = QmpServer(loop, listener, commands, frozenset((os.geteuid(),)))
         client.connect(path)
         client.setblocking(False)
         half = len(data) // 2

@@ -131,3 +131,19 @@ def test_what_does_not_end_is_told_and_not_waited_for(
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+def test_a_forked_process_is_found_by_its_pid_and_a_time(tmp_path: Path) -> None:
+    members = Members(tmp_path)
+    file, path = members.expect(MACHINE)
+    register(file)
+    assert members.alive(MACHINE) == [ProcessIdentity.of(os.getpid())]
+    # One of this pid that started before this one, and has ended.
+    boot, forked = path.read_bytes().splitlines()
+    path.write_bytes(boot + b"\n" + b" ".join([*forked.split()[:2], b"1"]) + b"\n")
+    (member,) = members.all()
+    assert member.process is not None
+    assert not member.alive
+    # It was killed while it wrote.
+    path.write_bytes(boot + b"\nforked 12 3")
+    assert members.all()[0].process is None

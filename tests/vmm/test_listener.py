@@ -75,7 +75,7 @@ def _channel(loop: Loop, path: Path) -> Callable[[], None]:
 
 
 def _qmp(loop: Loop, path: Path) -> Callable[[], None]:
-    return QmpServer(loop, _listening(path), {}).close
+    return QmpServer(loop, _listening(path), {}, frozenset((os.geteuid(),))).close
 
 
 def _vsock(loop: Loop, path: Path) -> Callable[[], None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -24,7 +25,7 @@ from cerne.vmm.qmp import Command, Later, QmpServer, Request
 class _Served:
     """A server whose loop runs in a thread."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, user: int) -> None:
         self.path = path
         self.loop = Loop()
         listener = socket.socket(socket.AF_UNIX)
@@ -37,7 +38,7 @@ class _Served:
             "first-words": lambda request: {"words": os.read(request.descriptor(0), 100).decode()},
         }
         self.may_end = threading.Event()
-        self.server = QmpServer(self.loop, listener, commands)
+        self.server = QmpServer(self.loop, listener, commands, frozenset((user,)))
         self.thread = threading.Thread(target=self.loop.run)
         self.thread.start()
 
@@ -57,7 +58,7 @@ class _Served:
 
 @pytest.fixture
 def served(home: Path) -> Iterator[_Served]:
-    made = _Served(home / "qmp.sock")
+    made = _Served(home / "qmp.sock", os.geteuid())
     yield made
     made.close()
 
@@ -78,6 +79,14 @@ def _line(connection: socket.socket) -> dict[str, object]:
         text += piece
     answer: dict[str, object] = json.loads(text)
     return answer
+
+
+def test_another_user_is_not_greeted(home: Path) -> None:
+    served = _Served(home / "qmp.sock", os.geteuid() + 1)
+    with contextlib.closing(served), socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(served.path))
+        assert connection.recv(1) == b""
 
 
 def test_the_client_of_both_engines_works_on_it(served: _Served) -> None:

@@ -2,7 +2,8 @@
 
 Each process registers itself first: before it is started, a file for it is made in the machine's
 runtime directory, and the process writes its pid and start time to this file. A shell writes them
-for a program, and then executes the program; a forked VMM calls `cerne.vmm.registration.register`.
+for a program, and then executes the program; a forked VMM, which does not see its start time, calls
+`cerne.vmm.registration.register`.
 
 To withdraw a registration, a command removes the file and then reads it; a process that has
 registered checks that its file is still there before it goes on. So either the process is found and
@@ -23,6 +24,7 @@ from typing import NamedTuple
 
 from cerne.errors import HostError
 from cerne.host.process import ProcessIdentity, boot_id
+from cerne.vmm.registration import FORKED
 
 MACHINE = "machine"
 """The role of the machine's main process."""
@@ -201,8 +203,26 @@ def _read(path: Path, data: bytes) -> Member:
     role = path.name.partition(".")[0]
     boot, _, status = data.partition(b"\n")
     try:
-        process = ProcessIdentity.from_status(boot.decode(), status) if status else None
+        process = _registered(boot.decode(), status) if status else None
     except (ValueError, IndexError):
         # The process was killed while it wrote.
         process = None
     return Member(role, process, path)
+
+
+def _registered(boot: str, status: bytes) -> ProcessIdentity:
+    """The process that has written this.
+
+    Raises:
+        ValueError, IndexError: it was killed while it wrote.
+    """
+    if not status.startswith(FORKED):
+        return ProcessIdentity.from_status(boot, status)
+    _, pid, ticks = status.split()
+    if not status.endswith(b"\n"):
+        raise ValueError("the last number is not complete")
+    present = ProcessIdentity.of(int(pid)) if boot == boot_id() else None
+    if present is not None and present.start_time <= int(ticks):
+        return present
+    # It has ended.
+    return ProcessIdentity(int(pid), int(ticks), boot)

@@ -24,6 +24,8 @@ from cerne.vmm.commands import commands
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.descriptors import raise_limit
 from cerne.vmm.fork import Forked
+from cerne.vmm.jail import Walls
+from cerne.vmm.jail.calls import VMM_CALLS
 from cerne.vmm.machine import Machine
 from cerne.vmm.snapshot import read_state
 
@@ -57,15 +59,23 @@ def _live(config: VmmConfig, title: jail.Title) -> int:
     memory, state = _origin(config)
     machine = Machine(kvm, config, memory, state, title, commands)
     faults.step("assembled")
-    jail.enter()
+    walls = jail.enter(jail.Confinement(config.user, VMM_CALLS))
+    _report(walls)
     while True:
+        machine.walls = walls
         _heed_signals(machine)
         try:
             return 0 if machine.run().orderly else 1
         except Forked as forked:
+            # The child has its parent's walls.
             child = forked
         machine = Machine(kvm, child.config, memory, child.state, title, commands)
         faults.step("child assembled")
+
+
+def _report(walls: Walls) -> None:
+    for wall, reason in walls.missing.items():
+        print(f"this host lacks {wall}: {reason}", file=sys.stderr, flush=True)
 
 
 def _heed_signals(machine: Machine) -> None:

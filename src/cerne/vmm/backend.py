@@ -17,7 +17,8 @@ from typing import Protocol
 
 from cerne.devices.vhost_user.device import VhostUserDevice
 from cerne.devices.vhost_user.messages import BackendError
-from cerne.vmm.config import BackendConfig
+from cerne.vmm.config import BACKEND_SOCKET, BackendConfig
+from cerne.vmm.reach import connect
 
 FIRST_PATIENCE = 30.0
 """Seconds within which a backend has to start."""
@@ -106,14 +107,9 @@ class Backend:
 
 
 def connected(address: int) -> socket.socket:
-    """Connect to the socket of a descriptor (O_PATH), without a lookup of a path."""
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        link.settimeout(_LONGEST_DELAY)
-        link.connect(f"/proc/self/fd/{address}")
-    except OSError:
-        link.close()
-        raise
+    """Connect to the backend's socket in its directory (see `BackendConfig.address`)."""
+    link = connect(address, BACKEND_SOCKET)
+    link.settimeout(_LONGEST_DELAY)
     return link
 
 

@@ -42,6 +42,7 @@ def commands(machine: Machine) -> dict[str, Command]:
         "system_powerdown": _press_power_button,
         "system_reset": _reset,
         "quit": _quit,
+        "cerne-query-walls": _query_walls,
     }
     functions: dict[str, Callable[[Machine, Request], object]] = {
         "cerne-plug-disk": _plug_disk,
@@ -86,6 +87,11 @@ def _while_disks_rest(
     return After(
         partial(machine.peripherals.rest, _LONG_PATIENCE), partial(command, machine, request)
     )
+
+
+def _query_walls(machine: Machine) -> object:
+    """``cerne-query-walls``: the walls around the process, and those that the host lacks."""
+    return {"up": [*machine.walls.up], "missing": dict(machine.walls.missing)}
 
 
 def _plug_disk(machine: Machine, request: Request) -> object:

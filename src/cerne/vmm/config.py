@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LARGEST_DESCRIPTOR = 1 << 20
+_LARGEST_ID = (1 << 32) - 2
 _MAC = re.compile(r"[0-9a-f][02468ace](:[0-9a-f]{2}){5}", re.IGNORECASE)
 """An address of one card: the lowest bit of its first byte is zero."""
 _LONGEST_TEXT = 65536
 _MOST_CPUS = 1 << 12
 _MOST_BYTES = 1 << 52
+
+BACKEND_SOCKET = "link"
+"""The name of a backend's listening socket, in a directory that holds nothing else."""
 
 Descriptors = Callable[[int], int]
 """Maps a number in the configuration to a descriptor."""
@@ -59,7 +63,7 @@ class BackendConfig(NamedTuple):
     link: int
     """A Unix socket that is connected to the process."""
     address: int | None = None
-    """Its listening socket (O_PATH), to connect again after its restart."""
+    """The directory of its listening socket (O_PATH), to connect again after its restart."""
     leash: int | None = None
     """A socket to its supervisor: written at an orderly end, and closed at every end."""
 
@@ -104,7 +108,7 @@ class NicConfig(NamedTuple):
     slot: int | None = None
     """The slot, as of a disk."""
     address: int | None = None
-    """The listening socket, as of a backend, for a link that is a stream."""
+    """The directory of the listening socket, as of a backend, for a link that is a stream."""
     leash: int | None = None
     """The socket to its supervisor, as of a backend."""
 
@@ -161,6 +165,12 @@ class VmmConfig(NamedTuple):
     """A forked child's standard output and error, in place of its parent's."""
     registration: int | None = None
     """The file to which a forked child registers itself first (`cerne.vmm.registration`)."""
+    owner: int = 0
+    """The user whose commands its control socket takes, with those of root."""
+    user: int | None = None
+    """The user id that only this machine's processes have; a forked child has its parent's."""
+    lease: int | None = None
+    """The open file that keeps the user id from other machines (`cerne.host.user_ids`)."""
     emulated: bool = False
     """Whether this host's kernel emulates guests' kernel code (`cerne.host.probe`)."""
 
@@ -178,8 +188,8 @@ class VmmConfig(NamedTuple):
         """All descriptors in it."""
         numbers = {self.qmp, self.console, self.console_log, self.ending, *self.agents}
         numbers.update(file.descriptor for disk in self.disks for file in disk.files)
-        if self.engine_log is not None:
-            numbers.add(self.engine_log)
+        optional = (self.engine_log, self.lease)
+        numbers.update(each for each in optional if each is not None)
         for nic in self.nics:
             numbers |= nic.descriptors
         if self.vsock is not None:
@@ -190,8 +200,8 @@ class VmmConfig(NamedTuple):
         if self.saved is not None:
             numbers.update((self.saved.state, self.saved.memory))
         for backend in self.backends:
-            optional = (backend.address, backend.leash)
-            numbers.update((backend.link, *(each for each in optional if each is not None)))
+            own = (backend.link, backend.address, backend.leash)
+            numbers.update(each for each in own if each is not None)
         return numbers
 
     def to_json(self) -> PlainState:
@@ -243,6 +253,7 @@ class VmmConfig(NamedTuple):
                 descriptors(each) for each in saved.integers("agents", _LARGEST_DESCRIPTOR)
             ),
             ending=descriptor(saved, "ending"),
+            owner=saved.integer("owner", _LARGEST_ID),
             disks=disks_from_json(saved, descriptors),
             nics=tuple(nic_from_json(part, descriptors) for part in saved.sections("nics", None)),
             vsock=None if saved.is_none("vsock") else _vsock(saved.section("vsock"), descriptor),
@@ -261,6 +272,8 @@ class VmmConfig(NamedTuple):
             registration=(
                 None if saved.is_none("registration") else descriptor(saved, "registration")
             ),
+            user=saved.optional_integer("user", _LARGEST_ID),
+            lease=None if saved.is_none("lease") else descriptor(saved, "lease"),
             emulated=saved.flag("emulated"),
         )
 

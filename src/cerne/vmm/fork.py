@@ -13,7 +13,6 @@ import gc
 import json
 import os
 import select
-import signal
 import time
 from typing import IO, TYPE_CHECKING, NoReturn
 
@@ -97,7 +96,14 @@ def fork(machine: Machine, request: Request) -> object:
     children = request.arguments.sections("children", None)
     if not 1 <= len(children) <= _MOST_CHILDREN:
         raise DamagedError(f"one request forks 1 to {_MOST_CHILDREN} machines")
-    configs = [VmmConfig.from_saved(child, request.descriptor) for child in children]
+    lease = machine.config.lease
+    # The children have their parent's user id.
+    configs = [
+        VmmConfig.from_saved(child, request.descriptor)._replace(
+            user=machine.config.user, lease=lease
+        )
+        for child in children
+    ]
     disks = request.take_over(disks_from_json)
     reading, writing = os.pipe()
     began = time.monotonic_ns()
@@ -188,7 +194,8 @@ def _write(
 ) -> NoReturn:
     """In a child: write a machine to files, and end."""
     try:
-        _keep_only(machine, {state_file, memory_file, report})
+        lease = machine.config.lease
+        _keep_only(machine, {state_file, memory_file, report, *([] if lease is None else [lease])})
         faults.step("in the saver")
         digest = write_memory(memory_file, machine.memory)
         faults.step("memory written")
@@ -216,7 +223,7 @@ def _say(report: int, outcome: PlainState) -> None:
 
 
 def _pids(report: IO[bytes], count: int) -> list[int]:
-    """The children's pids, in their order; if one is missing, end all of them."""
+    """The children's pids, in their order; if one is missing, the caller has to end the others."""
     said = [SavedState("a child", json.loads(line)) for line in _all_of(report).splitlines()]
     pids = {
         child.integer("child", count - 1): child.integer("pid", 1 << 22)
@@ -225,8 +232,6 @@ def _pids(report: IO[bytes], count: int) -> list[int]:
     }
     if len(pids) == count:
         return [pids[index] for index in range(count)]
-    for pid in pids.values():
-        os.kill(pid, signal.SIGKILL)
     reasons = [child.text("error", 1024) for child in said if "error" in child]
     raise EngineError(f"{len(pids)} of {count} children were forked: {'; '.join(reasons)}")
 

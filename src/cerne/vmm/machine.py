@@ -29,7 +29,8 @@ from cerne.vmm.console_log import ConsoleLog
 from cerne.vmm.crash import Crash
 from cerne.vmm.emulation_assist import EmulationAssist, command_line, without_hypercalls
 from cerne.vmm.end import PANICKED, End
-from cerne.vmm.jail import Title
+from cerne.vmm.jail import Title, Walls
+from cerne.vmm.jail.walls import NOBODY
 from cerne.vmm.loop import Loop
 from cerne.vmm.peripherals import Peripherals
 from cerne.vmm.qmp import Command, QmpServer
@@ -38,6 +39,7 @@ from cerne.vmm.vcpu import VcpuThread
 
 # Seconds, long enough for a busy host, because a machine that fails here is lost.
 _RESET_PATIENCE = 60.0
+_ROOT = 0
 EMULATION_NOTICE = "this host's KVM emulates guests' kernel code: cerne.vmm.emulation_assist is on"
 
 
@@ -62,6 +64,7 @@ class Machine:
         self.config = config
         self.memory = memory
         self.title = title
+        self.walls = Walls((), {})
         self._loop = Loop()
         self._end: End | None = None
         self._reset_cause = ""
@@ -81,7 +84,9 @@ class Machine:
         self._console = Channel(self._loop, _socket(config.console), self.board.serial.feed)
         self.peripherals = Peripherals(self.board, self._loop, config, self.emit)
         self._threads = self._new_threads()
-        self._qmp = QmpServer(self._loop, _socket(config.qmp), commands(self))
+        self._qmp = QmpServer(
+            self._loop, _socket(config.qmp), commands(self), _clients(config.owner)
+        )
         if state is not None:
             self._restore(state)
             return
@@ -328,3 +333,10 @@ class Machine:
 
 def _socket(descriptor: int) -> socket.socket:
     return socket.socket(fileno=descriptor)
+
+
+def _clients(owner: int) -> frozenset[int]:
+    """The users whose connections the control socket takes."""
+    # In the user namespace of a machine without root, all other users have the last of these ids:
+    # there only the directory of the socket keeps them out.
+    return frozenset((_ROOT,)) if owner == _ROOT else frozenset((_ROOT, owner, NOBODY))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,9 @@ _VERSION: dict[str, object] = {
     "qemu": {"major": 0, "minor": 1, "micro": 0},
     "package": "cerne",
 }
+
+_CREDENTIALS = struct.Struct("=iII")
+"""struct ucred: the pid, the user and the group."""
 
 _DECODER = json.JSONDecoder()
 
@@ -104,9 +108,15 @@ class QmpServer:
     """Serves commands on a listening socket."""
 
     def __init__(
-        self, loop: Loop, listener: socket.socket, commands: Mapping[str, Command]
+        self,
+        loop: Loop,
+        listener: socket.socket,
+        commands: Mapping[str, Command],
+        users: frozenset[int],
     ) -> None:
+        """`users` are the ids of the users who may connect."""
         self._loop = loop
+        self._users = users
         self._commands = dict(commands)
         self._commands["query-commands"] = self._query_commands
         self._commands["query-version"] = lambda _: _VERSION
@@ -208,7 +218,7 @@ class QmpServer:
         self._clients.remove(client)
 
     def _accept(self, connection: socket.socket) -> None:
-        if len(self._clients) >= _MOST_CLIENTS:
+        if _user_of(connection) not in self._users or len(self._clients) >= _MOST_CLIENTS:
             connection.close()
             return
         client = _Client(self._loop, connection, self)
@@ -397,6 +407,13 @@ def _command_of(request: object) -> tuple[str, Mapping[str, object]]:
 
 def _identity(request: object) -> object:
     return request.get("id") if isinstance(request, dict) else None
+
+
+def _user_of(connection: socket.socket) -> int:
+    """The user who has connected (SO_PEERCRED, unix(7))."""
+    said = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    user: int = _CREDENTIALS.unpack(said)[1]
+    return user
 
 
 def _is_utf8(data: bytes) -> bool:

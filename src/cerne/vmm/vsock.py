@@ -19,6 +19,7 @@ from cerne.devices.virtio.vsock.device import VsockDevice
 from cerne.vmm.config import VsockConfig
 from cerne.vmm.listener import Listener
 from cerne.vmm.loop import Loop
+from cerne.vmm.reach import connect
 
 GUEST_CID = 3
 """The CID of every guest; only the guest itself uses it."""
@@ -42,18 +43,7 @@ class HostSockets:
 
     def connect(self, port: int) -> socket.socket:
         """Connect to the program that serves this port (see `HostSide.connect`)."""
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            # There is no connectat(2). Nothing else in this process uses the working directory, and
-            # a name of digits stays inside of it.
-            os.fchdir(self._directory)
-            link.connect(str(port))
-        except OSError:
-            link.close()
-            raise
-        finally:
-            os.chdir("/")
-        return link
+        return connect(self._directory, str(port))
 
     def opened(self, connection: Connection) -> None:
         """Tell a client that it is connected."""

@@ -29,12 +29,13 @@ from cerne.host.members import supervisor_of
 from cerne.host.own_ids import has_own_ids
 from cerne.host.programs import require_program
 from cerne.network.passt import passt_command
-from cerne.vmm.config import BackendConfig, NicConfig
+from cerne.vmm.config import BACKEND_SOCKET, BackendConfig, NicConfig
 
 _READ_FORMATS = frozenset({"raw", "qcow2"})
 """Formats of disks that the VMM reads itself."""
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
+_SEARCHED_BY_ALL = 0o711
 _START_TIMEOUT = 30.0
 
 
@@ -186,7 +187,8 @@ def _supervised(
     It listens itself; if it has a `report`, its supervisor listens.
     """
     path = _socket(machine, name)
-    # The machine's process runs as nobody when it connects again; the directory is private.
+    # The machine's process is another user when it connects again; the directory is in a private
+    # one, and it is searched from a descriptor.
     path.chmod(0o666)
     with opened.pair() as (leash, supervisors_end):
         own = [] if report is None else [listener.fileno(), report]
@@ -214,7 +216,7 @@ def _supervised(
         raise EngineError(f"connecting to {path} failed: {error.strerror}") from error
     return BackendConfig(
         link=opened.take(link.detach()),
-        address=opened.take(os.open(path, os.O_PATH | os.O_CLOEXEC)),
+        address=opened.take(os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)),
         leash=leash,
     )
 
@@ -224,7 +226,10 @@ def _network_name(nic: UserNic) -> str:
 
 
 def _socket(machine: LaunchPlan | InstanceRecord, name: str) -> Path:
-    return machine.runtime / f"{name}.sock"
+    directory = machine.runtime / name
+    directory.mkdir(exist_ok=True)
+    directory.chmod(_SEARCHED_BY_ALL)
+    return directory / BACKEND_SOCKET
 
 
 def _log(machine: LaunchPlan | InstanceRecord, name: str) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from cerne.engine.native.backends import (
     disk_backend,
     is_served_outside,
@@ -13,6 +15,7 @@ from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, Nic, TapNic
 from cerne.engine.record import InstanceRecord
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE
 from cerne.engine.vsock import GUEST_SOCKET
+from cerne.host import user_ids
 from cerne.host.members import MACHINE
 from cerne.network.tap import mtu_of
 from cerne.storage.overlay import chain
@@ -35,7 +38,7 @@ ENDING_FILE = "ending.json"
 
 
 def configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmConfig:
-    """The configuration of a new process, which boots."""
+    """The configuration of a process that boots; `confined` adds its user."""
     return VmmConfig(
         name=plan.name,
         identity=str(plan.runtime / CONFIG_FILE),
@@ -55,8 +58,17 @@ def configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmCon
         vsock=_vsock(plan, opened),
         nics=tuple(nic_configuration(plan, nic, opened) for nic in plan.nics),
         balloon=plan.balloon,
+        owner=os.geteuid(),
         emulated=emulated,
     )
+
+
+def confined(config: VmmConfig, opened: Opened) -> VmmConfig:
+    """A configuration with a user id of its own, where this host has them."""
+    lease = user_ids.take()
+    if lease is None:
+        return config
+    return config._replace(user=lease.user, lease=opened.take(lease.descriptor))
 
 
 def child_configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmConfig:

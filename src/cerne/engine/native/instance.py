@@ -86,9 +86,9 @@ class NativeInstance(QmpInstance):
 
     def fork(self, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan]) -> list[Instance]:
         """Fork it (see `Instance.fork`)."""
-        from cerne.engine.detached import answering, kill
+        from cerne.engine.detached import answering
         from cerne.engine.native.turns import turns
-        from cerne.host.process import ProcessIdentity
+        from cerne.host.members import Members
 
         require_own_memory(self.record.name, shares_memory=self.record.shares_memory)
         pids: list[int] = []
@@ -104,8 +104,8 @@ class NativeInstance(QmpInstance):
                 for pid, child in zip(pids, children, strict=True)
             ]
         except BaseException:
-            for pid in pids:
-                kill(ProcessIdentity.of(pid))
+            for child in children:
+                Members(child.runtime).end()
             raise
 
     def vsock(self) -> UnixVsock | None:

@@ -22,6 +22,7 @@ from cerne.engine.native.configuration import (
     ENDING_FILE,
     child_configuration,
     configuration,
+    confined,
     saved_configuration,
 )
 from cerne.engine.native.fork_server import START, ForkServer, running_fork_server
@@ -148,7 +149,7 @@ def _fingerprint(number: int) -> str:
 
 
 def _spawn(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> int:
-    config = configuration(plan, opened, emulated=emulated)
+    config = confined(configuration(plan, opened, emulated=emulated), opened)
     config = config._replace(saved=saved_configuration(plan, opened))
     path = plan.runtime / CONFIG_FILE
     config.write(path)
@@ -158,7 +159,7 @@ def _spawn(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> int:
 
 def _fork_off(server: ForkServer, plan: LaunchPlan, opened: Opened, *, emulated: bool) -> int:
     plan.engine_log.unlink(missing_ok=True)
-    config = child_configuration(plan, opened, emulated=emulated)
+    config = confined(child_configuration(plan, opened, emulated=emulated), opened)
     config = config._replace(saved=saved_configuration(plan, opened))
     return server.start(config, opened.descriptors)
 
