@@ -17,7 +17,7 @@ from tests.waiting import PATIENCE
 from cerne.devices.vhost_user.device import VhostUserBlock
 from cerne.devices.vhost_user.messages import BackendError
 from cerne.vmm.backend import Backend
-from cerne.vmm.config import BackendConfig
+from cerne.vmm.config import BACKEND_SOCKET, BackendConfig
 
 Eventually = Callable[[Callable[[], bool]], None]
 
@@ -40,23 +40,25 @@ class Place:
         return VhostBackend(connection=self.listener.accept()[0], **how)  # type: ignore[arg-type]
 
     def address(self) -> int:
-        return os.open(self.path, os.O_PATH)
+        return os.open(self.path.parent, os.O_PATH)
 
 
 @pytest.fixture
 def place(home: Path) -> Iterator[Place]:
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(home / "disk"))
+        listener.bind(str(home / BACKEND_SOCKET))
         listener.listen()
         listener.settimeout(PATIENCE)
-        yield Place(listener, home / "disk")
+        yield Place(listener, home / BACKEND_SOCKET)
 
 
 def _disk(place: Place, **rest: int) -> tuple[Backend, VhostBackend]:
     link = place.connect()
     server = place.serve()
     make = partial(VhostUserBlock, queues=1)
-    return Backend("the disk", BackendConfig(link, **rest), make), server
+    backend = Backend("the disk", BackendConfig(link, **rest), make)
+    backend.start()
+    return backend, server
 
 
 def test_a_backend_is_lost_and_found(

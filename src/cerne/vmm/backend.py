@@ -54,6 +54,9 @@ class Backend:
         self._ending = threading.Event()
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._thread = threading.Thread(target=self._keep, name=what, daemon=True)
+
+    def start(self) -> None:
+        """Watch the backend; the walls are up by then, and confine a thread that is made later."""
         self._thread.start()
 
     def finish(self) -> None:

@@ -186,6 +186,8 @@ class Peripherals:
         self._started = True
         for _, thread in self._disks:
             thread.start()
+        for backend in self._backends:
+            backend.start()
 
     def rest(self, patience: float, then: Rested) -> None:
         """Call a function while the disks rest: before a pause, a reset, or the read of a state.

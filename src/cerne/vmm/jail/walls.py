@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -97,8 +98,11 @@ def enter(confinement: Confinement) -> Walls:
     """Confine this process for ever; it must have only one thread.
 
     Raises:
-        HostError: a wall that each host has was refused.
+        HostError: a wall that each host has was refused, or there is another thread.
     """
+    # The kernel's own threads for KVM do not count.
+    if threading.active_count() != 1:
+        raise HostError("confining the process failed: it has more than one thread")
     os.umask(_OWNER_ALONE)
     root = os.geteuid() == 0
     up: list[Wall] = []
