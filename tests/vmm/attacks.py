@@ -22,7 +22,9 @@ from pathlib import Path
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 _MIB = 1 << 20
-_CLONE_NEWUSER = 0x1000_0000
+_UNSHARE = 272
+_CLONE_NEWNS, _CLONE_NEWUSER = 0x2_0000, 0x1000_0000
+_MS_REC, _MS_PRIVATE = 16384, 1 << 18
 _PTRACE_SEIZE = 0x4206
 _PROT_ALL, _MAP_PRIVATE_ANONYMOUS = 7, 0x22
 _THREADS = 40
@@ -88,7 +90,7 @@ def _exec(_: T) -> None:
 
 
 def _user_namespace(_: T) -> None:
-    _call(272, _CLONE_NEWUSER)
+    _call(_UNSHARE, _CLONE_NEWUSER)
 
 
 def _perf(_: T) -> None:
@@ -185,6 +187,9 @@ def _outcomes(targets: T, confine: Callable[[], object]) -> T:
 def main() -> None:
     """Run all attacks within all choices of walls."""
     targets: T = json.loads(sys.argv[1])
+    # What succeeds without walls leaves no mount behind.
+    _call(_UNSHARE, _CLONE_NEWNS)
+    _call(165, b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
     sys.path.append(targets["source"])
     from cerne.vmm.jail import Confinement, Wall, enter
     from cerne.vmm.jail.calls import VMM_CALLS
