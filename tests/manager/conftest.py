@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from cerne.client import Host
+from cerne.client.local import LocalHost
 from cerne.engine.base import Capabilities, Ending, GuestMemoryUse, Instance, RunState, ShareType
 from cerne.engine.plan import DiskPlan, LaunchPlan, Nic
 from cerne.engine.record import InstanceRecord
@@ -240,15 +242,24 @@ def asked(engine: FakeEngine) -> list[str]:
 
 
 @pytest.fixture
-def manager(home: Path, engine: FakeEngine, tmp_path: Path) -> Iterator[Manager]:
-    """A manager over the fake engine, with one image: an empty disk named ``blank``."""
-    made = Manager(Home.of_this_user(), lambda _requested: engine)
+def manager(home: Path, engine: FakeEngine, tmp_path: Path) -> Iterator[LocalHost]:
+    """A manager over the fake engine, with one image: an empty disk named ``blank``.
+
+    For tests that look at what is behind it: the store, the files of its home, locks, processes.
+    """
+    made = LocalHost(Home.of_this_user(), lambda _requested: engine)
     raw = tmp_path / "blank.raw"
     raw.write_bytes(bytes(1 << 20))
     made.images.import_(str(raw), "blank")
     yield made
     for runtime in made.home.machines_runtime.iterdir():
         Members(runtime).end()
+
+
+@pytest.fixture
+def host(manager: LocalHost) -> Host:
+    """The same by the interface of the client, for tests of what that promises."""
+    return manager
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from tests.manager.conftest import FakeEngine, FakeInstance
 
 from cerne import faults
+from cerne.client import Host
 from cerne.errors import EngineError, HostError, InputError
 from cerne.host.cgroup import require_weights
 from cerne.manager import Home, Machine, Manager, State
@@ -113,7 +114,7 @@ def test_a_process_that_does_not_answer_keeps_what_it_has(
 
 
 def test_a_weight_that_cannot_be_given_is_refused_before_anything(
-    manager: Manager, machine: Machine, asked: list[str], refused: None
+    host: Host, machine: Machine, asked: list[str], refused: None
 ) -> None:
     machine.start()
     with pytest.raises(HostError, match="CPU weight"):
@@ -121,8 +122,8 @@ def test_a_weight_that_cannot_be_given_is_refused_before_anything(
     assert asked == []
     assert machine.spec.resources.cpu.weight is None
     with pytest.raises(HostError, match="CPU weight"):
-        manager.create(_spec(name="other", cpu_weight=300))
-    assert [each.name for each in manager.machines()] == ["web"]
+        host.create(_spec(name="other", cpu_weight=300))
+    assert [each.name for each in host.machines()] == ["web"]
 
 
 def test_what_fails_midway_is_put_back(
@@ -173,12 +174,12 @@ def test_a_machine_that_asks_for_no_weight_has_no_group(
 
 
 def test_a_weight_that_fails_at_a_start_leaves_no_process(
-    manager: Manager, engine: FakeEngine, weights: None, monkeypatch: pytest.MonkeyPatch
+    host: Host, engine: FakeEngine, weights: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise HostError("no")
 
-    machine = manager.create(_spec(cpu_weight=300))
+    machine = host.create(_spec(cpu_weight=300))
     monkeypatch.setattr("cerne.host.cgroup.MachineGroup.weigh", refuse)
     with pytest.raises(HostError):
         machine.start()

@@ -11,6 +11,7 @@ import pytest
 from tests.manager.conftest import FakeEngine
 from tests.manager.test_faults import run_killed_at
 
+from cerne.client import Host
 from cerne.errors import (
     EngineError,
     GuestTimeoutError,
@@ -47,10 +48,10 @@ def _own_files(manager: Manager, machine: Machine) -> set[str]:
 
 
 def test_disks_of_a_new_machine_are_there_when_it_starts(
-    manager: Manager, engine: FakeEngine, raw: Path
+    host: Host, engine: FakeEngine, raw: Path
 ) -> None:
     spec = machine_spec(name="db", image="blank", memory="64M", data_disks=["2M", f"{raw}:ro"])
-    machine = manager.create(spec)
+    machine = host.create(spec)
     machine.start()
     root, own, shared = engine.plans[-1].disks
     assert (root.serial, root.slot, root.shared) == ("root", None, False)

@@ -10,6 +10,7 @@ import pytest
 from tests.manager.conftest import FakeEngine, FakeInstance
 from tests.processes import commands, parents
 
+from cerne.client import Host
 from cerne.engine.plan import LaunchPlan
 from cerne.errors import CapacityError, ConflictError, EngineError, HostError
 from cerne.host.process import ProcessIdentity
@@ -35,36 +36,36 @@ def ended_client() -> ProcessIdentity:
     [ConflictError("the port is in use"), HostError("there is no tap"), CapacityError("no memory")],
 )
 def test_what_the_host_refuses_to_start_is_undone_and_the_error_says_so(
-    manager: Manager, engine: FakeEngine, refusal: HostError
+    host: Host, engine: FakeEngine, refusal: HostError
 ) -> None:
     engine.refusal = refusal
     with pytest.raises(type(refusal)) as caught:
-        manager.run(_spec(), keep_failed=True)
+        host.run(_spec(), keep_failed=True)
     assert "web was removed" in caught.value.hint
-    assert manager.machines() == []
+    assert host.machines() == []
     engine.refusal = None
-    assert manager.run(_spec(), keep_failed=True).state is State.RUNNING
+    assert host.run(_spec(), keep_failed=True).state is State.RUNNING
 
 
 def test_a_port_that_is_taken_while_the_process_starts_is_a_refusal_too(
-    manager: Manager, engine: FakeEngine
+    host: Host, engine: FakeEngine
 ) -> None:
     engine.failure = ConflictError("the port is in use")
     with pytest.raises(ConflictError):
-        manager.run(_spec(), keep_failed=True)
-    assert manager.machines() == []
+        host.run(_spec(), keep_failed=True)
+    assert host.machines() == []
 
 
 def test_a_machine_that_failed_is_kept_and_the_error_says_how_to_look_and_remove(
-    manager: Manager, engine: FakeEngine
+    host: Host, engine: FakeEngine
 ) -> None:
     engine.failure = EngineError("it broke", hint="try again")
     with pytest.raises(EngineError) as caught:
-        manager.run(_spec(), keep_failed=True)
+        host.run(_spec(), keep_failed=True)
     assert caught.value.hint.startswith("try again\nweb is kept: ")
     assert "cerne logs web" in caught.value.hint
     assert "cerne rm web" in caught.value.hint
-    assert manager.get("web").state is State.FAILED
+    assert host.get("web").state is State.FAILED
 
 
 def test_no_hint_names_a_file_that_is_removed(
@@ -117,17 +118,17 @@ def test_what_another_command_works_on_is_left_to_it(
     assert manager.machines() == []
 
 
-def test_a_machine_stays_whose_client_lives(manager: Manager) -> None:
-    with manager.running(_spec()) as machine:
-        assert [found.id for found in manager.machines()] == [machine.id]
+def test_a_machine_stays_whose_client_lives(host: Host) -> None:
+    with host.running(_spec()) as machine:
+        assert [found.id for found in host.machines()] == [machine.id]
         assert machine.state is State.RUNNING
         assert len(_watchers()) == 1
-    assert manager.machines() == []
+    assert host.machines() == []
 
 
-def test_a_forked_child_that_leaves_the_block_leaves_the_machine(manager: Manager) -> None:
-    with manager.running(_spec()) as machine:
-        leaving = manager.running(_spec(name="inner"))
+def test_a_forked_child_that_leaves_the_block_leaves_the_machine(host: Host) -> None:
+    with host.running(_spec()) as machine:
+        leaving = host.running(_spec(name="inner"))
         inner = leaving.__enter__()
         child = os.fork()
         if child == 0:
@@ -136,20 +137,20 @@ def test_a_forked_child_that_leaves_the_block_leaves_the_machine(manager: Manage
         assert os.waitpid(child, 0)[1] == 0
         assert (machine.state, inner.state) == (State.RUNNING, State.RUNNING)
         leaving.__exit__(None, None, None)
-    assert manager.machines() == []
+    assert host.machines() == []
 
 
-def test_a_machine_that_another_command_removed_is_no_error_at_the_end(manager: Manager) -> None:
-    with manager.running(_spec()):
-        manager.get("web").remove(force=True)
-    assert manager.machines() == []
+def test_a_machine_that_another_command_removed_is_no_error_at_the_end(host: Host) -> None:
+    with host.running(_spec()):
+        host.get("web").remove(force=True)
+    assert host.machines() == []
 
 
-def test_an_interrupted_start_leaves_nothing(manager: Manager, engine: FakeEngine) -> None:
+def test_an_interrupted_start_leaves_nothing(host: Host, engine: FakeEngine) -> None:
     engine.failure = KeyboardInterrupt()
-    with pytest.raises(KeyboardInterrupt), manager.running(_spec()):
+    with pytest.raises(KeyboardInterrupt), host.running(_spec()):
         pass
-    assert manager.machines() == []
+    assert host.machines() == []
     assert _watchers() == []
 
 

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cerne.cli.app import app
+from cerne.client import Host
 from cerne.errors import ConflictError, DamagedError
 from cerne.manager import Machine, Manager
 from cerne.manager.lock import held
@@ -144,9 +145,9 @@ def files_of_ours(manager: Manager, machine: Machine) -> Iterator[list[Path]]:
 
 
 def test_no_guest_is_given_a_file_of_ours(
-    manager: Manager, files_of_ours: list[Path], tmp_path: Path
+    host: Host, files_of_ours: list[Path], tmp_path: Path
 ) -> None:
-    other = manager.create(machine_spec(name="other", image="blank", memory="64M"))
+    other = host.create(machine_spec(name="other", image="blank", memory="64M"))
     for file in files_of_ours:
         (tmp_path / "link").unlink(missing_ok=True)
         (tmp_path / "link").symlink_to(file)
@@ -154,7 +155,7 @@ def test_no_guest_is_given_a_file_of_ours(
             with pytest.raises(ConflictError, match="that Cerne uses itself"):
                 other.attach_disk(f"{path}:format=raw")
             with pytest.raises(ConflictError, match="that Cerne uses itself"):
-                manager.create(
+                host.create(
                     machine_spec(
                         name="new",
                         image="blank",
@@ -162,7 +163,7 @@ def test_no_guest_is_given_a_file_of_ours(
                         data_disks=(f"{path}:format=raw",),
                     )
                 )
-    assert [each.name for each in manager.machines()] == ["web", "other"]
+    assert [each.name for each in host.machines()] == ["web", "other"]
 
 
 def test_a_disk_that_was_detached_is_attached_again(manager: Manager, machine: Machine) -> None:

@@ -11,6 +11,7 @@ import pytest
 from tests.manager.conftest import FakeEngine
 from tests.waiting import PATIENCE
 
+from cerne.client import Host
 from cerne.errors import CerneError, ConflictError, InputError, NotFoundError
 from cerne.images import Image, Progress
 from cerne.manager import Home, Machine, Manager, State
@@ -22,26 +23,26 @@ def _spec(name: str) -> MachineSpec:
     return machine_spec(name=name, image="blank", memory="64M")
 
 
-def test_the_image_of_a_snapshot_is_kept(manager: Manager, machine: Machine) -> None:
+def test_the_image_of_a_snapshot_is_kept(host: Host, machine: Machine) -> None:
     machine.start()
     snapshot = machine.snapshot("before")
     machine.remove(force=True)
     with pytest.raises(ConflictError, match="the snapshot before") as refused:
-        manager.remove_image("blank")
+        host.remove_image("blank")
     assert "cerne snapshot rm before" in refused.value.hint
     assert snapshot.restore_as("again").state is State.RUNNING
-    manager.get("again").remove(force=True)
+    host.get("again").remove(force=True)
     snapshot.remove()
-    manager.remove_image("blank")
+    host.remove_image("blank")
 
 
 def test_the_image_of_a_suspended_machine_is_kept(
-    manager: Manager, machine: Machine, asked: list[str]
+    host: Host, machine: Machine, asked: list[str]
 ) -> None:
     machine.start()
     machine.suspend()
     with pytest.raises(ConflictError, match="the machine web"):
-        manager.remove_image("blank")
+        host.remove_image("blank")
     machine.wake()
 
 

@@ -15,6 +15,7 @@ from tests.manager.conftest import FakeEngine
 from tests.waiting import PATIENCE
 
 from cerne.cli.listing import ls
+from cerne.client import Host
 from cerne.engine.base import Ending
 from cerne.errors import (
     BusyError,
@@ -54,16 +55,16 @@ def _pid(machine: Machine) -> int:
 
 
 def test_any_free_port_is_chosen_at_each_start_and_kept_meanwhile(
-    manager: Manager, engine: FakeEngine
+    host: Host, engine: FakeEngine
 ) -> None:
-    machine = manager.create(_spec(ports=["0:80", "18082:81"]))
+    machine = host.create(_spec(ports=["0:80", "18082:81"]))
     assert [port.host_port for port in machine.ports] == [0, 18082]
     machine.start()
     (plan,) = engine.plans
     chosen, named = plan.forwards
     assert (chosen.guest_port, named.host_port) == (80, 18082)
     assert chosen.host_port != 0
-    assert manager.get("web").ports == (chosen, named)
+    assert host.get("web").ports == (chosen, named)
     machine.kill()
     assert [port.host_port for port in machine.ports] == [0, 18082]
 
@@ -86,11 +87,11 @@ def test_from_definition_to_removal(manager: Manager, machine: Machine, engine: 
     assert list(manager.home.locks.iterdir()) == []
 
 
-def test_it_is_found_by_name_and_by_id(manager: Manager, machine: Machine) -> None:
-    assert manager.get("web").id == machine.id
-    assert manager.get(machine.id).name == "web"
+def test_it_is_found_by_name_and_by_id(host: Host, machine: Machine) -> None:
+    assert host.get("web").id == machine.id
+    assert host.get(machine.id).name == "web"
     with pytest.raises(NotFoundError, match="no machine named other"):
-        manager.get("other")
+        host.get("other")
 
 
 def test_starting_twice_is_refused(machine: Machine, engine: FakeEngine) -> None:
@@ -116,14 +117,14 @@ def test_operations_on_a_machine_that_does_not_run(machine: Machine) -> None:
     assert _state(machine) is State.DEFINED
 
 
-def test_renaming(manager: Manager, machine: Machine) -> None:
-    manager.create(_spec(name="other"))
+def test_renaming(host: Host, machine: Machine) -> None:
+    host.create(_spec(name="other"))
     with pytest.raises(ConflictError):
         machine.rename("other")
     with pytest.raises(InputError):
         machine.rename("a/b")
     machine.rename("renamed")
-    assert manager.get("renamed").spec.name == "renamed"
+    assert host.get("renamed").spec.name == "renamed"
     machine.start()
     with pytest.raises(StateError):
         machine.rename("again")
@@ -166,7 +167,7 @@ def test_a_start_that_fails_leaves_no_process(
 
 
 def test_a_start_whose_command_was_killed_is_put_right(
-    manager: Manager, machine: Machine, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+    host: Host, machine: Machine, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(*_: object, **__: object) -> None:
         raise SystemExit
@@ -179,7 +180,7 @@ def test_a_start_whose_command_was_killed_is_put_right(
         with pytest.raises(SystemExit):
             machine.start()
     assert engine.running() == 1
-    found = manager.get("web")
+    found = host.get("web")
     assert found.state is State.FAILED
     assert found.record.reason == "the command that started it was interrupted"
     assert engine.running() == 0
@@ -312,16 +313,14 @@ def test_an_image_in_use_is_kept(manager: Manager, machine: Machine) -> None:
         manager.images.get("blank")
 
 
-def test_run_leaves_nothing_of_a_machine_that_did_not_start(
-    manager: Manager, engine: FakeEngine
-) -> None:
+def test_run_leaves_nothing_of_a_machine_that_did_not_start(host: Host, engine: FakeEngine) -> None:
     engine.failure = EngineError("it broke")
     with pytest.raises(EngineError):
-        manager.run(_spec())
-    assert manager.machines() == []
+        host.run(_spec())
+    assert host.machines() == []
     with pytest.raises(EngineError):
-        manager.run(_spec(), keep_failed=True)
-    assert [machine.state for machine in manager.machines()] == [State.FAILED]
+        host.run(_spec(), keep_failed=True)
+    assert [machine.state for machine in host.machines()] == [State.FAILED]
 
 
 def test_what_a_failed_machine_said_is_kept(manager: Manager, machine: Machine) -> None:
@@ -353,8 +352,8 @@ def test_a_machine_without_sockets_says_what_it_lacks(machine: Machine) -> None:
         assert "modprobe vhost_vsock" in caught.value.hint
 
 
-def test_free_names_are_free(manager: Manager, machine: Machine) -> None:
-    assert manager.free_name() != machine.name
+def test_free_names_are_free(host: Host, machine: Machine) -> None:
+    assert host.free_name() != machine.name
 
 
 def test_a_wait_beside_an_operation_does_not_spin(

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from tests.manager.conftest import FakeEngine
 
+from cerne.client import Host
 from cerne.errors import (
     CerneError,
     EngineError,
@@ -177,21 +178,19 @@ def test_what_is_done_is_done_where_its_end_cannot_be_written(
         pass
 
 
-def test_long_work_of_a_manager_is_recorded(
-    manager: Manager, machine: Machine, tmp_path: Path
-) -> None:
+def test_long_work_of_a_manager_is_recorded(host: Host, machine: Machine, tmp_path: Path) -> None:
     raw = tmp_path / "other.raw"
     raw.write_bytes(bytes(1 << 20))
-    manager.import_image(str(raw), "other")
-    manager.run(machine_spec(name="runs", image="other", memory="64M"))
+    host.import_image(str(raw), "other")
+    host.run(machine_spec(name="runs", image="other", memory="64M"))
     snapshot = machine.snapshot("kept")
     snapshot.export(tmp_path / "kept.cerne")
-    manager.import_snapshot(tmp_path / "kept.cerne", "taken")
+    host.import_snapshot(tmp_path / "kept.cerne", "taken")
     snapshot.restore_as("again")
     snapshot.restore()
-    pool = manager.create_pool("ready", machine_spec(name="x", image="blank", memory="64M"), 1)
+    pool = host.create_pool("ready", machine_spec(name="x", image="blank", memory="64M"), 1)
     pool.fill()
-    rows = manager.operations()
+    rows = host.operations()
     assert [(row.kind, row.subject_kind, row.subject) for row in rows[:-1]] == [
         ("image import", "image", "other"),
         ("run", "machine", "runs"),
@@ -205,7 +204,7 @@ def test_long_work_of_a_manager_is_recorded(
     assert {row.state for row in rows} == {OperationState.SUCCEEDED}
     assert rows[1].result == {"machine": "runs"}
     assert rows[7].result == {"made": "1"}
-    assert manager.operation(rows[2].id).result == {"snapshot": "kept"}
+    assert host.operation(rows[2].id).result == {"snapshot": "kept"}
 
 
 def test_a_run_that_is_cancelled_while_its_guest_boots_leaves_no_machine(
@@ -297,14 +296,14 @@ def test_an_operation_waits_for_no_disk_and_every_other_change_does(store: Store
         assert level() == full
 
 
-def test_an_event_names_the_operation_of_which_it_is(manager: Manager, machine: Machine) -> None:
-    manager.run(machine_spec(name="runs", image="blank", memory="64M"))
+def test_an_event_names_the_operation_of_which_it_is(host: Host, machine: Machine) -> None:
+    host.run(machine_spec(name="runs", image="blank", memory="64M"))
     kept = machine.snapshot("kept")
     kept.restore_as("again")
     machine.remove()
-    run, _, restore = manager.operations()
+    run, _, restore = host.operations()
     told: dict[str, set[str | None]] = {}
-    for event in manager.events():
+    for event in host.events():
         told.setdefault(event.name, set()).add(event.operation)
     assert told["runs"] == {run.id}
     assert told["again"] == {restore.id}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cerne.client import Host
 from cerne.errors import CerneError, ChecksumError, DamagedError, ImageError, InputError
 from cerne.images.parts import Parts
 from cerne.manager import Machine, Manager
@@ -119,15 +120,15 @@ def test_what_lies_about_disks_and_images_is_refused(
     assert list(manager.home.snapshots.iterdir()) == []
 
 
-def test_what_is_not_changed_is_taken(archive: Path, manager: Manager) -> None:
+def test_what_is_not_changed_is_taken(archive: Path, host: Host) -> None:
     taken = _forged(archive, lambda _index, _contents: None)
-    assert manager.import_snapshot(taken, "forged").restore_as("copy").name == "copy"
+    assert host.import_snapshot(taken, "forged").restore_as("copy").name == "copy"
 
 
-def test_a_larger_disk_than_the_images_is_taken(manager: Manager, tmp_path: Path) -> None:
-    large = manager.create(machine_spec(name="large", image="blank", memory="64M", disk="3M"))
+def test_a_larger_disk_than_the_images_is_taken(host: Host, tmp_path: Path) -> None:
+    large = host.create(machine_spec(name="large", image="blank", memory="64M", disk="3M"))
     large.snapshot("large").export(tmp_path / "large.cerne")
-    assert manager.import_snapshot(tmp_path / "large.cerne", "again").layer is not None
+    assert host.import_snapshot(tmp_path / "large.cerne", "again").layer is not None
 
 
 def test_a_wrong_digest_takes_no_image_away(

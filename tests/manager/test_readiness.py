@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cerne.client import Host
 from cerne.errors import CerneError, EngineError, GuestError, GuestTimeoutError, InputError
 from cerne.images.parts import Parts
 from cerne.manager import Machine, Manager
@@ -32,7 +33,7 @@ def test_the_last_lines_of_a_log_stand_for_its_path(tmp_path: Path) -> None:
 
 
 def test_a_machine_that_is_removed_leaves_what_its_console_said(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
+    host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(machine: Machine, *_: object, **_options: object) -> None:
         machine.console_log.write_text("no root disk\n")
@@ -41,12 +42,12 @@ def test_a_machine_that_is_removed_leaves_what_its_console_said(
     monkeypatch.setattr(Machine, "start", start)
     spec = machine_spec(name="web", image="blank", memory="64M")
     with pytest.raises(EngineError) as failed:
-        manager.run(spec)
+        host.run(spec)
     assert failed.value.hint == ("the last lines of console.log:\nno root disk\nweb was removed")
-    assert manager.machines() == []
+    assert host.machines() == []
     with pytest.raises(EngineError) as failed:
-        manager.run(spec, keep_failed=True)
-    log = manager.get("web").console_log
+        host.run(spec, keep_failed=True)
+    log = host.get("web").console_log
     assert failed.value.hint.splitlines()[0] == f"its console log is {log}"
 
 
@@ -69,7 +70,7 @@ def test_memory_in_which_an_image_does_not_boot_is_refused(
     manager.create(machine_spec(name="old", image="blank", memory="32M"))
 
 
-def test_an_image_without_agent_is_refused_before_a_machine_is_made(manager: Manager) -> None:
+def test_an_image_without_agent_is_refused_before_a_machine_is_made(host: Host) -> None:
     with pytest.raises(GuestError, match="no agent") as refused:
-        manager.require_agent("blank")
+        host.require_agent("blank")
     assert "cerne run -d" in refused.value.hint

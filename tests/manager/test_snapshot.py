@@ -8,6 +8,7 @@ import pytest
 from tests.manager.conftest import FakeEngine
 
 from cerne import faults
+from cerne.client import Host
 from cerne.engine.plan import LaunchPlan
 from cerne.errors import (
     CapacityError,
@@ -303,11 +304,9 @@ def test_ports_of_a_child_are_checked_and_kept_as_ports(
         machine.fork(ports=["[::1]:8080:80"])
 
 
-def test_a_child_has_another_tap_or_the_same_user_network(
-    manager: Manager, engine: FakeEngine
-) -> None:
+def test_a_child_has_another_tap_or_the_same_user_network(host: Host, engine: FakeEngine) -> None:
     spec = machine_spec(name="t", image="blank", memory="64M", network="tap:tap0")
-    machine = manager.create(spec)
+    machine = host.create(spec)
     machine.start()
     assert engine.plans[-1].taps[0].interface == "tap0"
     with pytest.raises(InputError, match="share the published ports or the tap"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cerne.client import Host
 from cerne.errors import InputError, NotFoundError
 from cerne.manager import Manager
 from cerne.spec.machine import machine_spec
@@ -41,7 +42,7 @@ def test_a_home_of_nobody_is_told(manager: Manager) -> None:
 
 
 def test_paths_are_made_whole_where_the_person_stands(
-    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "shared").mkdir()
     create_empty(tmp_path / "data", MIB)
@@ -50,7 +51,7 @@ def test_paths_are_made_whole_where_the_person_stands(
     asked = machine_spec(
         name="a", image="blank", memory="64M", mounts=["~/shared:/x"], data_disks=["data", "1M"]
     )
-    spec = manager.create(asked).spec
+    spec = host.create(asked).spec
     assert spec.mounts[0].source == tmp_path / "shared"
     assert [(disk.path, disk.read_as) for disk in spec.data_disks] == [
         (tmp_path / "data", "qcow2"),
@@ -67,20 +68,20 @@ def test_the_same_file_by_two_names_is_no_two_disks(
     assert "given twice" in error.message
 
 
-def test_a_file_that_is_not_there_is_no_disk(manager: Manager, tmp_path: Path) -> None:
+def test_a_file_that_is_not_there_is_no_disk(host: Host, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError):
-        manager.create(
+        host.create(
             machine_spec(name="a", image="blank", memory="64M", data_disks=[f"{tmp_path}/none"])
         )
 
 
 def test_a_pool_keeps_whole_paths(
-    manager: Manager, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "shared").mkdir()
     monkeypatch.chdir(tmp_path)
     spec = machine_spec(name="p", image="blank", memory="64M", mounts=["shared:/x"])
-    assert manager.create_pool("p", spec, 0).spec.mounts[0].source == tmp_path / "shared"
+    assert host.create_pool("p", spec, 0).spec.mounts[0].source == tmp_path / "shared"
 
 
 def test_a_disk_that_the_user_may_not_write_to_is_refused(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cerne.client import Host
 from cerne.manager import Machine, Manager
 from cerne.manager.snapshots.manifest import read_manifest
 from cerne.spec.disk import Disk
@@ -29,10 +30,10 @@ def test_a_manifest(name: str) -> None:
     assert read_manifest(manifest.model_dump_json(), "a snapshot") == manifest
 
 
-def test_an_archive(manager: Manager, tmp_path: Path) -> None:
+def test_an_archive(host: Host, tmp_path: Path) -> None:
     source = tmp_path / "snapshot.cerne"
     source.write_bytes(gzip.decompress((_OLD / "snapshot.cerne.gz").read_bytes()))
-    snapshot = manager.import_snapshot(source)
+    snapshot = host.import_snapshot(source)
     assert snapshot.name == "old"
     machine = snapshot.restore_as("again", ["18081:80"])
     assert machine.spec == machine_spec(
