@@ -25,6 +25,8 @@ class _Fleet:
 
     def __init__(self, place: Path, size: int) -> None:
         self._environment = os.environ | {"CERNE_HOME": str(place), "CERNE_TEMPLATES": "never"}
+        # A user's commands keep their bytecode.
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
         self._numbers = count()
         os.environ["CERNE_HOME"] = str(place)
         self._manager = Manager(Home.of_this_user())
