@@ -14,30 +14,35 @@ if TYPE_CHECKING:
     from cerne.spec.ports import PublishedPort
 
 
-class Adjustment(TypedDict, total=False):
+class ResourceFields(TypedDict, total=False):
+    """Guarantees, limits and weights; ``none`` removes one of a machine that has it."""
+
+    cpu_weight: int | str | None
+    """Its share of CPU time among all machines, 1 to 10000; 100 is the default."""
+    memory_guarantee: int | str | None
+    """Memory that is promised to it, in bytes or as ``256M``; all of it if not given."""
+    disk_iops: int | str | None
+    """Requests a second to all its disks at most."""
+    disk_rate: int | str | None
+    """Bytes a second from and to all its disks at most, also as ``20M``."""
+    network_rate: str | None
+    """Bytes a second that it receives and sends at most, as ``10M`` or ``10M/2M``."""
+
+
+class Adjustment(ResourceFields, total=False):
     """The options that can be changed while a machine runs."""
 
     balloon: int | str
     """Memory that its guest may use now, in bytes or as ``256M``."""
-    cpu_weight: int | str | None
-    """Its share of CPU time among all machines, 1 to 10000; 100 is the default.
-
-    ``none`` removes this value, as each that follows."""
-    memory_guarantee: int | str | None
-    """Memory that is promised to it, in bytes or as ``256M``; all of it if not given."""
 
 
-class MachineFields(TypedDict, total=False):
+class MachineFields(ResourceFields, total=False):
     """The options of a new machine."""
 
     cpus: int
     """Virtual CPUs."""
     memory: int | str
     """Guest memory, in bytes or as ``512M``."""
-    cpu_weight: int | None
-    """Its share of CPU time among all machines, 1 to 10000; 100 is the default."""
-    memory_guarantee: int | str | None
-    """Memory that is promised to it, in bytes or as ``256M``; all of it if not given."""
     disk: int | str | None
     """Size of the root disk, in bytes or as ``20G``; the image's size if not given."""
     data_disks: Sequence[Disk | str]

@@ -17,13 +17,10 @@ from cerne.errors import InputError
 from cerne.spec.disk import Disk, free_serial
 from cerne.spec.flag import Flag
 from cerne.spec.limits import (
-    DEFAULT_WEIGHT,
     LARGEST_MEMORY,
-    LEAST_WEIGHT,
     LONGEST_LABEL,
     MOST_CPUS,
     MOST_LABELS,
-    MOST_WEIGHT,
     ROOT_SERIAL,
     SLOTS,
     SMALLEST_MEMORY,
@@ -35,7 +32,13 @@ from cerne.spec.nic import Nic
 from cerne.spec.pairs import parse_pairs
 from cerne.spec.part import Bytes, Part, require_size, require_unique, require_whole_mib
 from cerne.spec.ports import PublishedPort
-from cerne.spec.resources import RESOURCE_WORDS, Resources, asked_resources, format_cpus
+from cerne.spec.resources import (
+    RESOURCE_FLAGS,
+    RESOURCE_WORDS,
+    Resources,
+    asked_resources,
+    format_cpus,
+)
 from cerne.units import MIB, format_size
 
 _MEMORY = "memory"
@@ -91,20 +94,7 @@ class MachineSpec(Part):
     """Bytes of its memory that its guest may use now; None for all."""
     resources: Annotated[
         Resources,
-        Flag(
-            f"Its share of CPU time among all machines: {LEAST_WEIGHT} to {MOST_WEIGHT};"
-            f" {DEFAULT_WEIGHT} is the default.",
-            "number",
-            word="cpu_weight",
-            uses=("make", "set"),
-        ),
-        Flag(
-            "The part of its memory that this host promises to it, such as 256M.",
-            "size",
-            word="memory_guarantee",
-            default="all of it",
-            uses=("make", "set"),
-        ),
+        *RESOURCE_FLAGS,
     ] = Resources()
     """Guarantees, limits and weights; the options set one value each."""
     disks: Annotated[

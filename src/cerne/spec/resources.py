@@ -18,6 +18,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from cerne.errors import InputError
+from cerne.spec.flag import Flag
 from cerne.spec.limits import (
     DEFAULT_WEIGHT,
     LARGEST_MEMORY,
@@ -33,10 +34,12 @@ from cerne.spec.part import Bytes, Part, require_size, require_whole_mib
 from cerne.units import format_size, parse_size
 
 _CPUS = re.compile(r"(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?)(?P<percent>%?)", re.ASCII)
+_DIGITS = re.compile("[0-9]{1,10}", re.ASCII)
 _LEAST_CPUS = Decimal("0.01")
 """The kernel's least quota is 1 ms of a period, which is 100 ms by default."""
 _THOUSANDTH = Decimal("0.001")
 _NONE = "none"
+_YES_OR_NO = {"yes": True, "no": False}
 _NETWORK = "network_rate"
 
 
@@ -71,7 +74,13 @@ def _cpus(value: object) -> object:
     return Decimal(format_cpus(cpus))
 
 
+def _number(value: object) -> object:
+    """A whole number, which may be a text, as options are that ``none`` may be given to."""
+    return int(value) if isinstance(value, str) and _DIGITS.fullmatch(value) else value
+
+
 def _weight(value: object) -> object:
+    value = _number(value)
     if isinstance(value, int) and not LEAST_WEIGHT <= value <= MOST_WEIGHT:
         raise InputError(
             f"{value} is not a weight",
@@ -114,6 +123,14 @@ class CpuResources(_Strict):
         return self
 
 
+def _yes_or_no(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    if value not in _YES_OR_NO:
+        raise InputError(f"{value!r} is neither yes nor no", hint="write yes or no")
+    return _YES_OR_NO[value]
+
+
 class MemoryResources(_Strict):
     """The host's memory that a machine's processes have."""
 
@@ -121,7 +138,7 @@ class MemoryResources(_Strict):
     """Bytes of the guest's memory that the host keeps for it; None for all of it."""
     limit: Bytes | None = None
     """Bytes that all its processes have at most, with what they need beside the guest's memory."""
-    swap: bool | None = None
+    swap: Annotated[bool, BeforeValidator(_yes_or_no)] | None = None
     """Whether the host may swap it out; None for the host's own setting."""
 
     @model_validator(mode="after")
@@ -141,7 +158,7 @@ def _require_rate(what: str, rate: int | None) -> None:
 class DiskResources(_Strict):
     """Reading and writing of all disks of a machine together."""
 
-    iops: Annotated[int, Field(ge=1, le=10**9)] | None = None
+    iops: Annotated[int, BeforeValidator(_number), Field(ge=1, le=10**9)] | None = None
     """Requests a second at most; None for no limit."""
     rate: Bytes | None = None
     """Bytes a second at most; None for no limit."""
@@ -190,7 +207,10 @@ class Resources(_Strict):
     memory: MemoryResources = MemoryResources()
     disk: DiskResources = DiskResources()
     network: Annotated[NetworkResources, BeforeValidator(_network)] = NetworkResources()
-    pids: Annotated[int, Field(ge=LEAST_PROCESSES, le=MOST_PROCESSES)] | None = None
+    pids: (
+        Annotated[int, BeforeValidator(_number), Field(ge=LEAST_PROCESSES, le=MOST_PROCESSES)]
+        | None
+    ) = None
     """Processes and threads of the host that it has at most; None for Cerne's own limit."""
 
     @property
@@ -199,12 +219,34 @@ class Resources(_Strict):
         return self == Resources()
 
 
+_WEIGHTS = f"{LEAST_WEIGHT} to {MOST_WEIGHT}; {DEFAULT_WEIGHT} is the default"
+
+
+def _flag(word: str, text: str, metavar: str, default: str = "") -> Flag:
+    return Flag(text, word=word, metavar=metavar, default=default, uses=("make", "set"))
+
+
+RESOURCE_FLAGS = (
+    _flag("cpu_weight", f"Its share of CPU time among all machines: {_WEIGHTS}.", "NUMBER"),
+    _flag(
+        "memory_guarantee",
+        "The part of its memory that this host promises to it, such as 256M.",
+        "SIZE",
+        "all of it",
+    ),
+    _flag("disk_iops", "Requests a second to all its disks at most.", "NUMBER"),
+    _flag("disk_rate", "Bytes a second of all its disks at most, such as 20M.", "SIZE"),
+    _flag("network_rate", "Bytes a second to and from its network at most.", "SIZE|RECEIVED/SENT"),
+)
+"""The options for values of `Resources`; `none` for an option of `cerne set` removes the value."""
+
 RESOURCE_WORDS = {
     "cpu_guarantee": "cpu.guarantee",
     "cpu_limit": "cpu.limit",
     "cpu_weight": "cpu.weight",
     "memory_guarantee": "memory.guarantee",
     "memory_limit": "memory.limit",
+    "memory_swap": "memory.swap",
     "disk_iops": "disk.iops",
     "disk_rate": "disk.rate",
     "disk_weight": "disk.weight",
@@ -259,5 +301,7 @@ def _shown(word: str, value: object) -> str:
         return "/".join(dict.fromkeys(rates))
     if isinstance(value, Decimal):
         return format_cpus(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     sizes = ("memory_guarantee", "memory_limit", "disk_rate")
     return format_size(value) if isinstance(value, int) and word in sizes else str(value)
