@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 
 import pytest
@@ -78,3 +79,11 @@ def test_a_mistake_in_the_code_is_no_traceback(
     with pytest.raises(SystemExit) as caught, own_failures_are_125():
         raise KeyError("no_such_key")
     assert caught.value.code == 125
+
+
+def test_what_the_system_refuses_says_where_to_look(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _status(PermissionError(errno.EACCES, "Permission denied", "/a file")) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "cerne: the system refused /a file: Permission denied",
+        "  see: ls -ld '/a file'",
+    ]

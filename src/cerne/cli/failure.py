@@ -11,6 +11,7 @@ import errno
 import logging
 import sys
 from collections.abc import Iterator
+from shlex import quote
 
 from cerne.cli.output import paint, printable
 from cerne.errors import CerneError, StorageError, exit_status
@@ -63,7 +64,7 @@ def refused_by_system(error: OSError) -> CerneError:
     message = f"the system refused {' and '.join(files) or 'an operation'}: {why}"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(message, hint="free some space: df -h")
-    return CerneError(message)
+    return CerneError(message, hint=f"see: ls -ld {' '.join(map(quote, files))}" if files else "")
 
 
 def mistake_of_ours(error: Exception) -> CerneError:

@@ -130,7 +130,8 @@ def exec_(
         )
         if not request.words:
             raise InputError(
-                "no command was given", hint=f"cerne exec {name} -- COMMAND, or cerne shell"
+                "no command was given",
+                hint=f"type: cerne exec {name} -- COMMAND; or open a shell: cerne shell {name}",
             )
         status = run_session(connect().get(name), request)
     raise typer.Exit(status)

@@ -17,8 +17,6 @@ def parse_pairs(words: Iterable[str], what: str) -> dict[str, str]:
     for word in words:
         key, equals, value = word.partition("=")
         if not key or not equals:
-            raise InputError(
-                f"{what} {word!r} is not KEY=VALUE", hint=f"write it as {what} COLOUR=blue"
-            )
+            raise InputError(f"{what} {word!r} is not KEY=VALUE", hint="write it as COLOUR=blue")
         found[key] = value
     return found

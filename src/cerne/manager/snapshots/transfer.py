@@ -8,6 +8,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from cerne import faults
@@ -78,7 +79,9 @@ def import_snapshot(
     try:
         file = source.open("rb")
     except OSError as error:
-        raise NotFoundError(f"reading {source} failed: {error.strerror}") from error
+        raise NotFoundError(
+            f"reading {source} failed: {error.strerror}", hint=f"see: ls -l {quote(str(source))}"
+        ) from error
     with file, storage_errors(f"importing {source}", manager.home.data):
         reader = archive.Reader(file, str(source))
         manifest = strange_manifest(reader.index.manifest, str(source))
