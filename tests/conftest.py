@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from tests import waiting
+from tests.cells import end_cells
 from tests.taps import Namespace
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -99,6 +100,7 @@ def short_path() -> Iterator[Path]:
     """A directory whose path is short enough for Unix sockets below it."""
     directory = Path(tempfile.mkdtemp(prefix="cerne-", dir="/tmp"))
     yield directory
+    end_cells(directory / "run")
     shutil.rmtree(directory, ignore_errors=True)
 
 

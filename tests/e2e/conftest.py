@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.cells import end_cells
 from tests.processes import naming
 from tests.waiting import PATIENCE, eventually
 
@@ -168,6 +169,7 @@ def built_home() -> Iterator[Cerne]:
         cerne.ok("image", "build", "tiny", timeout=280)
         yield cerne
     finally:
+        end_cells(directory / "run")
         shutil.rmtree(directory, ignore_errors=True)
 
 

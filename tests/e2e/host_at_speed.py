@@ -140,10 +140,10 @@ def report_from(
     subprocess.run(
         ["tar", "-xpf", archive, "-C", root, "--numeric-owner", "--exclude=./dev/*"], check=True
     )
-    _add_cerne(root)
+    add_cerne(root)
     _add_image(root, cache)
     _add_steps(root, steps)
-    kernel, initrd = _kernel(root)
+    kernel, initrd = boot_files(root)
     for part in (kernel, initrd):
         shutil.copyfile(part, work / part.name)
     disk = work / "disk.raw"
@@ -151,13 +151,31 @@ def report_from(
         file.truncate(_DISK_SIZE)
     options: list[str | Path] = ["-E", "lazy_itable_init=1", "-d", root]
     subprocess.run([require_program("mke2fs"), "-q", "-t", "ext4", *options, disk], check=True)
-    _run(qemu, work / kernel.name, work / initrd.name, disk, timeout)
+    return read_report(_command(qemu, work / kernel.name, work / initrd.name, disk), work, timeout)
+
+
+def read_report(command: list[str | Path], work: Path, timeout: float) -> Report:
+    """Run a host, whose serial ports are files in `work`, and return what it says of its steps."""
+    try:
+        done = subprocess.run(
+            command,
+            cwd=work,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    except subprocess.TimeoutExpired:
+        # What it said till then tells where it hangs.
+        pass
     said = (work / "report").read_text(errors="replace").replace("\r\n", "\n")
     found = {name: Step(words, int(status)) for name, words, status in _STEP.findall(said)}
     return Report(found, said, (work / "console").read_text(errors="replace"))
 
 
-def _add_cerne(root: Path) -> None:
+def add_cerne(root: Path) -> None:
     """Cerne as it is here, and what it depends on, as Debian's own Python finds it."""
     target = root / "usr/lib/python3/dist-packages"
     # The times are kept, and with them the worth of what is compiled already.
@@ -205,14 +223,15 @@ def _add_steps(root: Path, steps: Mapping[str, str]) -> None:
     (root / "steps").chmod(0o755)
 
 
-def _kernel(root: Path) -> tuple[Path, Path]:
+def boot_files(root: Path) -> tuple[Path, Path]:
+    """The kernel and the initrd of a system."""
     (kernel,) = (root / "boot").glob("vmlinuz-*")
     (initrd,) = (root / "boot").glob("initrd.img-*")
     return kernel, initrd
 
 
-def _run(qemu: Path, kernel: Path, initrd: Path, disk: Path, timeout: float) -> None:
-    command: list[str | Path] = [
+def _command(qemu: Path, kernel: Path, initrd: Path, disk: Path) -> list[str | Path]:
+    return [
         *(qemu, "-nodefaults", "-display", "none", "-no-reboot"),
         *("-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
         *("-smp", "2", "-m", "2G"),
@@ -222,17 +241,3 @@ def _run(qemu: Path, kernel: Path, initrd: Path, disk: Path, timeout: float) -> 
         *("-netdev", "user,id=n,net=192.168.77.0/24,host=192.168.77.1"),
         *("-device", "virtio-net-pci,netdev=n,romfile="),
     ]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=disk.parent,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        # What it said till then tells where it hangs.
-        return
-    assert done.returncode == 0, done.stderr

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.cells import skip_without_limits
 from tests.e2e.conftest import Cerne, Engine, available, resident
 
-from cerne.errors import HostError
-from cerne.host.cgroup import require_weights
+from cerne.host.cell_note import CellNote
 from cerne.units import MIB
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -56,7 +56,7 @@ def test_what_cannot_be_set_is_refused(cerne: Cerne, engine: Engine) -> None:
         ((), "no value to change"),
         (("--balloon", "129M"), "ask for 32M to 128M"),
         (("--balloon", "a lot"), "is not a size"),
-        (("--cpu-weight", "0"), "is not a CPU weight"),
+        (("--cpu-weight", "0"), "is not a weight"),
     ):
         assert said in cerne.refused("set", "q", *words, status=2)
     assert "no machine named" in cerne.refused("set", "other", "--balloon", "64M", status=3)
@@ -65,13 +65,12 @@ def test_what_cannot_be_set_is_refused(cerne: Cerne, engine: Engine) -> None:
 @pytest.fixture
 def weights() -> None:
     """Skips where this host does not let us weigh processes."""
-    try:
-        require_weights()
-    except HostError as error:
-        pytest.skip(error.message)
+    skip_without_limits()
 
 
-def test_a_machine_is_weighed_while_it_runs(cerne: Cerne, engine: Engine, weights: None) -> None:
+def test_a_machine_is_weighed_while_it_runs(
+    cerne: Cerne, engine: Engine, weights: None, eventually: Eventually
+) -> None:
     cerne.ok("run", "-d", "--name", "q", "--cpu-weight", "50", *engine.options, "tiny")
     machine = cerne.machine("q")
     group = Path(f"/proc/{machine['pid']}/cgroup")
@@ -79,6 +78,8 @@ def test_a_machine_is_weighed_while_it_runs(cerne: Cerne, engine: Engine, weight
     cerne.ok("set", "q", "--cpu-weight", "300")
     spec = json.loads(cerne.ok("inspect", "--json", "q"))["spec"]
     assert spec["resources"]["cpu"]["weight"] == 300
-    noted = Path((cerne.home / "run" / "m" / str(machine["id"]) / "group").read_text())
+    note = CellNote.read(cerne.home / "run" / "m" / str(machine["id"]) / "group")
+    assert note is not None
+    assert all(place.is_dir() for place in note.groups)
     cerne.ok("kill", "q")
-    assert not noted.is_dir()
+    eventually(lambda: not any(place.is_dir() for place in note.groups))

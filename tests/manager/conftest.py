@@ -22,7 +22,8 @@ from cerne.engine.plan import DiskPlan, LaunchPlan, Nic
 from cerne.engine.record import InstanceRecord
 from cerne.errors import CerneError, EngineError
 from cerne.guest import GuestAgent
-from cerne.host.cgroup import MachineGroup
+from cerne.host.cell import Cell
+from cerne.host.cell_note import NOTE
 from cerne.host.members import MACHINE, Members, start_member
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Home, Machine, Manager
@@ -124,11 +125,7 @@ class FakeInstance:
         self._ask(f"set_memory {size}")
 
     def set_resources(self, resources: Resources) -> None:
-        group = MachineGroup(self.record.machine_id, self.record.control_group)
-        if resources.cpu.weight is None:
-            group.remove()
-        else:
-            group.weigh(self.process.pid, resources.cpu.weight)
+        Cell(self.record.control_group).give(resources, self.record.logs)
 
     def stats(self, *, runs: bool) -> GuestMemoryUse | None:
         return None
@@ -254,6 +251,7 @@ def manager(home: Path, engine: FakeEngine, tmp_path: Path) -> Iterator[LocalHos
     yield made
     for runtime in made.home.machines_runtime.iterdir():
         Members(runtime).end()
+        Cell(runtime / NOTE).end()
 
 
 @pytest.fixture

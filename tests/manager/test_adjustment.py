@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.cells import skip_without_limits
 from tests.manager.conftest import FakeEngine, FakeInstance
 
 from cerne import faults
 from cerne.client import Host
 from cerne.errors import EngineError, HostError, InputError
-from cerne.host.cgroup import require_weights
 from cerne.manager import Home, Machine, Manager, State
 from cerne.spec.asked import Adjustment
 from cerne.spec.machine import MachineSpec, machine_spec
@@ -22,23 +22,21 @@ from cerne.units import MIB
 
 @pytest.fixture
 def weights() -> None:
-    """Skips where this host does not let us weigh processes by its own files."""
+    """Skips where this host does not let us weigh machines by its own files."""
     if Path("/run/systemd/system").exists():
         pytest.skip("systemd has the control groups here")
-    try:
-        require_weights()
-    except HostError as error:
-        pytest.skip(error.message)
+    skip_without_limits()
 
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A host on which no process can be weighed."""
 
-    def refuse() -> None:
-        raise HostError("this host gives no CPU weight to a machine", hint="be root")
+    def refuse(resources: Resources) -> None:
+        if not resources.is_empty:
+            raise HostError("this host does not limit machines", hint="be root")
 
-    monkeypatch.setattr("cerne.manager.capacity.require_weights", refuse)
+    monkeypatch.setattr("cerne.manager.capacity.require_limits", refuse)
 
 
 def _spec(**fields: object) -> MachineSpec:
@@ -117,11 +115,11 @@ def test_a_weight_that_cannot_be_given_is_refused_before_anything(
     host: Host, machine: Machine, asked: list[str], refused: None
 ) -> None:
     machine.start()
-    with pytest.raises(HostError, match="CPU weight"):
+    with pytest.raises(HostError, match="does not limit"):
         machine.adjust(balloon=48 * MIB, cpu_weight=300)
     assert asked == []
     assert machine.spec.resources.cpu.weight is None
-    with pytest.raises(HostError, match="CPU weight"):
+    with pytest.raises(HostError, match="does not limit"):
         host.create(_spec(name="other", cpu_weight=300))
     assert [each.name for each in host.machines()] == ["web"]
 
@@ -163,11 +161,11 @@ def test_a_machine_is_weighed_from_its_start_to_its_end(
     machine.remove(force=True)
 
 
-def test_a_machine_that_asks_for_no_weight_has_no_group(
+def test_a_machine_that_asks_for_nothing_has_a_group_too(
     machine: Machine, weights: None, none_left: None
 ) -> None:
     machine.start()
-    assert not _group(machine)
+    assert _group(machine)
     machine.adjust(cpu_weight=300)
     assert _group(machine)
     machine.kill()
@@ -180,14 +178,14 @@ def test_a_weight_that_fails_at_a_start_leaves_no_process(
         raise HostError("no")
 
     machine = host.create(_spec(cpu_weight=300))
-    monkeypatch.setattr("cerne.host.cgroup.MachineGroup.weigh", refuse)
+    monkeypatch.setattr("cerne.host.cgroup.apply", refuse)
     with pytest.raises(HostError):
         machine.start()
     assert machine.state is State.FAILED
     assert engine.running() == 0
 
 
-@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("step", range(7))
 def test_a_start_that_is_killed_leaves_no_group(
     manager: Manager, weights: None, none_left: None, step: int
 ) -> None:

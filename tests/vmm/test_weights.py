@@ -8,10 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.cells import skip_without_limits
 from tests.guests.harness import Running, running
 
-from cerne.errors import HostError
-from cerne.host.cgroup import MachineGroup, require_weights
+from cerne.host.cell import Cell, CellPlan, made
+from cerne.host.cell_note import NOTE, CellNote
+from cerne.spec.resources import CpuResources, Resources
 
 _LOOP = bytes.fromhex("ebfe")
 _MEASURED = 3.0
@@ -21,15 +23,26 @@ _MEASURED = 3.0
 @pytest.fixture
 def weights() -> None:
     """Skips where this host does not let us weigh processes."""
-    try:
-        require_weights()
-    except HostError as error:
-        pytest.skip(error.message)
+    skip_without_limits()
 
 
 def _pin(machine: Running, processor: int) -> None:
     for task in Path(f"/proc/{machine.process.pid}/task").iterdir():
         os.sched_setaffinity(int(task.name), {processor})
+
+
+def _weighing(weight: int) -> Resources:
+    return Resources(cpu=CpuResources(weight=weight))
+
+
+def _weigh(directory: Path, machine: Running, weight: int) -> None:
+    """Move a machine that runs already into a cell of this weight."""
+    name = f"test-{directory.name}-{os.getpid()}"
+    with made(CellPlan(name, directory / NOTE, directory, _weighing(weight))):
+        note = CellNote.read(directory / NOTE)
+        assert note is not None
+        for door in note.doors:
+            door.write_text(str(machine.process.pid))
 
 
 def _shared(first: Running, second: Running) -> tuple[float, float]:
@@ -53,20 +66,19 @@ def test_the_heavier_of_two_busy_machines_has_more(
     homes = [home / "light", home / "heavy"]
     for directory in homes:
         directory.mkdir()
-    groups = [MachineGroup(f"test-{each.name}-{os.getpid()}", each / "group") for each in homes]
     with running(homes[0], kernel) as light, running(homes[1], kernel) as heavy:
         try:
-            for group, machine, weight in zip(groups, (light, heavy), (100, 300), strict=True):
-                group.weigh(machine.process.pid, weight)
+            for directory, machine, weight in zip(homes, (light, heavy), (100, 300), strict=True):
+                _weigh(directory, machine, weight)
             used = _shared(light, heavy)
             # And the other way about, without starting them anew.
-            groups[0].weigh(light.process.pid, 900)
+            Cell(homes[0] / NOTE).give(_weighing(900), homes[0])
             turned = _shared(light, heavy)
         finally:
             for machine in (light, heavy):
                 machine.process.kill()
                 machine.process.wait()
-            for group in groups:
-                group.remove()
+            for directory in homes:
+                Cell(directory / NOTE).end()
     assert used[1] > 1.5 * used[0]
     assert turned[0] > 1.5 * turned[1]

@@ -11,6 +11,7 @@ from typing import IO, NamedTuple, Self
 
 from cerne.engine.detached import listening_socket
 from cerne.errors import EngineError, StorageError
+from cerne.host.cell_note import NOTE, CellNote
 from cerne.host.members import Members
 from cerne.network.tap import open_tap, open_vhost
 from cerne.storage.locking import lock
@@ -102,6 +103,16 @@ class Opened:
             return self.take(Members(runtime).expect(role)[0])
         except OSError as error:
             raise StorageError(f"{runtime} is not writable: {error.strerror}") from error
+
+    def doors(self, runtime: Path) -> tuple[int, ...]:
+        """Open the files by which a forked process enters its machine's cell (`cerne.host.cell`).
+
+        Raises:
+            StorageError: opening one failed.
+        """
+        note = CellNote.read(runtime / NOTE)
+        paths = () if note is None else note.doors
+        return tuple(self._open(path, os.O_WRONLY) for path in paths)
 
     def searched(self, path: Path) -> int:
         """Make a directory in which the process may look up names, but not make or remove files.

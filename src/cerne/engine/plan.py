@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cerne.host.cell_note import NOTE
 from cerne.network.user import kernel_parameter, name_parameter
 from cerne.spec.limits import SLOTS as SLOTS
 from cerne.spec.ports import Protocols as Protocols
@@ -163,8 +164,8 @@ class LaunchPlan:
 
     @property
     def control_group(self) -> Path:
-        """The note about the control group of its process (`cerne.host.cgroup`)."""
-        return self.runtime / "group"
+        """The note about the control groups of its processes (`cerne.host.cell`)."""
+        return self.runtime / NOTE
 
     @property
     def console_log(self) -> Path:

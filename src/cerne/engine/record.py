@@ -41,7 +41,7 @@ class InstanceRecord:
     logs: Path
     """A permanent directory of only this machine."""
     control_group: Path
-    """The note about the control group of its process."""
+    """The note about the control groups of its processes."""
     qmp: Path
     console: Path
     agents: tuple[Path, ...]

@@ -1,42 +1,33 @@
-"""CPU weights of machines' processes, by a control group for each (cgroups(7)).
+"""Control groups as files of the kernel, of both versions (cgroups(7)).
 
-A weight is a value of cgroup v2's ``cpu.weight``: 1 to 10000, by default 100. `MachineGroup` makes
-the groups, in a way that depends on the host. If systemd runs, it makes a scope. In a v2 hierarchy
-without systemd, or one that is delegated to this user, the group is a sibling of the process's own
-group (Documentation/admin-guide/cgroup-v2.rst); in a v1 hierarchy it is a child of it.
+In version 2 a machine has one group, a sibling of the group of the command that makes it, because
+only a group without processes of its own gives controllers to the groups in it
+(Documentation/admin-guide/cgroup-v2.rst). In version 1 it has one for each controller, in the
+command's own groups.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
-import shutil
-import subprocess
+import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from cerne.errors import HostError
-from cerne.spec.limits import DEFAULT_WEIGHT
+from cerne.host.limits import Limits, Setting
+from cerne.host.process import ProcessIdentity
 
-_log = logging.getLogger(__name__)
-
-_DEFAULT_SHARES = 1024
-"""The default weight in v1."""
-_PREFIX = "cerne-"
-_SCOPE = ".scope"
-_PATIENCE = 2.0
+_PATIENCE = 10.0
+"""Seconds in which killed processes leave their group."""
 _MOMENT = 0.01
-_MANAGER = (
-    "org.freedesktop.systemd1",
-    "/org/freedesktop/systemd1",
-    "org.freedesktop.systemd1.Manager",
-)
-_TIMEOUT = 20.0
+_CONTROLLERS = ("cpu", "memory", "pids", "io")
+_LEGACY_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "blkio")
+_DELEGATED = "run Cerne as root, or in a control group that is delegated to you"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,266 +42,299 @@ class Surface:
 HOST = Surface()
 
 
-class MachineGroup:
-    """The group of one machine's process.
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What all processes of a cell use together; None for a value that the host does not count."""
 
-    The path of a group is written to `note` before the group is made, so that the next command
-    finds it if this one is killed.
-    """
+    cpu_seconds: float | None
+    memory: int | None
+    """Bytes, with the host's cache of the files that they read and wrote."""
+    processes: int | None
+    """Processes and threads."""
+    pressure: dict[str, float]
+    """The percentage of the last 10 seconds in which some of them waited for ``cpu``, ``memory`` or
+    ``io`` (Documentation/accounting/psi.rst)."""
 
-    def __init__(self, machine_id: str, note: Path, surface: Surface = HOST) -> None:
-        self._name = f"{_PREFIX}{machine_id}"
-        self._note = note
-        self._surface = surface
 
-    def weigh(self, pid: int, weight: int) -> None:
-        """Give the process this weight, in its own group.
+class Groups(Protocol):
+    """One version of control groups on a host."""
+
+    words: str
+    """Its name for people."""
+
+    def places(self, name: str) -> list[Path]:
+        """Where the groups of this name are made.
 
         Raises:
-            HostError: this host does not allow it to this user; the process is in its former group.
+            HostError: this host lets this user make none.
         """
-        hierarchy = _hierarchy(self._surface)
-        place = self._noted()
-        if place is not None:
-            with _refusals():
-                hierarchy.set_weight(place, weight)
-            return
-        with _refusals():
-            place = hierarchy.place(pid, self._name)
-        self._note.write_text(place)
-        try:
-            with _refusals():
-                hierarchy.make(place, pid, weight)
-        except HostError:
-            self.remove()
-            raise
 
-    def remove(self) -> None:
-        """Remove the group, whose processes have ended; do nothing if there is no group.
+    def controllers(self, places: Sequence[Path]) -> frozenset[str]:
+        """The controllers that groups at these places have."""
 
-        A process that is still in it goes back to its former group.
+    def make(self, places: Sequence[Path]) -> None:
+        """Make the groups.
+
+        Raises:
+            HostError: the kernel refuses it.
         """
-        place = self._noted()
-        if place is None:
-            return
-        try:
-            _hierarchy(self._surface).remove(place)
-        except (OSError, HostError) as error:
-            _log.warning("the control group %s stays: %s", place, error)
-        self._note.unlink(missing_ok=True)
 
-    def _noted(self) -> str | None:
-        try:
-            return self._note.read_text() or None
-        except FileNotFoundError:
-            return None
+    def settings(self, limits: Limits) -> list[Setting]:
+        """The limits as values of the groups' files."""
 
 
-def require_weights(surface: Surface = HOST) -> None:
-    """Refuse a weight if this host does not allow weights to this user.
+class Unified:
+    """The one hierarchy of version 2."""
 
-    Raises:
-        HostError: it does not; the hint says how to allow them.
-    """
-    _hierarchy(surface).place(os.getpid(), _PREFIX)
+    words = "cgroup v2"
 
-
-class _Hierarchy(Protocol):
-    """One way to make groups on a host. An OSError is the kernel's refusal."""
-
-    def place(self, pid: int, name: str) -> str:
-        """The place of a group of this name for a process; raises HostError if there is none."""
-
-    def make(self, place: str, pid: int, weight: int) -> None:
-        """Make a group of this weight there, and move the process into it."""
-
-    def set_weight(self, place: str, weight: int) -> None:
-        """Change a group's weight."""
-
-    def remove(self, place: str) -> None:
-        """Remove a group; do nothing if there is none."""
-
-
-def _hierarchy(surface: Surface) -> _Hierarchy:
-    if surface.systemd.is_dir() and (busctl := shutil.which("busctl")):
-        return _Scopes(surface, busctl)
-    if "cpu" in _words(surface.groups / "cgroup.controllers"):
-        return _Unified(surface)
-    if (surface.groups / "cpu" / "cpu.shares").exists():
-        return _Legacy(surface)
-    return _None()
-
-
-class _Scopes:
-    """Scopes of systemd, made over D-Bus; a scope ends with its last process."""
-
-    def __init__(self, surface: Surface, busctl: str) -> None:
-        self._surface = surface
-        self._command = [busctl, *(() if os.geteuid() == 0 else ("--user",))]
-
-    def place(self, pid: int, name: str) -> str:
-        user = os.geteuid()
-        if user != 0:
-            own = f"user.slice/user-{user}.slice/user@{user}.service"
-            controllers = self._surface.groups / own / "cgroup.controllers"
-            # With v1 systemd needs no delegation.
-            if "cpu" not in _words(controllers) and controllers.parent.parent.exists():
-                raise _refusal(
-                    "systemd does not let this user give weights to processes",
-                    "as root: systemctl edit user@.service, with Delegate=cpu under [Service];"
-                    " then log in again",
-                )
-        return name + _SCOPE
-
-    def make(self, place: str, pid: int, weight: int) -> None:
-        properties = ["3", "PIDs", "au", "1", str(pid), "CPUWeight", "t", str(weight)]
-        properties += ["CollectMode", "s", "inactive-or-failed"]
-        self._call("StartTransientUnit", "ssa(sv)a(sa(sv))", place, "fail", *properties, "0")
-
-    def set_weight(self, place: str, weight: int) -> None:
-        change = ["true", "1", "CPUWeight", "t", str(weight)]
-        self._call("SetUnitProperties", "sba(sv)", place, *change)
-
-    def remove(self, place: str) -> None:
-        """The scope has ended with its process."""
-
-    def _call(self, *words: str) -> None:
-        command = [*self._command, "call", *_MANAGER, *words]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise _refusal("systemd does not answer", "see: systemctl status") from error
-        if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip()
-            raise _refusal(f"systemd refuses: {said}", "see: systemctl status")
-
-
-class _Files:
-    """The code that both hierarchies of the kernel's files share."""
-
-    weight_file: str
-
-    def make(self, place: str, pid: int, weight: int) -> None:
-        Path(place).mkdir(exist_ok=True)
-        self.set_weight(place, weight)
-        # This moves all threads of the process.
-        _write(Path(place) / "cgroup.procs", str(pid))
-
-    def set_weight(self, place: str, weight: int) -> None:
-        _write(Path(place) / self.weight_file, str(self.number(weight)))
-
-    def number(self, weight: int) -> int:
-        """A weight as a number for the file."""
-        return weight
-
-    def remove(self, place: str) -> None:
-        group = Path(place)
-        deadline = time.monotonic() + _PATIENCE
-        while True:
-            try:
-                group.rmdir()
-                return
-            except FileNotFoundError:
-                return
-            except OSError as error:
-                # Ending threads count for a moment longer than their process.
-                if error.errno != errno.EBUSY or time.monotonic() > deadline:
-                    raise
-                self._empty(group)
-                time.sleep(_MOMENT)
-
-    def _empty(self, group: Path) -> None:
-        for pid in _words(group / "cgroup.procs"):
-            with contextlib.suppress(OSError):
-                _write(group.parent / "cgroup.procs", pid)
-
-
-class _Unified(_Files):
-    """The one hierarchy of v2, in which a group contains either processes or groups."""
-
-    weight_file = "cpu.weight"
-
-    def __init__(self, surface: Surface) -> None:
+    def __init__(self, surface: Surface = HOST) -> None:
         self._surface = surface
 
-    def place(self, pid: int, name: str) -> str:
-        own = self._own(pid)
+    def places(self, name: str) -> list[Path]:
+        """A sibling of this process's group, or of one that has it in it."""
+        own = self._own()
         for parent in (own, *own.parents):
             if not parent.is_relative_to(self._surface.groups):
                 break
-            if self._may_hold(parent):
-                return str(parent / name)
-        raise _refusal(
-            f"this user owns no control group above {own}",
-            "run Cerne as root, or in a group that is delegated to you, with cpu in its"
-            " cgroup.controllers",
+            if self._may_divide(parent):
+                return [parent / name]
+        raise HostError(
+            f"this user owns no control group above {own} that has controllers and no processes",
+            hint=_DELEGATED,
         )
 
-    def make(self, place: str, pid: int, weight: int) -> None:
-        control = Path(place).parent / "cgroup.subtree_control"
-        if "cpu" not in _words(control):
-            _write(control, "+cpu")
-        super().make(place, pid, weight)
+    def controllers(self, places: Sequence[Path]) -> frozenset[str]:
+        """Those that the parent has."""
+        return frozenset(_words(places[0].parent / "cgroup.controllers"))
 
-    def _own(self, pid: int) -> Path:
-        for _, controllers, path in memberships(self._surface, pid):
+    def make(self, places: Sequence[Path]) -> None:
+        """Make the group, with all controllers that there are."""
+        (place,) = places
+        control = place.parent / "cgroup.subtree_control"
+        wanted = self.controllers(places) & frozenset(_CONTROLLERS)
+        with _refusals():
+            for controller in sorted(wanted - frozenset(_words(control))):
+                _write(control, f"+{controller}")
+            place.mkdir(exist_ok=True)
+
+    def settings(self, limits: Limits) -> list[Setting]:
+        """The limits as values of version 2."""
+        return limits.unified()
+
+    def _own(self) -> Path:
+        for _, controllers, path in memberships(self._surface, os.getpid()):
             if not controllers:
                 return _below(self._surface.groups, path)
         return self._surface.groups
 
-    def _may_hold(self, parent: Path) -> bool:
-        if "cpu" not in _words(parent / "cgroup.controllers"):
+    def _may_divide(self, parent: Path) -> bool:
+        there = set(_words(parent / "cgroup.controllers")) & set(_CONTROLLERS)
+        if not there:
             return False
-        # Only the root group may contain both; it has no type.
+        # Only the root group may contain both groups and processes; it has no type.
         if (parent / "cgroup.type").exists() and _words(parent / "cgroup.procs"):
             return False
         needed = [parent, parent / "cgroup.procs"]
-        if "cpu" not in _words(parent / "cgroup.subtree_control"):
+        if there - set(_words(parent / "cgroup.subtree_control")):
             needed.append(parent / "cgroup.subtree_control")
         return all(os.access(each, os.W_OK) for each in needed)
 
 
-class _Legacy(_Files):
-    """The hierarchy of v1's cpu controller."""
+class Legacy:
+    """The hierarchies of version 1."""
 
-    weight_file = "cpu.shares"
+    words = "cgroup v1"
 
-    def __init__(self, surface: Surface) -> None:
+    def __init__(self, surface: Surface = HOST) -> None:
         self._surface = surface
 
-    def place(self, pid: int, name: str) -> str:
-        root = self._surface.groups / "cpu"
-        own = root
-        for _, controllers, path in memberships(self._surface, pid):
-            if "cpu" in controllers.split(","):
-                own = _below(root, path)
-        if not os.access(own, os.W_OK):
-            raise _refusal(
-                f"this user does not own the control group {own}",
-                "run Cerne as root",
-            )
-        return str(own / name)
+    def places(self, name: str) -> list[Path]:
+        """A child of each of this process's groups in which this user may make one."""
+        found: list[Path] = []
+        for controller in _LEGACY_CONTROLLERS:
+            # Two controllers may share a hierarchy, which has two names.
+            root = (self._surface.groups / controller).resolve()
+            if not root.is_dir():
+                continue
+            own = self._own(controller, root)
+            if os.access(own, os.W_OK) and own / name not in found:
+                found.append(own / name)
+        if not found:
+            raise HostError("this user owns no control group", hint="run Cerne as root")
+        return found
 
-    def number(self, weight: int) -> int:
-        return weight * _DEFAULT_SHARES // DEFAULT_WEIGHT
-
-
-class _None:
-    """A host without control groups for CPU time."""
-
-    def place(self, pid: int, name: str) -> str:
-        raise _refusal(
-            "this host has no control groups for CPU time", "mount -t cgroup2 none /sys/fs/cgroup"
+    def controllers(self, places: Sequence[Path]) -> frozenset[str]:
+        """Those in whose hierarchies the places are."""
+        return frozenset(
+            controller
+            for controller in _LEGACY_CONTROLLERS
+            for place in places
+            if place.is_relative_to((self._surface.groups / controller).resolve())
         )
 
-    def make(self, place: str, pid: int, weight: int) -> None:
-        self.place(pid, place)
+    def make(self, places: Sequence[Path]) -> None:
+        """Make a group for each controller."""
+        with _refusals():
+            for place in places:
+                place.mkdir(exist_ok=True)
 
-    def set_weight(self, place: str, weight: int) -> None:
-        self.place(0, place)
+    def settings(self, limits: Limits) -> list[Setting]:
+        """The limits as values of version 1."""
+        return limits.legacy()
 
-    def remove(self, place: str) -> None:
-        """There is no group to remove."""
+    def _own(self, controller: str, root: Path) -> Path:
+        for _, controllers, path in memberships(self._surface, os.getpid()):
+            if controller in controllers.split(","):
+                return _below(root, path)
+        return root
+
+
+def apply(groups: Sequence[Path], settings: Iterable[Setting]) -> None:
+    """Give groups these values: all of them, or none.
+
+    Raises:
+        HostError: the kernel refuses a value, or does not have it.
+    """
+    former: list[tuple[Path, str]] = []
+    try:
+        for setting in settings:
+            file = _file_of(groups, setting)
+            if file is None:
+                continue
+            before = file.read_text()
+            with _refusals():
+                _write(file, setting.text)
+            former.append((file, before))
+    except BaseException:
+        for file, before in reversed(former):
+            with contextlib.suppress(OSError):
+                _write(file, before.strip())
+        raise
+
+
+def end(groups: Sequence[Path]) -> None:
+    """Kill all processes in groups, and remove the groups; do nothing where there is none.
+
+    Raises:
+        HostError: a process does not end.
+    """
+    groups = [group for group in groups if group.is_dir()]
+    for group in groups:
+        # What is in it does not fork while it is killed.
+        with contextlib.suppress(OSError):
+            _write(group / "pids.max", "0")
+    deadline = time.monotonic() + _PATIENCE
+    for group in groups:
+        while not _removed(group):
+            if time.monotonic() > deadline:
+                raise HostError(
+                    f"the processes in {group} were killed and do not end",
+                    hint="they hang in the kernel: see dmesg",
+                )
+            _kill(group)
+            time.sleep(_MOMENT)
+
+
+def usage(groups: Sequence[Path]) -> Usage:
+    """What the processes in groups use."""
+    return Usage(
+        cpu_seconds=_cpu_seconds(groups),
+        memory=_number(groups, "memory.current", "memory.usage_in_bytes"),
+        processes=_number(groups, "pids.current"),
+        pressure={
+            what: share
+            for what in ("cpu", "memory", "io")
+            if (share := _pressure(groups, f"{what}.pressure")) is not None
+        },
+    )
+
+
+def unreclaimable(groups: Sequence[Path]) -> int | None:
+    """Bytes of memory that the kernel can only take back by swap; None if it does not say."""
+    for group in groups:
+        with contextlib.suppress(OSError, ValueError):
+            stat = _pairs((group / "memory.stat").read_text())
+            # Version 1 has other names, and counts the groups inside apart.
+            anonymous = stat.get("anon", stat.get("total_rss"))
+            if anonymous is not None:
+                return anonymous + stat.get("shmem", stat.get("total_shmem", 0))
+    return None
+
+
+def _file_of(groups: Sequence[Path], setting: Setting) -> Path | None:
+    """The file of a setting.
+
+    Raises:
+        HostError: there is none, and the setting is needed.
+    """
+    for group in groups:
+        if (group / setting.file).exists():
+            return group / setting.file
+    if setting.needed:
+        raise HostError(
+            f"this host's control groups do not have {setting.file}",
+            hint="turn its controller on: see cgroups(7)",
+        )
+    return None
+
+
+def _removed(group: Path) -> bool:
+    try:
+        group.rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        # Ending threads count for a moment longer than their process.
+        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+            raise HostError(
+                f"removing the control group {group} failed: {error.strerror}", hint=_DELEGATED
+            ) from error
+        return False
+    return True
+
+
+def _kill(group: Path) -> None:
+    """Kill all processes in a group, by the kernel's own way if it has one."""
+    with contextlib.suppress(OSError):
+        _write(group / "cgroup.kill", "1")
+        return
+    for pid in _words(group / "cgroup.procs"):
+        process = ProcessIdentity.of(int(pid))
+        # The pid may have been reused since: only one that is still in the group is killed.
+        if process is not None and pid in _words(group / "cgroup.procs"):
+            process.send(signal.SIGKILL)
+
+
+def _cpu_seconds(groups: Sequence[Path]) -> float | None:
+    for group in groups:
+        with contextlib.suppress(OSError, ValueError):
+            return int((group / "cpuacct.usage").read_text()) / 1e9
+    for group in groups:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return _pairs((group / "cpu.stat").read_text())["usage_usec"] / 1e6
+    return None
+
+
+def _pairs(text: str) -> dict[str, int]:
+    words = text.split()
+    return {name: int(value) for name, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def _number(groups: Sequence[Path], *files: str) -> int | None:
+    for group in groups:
+        for file in files:
+            with contextlib.suppress(OSError, ValueError):
+                return int((group / file).read_text())
+    return None
+
+
+def _pressure(groups: Sequence[Path], file: str) -> float | None:
+    for group in groups:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            words = (group / file).read_text().split()
+            return float(words[1].removeprefix("avg10="))
+    return None
 
 
 @contextlib.contextmanager
@@ -318,14 +342,9 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _refusal(
-            f"the kernel refuses it: {error.filename}: {error.strerror}",
-            "run Cerne as root, or in a control group that is delegated to you",
+        raise HostError(
+            f"the kernel refuses it: {error.filename}: {error.strerror}", hint=_DELEGATED
         ) from error
-
-
-def _refusal(why: str, hint: str) -> HostError:
-    return HostError(f"this host gives no CPU weight to a machine: {why}", hint=hint)
 
 
 def memberships(surface: Surface, pid: int) -> Iterator[tuple[str, str, str]]:

@@ -9,6 +9,9 @@ To withdraw a registration, a command removes the file and then reads it; a proc
 registered checks that its file is still there before it goes on. So either the process is found and
 killed, or it ends by itself, even if a command is killed meanwhile. Cerne finds no process by the
 words of its command line.
+
+After that it enters the machine's cell (`cerne.host.cell`), if there is one, before it does
+anything else. What it starts is in the cell too.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cerne.errors import HostError
+from cerne.host.cell_note import NOTE, CellNote
 from cerne.host.process import ProcessIdentity, boot_id
 from cerne.vmm.registration import FORKED
 
@@ -37,10 +41,8 @@ _LARGEST = 4096
 _LONGEST_ENDING = 10.0
 """Seconds within which a killed process has to end."""
 # The shell adds its own variables to the environment.
-_REGISTER = (
-    'read -r status </proc/$$/stat && echo "$status" >&0 && [ -e "$0" ]'
-    ' && unset PWD OLDPWD SHLVL _ && exec "$@" </dev/null'
-)
+_REGISTER = 'read -r status </proc/$$/stat && echo "$status" >&0 && [ -e "$0" ]'
+_EXECUTE = 'unset PWD OLDPWD SHLVL _ && exec "$@" </dev/null'
 
 
 def supervisor_of(role: str) -> str:
@@ -77,6 +79,7 @@ class Members:
 
     def __init__(self, runtime: Path) -> None:
         self._directory = runtime / "processes"
+        self._note = runtime / NOTE
 
     def expect(self, role: str) -> tuple[int, Path]:
         """Make a registration for a process before its start; return the open file and its path.
@@ -95,15 +98,22 @@ class Members:
         return file, path
 
     @contextlib.contextmanager
-    def command(self, role: str, argv: Sequence[str]) -> Iterator[tuple[list[str], int]]:
+    def command(
+        self, role: str, argv: Sequence[str], *, enters: bool = False
+    ) -> Iterator[tuple[list[str], int]]:
         """The arguments and the standard input with which a program starts and registers itself.
+
+        It `enters` the machine's cell, unless a process starts it that is in the cell.
 
         Raises:
             OSError: making the registration failed.
         """
+        note = CellNote.read(self._note) if enters else None
+        entering = [] if note is None else [note.entering]
+        script = " && ".join(filter(None, [_REGISTER, *entering, _EXECUTE]))
         file, path = self.expect(role)
         try:
-            yield ["/bin/sh", "-c", _REGISTER, str(path), *argv], file
+            yield ["/bin/sh", "-c", script, str(path), *argv], file
         finally:
             os.close(file)
 
@@ -168,12 +178,12 @@ def start_member(
     descriptors: Sequence[int],
     output: int | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a registered program, detached, with these descriptors inherited.
+    """Start a registered program in the machine's cell, detached, with these descriptors inherited.
 
     Raises:
         OSError: the start failed.
     """
-    with members.command(role, argv) as (command, registration):
+    with members.command(role, argv, enters=True) as (command, registration):
         return subprocess.Popen(
             command,
             stdin=registration,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cerne.errors import HostError
+from cerne.host.cell import cell_finding
 from cerne.host.finding import Finding
 from cerne.host.hypervisor import kvm_findings, virtualization_finding
 from cerne.host.kernel import kernel_findings
@@ -79,6 +80,7 @@ def make_report(cache: Path, auto: str, capabilities: Mapping[str, Mapping[str, 
         *program_findings(),
         *own_ids_findings(),
         *kernel_findings(),
+        cell_finding(),
         *(capability_finding(name, can) for name, can in capabilities.items()),
         engine_finding(verdict),
     )

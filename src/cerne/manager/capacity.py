@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from cerne.errors import CapacityError, CerneError, InputError
-from cerne.host.cgroup import require_weights
+from cerne.host.cell import require_limits
 from cerne.host.supply import Hugepages, hugepages, supplied_cpus, supplied_memory
 from cerne.manager.lock import held, is_held
 from cerne.manager.machines.context import MachineContext, ManagerContext
@@ -190,10 +190,9 @@ def check_host(manager: ManagerContext, spec: MachineSpec) -> None:
 
     Raises:
         CapacityError: more CPUs or memory than the host has, or may promise.
-        HostError: a CPU weight, where this host does not let this user give one.
+        HostError: limits, where this host does not let this user set them.
     """
-    if spec.resources.cpu.weight is not None:
-        require_weights()
+    require_limits(spec.resources)
     cpus = len(os.sched_getaffinity(0))
     if spec.cpus > cpus:
         raise CapacityError(

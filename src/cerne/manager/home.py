@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cerne.errors import HostError, InputError, StorageError
+from cerne.host.cell_note import NOTE
 from cerne.host.private import require_private
 from cerne.spec.limits import ROOT_SERIAL
 
@@ -119,8 +120,8 @@ class Home:
         return self.machines_runtime / machine_id
 
     def machine_group(self, machine_id: str) -> Path:
-        """Where it is noted what control group its process has."""
-        return self.machine_runtime(machine_id) / "group"
+        """The note about the control groups of its processes (`cerne.host.cell_note`)."""
+        return self.machine_runtime(machine_id) / NOTE
 
     def machine_lock(self, machine_id: str) -> Path:
         return self.locks / f"{machine_id}.lock"

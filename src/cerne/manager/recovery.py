@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.host.cgroup import MachineGroup
+from cerne.host.cell import Cell
 from cerne.host.members import Members
 from cerne.manager.lock import held
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def discard_runtime(home: Home, machine_id: str) -> None:
     """End what processes a machine has, and remove what it had of the host while it ran."""
     Members(home.machine_runtime(machine_id)).end()
-    MachineGroup(machine_id, home.machine_group(machine_id)).remove()
+    Cell(home.machine_group(machine_id)).end()
     discard(home.machine_runtime(machine_id))
 
 

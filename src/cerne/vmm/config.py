@@ -171,6 +171,8 @@ class VmmConfig(NamedTuple):
     """The user id that only this machine's processes have; a forked child has its parent's."""
     lease: int | None = None
     """The open file that keeps the user id from other machines (`cerne.host.user_ids`)."""
+    doors: tuple[int, ...] = ()
+    """The files by which it then enters the machine's control groups."""
     emulated: bool = False
     """Whether this host's kernel emulates guests' kernel code (`cerne.host.probe`)."""
 
@@ -274,6 +276,7 @@ class VmmConfig(NamedTuple):
             ),
             user=saved.optional_integer("user", _LARGEST_ID),
             lease=None if saved.is_none("lease") else descriptor(saved, "lease"),
+            doors=tuple(descriptors(each) for each in saved.integers("doors", _LARGEST_DESCRIPTOR)),
             emulated=saved.flag("emulated"),
         )
 

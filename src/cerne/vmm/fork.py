@@ -22,7 +22,7 @@ from cerne.errors import CerneError, DamagedError, EngineError
 from cerne.vmm.config import VmmConfig, disks_from_json
 from cerne.vmm.descriptors import LARGEST_LIMIT
 from cerne.vmm.qmp import Later
-from cerne.vmm.registration import register
+from cerne.vmm.registration import enter, register
 from cerne.vmm.snapshot import write_memory, write_state
 
 if TYPE_CHECKING:
@@ -172,11 +172,12 @@ def _become(
 
 
 def registered(config: VmmConfig) -> VmmConfig:
-    """Register a forked child for the machine, before its other work."""
+    """Register a forked child for the machine, and enter its cell, before its other work."""
     if config.registration is None:
         return config
     register(config.registration)
-    return config._replace(registration=None)
+    enter(config.doors)
+    return config._replace(registration=None, doors=())
 
 
 def with_log_of_its_own(config: VmmConfig) -> VmmConfig:

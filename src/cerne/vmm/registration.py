@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
+from collections.abc import Sequence
 
 FORKED = b"forked"
 """The first word of the registration of a process that does not see /proc."""
@@ -24,3 +27,15 @@ def register(descriptor: int) -> None:
     os.close(descriptor)
     if withdrawn:
         os._exit(1)
+
+
+def enter(doors: Sequence[int]) -> None:
+    """Enter control groups by their open ``cgroup.procs``; end the process if that fails."""
+    for door in doors:
+        try:
+            os.write(door, b"0")
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                sys.stderr.write(f"entering the control group failed: {error.strerror}\n")
+            os._exit(1)
+        os.close(door)

@@ -76,6 +76,7 @@ def child_configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> 
     return configuration(plan, opened, emulated=emulated)._replace(
         engine_log=opened.log(plan.engine_log),
         registration=opened.registration(plan.runtime, MACHINE),
+        doors=opened.doors(plan.runtime),
     )
 
 

@@ -32,6 +32,7 @@ from cerne.engine.panic import panicked, tail
 from cerne.engine.plan import FirmwareBoot, LaunchPlan, UserNic
 from cerne.engine.saved import check
 from cerne.errors import EngineError, HostError, InputError
+from cerne.host.cell_note import CellNote
 from cerne.host.logs import last_line
 from cerne.host.members import MACHINE
 from cerne.host.probe import KVM_DEVICE
@@ -97,7 +98,7 @@ def _require_limits(plan: LaunchPlan) -> None:
 
 def start(plan: LaunchPlan, *, emulated: bool) -> ProcessIdentity:
     """Start the machine's process; return when it answers and its vCPUs run."""
-    server = running_fork_server()
+    server = None if _must_be_attached(plan) else running_fork_server()
     try:
         with Opened(sent=server is not None) as opened:
             if server is None:
@@ -146,6 +147,12 @@ def ending(logs: Path) -> Ending:
 def _fingerprint(number: int) -> str:
     """The fingerprint of a machine that is saved here in this format."""
     return f"native {number} {processor_fingerprint()}"
+
+
+def _must_be_attached(plan: LaunchPlan) -> bool:
+    """Whether a forked process does not enter the machine's cell by itself."""
+    note = CellNote.read(plan.control_group)
+    return note is not None and bool(note.attach)
 
 
 def _spawn(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cerne.engine.plan import DiskPlan, LaunchPlan
 from cerne.errors import EngineError
+from cerne.host.cell_note import CellNote
 from cerne.storage.overlay import chain
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
 
@@ -69,5 +70,7 @@ def of_disks(disks: Sequence[DiskPlan]) -> int:
 
 
 def _of_machine(plan: LaunchPlan) -> int:
-    fixed = _OF_EVERY_CHILD + len(plan.agent_sockets) + len(plan.shares)
+    note = CellNote.read(plan.control_group)
+    doors = 0 if note is None else len(note.doors)
+    fixed = _OF_EVERY_CHILD + doors + len(plan.agent_sockets) + len(plan.shares)
     return fixed + _OF_A_NIC * len(plan.nics) + of_disks(plan.disks)

@@ -63,15 +63,10 @@ class QmpInstance:
 
     def set_resources(self, resources: Resources) -> None:
         """Give it these guarantees, limits and weights (see `Instance.set_resources`)."""
-        from cerne.host.cgroup import MachineGroup
+        from cerne.host.cell import Cell
 
         self._limit_devices(resources)
-        record, weight = self.record, resources.cpu.weight
-        group = MachineGroup(record.machine_id, record.control_group)
-        if weight is None:
-            group.remove()
-        else:
-            group.weigh(record.process.pid, weight)
+        Cell(self.record.control_group).give(resources, self.record.logs)
 
     def _limit_devices(self, resources: Resources) -> None:
         """Set the limits of its disks and network cards; all of them, or none.

@@ -22,7 +22,7 @@ from cerne.manager.machines.disks import freeze, lay
 from cerne.manager.machines.launch import choosing_ports
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.readiness import introduce
-from cerne.manager.machines.resources import give_resources
+from cerne.manager.machines.resources import give_resources, in_cells
 from cerne.manager.machines.saving import saving
 from cerne.manager.machines.states import require_state
 from cerne.manager.recovery import unmade_directory
@@ -106,6 +106,7 @@ def _make(
     with unmade_directory(parent.home, "fork") as directory, ExitStack() as chosen:
         for child in children:
             chosen.enter_context(choosing_ports(child))
+        chosen.enter_context(in_cells(children))
         with (
             storage_errors(f"forking {record.name}", parent.home.data),
             saving(parent, record, directory, done="forked"),

@@ -16,7 +16,7 @@ from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import commit_disks, merge_layers, settle_disks
 from cerne.manager.machines.ending import clear_runtime, not_started
 from cerne.manager.machines.recovery import sweep_abandoned
-from cerne.manager.machines.resources import give_resources
+from cerne.manager.machines.resources import give_resources, in_cells
 from cerne.manager.machines.telling import to_be_told
 from cerne.manager.recovery import discard
 from cerne.manager.store import Record
@@ -62,7 +62,7 @@ def launch(
         if saved is None:
             merge_layers(context)
             plan.console_log.unlink(missing_ok=True)
-        with choosing_ports(context):
+        with choosing_ports(context), in_cells([context]):
             instance = engine.start(context.plan(saved))
         process, kept = instance.process, instance.record.to_json()
         _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)

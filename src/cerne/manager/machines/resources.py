@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from cerne import faults
+from cerne.host.cell import CellPlan, made
 from cerne.manager.machines.context import MachineContext
 
 if TYPE_CHECKING:
     from cerne.engine.base import Instance
+
+
+@contextlib.contextmanager
+def in_cells(contexts: Sequence[MachineContext]) -> Iterator[None]:
+    """Make the cells of machines, whose processes start inside of this block.
+
+    Raises:
+        HostError: a machine has limits, and the host does not let this user set them.
+    """
+    with contextlib.ExitStack() as cells:
+        for context in contexts:
+            note = context.home.machine_group(context.id)
+            plan = CellPlan(context.id, note, context.directory, context.spec.resources)
+            cells.enter_context(made(plan))
+        yield
 
 
 def give_resources(context: MachineContext, instance: Instance) -> None:

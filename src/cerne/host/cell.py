@@ -1,0 +1,257 @@
+"""The cell of a machine: control groups in which all of its processes start, and end.
+
+It is made before the machine's first process, from a value in the plan, and limits them together.
+The way depends on the host: scopes of systemd where it runs, else groups of version 2 (of the
+host for root, or of a hierarchy that is delegated to the user), else groups of version 1.
+
+A machine without limits runs on a host where this user may make no groups; one with limits does
+not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cerne import faults
+from cerne.errors import CapacityError, HostError
+from cerne.host import cgroup
+from cerne.host.cell_note import CellNote
+from cerne.host.cgroup import HOST, Groups, Legacy, Surface, Unified, Usage
+from cerne.host.finding import Finding
+from cerne.host.limits import Limits, limits_of
+from cerne.host.scope import WORDS, Scopes
+from cerne.units import MIB, format_size
+
+if TYPE_CHECKING:
+    from cerne.spec.resources import Resources
+
+_log = logging.getLogger(__name__)
+
+_PREFIX = "cerne-"
+_MOUNT = "mount -t cgroup2 none /sys/fs/cgroup"
+
+
+@dataclass(frozen=True, slots=True)
+class CellPlan:
+    """The cell of one machine."""
+
+    machine_id: str
+    note: Path
+    """Where its note is (`CellNote`)."""
+    disks: Path
+    """The directory of the machine's disks."""
+    resources: Resources
+    """Its guarantees, limits and weights."""
+
+    @property
+    def limits(self) -> Limits:
+        """The limits on this host."""
+        return limits_of(self.resources, self.disks)
+
+
+@contextlib.contextmanager
+def made(plan: CellPlan, surface: Surface = HOST) -> Iterator[None]:
+    """Make a cell, in which the machine's processes start inside of this block.
+
+    Raises:
+        HostError: the machine has limits, and this host does not let this user set them.
+    """
+    cell = Cell(plan.note, surface)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(_making(plan, surface))
+            faults.step("cell made")
+        except HostError as error:
+            cell.end()
+            if _needs_cell(plan.resources):
+                raise _refusal(error) from error
+            _log.debug("there is no cell: %s", error.message)
+            CellNote("", why=error.message).write(plan.note)
+        except BaseException:
+            cell.end()
+            raise
+        yield
+
+
+def _making(plan: CellPlan, surface: Surface) -> contextlib.AbstractContextManager[None]:
+    if Scopes.exist(surface):
+        return _made_scope(plan, Scopes(surface))
+    return _made_groups(plan, _groups(surface))
+
+
+@contextlib.contextmanager
+def _made_scope(plan: CellPlan, scopes: Scopes) -> Iterator[None]:
+    unit = scopes.name(plan.machine_id)
+    note = CellNote(WORDS, unit=unit, attach=scopes.attaching(unit))
+    note.write(plan.note)
+    faults.step("cell noted")
+    with scopes.made(unit, plan.limits) as group:
+        CellNote(WORDS, (group,), unit, note.attach).write(plan.note)
+        yield
+
+
+@contextlib.contextmanager
+def _made_groups(plan: CellPlan, groups: Groups) -> Iterator[None]:
+    places = groups.places(f"{_PREFIX}{plan.machine_id}")
+    CellNote(groups.words, tuple(places)).write(plan.note)
+    faults.step("cell noted")
+    groups.make(places)
+    faults.step("groups made")
+    cgroup.apply(places, groups.settings(plan.limits))
+    yield
+
+
+class Cell:
+    """The cell of a machine that was started."""
+
+    def __init__(self, note: Path, surface: Surface = HOST) -> None:
+        self._path = note
+        self._surface = surface
+
+    @property
+    def words(self) -> str:
+        """For people: ``cgroup v2``, or why there is none."""
+        note = CellNote.read(self._path)
+        if note is None:
+            return "none"
+        return note.way or f"none: {note.why}"
+
+    def give(self, resources: Resources, disks: Path) -> None:
+        """Give it other limits: all of them, or none.
+
+        Raises:
+            HostError: this host does not let this user do so, or the machine has no cell.
+            CapacityError: it uses more memory than that.
+        """
+        note, limits = CellNote.read(self._path), limits_of(resources, disks)
+        if note is None or not (note.groups or note.unit):
+            if not _needs_cell(resources):
+                return
+            raise HostError(
+                "the machine was started without control groups, which limit it",
+                hint="restart it: cerne restart NAME",
+            )
+        _require_room(note, limits)
+        try:
+            if note.unit:
+                Scopes(self._surface).give(note.unit, limits)
+            else:
+                cgroup.apply(note.groups, _groups(self._surface).settings(limits))
+        except HostError as error:
+            raise _refusal(error) from error
+
+    def end(self) -> None:
+        """Kill all processes in it, and remove it; do nothing if there is none.
+
+        Raises:
+            HostError: a process does not end.
+        """
+        note = CellNote.read(self._path)
+        if note is None:
+            return
+        if note.unit and any(group.is_dir() for group in note.groups):
+            Scopes(self._surface).kill(note.unit)
+        elif not note.unit:
+            cgroup.end(note.groups)
+        self._path.unlink(missing_ok=True)
+
+    def usage(self) -> Usage | None:
+        """What its processes use together; None without a cell."""
+        note = CellNote.read(self._path)
+        return None if note is None or not note.groups else cgroup.usage(note.groups)
+
+
+def require_limits(resources: Resources, surface: Surface = HOST) -> None:
+    """Refuse resources that this host does not let this user enforce.
+
+    Raises:
+        HostError: it does not; the hint says how to allow it.
+    """
+    if not _needs_cell(resources):
+        return
+    wanted = limits_of(resources, surface.groups)
+    try:
+        if Scopes.exist(surface):
+            _require_controllers(Scopes(surface).controllers(), wanted, delegated_by_systemd=True)
+            return
+        groups = _groups(surface)
+        places = groups.places(_PREFIX)
+        there = groups.controllers(places)
+        needed = {each.controller for each in groups.settings(wanted) if each.needed}
+        _require(needed - there, "turn them on in the group above: see cgroups(7)")
+    except HostError as error:
+        raise _refusal(error) from error
+
+
+def cell_finding(surface: Surface = HOST) -> Finding:
+    """Whether this user's machines have limits here, for the doctor."""
+    topic = "limits of machines"
+    if Scopes.exist(surface):
+        there = sorted(Scopes(surface).controllers())
+        return Finding(topic, f"by systemd: {', '.join(there) or 'none'}", bool(there))
+    try:
+        groups = _groups(surface)
+        groups.places(_PREFIX)
+    except HostError as error:
+        return Finding(topic, f"none: {error.message}", False, error.hint)
+    return Finding(topic, f"by {groups.words}", True)
+
+
+def _groups(surface: Surface) -> Groups:
+    """The version of control groups that has controllers.
+
+    Raises:
+        HostError: this host has none.
+    """
+    if (surface.groups / "cgroup.controllers").exists():
+        return Unified(surface)
+    if (surface.groups / "pids").is_dir() or (surface.groups / "cpu").is_dir():
+        return Legacy(surface)
+    raise HostError("this host has no control groups", hint=_MOUNT)
+
+
+def _needs_cell(resources: Resources) -> bool:
+    """Whether control groups alone enforce a value of these."""
+    cpu, memory, disk = resources.cpu, resources.memory, resources.disk
+    asked = (cpu.guarantee, cpu.limit, cpu.weight, memory.limit, disk.weight, resources.pids)
+    return memory.swap is False or any(value is not None for value in asked)
+
+
+def _require_controllers(
+    there: frozenset[str], limits: Limits, *, delegated_by_systemd: bool
+) -> None:
+    needed = {each.controller for each in limits.unified() if each.needed}
+    missing = needed - there
+    hint = (
+        f"as root: systemctl edit user@.service, with Delegate={' '.join(sorted(missing))}"
+        " under [Service]; then log in again"
+    )
+    _require(missing, hint)
+
+
+def _require(missing: set[str], hint: str) -> None:
+    if missing:
+        raise HostError(
+            f"the controllers {', '.join(sorted(missing))} are not delegated to this user",
+            hint=hint,
+        )
+
+
+def _require_room(note: CellNote, limits: Limits) -> None:
+    """Refuse a limit of memory at which the kernel would kill the machine at once."""
+    used = cgroup.unreclaimable(note.groups)
+    if limits.memory_most is not None and used is not None and used > limits.memory_most:
+        raise CapacityError(
+            f"the machine's processes use {format_size(used)}, which is above the limit of"
+            f" {format_size(limits.memory_most)}: the kernel would end them",
+            hint=f"ask for at least --memory-limit {used // MIB + 64}M",
+        )
+
+
+def _refusal(error: HostError) -> HostError:
+    return HostError(f"this host does not limit machines: {error.message}", hint=error.hint)
