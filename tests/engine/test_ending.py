@@ -18,6 +18,7 @@ def leave(logs: Path, engine: str = "", console: str = "", *, pid_file: bool = F
     (logs / "engine.log").write_text(engine)
     (logs / "console.log").write_text(console)
     if pid_file:
+        (logs / PID_FILE).parent.mkdir()
         (logs / PID_FILE).write_text("1234\n")
 
 

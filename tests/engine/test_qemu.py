@@ -19,6 +19,7 @@ from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import PID_FILE
 from cerne.engine.qmp import QmpClient
 from cerne.errors import ConflictError, EngineError, HostError, InputError, StorageError
+from cerne.host import user_ids
 from cerne.host.process import ProcessIdentity
 
 # 16-bit code, as a PC's firmware loads it at 0x7c00.
@@ -136,6 +137,26 @@ def test_the_process_has_a_session_and_an_environment_of_its_own(
     assert (proc / "cwd").readlink() == Path("/")
     assert (proc / "fd/0").readlink() == Path("/dev/null")
     assert "Seccomp:\t2" in (proc / "status").read_text()
+
+
+def test_the_process_of_root_has_its_own_user_and_root(
+    engine: QemuEngine, make_plan: MakePlan, root: None
+) -> None:
+    process = engine.start(make_plan()).process
+    proc = Path(f"/proc/{process.pid}")
+    lines = (proc / "status").read_text().splitlines()
+    status = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+    (user,) = {*status["Uid"], *status["Gid"]}
+    assert status["Groups"] == []
+    assert status["NoNewPrivs"] == ["1"]
+    sets = {status[f"Cap{kind}"][0] for kind in ("Inh", "Prm", "Eff", "Bnd", "Amb")}
+    assert sets == {"0" * 16}
+    assert not (proc / "root/etc/shadow").exists()
+    assert not (proc / "root/proc/sys").exists()
+    other = user_ids.take()
+    assert other is not None
+    os.close(other.descriptor)
+    assert user not in ("0", str(other.user))
 
 
 def test_all_sockets_are_there_once_it_is_started(engine: QemuEngine, make_plan: MakePlan) -> None:

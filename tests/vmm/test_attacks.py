@@ -16,8 +16,10 @@ import pytest
 from tests.vmm.attacks import ATTACKS
 
 import cerne
+from cerne.engine.native.fork_server import START
 from cerne.host import user_ids
 from cerne.vmm.jail import Wall
+from cerne.vmm.jail.program import Room
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "isolation.md"
 _FORKS = "fork without end"
@@ -126,3 +128,42 @@ def test_without_one_wall_others_still_stop_most_attacks(outcomes: Outcomes, wal
 def test_the_page_has_each_attack_and_each_wall() -> None:
     assert _documented().keys() == ATTACKS.keys()
     assert f"| attack | {' | '.join(Wall)} |" in _DOCUMENT.read_text()
+
+
+# QEMU's own sandbox stops the first; what it takes is bounded by the machine's control group.
+_ALLOWED_TO_PROGRAMS = {
+    "run a program",
+    "fork without end",
+    "take memory without end",
+    "open descriptors without end",
+    "map new code",
+}
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_a_program_in_its_room_attacks_nothing(
+    root: None, tmp_path_factory: pytest.TempPathFactory, network: bool
+) -> None:
+    directory = tmp_path_factory.mktemp("attacks")
+    script = Path(__file__).with_name("attacks.py")
+    with contextlib.ExitStack() as leaving:
+        targets = {**_targets(directory, leaving), "here": "yes"}
+        room = Room(
+            own_root=True,
+            user=int(targets["user"]),
+            reads=[str(script), sys.base_prefix],
+            writes=[targets["shared"]],
+            network=network,
+            capabilities=[],
+        )
+        python = str(Path(sys.executable).resolve())
+        argv = [python, "-I", "-S", str(script), json.dumps(targets)]
+        command = [*START, "program", json.dumps(room._asdict()), *argv]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert not run.stderr
+    outcomes = json.loads(run.stdout)
+    allowed = {attack for attack, outcome in outcomes.items() if not outcome}
+    # It may do so in a directory of its own, which no user of the host may enter.
+    assert allowed - _ALLOWED_TO_PROGRAMS - {"write a setuid file"} == (
+        {"connect to the host's network"} if network else set()
+    )

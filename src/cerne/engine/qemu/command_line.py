@@ -34,8 +34,11 @@ from cerne.units import MIB
 from cerne.vmm.slot_names import device_name
 
 AGENT_PORT_NAME = "org.cerne.agent"
-PID_FILE = "qemu.pid"
-"""In `LaunchPlan.logs`. QEMU removes it at its own end; after a kill it stays."""
+PID_FILE = "qemu/pid"
+"""In `LaunchPlan.logs`, in a directory of its own, which QEMU may write to.
+
+QEMU removes it at its own end; after a kill it stays.
+"""
 
 
 MACHINE_VERSION = 2
@@ -75,6 +78,7 @@ def command_line(
     disk_descriptors: Sequence[Sequence[int]] = (),
     vsock_cid: int | None = None,
     tap_descriptors: Mapping[str, int] = MappingProxyType({}),
+    sockets: Mapping[Path, int] = MappingProxyType({}),
     *,
     balloon: bool = True,
 ) -> list[str]:
@@ -82,7 +86,8 @@ def command_line(
 
     `disk_descriptors` are those of each disk's file, one for each mode (written, only read),
     because the file may get another name while the machine runs. Without them QEMU opens the disks
-    by their names. `tap_descriptors` are those of cards on taps, by their addresses. With
+    by their names. `tap_descriptors` are those of cards on taps, by their addresses, and `sockets`
+    those of listening sockets, by their paths; QEMU makes the others itself. With
     `vsock_cid` the guest has sockets, by the host's vhost-vsock. Without `balloon` it has no
     balloon.
     """
@@ -100,8 +105,8 @@ def command_line(
         *_qmp(qmp_descriptor),
         *(("-incoming", "defer") if plan.saved is not None else ()),
         *_ports(),
-        *_console(plan),
-        *_agent(plan.agent_sockets),
+        *_console(plan, sockets),
+        *_agent(plan.agent_sockets, sockets),
         *_flatten(
             _descriptors(index, disk, each)
             for index, (disk, each) in enumerate(zip(plan.disks, disk_descriptors, strict=False))
@@ -198,16 +203,16 @@ def _port(slot: int) -> str:
     return f"slot{slot}"
 
 
-def _console(plan: LaunchPlan) -> Iterator[str]:
+def _console(plan: LaunchPlan, sockets: Mapping[Path, int]) -> Iterator[str]:
     log = f"logfile={_escaped(plan.console_log)},logappend=on"
-    yield from ("-chardev", f"{_socket('console', plan.console_socket)},{log}")
+    yield from ("-chardev", f"{_socket('console', plan.console_socket, sockets)},{log}")
     yield from ("-serial", "chardev:console")
 
 
-def _agent(sockets: Iterable[Path]) -> Iterator[str]:
+def _agent(paths: Iterable[Path], sockets: Mapping[Path, int]) -> Iterator[str]:
     yield from ("-device", "virtio-serial-pci,id=agents")
-    for index, path in enumerate(sockets):
-        yield from ("-chardev", _socket(f"agent{index}", path))
+    for index, path in enumerate(paths):
+        yield from ("-chardev", _socket(f"agent{index}", path, sockets))
         # Port 0 is reserved for consoles.
         port = f"virtserialport,bus=agents.0,nr={index + 1},chardev=agent{index}"
         yield from ("-device", f"{port},name={AGENT_PORT_NAME}.{index}")
@@ -319,8 +324,9 @@ def _share(index: int, share: SharePlan) -> Iterator[str]:
     yield from ("-device", f"virtio-9p-pci,fsdev=share{index},mount_tag={_escaped(share.tag)}")
 
 
-def _socket(name: str, path: Path) -> str:
-    return f"socket,id={name},path={_escaped(path)},server=on,wait=off"
+def _socket(name: str, path: Path, sockets: Mapping[Path, int]) -> str:
+    place = f"fd={sockets[path]}" if path in sockets else f"path={_escaped(path)}"
+    return f"socket,id={name},{place},server=on,wait=off"
 
 
 def _escaped(value: str | Path) -> str:

@@ -18,6 +18,8 @@ _CAUSE = re.compile(rb"qemu_system_shutdown_request reason=(\d+)")
 _TRACE = re.compile(rb"(qemu_system_shutdown_request|runstate_set) ")
 _SIGNAL = re.compile(rb"terminating on signal (\d+)")
 
+# Of processes that an earlier version has started.
+_FORMER_PID_FILE = "qemu.pid"
 _GUEST_PANIC = 8
 _CAUSES = {
     1: Ending(orderly=False, reason="the host failed it (see the engine's log)"),
@@ -36,7 +38,7 @@ def read_ending(logs: Path) -> Ending:
     cause = int(causes[-1]) if causes else None
     if cause == _GUEST_PANIC:
         return panicked(logs / "console.log")
-    if (logs / PID_FILE).exists():
+    if any((logs / file).exists() for file in (PID_FILE, _FORMER_PID_FILE)):
         return _broken_off(log)
     if cause in _CAUSES:
         return _CAUSES[cause]

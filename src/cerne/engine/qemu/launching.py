@@ -13,6 +13,7 @@ from cerne.engine.opened import Opened
 from cerne.engine.plan import FirmwareBoot, LaunchPlan
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, command_line
+from cerne.engine.qemu.confinement import confined
 from cerne.engine.qemu.console_log import ROLE, limiting_command
 from cerne.engine.qemu.disks import opened_disk
 from cerne.engine.qemu.limits import require_no_network_limit
@@ -56,6 +57,7 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
 
 def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> ProcessIdentity:
     """Start the machine's process; return when it answers and its vCPUs run."""
+    (plan.logs / PID_FILE).parent.mkdir(mode=0o700, exist_ok=True)
     (plan.logs / PID_FILE).unlink(missing_ok=True)
     with Opened() as opened:
         state = None if plan.saved is None else opened.existing(plan.saved / STATE_FILE)
@@ -69,7 +71,11 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
             # A guest that was saved without a balloon would never see one.
             balloon=plan.saved is None or SavedMachine.read(plan.saved).balloon,
             tap_descriptors={nic.mac: opened.tap(nic.interface) for nic in plan.taps},
+            sockets={
+                path: opened.listening(path) for path in (plan.console_socket, *plan.agent_sockets)
+            },
         )
+        argv = confined(argv, plan, opened)
         _limit_console_log(plan, opened)
         pid = spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
     try:

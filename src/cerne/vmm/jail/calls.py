@@ -162,3 +162,10 @@ VMM_CALLS = (
     *(Rule(number, KILL) for number in DANGEROUS.values()),
 )
 """The rules of the VMM's process."""
+
+PROGRAM_CALLS = tuple(
+    Rule(number, fail(errno.EPERM))
+    for name, number in DANGEROUS.items()
+    if name not in ("execve", "execveat")
+)
+"""The rules of a program that is not ours: what only an attack needs."""

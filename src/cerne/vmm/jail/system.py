@@ -50,7 +50,21 @@ class Mount(IntFlag):
     PRIVATE = 1 << 18
 
 
+class Attribute(IntFlag):
+    """Attributes of mount_setattr(2)."""
+
+    READ_ONLY = 1
+    NOSUID = 2
+    NODEV = 4
+    ID_MAP = 1 << 20
+
+
 _SYS_PIVOT_ROOT, _SYS_CAPSET, _SYS_SECCOMP = 155, 126, 317
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_CURRENT_DIRECTORY, _EMPTY_PATH, _MOVE_FROM_DESCRIPTOR = -100, 0x1000, 4
+_AMBIENT_RAISE = 2
+_MOUNT_ATTRIBUTES = struct.Struct("<QQQQ")
 _SYS_LANDLOCK_CREATE_RULESET, _SYS_LANDLOCK_RESTRICT_SELF = 444, 446
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _AMBIENT_CLEAR_ALL = 4
@@ -90,10 +104,43 @@ def replace_root(root: str) -> None:
     os.chdir("/")
 
 
-def drop_bounding_set() -> None:
-    """Empty the ambient and the bounding set of capabilities; raises OSError."""
+def bind(path: str, target: str, attributes: Attribute, ids: int | None = None) -> None:
+    """Mount a file or directory at another path (open_tree(2), move_mount(2)); raises OSError.
+
+    `ids` is a descriptor of the user namespace that maps its owners (mount_setattr(2)).
+    """
+    here, empty = ctypes.c_long(_CURRENT_DIRECTORY), ctypes.c_long(_EMPTY_PATH)
+    flags = ctypes.c_long(_OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
+    tree = _check(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), here, os.fsencode(path), flags))
+    try:
+        if ids is not None:
+            attributes |= Attribute.ID_MAP
+        wanted = _MOUNT_ATTRIBUTES.pack(attributes, 0, 0, ids or 0)
+        size = ctypes.c_long(len(wanted))
+        number, file = ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_long(tree)
+        _check(_libc.syscall(number, file, b"", empty, wanted, size))
+        number, flags = ctypes.c_long(_SYS_MOVE_MOUNT), ctypes.c_long(_MOVE_FROM_DESCRIPTOR)
+        _check(_libc.syscall(number, file, b"", here, os.fsencode(target), flags))
+    finally:
+        os.close(tree)
+
+
+def set_capabilities(kept: frozenset[int]) -> None:
+    """Have only these capabilities, for programs that this process executes too; raises OSError."""
+    bits = sum(1 << capability for capability in kept)
+    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
+    low, high = bits & 0xFFFF_FFFF, bits >> 32
+    data = struct.pack("<IIIIII", low, low, low, high, high, high)
+    _check(_libc.syscall(ctypes.c_long(_SYS_CAPSET), header, data))
+    for capability in kept:
+        words = map(ctypes.c_ulong, (_AMBIENT_RAISE, capability, 0, 0))
+        _check(_libc.prctl(Prctl.CAP_AMBIENT, *words))
+
+
+def drop_bounding_set(kept: frozenset[int] = frozenset()) -> None:
+    """Empty the ambient and the bounding set of capabilities, but for some; raises OSError."""
     _check(_libc.prctl(Prctl.CAP_AMBIENT, *map(ctypes.c_ulong, (_AMBIENT_CLEAR_ALL, 0, 0, 0))))
-    for capability in range(_LAST_CAPABILITY + 1):
+    for capability in frozenset(range(_LAST_CAPABILITY + 1)) - kept:
         try:
             prctl(Prctl.CAPBSET_DROP, capability)
         except OSError as error:
@@ -101,12 +148,6 @@ def drop_bounding_set() -> None:
             if error.errno == errno.EINVAL:
                 return
             raise
-
-
-def drop_capabilities() -> None:
-    """Empty the permitted, the effective and the inheritable set; raises OSError."""
-    header = struct.pack("<Ii", _CAPABILITY_VERSION_3, 0)
-    _check(_libc.syscall(ctypes.c_long(_SYS_CAPSET), header, bytes(24)))
 
 
 def set_filter(program: bytes) -> None:
@@ -124,18 +165,19 @@ def landlock_version() -> int:
     return _check(_libc.syscall(number, zero, zero, flags))
 
 
-def deny_by_landlock() -> None:
+def deny_by_landlock(*, paths: bool = True) -> None:
     """Deny this thread all paths, all TCP, and signals and abstract sockets of other domains.
 
-    It denies as much of this as the host's Landlock knows; raises OSError if there is none.
+    Without `paths` it denies only the last two. It denies as much of this as the host's Landlock
+    knows; raises OSError if it knows nothing of this.
     """
     version = landlock_version()
+    tables = (_FILE_RIGHTS, _NET_RIGHTS, _SCOPES) if paths else ({}, {}, _SCOPES)
     attributes = _RULESET.pack(
-        *(
-            sum(rights for first, rights in table.items() if first <= version)
-            for table in (_FILE_RIGHTS, _NET_RIGHTS, _SCOPES)
-        )
+        *(sum(rights for first, rights in table.items() if first <= version) for table in tables)
     )
+    if not any(attributes):
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     number, size = ctypes.c_long(_SYS_LANDLOCK_CREATE_RULESET), ctypes.c_long(len(attributes))
     ruleset = _check(_libc.syscall(number, attributes, size, ctypes.c_long(0)))
     try:

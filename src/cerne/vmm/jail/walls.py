@@ -34,7 +34,7 @@ MOST_THREADS = 1 << 14
 """The limit of threads of a user: enough for thousands of forks, which have one user."""
 _MORE_MEMORY = 1024 * _MIB
 # What a kernel answers that lacks a facility, or a container or security module that forbids it.
-_LACKING = frozenset(
+LACKING = frozenset(
     (
         errno.EPERM,
         errno.EACCES,
@@ -124,7 +124,7 @@ def enter(confinement: Confinement) -> Walls:
         try:
             put_up()
         except OSError as error:
-            if wall not in _OPTIONAL or error.errno not in _LACKING:
+            if wall not in _OPTIONAL or error.errno not in LACKING:
                 raise HostError(f"confining the process failed ({wall}): {error}") from error
             missing[wall] = error.strerror or str(error)
         else:
@@ -202,4 +202,4 @@ def _drop_capabilities(root: bool) -> None:
     if not root:
         with contextlib.suppress(OSError):
             system.drop_bounding_set()
-    system.drop_capabilities()
+    system.set_capabilities(frozenset())

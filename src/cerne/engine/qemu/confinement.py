@@ -1,0 +1,85 @@
+"""What QEMU needs of its host, for the walls around it (`cerne.vmm.jail.program`).
+
+As root, QEMU runs with a user id of its own in a root that has only the machine's files. With
+mounted directories it keeps root's id, because files in them belong to any user, and their modes
+and owners are promised to the guest; it sees no other files even so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cerne.engine.native.fork_server import START
+from cerne.engine.opened import Opened
+from cerne.engine.plan import KernelBoot, LaunchPlan, UserNic
+from cerne.engine.qemu.command_line import PID_FILE
+from cerne.engine.saved import MEMORY_FILE
+from cerne.errors import DamagedError
+from cerne.host import user_ids
+from cerne.storage.overlay import chain
+from cerne.vmm.jail.program import FILE_CAPABILITIES, NET_BIND_SERVICE, Room
+
+_SYSTEM = Path("/usr")
+"""Programs elsewhere need more of the host than is known here."""
+_FORMATS = frozenset(("raw", "qcow2", "vdi", "vhdx", "vpc"))
+"""Disks of other formats may have parts in files that only QEMU finds."""
+_FIRST_FREE_PORT = 1024
+
+
+def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
+    """The command line that confines QEMU and executes it; `opened` gets its user id's lease."""
+    known = Path(argv[0]).resolve().is_relative_to(_SYSTEM)
+    known = known and all(disk.format in _FORMATS for disk in plan.disks)
+    own_root = os.geteuid() == 0 and known
+    lease = user_ids.take() if own_root and not plan.shares else None
+    if lease is not None:
+        opened.take(lease.descriptor)
+    room = Room(
+        own_root=own_root,
+        user=None if lease is None else lease.user,
+        reads=[str(path) for path in _reads(plan)] if own_root else [],
+        writes=[str(path) for path in _writes(plan)] if own_root else [],
+        network=any(isinstance(nic, UserNic) for nic in plan.nics),
+        capabilities=[*_capabilities(plan, None if lease is None else lease.user)],
+    )
+    return [*START, "program", json.dumps(room._asdict()), *argv]
+
+
+def _reads(plan: LaunchPlan) -> Iterator[Path]:
+    if isinstance(plan.boot, KernelBoot):
+        yield plan.boot.kernel
+        if plan.boot.initrd is not None:
+            yield plan.boot.initrd
+    for disk in plan.disks:
+        # The first is inherited. QEMU itself says what is wrong with a disk.
+        with contextlib.suppress(DamagedError):
+            yield from [path for path, _ in chain(disk.path, disk.format)[1:]]
+    for share in plan.shares:
+        if share.read_only:
+            yield share.source
+
+
+def _writes(plan: LaunchPlan) -> Iterator[Path]:
+    yield (plan.logs / PID_FILE).parent
+    plan.console_log.touch(mode=0o600)
+    yield plan.console_log
+    if plan.saved is not None and (plan.saved / MEMORY_FILE).exists():
+        # QEMU opens it for writing, and maps it privately.
+        yield plan.saved / MEMORY_FILE
+    elif plan.saved is None and plan.memory_file is not None:
+        plan.memory_file.touch(mode=0o600)
+        yield plan.memory_file
+    for share in plan.shares:
+        if not share.read_only:
+            yield share.source
+
+
+def _capabilities(plan: LaunchPlan, user: int | None) -> Iterator[int]:
+    if user is None:
+        yield from FILE_CAPABILITIES
+    if any(forward.host_port < _FIRST_FREE_PORT for forward in plan.forwards):
+        yield NET_BIND_SERVICE
