@@ -17,16 +17,28 @@ if TYPE_CHECKING:
 class ResourceFields(TypedDict, total=False):
     """Guarantees, limits and weights; ``none`` removes one of a machine that has it."""
 
+    cpu_guarantee: float | str | None
+    """CPUs that it has if it needs them, as a number, ``1.5`` or ``50%``."""
+    cpu_limit: float | str | None
+    """CPUs that it uses at most."""
     cpu_weight: int | str | None
     """Its share of CPU time among all machines, 1 to 10000; 100 is the default."""
     memory_guarantee: int | str | None
     """Memory that is promised to it, in bytes or as ``256M``; all of it if not given."""
+    memory_limit: int | str | None
+    """Memory that all its processes have at most, in bytes or as ``1G``."""
+    memory_swap: bool | str | None
+    """Whether the host may swap its memory out."""
     disk_iops: int | str | None
     """Requests a second to all its disks at most."""
     disk_rate: int | str | None
     """Bytes a second from and to all its disks at most, also as ``20M``."""
+    disk_weight: int | str | None
+    """Its share of the host's disks among all machines, 1 to 10000; 100 is the default."""
     network_rate: str | None
     """Bytes a second that it receives and sends at most, as ``10M`` or ``10M/2M``."""
+    pids_limit: int | str | None
+    """Processes and threads of this host that it has at most."""
 
 
 class Adjustment(ResourceFields, total=False):

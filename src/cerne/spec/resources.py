@@ -227,6 +227,8 @@ def _flag(word: str, text: str, metavar: str, default: str = "") -> Flag:
 
 
 RESOURCE_FLAGS = (
+    _flag("cpu_guarantee", "CPUs that it has if it needs them, such as 1.5 or 50%.", "CPUS"),
+    _flag("cpu_limit", "CPUs that it uses at most, such as 1.5 or 50%.", "CPUS"),
     _flag("cpu_weight", f"Its share of CPU time among all machines: {_WEIGHTS}.", "NUMBER"),
     _flag(
         "memory_guarantee",
@@ -234,9 +236,13 @@ RESOURCE_FLAGS = (
         "SIZE",
         "all of it",
     ),
+    _flag("memory_limit", "Memory that all its processes have at most, such as 1G.", "SIZE"),
+    _flag("memory_swap", "Whether this host may swap its memory out.", "yes|no"),
     _flag("disk_iops", "Requests a second to all its disks at most.", "NUMBER"),
     _flag("disk_rate", "Bytes a second of all its disks at most, such as 20M.", "SIZE"),
+    _flag("disk_weight", f"Its share of this host's disks: {_WEIGHTS}.", "NUMBER"),
     _flag("network_rate", "Bytes a second to and from its network at most.", "SIZE|RECEIVED/SENT"),
+    _flag("pids_limit", "Processes and threads of this host that it has at most.", "NUMBER"),
 )
 """The options for values of `Resources`; `none` for an option of `cerne set` removes the value."""
 
