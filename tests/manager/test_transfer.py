@@ -135,7 +135,7 @@ def test_another_processor_is_refused_before_anything_is_loaded(
 
 
 def test_what_is_no_snapshot_is_refused(elsewhere: Manager, tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError):
+    with pytest.raises(NotFoundError, match=f"see: ls -l {tmp_path}/missing"):
         elsewhere.import_snapshot(tmp_path / "missing")
     for content in (b"", b"nothing of the kind" * 100, bytes(20 << 10)):
         (tmp_path / "wrong").write_bytes(content)
