@@ -207,6 +207,9 @@ class ImageUsers:
     """Those whose machines are of this image's name."""
 
 
+_STATES: Mapping[object, State] = {state.value: state for state in State}
+
+
 def record_of(row: sqlite3.Row) -> Record:
     """The record in a row of the machines.
 
@@ -214,7 +217,8 @@ def record_of(row: sqlite3.Row) -> Record:
     another value instead, and the reason names it; without a known state or process it is
     ``failed``.
     """
-    state = State(row["state"]) if row["state"] in iter(State) else None
+    # A list reads a thousand rows: members of an enumeration are looked up in a table.
+    state = _STATES.get(row["state"])
     process = process_of(row)
     unknown = [
         *_unlike(row, (_is_state,), ("state",)),
@@ -265,7 +269,7 @@ def moment_of(value: object) -> float:
 
 def amount_of(value: object) -> int:
     """A number of a row that counts something; 0 for what is not such a number."""
-    return int(str(value)) if _is_amount(value) else 0
+    return value if isinstance(value, int) and value >= 0 else 0
 
 
 def _unlike(
@@ -280,7 +284,7 @@ def _unlike(
 
 
 def _is_state(value: object) -> bool:
-    return isinstance(value, str) and value in set(State)
+    return value in _STATES
 
 
 def _is_absent(value: object) -> bool:
