@@ -77,7 +77,6 @@ def _shell(words: str, home: Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
     )
 
 
@@ -136,6 +135,7 @@ def test_a_page(page: Path, home: Path, qemu: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     "page",
     [page for page in pages() if _is_slow_page(page) or any(map(_is_slow, commands(page)))],

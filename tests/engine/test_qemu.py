@@ -16,11 +16,10 @@ from tests.processes import naming
 from cerne.engine.plan import DiskPlan, FirmwareBoot, LaunchPlan, PortForward, UserNic
 from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.accelerator import Accelerator
-from cerne.engine.qemu.command_line import PID_FILE
 from cerne.engine.qmp import QmpClient
 from cerne.errors import ConflictError, EngineError, HostError, InputError, StorageError
 from cerne.host import user_ids
-from cerne.host.process import ProcessIdentity
+from cerne.host.members import Members
 
 # 16-bit code, as a PC's firmware loads it at 0x7c00.
 HALT = bytes.fromhex("f4ebfd")  # again: hlt; jmp again
@@ -68,10 +67,7 @@ def make_plan(directory: Path) -> Iterator[MakePlan]:
 
     yield make
     for plan in plans:
-        pid_file = plan.logs / PID_FILE
-        if pid_file.exists() and (process := ProcessIdentity.of(int(pid_file.read_text()))):
-            process.send(signal.SIGKILL)
-            process.wait()
+        Members(plan.runtime).end()
 
 
 def test_a_guest_that_shuts_down_ends_in_order(engine: QemuEngine, make_plan: MakePlan) -> None:
