@@ -60,6 +60,15 @@ def take(directory: Path = _DIRECTORY) -> Lease | None:
     )
 
 
+def has_range(root: Path = Path("/")) -> bool:
+    """Whether this process's user namespace has the range; `root` is the directory to read from.
+
+    Raises:
+        InputError: the range in the environment is not valid.
+    """
+    return _mapped(_range(), root)
+
+
 def _locked(path: Path) -> int | None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
@@ -86,10 +95,10 @@ def _range() -> range:
     )
 
 
-def _mapped(ids: range) -> bool:
+def _mapped(ids: range, root: Path = Path("/")) -> bool:
     """Whether this process's user namespace has all of these ids (user_namespaces(7))."""
     for name in ("uid_map", "gid_map"):
-        lines = Path("/proc/self", name).read_text().splitlines()
+        lines = (root / "proc/self" / name).read_text().splitlines()
         inside = [(int(first), int(count)) for first, _, count in map(str.split, lines)]
         if not any(first <= ids[0] and ids[-1] < first + count for first, count in inside):
             return False
