@@ -18,7 +18,13 @@ from cerne.vmm.jail.calls import ALLOWED, CHECKED, DANGEROUS
 _PACKAGE = Path(cerne.__file__).parent
 _NUMBERS = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
 # They are used before the walls are up: to open /dev/kvm, and to read what people write.
-_EARLIER = {"cerne.kvm.hints", "fractions", "cerne.vmm.__main__", "cerne.vmm.fork_server"}
+_EARLIER = {
+    "cerne.kvm.hints",
+    "fractions",
+    "cerne.vmm.__main__",
+    "cerne.vmm.fork_server",
+    "cerne.vmm.jail.program",
+}
 
 
 def _imported_in_functions(tree: ast.AST) -> Iterator[str]:
