@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -147,7 +148,8 @@ def test_a_restarted_host_is_told_from_a_crash(cerne: Cerne, engine: Engine) -> 
     with sqlite3.connect(cerne.home / "store.sqlite") as database:
         database.execute("UPDATE machines SET boot_id = 'an earlier boot'")
     assert cerne.machine("a")["reason"] == "the host was restarted"
-    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow_if_emulated
