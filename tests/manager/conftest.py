@@ -151,6 +151,10 @@ class FakeInstance:
         self.engine.asked.append(what)
 
 
+def _program(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
+
+
 class FakeEngine:
     """An engine whose machines are sleeping processes, and which fails where it is told to."""
 
@@ -183,7 +187,8 @@ class FakeEngine:
         members = Members(plan.runtime)
         sleeper = start_member(members, MACHINE, ["/bin/sleep", "1000"], [])
         self._processes.append(sleeper)
-        while not members.alive(MACHINE):
+        # It has registered itself and entered its cell when the shell is the program.
+        while _program(sleeper.pid) != b"/bin/sleep":
             assert sleeper.poll() is None
         if self.failure is not None:
             raise self.failure

@@ -101,6 +101,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "created": _moment(record.created) or "",
         "started": _moment(record.started) or "",
         "ready": _moment(record.ready) or "",
+        "control groups": machine.cell,
         "vsock": machine.vsock,
         "console log": str(machine.console_log),
     }
@@ -202,6 +203,7 @@ def stats(
                     "guest_used_bytes": found.guest.used if found.guest else None,
                     "disk_bytes": found.disk,
                     "threads": found.threads,
+                    "all_processes": None if found.cell is None else asdict(found.cell),
                 }
                 for name, found in measured
             ]
@@ -320,6 +322,7 @@ def _details(machine: Machine, record: Record) -> dict[str, object]:
     return _summary(machine, record, machine.ports) | {
         "spec": machine.spec.model_dump(mode="json"),
         "vsock": machine.vsock or None,
+        "control_groups": machine.cell or None,
         "console_log": str(machine.console_log),
         "engine_log": str(machine.engine_log),
     }

@@ -115,10 +115,10 @@ class Cell:
 
     @property
     def words(self) -> str:
-        """For people: ``cgroup v2``, or why there is none."""
+        """For people: ``cgroup v2``, or why there is none; empty if the machine does not run."""
         note = CellNote.read(self._path)
         if note is None:
-            return "none"
+            return ""
         return note.way or f"none: {note.why}"
 
     def give(self, resources: Resources, disks: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, Unpack, overload
 
 from cerne.errors import CommandError, InputError
+from cerne.host.cell import Cell
 from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.notes import unserved
 from cerne.manager.machines.pause import pause, resume
@@ -500,6 +501,11 @@ class Machine:
             BusyError: another has the console.
         """
         return console(self._context)
+
+    @property
+    def cell(self) -> str:
+        """The control groups of its processes in words, or why it has none; empty if it is down."""
+        return Cell(self._context.home.machine_group(self.id)).words
 
     @property
     def vsock(self) -> str:

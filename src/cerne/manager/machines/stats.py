@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne.errors import EngineError, NotAnsweringError, StateError
+from cerne.host.cell import Cell
 from cerne.manager.lock import is_held
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.recovery import current_record
@@ -18,6 +19,7 @@ from cerne.manager.store import Record, State
 if TYPE_CHECKING:
     from cerne.engine.base import GuestMemoryUse
     from cerne.errors import NotAnsweringError
+    from cerne.host.cgroup import Usage
     from cerne.manager.store import Record
 
 
@@ -37,6 +39,8 @@ class Stats:
     """Bytes of the host's disk that its own files take."""
     threads: int
     """Threads of its process."""
+    cell: Usage | None = None
+    """What all of its processes use together; None without control groups."""
     guest: GuestMemoryUse | None = None
     """What its guest says of its memory; None where it has no balloon or does not answer."""
     hangs: NotAnsweringError | None = None
@@ -67,6 +71,7 @@ def stats(context: MachineContext) -> Stats:
     if record.state not in (State.RUNNING, State.PAUSED):
         raise state_error(record)
     used = measure(record, context.home.machine_directory(context.id))
+    used = replace(used, cell=Cell(context.home.machine_group(context.id)).usage())
     try:
         return replace(used, guest=_guest_memory(context, record))
     except NotAnsweringError as error:
