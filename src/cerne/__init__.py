@@ -11,8 +11,9 @@ Each name is imported at its first use, so that the command line starts quickly.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+# As in typing, whose import takes longer than all else that some processes of a machine need.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cerne.client.run import (
         run,

@@ -195,8 +195,8 @@ def main() -> None:
     _call(_UNSHARE, _CLONE_NEWNS)
     _call(165, b"none", b"/", None, _MS_REC | _MS_PRIVATE, None)
     sys.path.append(targets["source"])
-    from cerne.vmm.jail import Confinement, Wall, enter
     from cerne.vmm.jail.calls import VMM_CALLS
+    from cerne.vmm.jail.walls import Confinement, Wall, enter
 
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -18,8 +18,10 @@ from tests.vmm.attacks import ATTACKS
 import cerne
 from cerne.engine.native.fork_server import START
 from cerne.host import user_ids
-from cerne.vmm.jail import Wall
+from cerne.vmm.jail.bpf import ALLOW, program
+from cerne.vmm.jail.calls import PROGRAM_CALLS
 from cerne.vmm.jail.program import Room
+from cerne.vmm.jail.walls import Wall
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "isolation.md"
 _FORKS = "fork without end"
@@ -154,11 +156,12 @@ def test_a_program_in_its_room_attacks_nothing(
             reads=[str(script), sys.base_prefix],
             writes=[targets["shared"]],
             network=network,
-            capabilities=[],
+            filter=program(PROGRAM_CALLS, ALLOW),
         )
+        assert Room.from_words(room.words()[:-1]).words() == room.words()
         python = str(Path(sys.executable).resolve())
         argv = [python, "-I", "-S", str(script), json.dumps(targets)]
-        command = [*START, "program", json.dumps(room._asdict()), *argv]
+        command = [*START, "program", *room.words(), *argv]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         assert not run.stderr
     outcomes = json.loads(run.stdout)

@@ -19,13 +19,13 @@ from cerne.errors import CerneError
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import handle_kicks
-from cerne.vmm import jail
 from cerne.vmm.commands import commands
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.descriptors import raise_limit
 from cerne.vmm.fork import Forked
-from cerne.vmm.jail import Walls
 from cerne.vmm.jail.calls import VMM_CALLS
+from cerne.vmm.jail.title import Title
+from cerne.vmm.jail.walls import Confinement, Walls, enter
 from cerne.vmm.machine import Machine
 from cerne.vmm.snapshot import read_state
 
@@ -35,10 +35,10 @@ _SWITCH_INTERVAL = 0.0005
 
 def main() -> int:
     """Run the machine of a configuration file; return 0 if it ended in order."""
-    return end_of(lambda: VmmConfig.read(sys.argv[1]), jail.Title())
+    return end_of(lambda: VmmConfig.read(sys.argv[1]), Title())
 
 
-def end_of(configure: Callable[[], VmmConfig], title: jail.Title) -> int:
+def end_of(configure: Callable[[], VmmConfig], title: Title) -> int:
     """Run a machine in this process to its end; return the exit status."""
     try:
         return _live(configure(), title)
@@ -47,7 +47,7 @@ def end_of(configure: Callable[[], VmmConfig], title: jail.Title) -> int:
         return 1
 
 
-def _live(config: VmmConfig, title: jail.Title) -> int:
+def _live(config: VmmConfig, title: Title) -> int:
     handle_kicks()
     raise_limit()
     # A thread that computes holds Python's lock so long after another thread, which serves the
@@ -59,7 +59,7 @@ def _live(config: VmmConfig, title: jail.Title) -> int:
     memory, state = _origin(config)
     machine = Machine(kvm, config, memory, state, title, commands)
     faults.step("assembled")
-    walls = jail.enter(jail.Confinement(config.user, VMM_CALLS))
+    walls = enter(Confinement(config.user, VMM_CALLS))
     _report(walls)
     while True:
         machine.walls = walls

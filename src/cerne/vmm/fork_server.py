@@ -18,11 +18,11 @@ import sys
 from cerne import faults
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import CerneError
-from cerne.vmm import jail
 from cerne.vmm.__main__ import end_of
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE, NO_DESCRIPTORS_LEFT, raise_limit
 from cerne.vmm.fork import registered, with_log_of_its_own
+from cerne.vmm.jail.title import Title
 
 LARGEST_REQUEST = 128 * 1024
 """Bytes of a configuration."""
@@ -34,7 +34,7 @@ def main() -> int:
     # Nothing waits for the children.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     raise_limit()
-    title = jail.Title()
+    title = Title()
     descriptors: list[int] = []
     some_lost = False
     while True:
@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def _fork(
-    requests: socket.socket, title: jail.Title, request: bytes, descriptors: tuple[int, ...]
+    requests: socket.socket, title: Title, request: bytes, descriptors: tuple[int, ...]
 ) -> PlainState:
     saved = SavedState("a machine's configuration", json.loads(request))
     try:

@@ -29,8 +29,8 @@ from cerne.vmm.console_log import ConsoleLog
 from cerne.vmm.crash import Crash
 from cerne.vmm.emulation_assist import EmulationAssist, command_line, without_hypercalls
 from cerne.vmm.end import PANICKED, End
-from cerne.vmm.jail import Title, Walls
-from cerne.vmm.jail.walls import NOBODY
+from cerne.vmm.jail.title import Title
+from cerne.vmm.jail.walls import NOBODY, Walls
 from cerne.vmm.loop import Loop
 from cerne.vmm.peripherals import Peripherals
 from cerne.vmm.qmp import Command, QmpServer

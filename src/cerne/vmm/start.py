@@ -2,7 +2,7 @@
 
     start.py machine CONFIG            what `cerne.vmm.__main__` does
     start.py fork-server SOCKET NAME   what `cerne.vmm.fork_server` does
-    start.py program ROOM ARGUMENT…    what `cerne.vmm.jail.program` does
+    start.py program WORD… -- ARGUMENT…  what `cerne.vmm.jail.program` does
 
 A VMM needs only the standard library and this package. The search for other installed packages (-S
 turns it off) and garbage collection during the imports would take a seventh of the start.

@@ -8,7 +8,6 @@ and owners are promised to the guest; it sees no other files even so.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,8 @@ from cerne.engine.saved import MEMORY_FILE
 from cerne.errors import DamagedError
 from cerne.host import user_ids
 from cerne.storage.overlay import chain
+from cerne.vmm.jail.bpf import ALLOW, program
+from cerne.vmm.jail.calls import PROGRAM_CALLS
 from cerne.vmm.jail.program import FILE_CAPABILITIES, NET_BIND_SERVICE, Room
 
 _SYSTEM = Path("/usr")
@@ -44,9 +45,10 @@ def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
         reads=[str(path) for path in _reads(plan)] if own_root else [],
         writes=[str(path) for path in _writes(plan)] if own_root else [],
         network=any(isinstance(nic, UserNic) for nic in plan.nics),
-        capabilities=[*_capabilities(plan, None if lease is None else lease.user)],
+        capabilities=_capabilities(plan, None if lease is None else lease.user),
+        filter=program(PROGRAM_CALLS, ALLOW),
     )
-    return [*START, "program", json.dumps(room._asdict()), *argv]
+    return [*START, "program", *room.words(), *argv]
 
 
 def _reads(plan: LaunchPlan) -> Iterator[Path]:

@@ -1,31 +1,30 @@
 """Puts walls around a program that is not ours, such as QEMU, and executes it.
 
-``cerne.vmm.start program ROOM ARGUMENT…``: the process gets a root that has only the files that
-ROOM names, under their own paths, with the system's libraries and a few devices. Its user id owns
-there what root owns on the host (an id-mapped mount, mount_setattr(2)), so that no file of the host
-belongs to the id. A process without root gets no such root, only the walls that it may put up.
+``cerne.vmm.start program WORD… -- ARGUMENT…``: the process gets a root that has only the files that
+the words of a `Room` name, under their own paths, with the system's libraries and a few devices.
+Its user id owns there what root owns on the host (an id-mapped mount, mount_setattr(2)), so that no
+file of the host belongs to the id. A process without root gets no such root, only the walls that it
+may put up.
+
+It runs before each start of such a program: it imports as little as it can, since pathlib, json,
+typing and contextlib take longer than all the rest.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import json
 import os
 import resource
 import signal
 import stat
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import NamedTuple
 
-from cerne.errors import HostError
 from cerne.vmm.jail import system
-from cerne.vmm.jail.bpf import ALLOW, program
-from cerne.vmm.jail.calls import PROGRAM_CALLS
-from cerne.vmm.jail.system import Attribute, Mount, Namespace, Prctl
-from cerne.vmm.jail.walls import LACKING, MOST_THREADS
+from cerne.vmm.jail.system import LACKING, MOST_THREADS, Attribute, Mount, Namespace, Prctl
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 # No file of a program is there.
 _MOUNT_POINT = "/sys"
@@ -41,56 +40,117 @@ _SYSTEM = (*_FOLDERS, *_FILES, "/etc/alternatives")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/kvm", "/dev/vhost-vsock")
 _ROOT_SIZE = "size=1m,mode=0755"
 _READ_ONLY = Attribute.READ_ONLY | Attribute.NOSUID
+_END = "--"
 
 
-class Room(NamedTuple):
+class Room:
     """What a program needs of its host."""
 
-    own_root: bool
-    """Whether it gets a root of its own, for which this process has to be root."""
-    user: int | None
-    """Its user and group id; None to keep the present ones."""
-    reads: list[str]
-    """Files and directories that it reads."""
-    writes: list[str]
-    """Files and directories that it writes too."""
-    network: bool
-    """Whether it uses the host's network."""
-    capabilities: list[int]
-    """Those that it keeps."""
+    def __init__(
+        self,
+        *,
+        filter: bytes,  # noqa: A002 - the kernel's word
+        own_root: bool = False,
+        user: int | None = None,
+        reads: Iterable[str] = (),
+        writes: Iterable[str] = (),
+        network: bool = False,
+        capabilities: Iterable[int] = (),
+    ) -> None:
+        self.filter = filter
+        """Its filter of system calls (`cerne.vmm.jail.bpf`)."""
+        self.own_root = own_root
+        """Whether it gets a root of its own, for which this process has to be root."""
+        self.user = user
+        """Its user and group id; None to keep the present ones."""
+        self.reads = list(reads)
+        """Files and directories that it reads."""
+        self.writes = list(writes)
+        """Files and directories that it writes too."""
+        self.network = network
+        """Whether it uses the host's network."""
+        self.capabilities = list(capabilities)
+        """Those that it keeps."""
+
+    def words(self) -> list[str]:
+        """The arguments of this program for it, up to those of the program to execute."""
+        return [
+            f"filter={self.filter.hex()}",
+            *(["own-root"] if self.own_root else []),
+            *([] if self.user is None else [f"user={self.user}"]),
+            *(f"read={path}" for path in self.reads),
+            *(f"write={path}" for path in self.writes),
+            *(["network"] if self.network else []),
+            *(f"capability={number}" for number in self.capabilities),
+            _END,
+        ]
+
+    @classmethod
+    def from_words(cls, words: list[str]) -> Room:
+        """What `words` described."""
+        given: dict[str, list[str]] = {}
+        for word in words:
+            name, _, value = word.partition("=")
+            given.setdefault(name, []).append(value)
+        return cls(
+            filter=bytes.fromhex(given["filter"][0]),
+            own_root="own-root" in given,
+            user=int(given["user"][0]) if "user" in given else None,
+            reads=given.get("read", ()),
+            writes=given.get("write", ()),
+            network="network" in given,
+            capabilities=map(int, given.get("capability", ())),
+        )
+
+
+class _RefusedError(Exception):
+    """A wall was refused for another reason than that this host lacks it."""
 
 
 def main() -> int:
     """Put the walls up, and execute the program."""
+    end = sys.argv.index(_END)
+    command = sys.argv[end + 1 :]
     try:
-        _confine(Room(**json.loads(sys.argv[1])))
-        os.execv(sys.argv[2], sys.argv[2:])
-    except HostError as error:
+        _confine(Room.from_words(sys.argv[1:end]))
+        os.execv(command[0], command)
+    except _RefusedError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(f"executing {sys.argv[2]} failed: {error}", file=sys.stderr)
+        print(f"executing {command[0]} failed: {error}", file=sys.stderr)
     return 1
 
 
 def _confine(room: Room) -> None:
-    kept = frozenset(room.capabilities)
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, MOST_THREADS)):
         _, hard = resource.getrlimit(kind)
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)
         resource.setrlimit(kind, (least, least))
     if room.own_root:
-        # A program of root needs its capabilities for the files of others, if it sees them.
-        with _unless_lacking("a root and a user id of its own"):
-            _enter_root(room)
-            if room.user is not None:
-                _become(room.user)
-            system.drop_bounding_set(kept)
-            system.set_capabilities(kept)
+        _put_up("a root and a user id of its own", lambda: _enter(room))
     system.prctl(Prctl.SET_NO_NEW_PRIVS, 1)
-    with _unless_lacking("landlock"):
-        system.deny_by_landlock(paths=False)
-    with _unless_lacking("seccomp"):
-        system.set_filter(program(PROGRAM_CALLS, ALLOW))
+    _put_up("landlock", lambda: system.deny_by_landlock(paths=False))
+    _put_up("seccomp", lambda: system.set_filter(room.filter))
+
+
+def _put_up(wall: str, put: Callable[[], None]) -> None:
+    """Put up a wall, or say that this host lacks it."""
+    try:
+        put()
+    except OSError as error:
+        if error.errno not in LACKING:
+            raise _RefusedError(f"confining the program failed ({wall}): {error}") from error
+        print(f"this host lacks {wall}: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def _enter(room: Room) -> None:
+    """Enter its root as its user. Root without such a root keeps its capabilities for files."""
+    kept = frozenset(room.capabilities)
+    _enter_root(room)
+    if room.user is not None:
+        _become(room.user)
+    system.drop_bounding_set(kept)
+    system.set_capabilities(kept)
 
 
 def _become(user: int) -> None:
@@ -106,75 +166,91 @@ def _become(user: int) -> None:
 def _enter_root(room: Room) -> None:
     """Make a root with only the program's files."""
     owner = os.geteuid() if room.user is None else room.user
-    with contextlib.ExitStack() as leaving:
-        maps: dict[tuple[int, int], int] = {}
-
-        def give(path: str, attributes: Attribute) -> None:
-            ids = None
-            if room.user is not None:
-                status = Path(path).stat()
-                of = (status.st_uid, status.st_gid)
-                if of not in maps:
-                    maps[of] = _id_map(*of, room.user)
-                    leaving.callback(os.close, maps[of])
-                ids = maps[of]
-            system.bind(path, _place(path), attributes | Attribute.NOSUID | Attribute.NODEV, ids)
-
-        namespaces = Namespace.MOUNT | Namespace.IPC | Namespace.UTS
-        system.unshare(namespaces if room.network else namespaces | Namespace.NET)
-        system.mount("none", "/", "", Mount.PRIVATE | Mount.RECURSIVE)
-        system.mount("none", _MOUNT_POINT, "tmpfs", Mount.NOSUID | Mount.NOEXEC, _ROOT_SIZE)
-        for path in _SYSTEM:
-            _copy(path)
-        for path in _DEVICES:
-            _device(path, owner)
+    namespaces = Namespace.MOUNT | Namespace.IPC | Namespace.UTS
+    system.unshare(namespaces if room.network else namespaces | Namespace.NET)
+    system.mount("none", "/", "", Mount.PRIVATE | Mount.RECURSIVE)
+    system.mount("none", _MOUNT_POINT, "tmpfs", Mount.NOSUID | Mount.NOEXEC, _ROOT_SIZE)
+    for path in _SYSTEM:
+        _copy(path)
+    for path in _DEVICES:
+        _device(path, owner)
+    files = _Files(room.user)
+    try:
         for path in room.reads:
-            give(path, Attribute.READ_ONLY)
+            files.give(path, Attribute.READ_ONLY)
         for path in room.writes:
-            give(path, Attribute(0))
-        _show_own_processes()
-        system.replace_root(_MOUNT_POINT)
-        flags = Mount.REMOUNT | Mount.BIND | Mount.READ_ONLY | Mount.NOSUID | Mount.NOEXEC
-        system.mount("none", "/", "", flags)
+            files.give(path, Attribute(0))
+    finally:
+        files.close()
+    _show_own_processes()
+    system.replace_root(_MOUNT_POINT)
+    flags = Mount.REMOUNT | Mount.BIND | Mount.READ_ONLY | Mount.NOSUID | Mount.NOEXEC
+    system.mount("none", "/", "", flags)
 
 
-def _copy(text: str) -> None:
+class _Files:
+    """Mounts files and directories of the host so that they belong to one user."""
+
+    def __init__(self, user: int | None) -> None:
+        self._user = user
+        self._maps: dict[tuple[int, int], int] = {}
+
+    def give(self, path: str, attributes: Attribute) -> None:
+        """Mount one under its own path."""
+        ids = None
+        if self._user is not None:
+            status = os.stat(path)
+            owners = (status.st_uid, status.st_gid)
+            if owners not in self._maps:
+                self._maps[owners] = _id_map(*owners, self._user)
+            ids = self._maps[owners]
+        system.bind(path, _place(path), attributes | Attribute.NOSUID | Attribute.NODEV, ids)
+
+    def close(self) -> None:
+        """Forget the owners."""
+        for namespace in self._maps.values():
+            os.close(namespace)
+
+
+def _copy(path: str) -> None:
     """Have a part of the system under its own path."""
-    path = Path(text)
-    with contextlib.suppress(FileNotFoundError):
-        if path.is_symlink() and text in _FOLDERS:
-            Path(f"{_MOUNT_POINT}{text}").symlink_to(path.readlink())
-            return
-        system.bind(str(path.resolve(strict=True)), _place(text), _READ_ONLY)
+    if not os.path.exists(path):
+        return
+    if os.path.islink(path) and path in _FOLDERS:
+        os.symlink(os.readlink(path), f"{_MOUNT_POINT}{path}")
+    else:
+        system.bind(os.path.realpath(path), _place(path), _READ_ONLY)
 
 
 def _device(path: str, user: int) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        device = Path(path).stat()
-        place = f"{_MOUNT_POINT}{path}"
-        Path(place).parent.mkdir(mode=0o755, exist_ok=True)
-        os.mknod(place, stat.S_IFCHR | 0o600, device.st_rdev)
-        os.chown(place, user, user)
+    if not os.path.exists(path):
+        return
+    place = f"{_MOUNT_POINT}{path}"
+    os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+    os.mknod(place, stat.S_IFCHR | 0o600, os.stat(path).st_rdev)
+    os.chown(place, user, user)
 
 
 def _show_own_processes() -> None:
     """Have /proc with no process of another user; without it QEMU works too."""
     place = f"{_MOUNT_POINT}/proc"
-    Path(place).mkdir()
-    with contextlib.suppress(OSError):
-        flags = Mount.NOSUID | Mount.NODEV | Mount.NOEXEC | Mount.READ_ONLY
+    os.mkdir(place)
+    flags = Mount.NOSUID | Mount.NODEV | Mount.NOEXEC | Mount.READ_ONLY
+    try:
         system.mount("none", place, "proc", flags, "hidepid=2,subset=pid")
+    except OSError:
+        return
 
 
 def _place(path: str) -> str:
     """Make the place at which a file or a directory is mounted."""
-    place = Path(f"{_MOUNT_POINT}{path}")
-    place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    if Path(path).is_dir():
-        place.mkdir(mode=0o755, exist_ok=True)
+    place = f"{_MOUNT_POINT}{path}"
+    if os.path.isdir(path):
+        os.makedirs(place, mode=0o755, exist_ok=True)
     else:
-        place.touch(mode=0o644)
-    return str(place)
+        os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
+        os.close(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+    return place
 
 
 def _id_map(owner: int, group: int, user: int) -> int:
@@ -192,8 +268,8 @@ def _id_map(owner: int, group: int, user: int) -> int:
     try:
         if not os.read(tells, 1):
             raise OSError(errno.EPERM, "user namespaces are not allowed")
-        Path(f"/proc/{child}/uid_map").write_text(f"{owner} {user} 1")
-        Path(f"/proc/{child}/gid_map").write_text(f"{group} {user} 1")
+        _write(f"/proc/{child}/uid_map", f"{owner} {user} 1")
+        _write(f"/proc/{child}/gid_map", f"{group} {user} 1")
         return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(tells)
@@ -201,11 +277,9 @@ def _id_map(owner: int, group: int, user: int) -> int:
         os.waitpid(child, 0)
 
 
-@contextlib.contextmanager
-def _unless_lacking(wall: str) -> Iterator[None]:
+def _write(path: str, text: str) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        yield
-    except OSError as error:
-        if error.errno not in LACKING:
-            raise HostError(f"confining the program failed ({wall}): {error}") from error
-        print(f"this host lacks {wall}: {error.strerror}", file=sys.stderr, flush=True)
+        os.write(file, text.encode())
+    finally:
+        os.close(file)

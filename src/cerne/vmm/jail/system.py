@@ -15,6 +15,22 @@ from enum import IntEnum, IntFlag
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
+MOST_THREADS = 1 << 14
+"""The limit of threads of a user: enough for thousands of forks, which have one user."""
+# What a kernel answers that lacks a facility, or a container or security module that forbids it.
+LACKING = frozenset(
+    (
+        errno.EPERM,
+        errno.EACCES,
+        errno.EINVAL,
+        errno.ENOSYS,
+        errno.ENOSPC,
+        errno.EUSERS,
+        errno.EOPNOTSUPP,
+    )
+)
+"""Such errors are a lack of the host, not a fault."""
+
 
 class Prctl(IntEnum):
     """Options of prctl(2)."""

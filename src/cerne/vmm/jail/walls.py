@@ -19,7 +19,7 @@ from typing import NamedTuple
 from cerne.errors import HostError
 from cerne.vmm.jail import system
 from cerne.vmm.jail.bpf import Rule, fail, program
-from cerne.vmm.jail.system import Mount, Namespace, Prctl
+from cerne.vmm.jail.system import LACKING, MOST_THREADS, Mount, Namespace, Prctl
 
 NOBODY = 65534
 """The user of a machine's process that has no user id of its own."""
@@ -30,21 +30,7 @@ _MIB = 1 << 20
 _NAMESPACES = Namespace.MOUNT | Namespace.NET | Namespace.IPC | Namespace.UTS
 MOST_DESCRIPTORS = 1 << 16
 """The limit of open files: enough for 256 children at once, and for thousands of sockets."""
-MOST_THREADS = 1 << 14
-"""The limit of threads of a user: enough for thousands of forks, which have one user."""
 _MORE_MEMORY = 1024 * _MIB
-# What a kernel answers that lacks a facility, or a container or security module that forbids it.
-LACKING = frozenset(
-    (
-        errno.EPERM,
-        errno.EACCES,
-        errno.EINVAL,
-        errno.ENOSYS,
-        errno.ENOSPC,
-        errno.EUSERS,
-        errno.EOPNOTSUPP,
-    )
-)
 
 
 class Wall(StrEnum):
