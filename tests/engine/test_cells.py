@@ -23,7 +23,7 @@ def limits() -> None:
 
 def _plan(fleet: Fleet, name: str) -> CellPlan:
     plan = fleet.plan(name)
-    return CellPlan(f"test-{name}-{os.getpid()}", plan.control_group, plan.logs, Resources())
+    return CellPlan(f"test-{name}-{os.getpid()}", plan.control_group, Resources())
 
 
 def _members(fleet: Fleet, name: str) -> set[int]:

@@ -78,7 +78,7 @@ class Trial:
     @contextlib.contextmanager
     def cell(self, resources: Resources) -> Iterator[Cell]:
         """A cell, in which `start` starts processes, and which is ended with all in it."""
-        plan = CellPlan(f"trial-{self.name}", self.note, self.runtime, resources)
+        plan = CellPlan(f"trial-{self.name}", self.note, resources)
         groups: tuple[Path, ...] = ()
         try:
             with made(plan):
@@ -223,12 +223,12 @@ def limits_change_while_it_runs(trial: Trial) -> str:
             memory=MemoryResources(limit=256 * MIB),
             pids=100,
         )
-        cell.give(other, trial.runtime)
+        cell.give(other)
         assert trial.read("cpu.weight", "cpu.shares") in ("50", "512")
         assert trial.read("cpu.max", "cpu.cfs_quota_us") in ("150000 100000", "150000")
         assert trial.read("memory.max", "memory.limit_in_bytes") == str(256 * MIB)
         assert trial.read("pids.max") == "100"
-        cell.give(Resources(), trial.runtime)
+        cell.give(Resources())
         assert trial.read("cpu.weight", "cpu.shares") in ("100", "1024")
         assert trial.read("cpu.max", "cpu.cfs_quota_us") in ("max 100000", "-1")
         assert trial.read("memory.max", "memory.limit_in_bytes") in ("max", "9223372036854771712")
@@ -240,7 +240,7 @@ def a_command_that_is_killed_leaves_nothing(trial: Trial) -> str:
     """At each step of making a cell."""
     from cerne import faults
 
-    plan = CellPlan(f"trial-{trial.name}", trial.note, trial.runtime, Resources())
+    plan = CellPlan(f"trial-{trial.name}", trial.note, Resources())
     for step in range(4):
         pid = os.fork()
         if pid == 0:

@@ -18,7 +18,7 @@ from cerne.host import cgroup
 from cerne.host.cell import Cell, CellPlan, cell_finding, made, require_limits
 from cerne.host.cell_note import CellNote
 from cerne.host.cgroup import Surface
-from cerne.host.limits import Limits, block_device, limits_of
+from cerne.host.limits import Limits, limits_of
 from cerne.spec.resources import CpuResources, DiskResources, MemoryResources, Resources
 from cerne.units import MIB
 
@@ -105,7 +105,7 @@ def unified(host: FakeHost) -> FakeHost:
 @pytest.fixture
 def plan(tmp_path: Path) -> Callable[[Resources], CellPlan]:
     def make(resources: Resources) -> CellPlan:
-        return CellPlan("1234", tmp_path / "group", tmp_path, resources)
+        return CellPlan("1234", tmp_path / "group", resources)
 
     return make
 
@@ -185,9 +185,9 @@ def test_a_user_without_groups_has_machines_without_limits_alone(
         cell = Cell(plan(_LIMITED).note, unified.surface)
         assert cell.words.startswith("none: this user owns no control group")
         assert cell.usage() is None
-    cell.give(Resources(), plan(_LIMITED).disks)
+    cell.give(Resources())
     with pytest.raises(HostError, match="without control groups") as caught:
-        cell.give(_LIMITED, plan(_LIMITED).disks)
+        cell.give(_LIMITED)
     assert "restart" in caught.value.hint
     finding = cell_finding(unified.surface)
     assert not finding.good
@@ -216,7 +216,7 @@ def test_what_the_kernel_refuses_leaves_nothing(
     with made(plan(Resources()), unified.surface):
         cell = Cell(plan(Resources()).note, unified.surface)
         with pytest.raises(HostError):
-            cell.give(_LIMITED, plan(Resources()).disks)
+            cell.give(_LIMITED)
         group = unified.groups / "user.slice/cerne-1234"
         assert (group / "cpu.weight").read_text() == "100"
         assert (group / "memory.min").read_text().startswith("0")
@@ -229,7 +229,7 @@ def test_a_limit_below_what_is_used_is_refused(
         group = unified.groups / "user.slice/cerne-1234"
         (group / "memory.stat").write_text(f"anon {500 * MIB}\nshmem {MIB}\n")
         with pytest.raises(CapacityError, match="501M") as caught:
-            Cell(plan(_LIMITED).note, unified.surface).give(_LIMITED, plan(_LIMITED).disks)
+            Cell(plan(_LIMITED).note, unified.surface).give(_LIMITED)
     assert "--memory-limit 565M" in caught.value.hint
     assert (group / "memory.max").read_text() == "max"
 
@@ -264,7 +264,7 @@ def test_notes_of_an_older_cerne_are_read(tmp_path: Path) -> None:
 
 def test_a_guaranteed_cpu_weighs_more(tmp_path: Path) -> None:
     def weight(**values: object) -> int:
-        return limits_of(Resources(cpu=CpuResources.model_validate(values)), tmp_path).cpu_weight
+        return limits_of(Resources(cpu=CpuResources.model_validate(values))).cpu_weight
 
     assert weight() == 100
     assert weight(weight=50) == 50
@@ -273,19 +273,10 @@ def test_a_guaranteed_cpu_weighs_more(tmp_path: Path) -> None:
     assert weight(guarantee="64") == 10_000
 
 
-def test_the_whole_disk_of_a_partition_is_limited(tmp_path: Path) -> None:
-    number = tmp_path.stat().st_dev
-    name = f"{os.major(number)}:{os.minor(number)}"
-    assert block_device(tmp_path, tmp_path / "none") is None
-    disk = tmp_path / "sda"
-    (disk / "sda1").mkdir(parents=True)
-    (disk / "dev").write_text("8:0\n")
-    (disk / "sda1" / "dev").write_text(f"{name}\n")
-    (disk / "sda1" / "partition").touch()
-    devices = tmp_path / "devices"
-    devices.mkdir()
-    (devices / name).symlink_to(disk / "sda1")
-    assert block_device(tmp_path, devices) == "8:0"
+def test_the_kernel_throttles_no_disk() -> None:
+    # A process whose write waits for the kernel's throttle does not end when it is killed.
+    rates = DiskResources(rate=1024, iops=1)
+    assert limits_of(Resources(disk=rates)) == Limits()
 
 
 def test_systemd_has_the_defaults_as_empty_values() -> None:

@@ -125,7 +125,7 @@ class FakeInstance:
         self._ask(f"set_memory {size}")
 
     def set_resources(self, resources: Resources) -> None:
-        Cell(self.record.control_group).give(resources, self.record.logs)
+        Cell(self.record.control_group).give(resources)
 
     def stats(self, *, runs: bool) -> GuestMemoryUse | None:
         return None

@@ -38,7 +38,7 @@ def _weighing(weight: int) -> Resources:
 def _weigh(directory: Path, machine: Running, weight: int) -> None:
     """Move a machine that runs already into a cell of this weight."""
     name = f"test-{directory.name}-{os.getpid()}"
-    with made(CellPlan(name, directory / NOTE, directory, _weighing(weight))):
+    with made(CellPlan(name, directory / NOTE, _weighing(weight))):
         note = CellNote.read(directory / NOTE)
         assert note is not None
         for door in note.doors:
@@ -72,7 +72,7 @@ def test_the_heavier_of_two_busy_machines_has_more(
                 _weigh(directory, machine, weight)
             used = _shared(light, heavy)
             # And the other way about, without starting them anew.
-            Cell(homes[0] / NOTE).give(_weighing(900), homes[0])
+            Cell(homes[0] / NOTE).give(_weighing(900))
             turned = _shared(light, heavy)
         finally:
             for machine in (light, heavy):

@@ -43,15 +43,13 @@ class CellPlan:
     machine_id: str
     note: Path
     """Where its note is (`CellNote`)."""
-    disks: Path
-    """The directory of the machine's disks."""
     resources: Resources
     """Its guarantees, limits and weights."""
 
     @property
     def limits(self) -> Limits:
         """The limits on this host."""
-        return limits_of(self.resources, self.disks)
+        return limits_of(self.resources)
 
 
 @contextlib.contextmanager
@@ -121,14 +119,14 @@ class Cell:
             return ""
         return note.way or f"none: {note.why}"
 
-    def give(self, resources: Resources, disks: Path) -> None:
+    def give(self, resources: Resources) -> None:
         """Give it other limits: all of them, or none.
 
         Raises:
             HostError: this host does not let this user do so, or the machine has no cell.
             CapacityError: it uses more memory than that.
         """
-        note, limits = CellNote.read(self._path), limits_of(resources, disks)
+        note, limits = CellNote.read(self._path), limits_of(resources)
         if note is None or not (note.groups or note.unit):
             if not _needs_cell(resources):
                 return
@@ -174,7 +172,7 @@ def require_limits(resources: Resources, surface: Surface = HOST) -> None:
     """
     if not _needs_cell(resources):
         return
-    wanted = limits_of(resources, surface.groups)
+    wanted = limits_of(resources)
     try:
         if Scopes.exist(surface):
             _require_controllers(Scopes(surface).controllers(), wanted, delegated_by_systemd=True)

@@ -213,6 +213,9 @@ def apply(groups: Sequence[Path], settings: Iterable[Setting]) -> None:
         raise
 
 
+_ENDING = (("pids.max", "0"), ("cpu.max", "max"), ("cpu.cfs_quota_us", "-1"))
+
+
 def end(groups: Sequence[Path]) -> None:
     """Kill all processes in groups, and remove the groups; do nothing where there is none.
 
@@ -221,9 +224,10 @@ def end(groups: Sequence[Path]) -> None:
     """
     groups = [group for group in groups if group.is_dir()]
     for group in groups:
-        # What is in it does not fork while it is killed.
-        with contextlib.suppress(OSError):
-            _write(group / "pids.max", "0")
+        # What is in it does not fork while it is killed, and has the CPU time that its end takes.
+        for file, text in _ENDING:
+            with contextlib.suppress(OSError):
+                _write(group / file, text)
     deadline = time.monotonic() + _PATIENCE
     for group in groups:
         while not _removed(group):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cerne.spec.limits import DEFAULT_WEIGHT, MOST_WEIGHT
@@ -24,17 +22,6 @@ _GUARANTEED_WEIGHT = 1000
 """The weight for each guaranteed CPU: ten times that of a machine without a guarantee."""
 _SWAPPINESS = 60
 """The kernel's default of version 1's memory.swappiness."""
-
-
-class DiskLimits(NamedTuple):
-    """The limits of a disk of the host."""
-
-    device: str
-    """Its major and minor number: ``8:0``."""
-    rate: int | None
-    """Bytes a second, reading and writing each."""
-    iops: int | None
-    """Requests a second, reading and writing each."""
 
 
 class Setting(NamedTuple):
@@ -66,11 +53,10 @@ class Limits:
     processes: int | None = None
     """None for `DEFAULT_PROCESSES`."""
     disk_weight: int = DEFAULT_WEIGHT
-    disk: DiskLimits | None = None
 
     def unified(self) -> list[Setting]:
         """The values for version 2 (Documentation/admin-guide/cgroup-v2.rst)."""
-        found = [
+        return [
             _setting("cpu.weight", self.cpu_weight, DEFAULT_WEIGHT),
             _setting("cpu.max", f"{_most(self.cpu_quota)} {PERIOD}", f"max {PERIOD}"),
             _setting("memory.min", self.memory_least, 0),
@@ -79,18 +65,12 @@ class Limits:
             self._processes(),
             _setting("io.weight", f"default {self.disk_weight}", f"default {DEFAULT_WEIGHT}"),
         ]
-        if self.disk is not None:
-            rate, iops = _most(self.disk.rate), _most(self.disk.iops)
-            words = f"{self.disk.device} rbps={rate} wbps={rate} riops={iops} wiops={iops}"
-            # The machine's own devices hold these limits too, on every host.
-            found.append(Setting("io.max", words, needed=False))
-        return found
 
     def legacy(self) -> list[Setting]:
         """The values for version 1 (Documentation/admin-guide/cgroup-v1)."""
         quota = -1 if self.cpu_quota is None else self.cpu_quota
         shares = self.cpu_weight * 1024 // DEFAULT_WEIGHT
-        found = [
+        return [
             _setting("cpu.shares", max(2, shares), 1024),
             Setting("cpu.cfs_period_us", str(PERIOD), needed=False),
             _setting("cpu.cfs_quota_us", quota, -1),
@@ -100,19 +80,11 @@ class Limits:
             self._processes(),
             _setting("blkio.bfq.weight", min(self.disk_weight, 1000), DEFAULT_WEIGHT),
         ]
-        if self.disk is not None:
-            rate, iops = _most(self.disk.rate, "0"), _most(self.disk.iops, "0")
-            for file, value in (("bps", rate), ("iops", iops)):
-                for way in ("read", "write"):
-                    name = f"blkio.throttle.{way}_{file}_device"
-                    words = f"{self.disk.device} {value}"
-                    found.append(Setting(name, words, needed=False))
-        return found
 
     def properties(self) -> list[str]:
         """The properties of a scope (systemd.resource-control(5)); an empty value is a default."""
         quota = "" if self.cpu_quota is None else f"{self.cpu_quota * 100 / PERIOD:.1f}%"
-        found = [
+        return [
             f"CPUWeight={_unless(self.cpu_weight, DEFAULT_WEIGHT)}",
             f"CPUQuota={quota}",
             f"MemoryMin={self.memory_least}",
@@ -121,25 +93,20 @@ class Limits:
             f"TasksMax={self.processes or DEFAULT_PROCESSES}",
             f"IOWeight={_unless(self.disk_weight, DEFAULT_WEIGHT)}",
         ]
-        if self.disk is not None:
-            device = f"/dev/block/{self.disk.device}"
-            found += [
-                f"IO{way}{name}Max={device} {_most(value, 'infinity')}"
-                for name, value in (("Bandwidth", self.disk.rate), ("IOPS", self.disk.iops))
-                for way in ("Read", "Write")
-            ]
-        return found
 
     def _processes(self) -> Setting:
         count = self.processes or DEFAULT_PROCESSES
         return Setting("pids.max", str(count), needed=self.processes is not None)
 
 
-def limits_of(resources: Resources, disks: Path) -> Limits:
-    """The limits of a machine with these resources, whose disks are in this directory."""
+def limits_of(resources: Resources) -> Limits:
+    """The limits of a machine with these resources.
+
+    Rates of its disks are not among them: its own devices hold these. A process whose write waits
+    for the kernel's throttle does not even end when it is killed.
+    """
     cpu, memory, disk = resources.cpu, resources.memory, resources.disk
     guaranteed = int((cpu.guarantee or 0) * _GUARANTEED_WEIGHT)
-    device = block_device(disks) if disks.exists() else None
     return Limits(
         cpu_weight=min(MOST_WEIGHT, max(cpu.weight or DEFAULT_WEIGHT, guaranteed)),
         cpu_quota=None if cpu.limit is None else int(cpu.limit * PERIOD),
@@ -148,20 +115,7 @@ def limits_of(resources: Resources, disks: Path) -> Limits:
         swap=memory.swap is not False,
         processes=resources.pids,
         disk_weight=disk.weight or DEFAULT_WEIGHT,
-        disk=None if device is None else DiskLimits(device, disk.rate, disk.iops),
     )
-
-
-def block_device(path: Path, devices: Path = Path("/sys/dev/block")) -> str | None:
-    """The numbers of the whole disk on which a file is; None if it is on no single disk."""
-    number = path.stat().st_dev
-    device = devices / f"{os.major(number)}:{os.minor(number)}"
-    try:
-        if (device / "partition").exists():
-            device = device.resolve().parent
-        return (device / "dev").read_text().strip()
-    except OSError:
-        return None
 
 
 def _setting(file: str, value: object, default: object) -> Setting:

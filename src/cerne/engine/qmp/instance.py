@@ -66,7 +66,7 @@ class QmpInstance:
         from cerne.host.cell import Cell
 
         self._limit_devices(resources)
-        Cell(self.record.control_group).give(resources, self.record.logs)
+        Cell(self.record.control_group).give(resources)
 
     def _limit_devices(self, resources: Resources) -> None:
         """Set the limits of its disks and network cards; all of them, or none.

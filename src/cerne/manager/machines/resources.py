@@ -24,7 +24,7 @@ def in_cells(contexts: Sequence[MachineContext]) -> Iterator[None]:
     with contextlib.ExitStack() as cells:
         for context in contexts:
             note = context.home.machine_group(context.id)
-            plan = CellPlan(context.id, note, context.directory, context.spec.resources)
+            plan = CellPlan(context.id, note, context.spec.resources)
             cells.enter_context(made(plan))
         yield
 
