@@ -128,7 +128,7 @@ class Cerne:
 
     def processes(self) -> list[int]:
         """Processes of virtual machines of this home."""
-        return naming(self.home / "run")
+        return naming(self.home)
 
 
 def resident(cerne: Cerne, name: str) -> int:

@@ -48,6 +48,6 @@ def test_a_guest_writes_no_faster_than_its_limits(cerne: Cerne, engine: Engine) 
         cerne.ok("set", "a", "--network-rate", "none")
         return
     refused = cerne.refused("set", "a", "--network-rate", "1M", status=2)
-    assert "QEMU limits no network card" in refused
+    assert "qemu limits no network card" in refused
     words = ("run", "-d", "--name", "b", *engine.options, "--network-rate", "1M", "tiny")
-    assert "QEMU limits no network card" in cerne.refused(*words, status=125)
+    assert "qemu limits no network card" in cerne.refused(*words, status=125)

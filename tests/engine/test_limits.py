@@ -11,10 +11,10 @@ from tests.engine.test_qmp import Message, Serve
 
 from cerne.engine.native import launching as native
 from cerne.engine.plan import DiskPlan
-from cerne.engine.qemu.limits import limit_disks, require_no_network_limit
+from cerne.engine.qemu.limits import limit_disks
 from cerne.engine.qmp import QmpClient
 from cerne.errors import InputError
-from cerne.spec.resources import DiskResources, NetworkResources, Resources
+from cerne.spec.resources import DiskResources, Resources
 from cerne.units import MIB
 
 
@@ -38,14 +38,6 @@ def test_all_disks_of_qemu_are_in_one_group_and_an_empty_drive_is_in_none(serve:
         for bps, iops in ((MIB, 100), (0, 0))
         for at in range(2)
     ]
-
-
-def test_qemu_has_no_limit_of_a_network_card() -> None:
-    require_no_network_limit("web", NetworkResources())
-    for network in (NetworkResources(send=MIB), NetworkResources(receive=MIB)):
-        with pytest.raises(InputError, match="web has a network rate, and QEMU limits no") as said:
-            require_no_network_limit("web", network)
-        assert "tc qdisc" in said.value.hint
 
 
 def test_a_disk_that_another_process_serves_has_no_limit_on_native(tmp_path: Path) -> None:

@@ -175,7 +175,9 @@ class FakeEngine:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities(fork=self.forks, force_unplug=True, firmware=True, vsock=False)
+        return Capabilities(
+            fork=self.forks, force_unplug=True, firmware=True, vsock=False, network_rate=False
+        )
 
     def require(self, plan: LaunchPlan) -> None:
         if self.refusal is not None:

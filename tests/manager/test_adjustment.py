@@ -74,6 +74,14 @@ def test_a_machine_that_does_not_run_has_it_at_its_next_start(
     assert [event.kind for event in machine.events()].count("changed") == 1
 
 
+def test_a_limit_that_the_engine_lacks_is_refused_before_the_next_start(machine: Machine) -> None:
+    before = machine.spec
+    with pytest.raises(InputError, match="the engine .* limits no network card") as said:
+        machine.adjust(network_rate="1M")
+    assert "--network-rate none" in said.value.hint
+    assert machine.spec == before
+
+
 def test_a_machine_that_runs_or_is_paused_has_it_at_once(
     machine: Machine, asked: list[str]
 ) -> None:

@@ -33,7 +33,7 @@ from cerne.units import GIB, MIB
     ],
 )
 def test_cpus_have_one_notation(written: object, meant: str) -> None:
-    spec = machine_spec(name="a", cpu_limit=written)
+    spec = machine_spec(name="a", cpus=16, cpu_limit=written)
     assert str(spec.resources.cpu.limit) == meant
     assert f'"limit":"{meant}"' in spec.model_dump_json()
     assert stored_spec(spec.model_dump_json(), "a") == spec
@@ -102,6 +102,7 @@ def test_a_change_keeps_the_other_values_and_none_removes_one() -> None:
     ("fields", "said"),
     [
         ({"cpu_limit": "fast"}, "'fast' is not a number of CPUs"),
+        ({"cpu_limit": "50"}, "50 CPUs limits nothing: the machine has 1"),
         ({"cpu_limit": "-1"}, "'-1' is not a number of CPUs"),
         ({"cpu_limit": "nan"}, "'nan' is not a number of CPUs"),
         ({"cpu_limit": "1e3"}, "'1e3' is not a number of CPUs"),

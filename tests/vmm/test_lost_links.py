@@ -12,7 +12,7 @@ import pytest
 from tests.waiting import PATIENCE
 
 from cerne.vmm.cable import Cable
-from cerne.vmm.config import NicConfig
+from cerne.vmm.config import BACKEND_SOCKET, NicConfig
 from cerne.vmm.loop import Loop
 
 _MAC = "02:00:00:00:00:01"
@@ -44,7 +44,7 @@ def plug() -> Iterator[Plug]:
 def listener(tmp_path: Path) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.settimeout(PATIENCE)
-        listener.bind(str(tmp_path / "s"))
+        listener.bind(str(tmp_path / BACKEND_SOCKET))
         listener.listen()
         yield listener
 
@@ -53,8 +53,8 @@ def test_it_is_put_into_what_took_the_place_of_its_other_end(
     tmp_path: Path, listener: socket.socket, plug: Plug, eventually: Eventually
 ) -> None:
     link = socket.socket(socket.AF_UNIX)
-    link.connect(str(tmp_path / "s"))
-    address = os.open(tmp_path / "s", os.O_PATH)
+    link.connect(str(tmp_path / BACKEND_SOCKET))
+    address = os.open(tmp_path, os.O_PATH)
     cable = plug(NicConfig(_MAC, link.detach(), address=address))
     for _ in range(3):
         listener.accept()[0].close()

@@ -391,7 +391,7 @@ def _print_log(
 def _last_lines(machine: Machine, lines: int, size: int, *, engine: bool) -> int:
     """The offset at which so many last lines begin."""
     start, ends = size, 0
-    if lines and machine.read_log(size - 1, engine=engine, most=1) != b"\n":
+    if size and lines and machine.read_log(size - 1, engine=engine, most=1) != b"\n":
         # The last line has no end yet.
         ends = 1
     while start > 0 and lines:

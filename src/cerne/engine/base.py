@@ -39,6 +39,8 @@ class Capabilities:
     """Boot by firmware an image without a kernel."""
     vsock: bool
     """Connect programs of this host to sockets in the guest."""
+    network_rate: bool
+    """Limit the rate of network cards."""
 
 
 class RunState(StrEnum):

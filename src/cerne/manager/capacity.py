@@ -190,6 +190,7 @@ def check_host(manager: ManagerContext, spec: MachineSpec) -> None:
 
     Raises:
         CapacityError: more CPUs or memory than the host has, or may promise.
+        InputError: a limit that its engine does not have.
         HostError: limits, where this host does not let this user set them.
     """
     require_limits(spec.resources)
@@ -200,13 +201,21 @@ def check_host(manager: ManagerContext, spec: MachineSpec) -> None:
             hint=f"ask for at most --cpus {cpus}",
             machine=spec.name,
         )
+    engine = manager.choose_engine(spec.engine)
+    network = spec.resources.network
+    if (network.receive or network.send) and not engine.capabilities.network_rate:
+        raise InputError(
+            f"{spec.name} has a network rate, and the engine {engine.name} limits no network card",
+            hint="make it with --engine native, or without a rate: cerne set NAME"
+            " --network-rate none",
+        )
     ratio = manager.store.ratios()[Resource.MEMORY]
-    limit = int(_supply(manager.home, Resource.MEMORY) * ratio)
+    limit = int(_supply(manager.home, Resource.MEMORY) * ratio) - engine.overhead
     if spec.memory > limit:
         raise CapacityError(
             f"{spec.name} needs {format_size(spec.memory)} of memory, and this host can give"
-            f" {format_size(limit)}",
-            hint=f"ask for at most --memory {limit // MIB}M",
+            f" {format_size(max(0, limit))}",
+            hint=f"ask for at most --memory {max(0, limit) // MIB}M",
             machine=spec.name,
         )
 

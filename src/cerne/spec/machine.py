@@ -43,6 +43,8 @@ from cerne.units import MIB, format_size
 
 _MEMORY = "memory"
 _BALLOON = "balloon"
+_OWN_CPUS = 1
+"""CPUs that a machine's devices may use beside its vCPUs."""
 
 
 def _disks(value: object) -> object:
@@ -250,19 +252,26 @@ class MachineSpec(Part):
         if cpu.guarantee is not None and cpu.guarantee > self.cpus:
             raise InputError(
                 f"{format_cpus(cpu.guarantee)} CPUs are guaranteed to a machine with {self.cpus}",
-                hint=f"give it more with --cpus, or guarantee at most {self.cpus}",
+                hint=f"guarantee at most {self.cpus}, or make a machine with more --cpus",
+            )
+        if cpu.limit is not None and cpu.limit > self.cpus + _OWN_CPUS:
+            raise InputError(
+                f"the limit of {format_cpus(cpu.limit)} CPUs limits nothing: the machine has"
+                f" {self.cpus}, and its devices use at most {_OWN_CPUS} more",
+                hint=f"for a part of one CPU, write a percentage: {format_cpus(cpu.limit)}%",
             )
         if memory.guarantee is not None and memory.guarantee > self.memory:
             raise InputError(
                 f"{format_size(memory.guarantee)} of memory is guaranteed to a machine with"
                 f" {format_size(self.memory)}",
-                hint=f"give it more with --memory, or guarantee at most {format_size(self.memory)}",
+                hint=f"guarantee at most {format_size(self.memory)}, or make a machine with more"
+                " --memory",
             )
         if memory.limit is not None and memory.limit < self.memory:
             raise InputError(
                 f"the memory limit of {format_size(memory.limit)} is below the machine's memory of"
                 f" {format_size(self.memory)}: the host would end it",
-                hint="raise the limit, or give the machine less with --memory",
+                hint="limit it to more than its memory, by 128M at least for its own processes",
             )
 
 

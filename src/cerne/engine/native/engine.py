@@ -34,7 +34,9 @@ class NativeEngine:
     @property
     def capabilities(self) -> Capabilities:
         """The same on every host."""
-        return Capabilities(fork=True, force_unplug=True, firmware=False, vsock=True)
+        return Capabilities(
+            fork=True, force_unplug=True, firmware=False, vsock=True, network_rate=True
+        )
 
     @property
     def overhead(self) -> int:

@@ -39,7 +39,13 @@ class QemuEngine:
     @property
     def capabilities(self) -> Capabilities:
         """The host's kernel provides a guest's sockets, if this user may use them."""
-        return Capabilities(fork=False, force_unplug=False, firmware=True, vsock=_has_vsock())
+        return Capabilities(
+            fork=False,
+            force_unplug=False,
+            firmware=True,
+            vsock=_has_vsock(),
+            network_rate=False,
+        )
 
     @property
     def overhead(self) -> int:

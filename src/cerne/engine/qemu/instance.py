@@ -89,9 +89,8 @@ class QemuInstance(QmpInstance):
                 plug_nic(qmp, device, self.record.name)
 
     def _limit_devices(self, resources: Resources) -> None:
-        from cerne.engine.qemu.limits import limit_disks, require_no_network_limit
+        from cerne.engine.qemu.limits import limit_disks
 
-        require_no_network_limit(self.record.name, resources.network)
         with QmpClient(self.record.qmp) as qmp:
             limit_disks(qmp, resources.disk)
 

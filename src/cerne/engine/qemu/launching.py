@@ -16,7 +16,6 @@ from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, command_li
 from cerne.engine.qemu.confinement import confined
 from cerne.engine.qemu.console_log import ROLE, limiting_command
 from cerne.engine.qemu.disks import opened_disk
-from cerne.engine.qemu.limits import require_no_network_limit
 from cerne.engine.qemu.version import installed_series, program_stamp
 from cerne.engine.qmp.balloon import leave_memory
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE, SavedMachine, check
@@ -42,7 +41,6 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
     """Refuse a plan, before anything is created (see `Engine.require`)."""
     require_program(_BINARY)
     _require_short_paths(plan)
-    require_no_network_limit(plan.name, plan.resources.network)
     if isinstance(plan.boot, FirmwareBoot) and not plan.disks:
         raise InputError(f"{plan.name} has neither a kernel nor a disk to boot from")
     require_free(plan.forwards)

@@ -9,27 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cerne.engine.qmp import QmpClient
-from cerne.errors import InputError
 
 if TYPE_CHECKING:
-    from cerne.spec.resources import DiskResources, NetworkResources
+    from cerne.spec.resources import DiskResources
 
 _GROUP = "cerne"
 _NO_LIMIT = 0
-
-
-def require_no_network_limit(name: str, network: NetworkResources) -> None:
-    """Refuse limits of network cards.
-
-    Raises:
-        InputError: there is one.
-    """
-    if network.receive is not None or network.send is not None:
-        raise InputError(
-            f"{name} has a network rate, and QEMU limits no network card",
-            hint="use --engine native, or limit the tap: tc qdisc add dev TAP root tbf"
-            " rate 10mbit burst 64kb latency 50ms",
-        )
 
 
 def limit_disks(qmp: QmpClient, disk: DiskResources) -> None:
