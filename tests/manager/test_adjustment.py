@@ -76,7 +76,7 @@ def test_a_machine_that_does_not_run_has_it_at_its_next_start(
 
 def test_a_limit_that_the_engine_lacks_is_refused_before_the_next_start(machine: Machine) -> None:
     before = machine.spec
-    with pytest.raises(InputError, match="the engine .* limits no network card") as said:
+    with pytest.raises(InputError, match="limits no network card") as said:
         machine.adjust(network_rate="1M")
     assert "--network-rate none" in said.value.hint
     assert machine.spec == before
