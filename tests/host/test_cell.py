@@ -262,6 +262,29 @@ def test_notes_of_an_older_cerne_are_read(tmp_path: Path) -> None:
         CellNote.read(note)
 
 
+@pytest.mark.parametrize("note", [b'{"way":', b"{\xff", b"{" + b'"way":[' * 20_000, b'{"way": 1}'])
+def test_a_cell_whose_note_is_damaged_is_ended(
+    unified: FakeHost, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: bytes
+) -> None:
+    ended: list[Path] = []
+    monkeypatch.setattr(cgroup, "end", ended.extend)
+    directory = tmp_path / "1234"
+    directory.mkdir()
+    (directory / "group").write_bytes(note)
+    Cell(directory / "group", unified.surface).end()
+    assert ended == [unified.groups / "user.slice/cerne-1234"]
+    assert not (directory / "group").exists()
+
+
+def test_no_group_of_others_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[Path] = []
+    monkeypatch.setattr(cgroup, "end", ended.extend)
+    ours, theirs = Path("/sys/fs/cgroup/pids/cerne-1"), Path("/sys/fs/cgroup/pids/theirs")
+    CellNote("cgroup v1", (ours, theirs)).write(tmp_path / "group")
+    Cell(tmp_path / "group").end()
+    assert ended == [ours]
+
+
 def test_a_guaranteed_cpu_weighs_more(tmp_path: Path) -> None:
     def weight(**values: object) -> int:
         return limits_of(Resources(cpu=CpuResources.model_validate(values))).cpu_weight

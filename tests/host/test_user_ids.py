@@ -50,6 +50,20 @@ def test_it_is_held_by_the_last_process_of_the_machine(tmp_path: Path) -> None:
         os.close(each.descriptor)
 
 
+def test_one_that_a_process_has_is_not_leased_again(tmp_path: Path) -> None:
+    lease = _taken(tmp_path)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, user=lease.user) as attacker:
+        # As a process does that gives its lock back.
+        os.close(lease.descriptor)
+        other = _taken(tmp_path)
+        assert other.user != lease.user
+        attacker.communicate()
+    again = _taken(tmp_path)
+    assert again.user == lease.user
+    for each in (other, again):
+        os.close(each.descriptor)
+
+
 @pytest.mark.parametrize("text", ["", "5", "0-9", "9-8", "a-b", "1-4294967295", "-1-5"])
 def test_a_range_that_is_not_valid_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str

@@ -75,6 +75,15 @@ def test_the_hint_makes_room(manager: Manager) -> None:
     late.start()
 
 
+def test_a_row_of_an_unknown_resource_is_left_alone(manager: Manager) -> None:
+    _started(manager, "a")
+    with manager._context.store._database.transaction() as connection:
+        connection.execute("INSERT INTO promises SELECT id, 'gpu', 5 FROM machines")
+        connection.execute("INSERT INTO overcommit (resource, ratio) VALUES ('gpu', 2)")
+    assert _promised(manager) == {"a": 64 * MIB}
+    assert "gpu" not in [account.resource for account in manager.capacity().accounts]
+
+
 def test_a_machine_whose_process_has_ended_holds_nothing(manager: Manager) -> None:
     machines = _started(manager, "a", "b", "c")
     _killed(machines[1])

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.errors import CapacityError, HostError
+from cerne.errors import CapacityError, DamagedError, HostError
 from cerne.host import cgroup
 from cerne.host.cell_note import CellNote
 from cerne.host.cgroup import HOST, Groups, Legacy, Surface, Unified, Usage
@@ -149,14 +149,30 @@ class Cell:
         Raises:
             HostError: a process does not end.
         """
-        note = CellNote.read(self._path)
+        try:
+            note = CellNote.read(self._path)
+        except DamagedError as error:
+            _log.warning("%s", error.message)
+            note = self._note_of_now()
         if note is None:
             return
         if note.unit and any(group.is_dir() for group in note.groups):
             Scopes(self._surface).kill(note.unit)
         elif not note.unit:
-            cgroup.end(note.groups)
+            # No other group is ended, whatever the note says.
+            cgroup.end([group for group in note.groups if group.name.startswith(_PREFIX)])
         self._path.unlink(missing_ok=True)
+
+    def _note_of_now(self) -> CellNote:
+        """A note of the groups that a cell of this machine would have now.
+
+        A scope of systemd ends with its processes by itself.
+        """
+        try:
+            places = _groups(self._surface).places(f"{_PREFIX}{self._path.parent.name}")
+        except HostError:
+            places = []
+        return CellNote("", tuple(places))
 
     def usage(self) -> Usage | None:
         """What its processes use together; None without a cell."""

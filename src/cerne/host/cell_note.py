@@ -67,7 +67,7 @@ class CellNote:
             DamagedError: it is not a note.
         """
         try:
-            text = path.read_text()
+            text = path.read_text(errors="replace")
         except FileNotFoundError:
             return None
         if not text.startswith("{"):
@@ -81,7 +81,7 @@ class CellNote:
                 attach=tuple(str(word) for word in values["attach"]),
                 why=str(values["why"]),
             )
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DamagedError(
                 f"{path} is damaged: it does not say which control groups a machine has",
                 hint="end the machine: cerne kill NAME",

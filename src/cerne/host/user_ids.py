@@ -2,8 +2,9 @@
 
 For root only. The ids need no entry in /etc/passwd. A machine's id is leased by a lock (flock(2))
 on a file of this host, whatever home the machine is in; the machine's processes keep the file open,
-and the lock ends with the last of them, however they end. No file of the host belongs to such an
-id, so that a later machine finds nothing of an earlier one.
+and the lock ends with the last of them, however they end. A process that is in an attacker's hands
+may give the lock back: an id that any process of this host has is not leased again. No file of the
+host belongs to such an id, so that a later machine finds nothing of an earlier one.
 """
 
 from __future__ import annotations
@@ -50,8 +51,11 @@ def take(directory: Path = _DIRECTORY) -> Lease | None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         for user in ids:
             descriptor = _locked(directory / str(user))
-            if descriptor is not None:
+            if descriptor is None:
+                continue
+            if not _has_processes(user):
                 return Lease(user, descriptor)
+            os.close(descriptor)
     except OSError as error:
         raise HostError(f"taking a user id in {directory} failed: {error.strerror}") from error
     raise ConflictError(
@@ -80,6 +84,14 @@ def _locked(path: Path) -> int | None:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _has_processes(user: int) -> bool:
+    try:
+        os.getpriority(os.PRIO_USER, user)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _range() -> range:

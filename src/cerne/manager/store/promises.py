@@ -59,6 +59,10 @@ class Promise:
     amount: int
 
 
+# A row of another resource was written by another program.
+_KNOWN = frozenset(Resource)
+
+
 class Promises(Repository):
     """The promises of one home, and how much may be promised."""
 
@@ -68,19 +72,20 @@ class Promises(Repository):
             "SELECT name, resource, amount FROM promises JOIN machines ON machine = id"
             " ORDER BY resource, amount DESC, name"
         )
-        return [Promise(row[0], Resource(row[1]), row[2]) for row in rows]
+        return [Promise(row[0], Resource(row[1]), row[2]) for row in rows if row[1] in _KNOWN]
 
     def promised_to(self, record: Record) -> dict[Resource, int]:
         """What is promised to one machine."""
         rows = self._database.rows(
             "SELECT resource, amount FROM promises WHERE machine = ?", (record.id,)
         )
-        return {Resource(row[0]): row[1] for row in rows}
+        return {Resource(row[0]): row[1] for row in rows if row[0] in _KNOWN}
 
     def ratios(self) -> dict[Resource, float]:
         """How much of each resource may be promised, as a part of what there is."""
         rows = self._database.rows("SELECT resource, ratio FROM overcommit")
-        return {**RATIOS, **{Resource(row[0]): row[1] for row in rows}}
+        known = {Resource(row[0]): row[1] for row in rows if row[0] in _KNOWN}
+        return {**RATIOS, **known}
 
     def set_ratios(self, ratios: Mapping[Resource, float]) -> None:
         """Change how much of these resources may be promised."""

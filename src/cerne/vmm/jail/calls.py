@@ -163,9 +163,13 @@ VMM_CALLS = (
 )
 """The rules of the VMM's process."""
 
-PROGRAM_CALLS = tuple(
-    Rule(number, fail(errno.EPERM))
-    for name, number in DANGEROUS.items()
-    if name not in ("execve", "execveat")
+PROGRAM_CALLS = (
+    CHECKED["clone"],
+    CHECKED["clone3"],
+    *(
+        Rule(number, fail(errno.EPERM))
+        for name, number in DANGEROUS.items()
+        if name not in ("execve", "execveat")
+    ),
 )
 """The rules of a program that is not ours: what only an attack needs."""

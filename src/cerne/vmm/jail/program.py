@@ -256,12 +256,16 @@ def _place(path: str) -> str:
 def _id_map(owner: int, group: int, user: int) -> int:
     """A user namespace by which the owner's files are this user's."""
     tells, waits = os.pipe()
+    parent = os.getpid()
     child = os.fork()
     if child == 0:
         try:
             system.unshare(Namespace.USER)
-            os.write(waits, b"x")
-            signal.pause()
+            # It has what this process has open, and must not outlive it.
+            system.prctl(Prctl.PDEATHSIG, signal.SIGKILL)
+            if os.getppid() == parent:
+                os.write(waits, b"x")
+                signal.pause()
         finally:
             os._exit(1)
     os.close(waits)
