@@ -285,6 +285,23 @@ def test_no_group_of_others_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert ended == [ours]
 
 
+@pytest.mark.parametrize(
+    ("file", "text", "killed"),
+    [
+        ("memory.events", "low 0\nmax 3\noom 1\noom_kill 1\n", True),
+        ("memory.events", "low 0\nmax 3\noom 0\noom_kill 0\n", False),
+        ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n", True),
+        ("memory.oom_control", "oom_kill_disable 0\nunder_oom 0\n", False),
+        ("memory.oom_control", "unreadable", False),
+    ],
+)
+def test_who_reached_the_memory_limit_is_known(
+    tmp_path: Path, file: str, text: str, killed: bool
+) -> None:
+    (tmp_path / file).write_text(text)
+    assert cgroup.killed_for_memory([tmp_path]) is killed
+
+
 def test_a_guaranteed_cpu_weighs_more(tmp_path: Path) -> None:
     def weight(**values: object) -> int:
         return limits_of(Resources(cpu=CpuResources.model_validate(values))).cpu_weight

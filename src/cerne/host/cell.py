@@ -163,6 +163,11 @@ class Cell:
             cgroup.end([group for group in note.groups if group.name.startswith(_PREFIX)])
         self._path.unlink(missing_ok=True)
 
+    def killed_for_memory(self) -> bool:
+        """Whether the kernel has killed a process in it, at its memory limit."""
+        note = CellNote.read(self._path)
+        return note is not None and cgroup.killed_for_memory(note.groups)
+
     def _note_of_now(self) -> CellNote:
         """A note of the groups that a cell of this machine would have now.
 

@@ -266,6 +266,17 @@ def unreclaimable(groups: Sequence[Path]) -> int | None:
     return None
 
 
+def killed_for_memory(groups: Sequence[Path]) -> bool:
+    """Whether the kernel has killed a process in them, because they reached their memory limit."""
+    for group in groups:
+        # The second is version 1's.
+        for file in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError, ValueError):
+                if _pairs((group / file).read_text()).get("oom_kill", 0) > 0:
+                    return True
+    return False
+
+
 def _file_of(groups: Sequence[Path], setting: Setting) -> Path | None:
     """The file of a setting.
 

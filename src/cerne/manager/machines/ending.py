@@ -28,10 +28,25 @@ def clear_runtime(context: MachineContext) -> None:
 
 def ended(context: MachineContext, record: Record, state: State, reason: str) -> Record:
     """Record that it has no process any more; only a suspended machine keeps its memory."""
+    if state is State.FAILED:
+        reason = _limit_reached(context) or reason
     _log.debug("%s is %s: %s", record.name, state, reason)
     discard_runtime(context.home, context.id)
     discard_saved(context, whole=state is not State.SUSPENDED)
     return context.store.change(record, state, reason=reason)
+
+
+def _limit_reached(context: MachineContext) -> str:
+    """Why the kernel has killed a process of it, if it has."""
+    from cerne.host.cell import Cell
+
+    with contextlib.suppress(DamagedError):
+        if Cell(context.home.machine_group(context.id)).killed_for_memory():
+            return (
+                "it reached its memory limit; to raise it: cerne set"
+                f" {context.last.name} --memory-limit SIZE"
+            )
+    return ""
 
 
 def kill(
