@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -35,3 +37,13 @@ def test_modules_import_each_other_in_one_direction() -> None:
     modules = _modules()
     graph = {name: _imported(path, modules) - {name} for name, path in modules.items()}
     TopologicalSorter(graph).prepare()
+
+
+def test_qemu_is_started_without_our_own_vmm() -> None:
+    module = "cerne.engine.qemu.confinement"
+    code = f"import sys, cerne.engine.qemu.launching, {module}; print(*sys.modules)"
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert module in loaded
+    assert "cerne.devices.virtio.device" not in loaded
+    assert "cerne.vmm.machine" not in loaded

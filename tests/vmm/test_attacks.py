@@ -16,7 +16,7 @@ import pytest
 from tests.vmm.attacks import ATTACKS
 
 import cerne
-from cerne.engine.native.fork_server import START
+from cerne.engine.detached import START
 from cerne.host import user_ids
 from cerne.vmm.jail.bpf import ALLOW, program
 from cerne.vmm.jail.calls import PROGRAM_CALLS

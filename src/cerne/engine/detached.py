@@ -12,6 +12,7 @@ import shlex
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,9 +22,13 @@ from cerne.errors import EngineError, StorageError
 from cerne.host.logs import last_line
 from cerne.host.members import Members, start_member
 from cerne.host.process import ProcessIdentity
+from cerne.vmm import start
 
 if TYPE_CHECKING:
     from cerne.engine.qmp import QmpClient
+
+START = (sys.executable, "-I", "-S", start.__file__)
+"""The program that starts a VMM, a fork server, or a program with walls around it."""
 
 _START_TIMEOUT = 60.0
 _log = logging.getLogger(__name__)

@@ -12,18 +12,15 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 
+from cerne.engine.detached import START
 from cerne.errors import EngineError
-from cerne.vmm import start
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
 from cerne.vmm.fork_server import LARGEST_REQUEST
 
-START = (sys.executable, "-I", "-S", start.__file__)
-"""The program that starts a machine's process, or a fork server."""
 PROGRAM = (*START, "fork-server")
 """The program of a fork server, which is told its socket."""
 

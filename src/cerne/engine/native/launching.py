@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cerne.engine.base import Ending
-from cerne.engine.detached import answering, kill, reap, spawn
+from cerne.engine.detached import START, answering, kill, reap, spawn
 from cerne.engine.native.backends import (
     is_served_outside,
     last_words,
@@ -25,7 +25,7 @@ from cerne.engine.native.configuration import (
     confined,
     saved_configuration,
 )
-from cerne.engine.native.fork_server import START, ForkServer, running_fork_server
+from cerne.engine.native.fork_server import ForkServer, running_fork_server
 from cerne.engine.native.instance import require_own_memory
 from cerne.engine.opened import Opened
 from cerne.engine.panic import panicked, tail

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from cerne.engine.native.fork_server import START
+from cerne.engine.detached import START
 from cerne.engine.opened import Opened
 from cerne.engine.plan import KernelBoot, LaunchPlan, UserNic
 from cerne.engine.qemu.command_line import PID_FILE
