@@ -302,7 +302,7 @@ def test_who_reached_the_memory_limit_is_known(
     assert cgroup.killed_for_memory([tmp_path]) is killed
 
 
-def test_a_guaranteed_cpu_weighs_more(tmp_path: Path) -> None:
+def test_a_guaranteed_cpu_weighs_more() -> None:
     def weight(**values: object) -> int:
         return limits_of(Resources(cpu=CpuResources.model_validate(values))).cpu_weight
 

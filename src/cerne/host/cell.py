@@ -196,7 +196,7 @@ def require_limits(resources: Resources, surface: Surface = HOST) -> None:
     wanted = limits_of(resources)
     try:
         if Scopes.exist(surface):
-            _require_controllers(Scopes(surface).controllers(), wanted, delegated_by_systemd=True)
+            _require_controllers(Scopes(surface).controllers(), wanted)
             return
         groups = _groups(surface)
         places = groups.places(_PREFIX)
@@ -241,9 +241,7 @@ def _needs_cell(resources: Resources) -> bool:
     return memory.swap is False or any(value is not None for value in asked)
 
 
-def _require_controllers(
-    there: frozenset[str], limits: Limits, *, delegated_by_systemd: bool
-) -> None:
+def _require_controllers(there: frozenset[str], limits: Limits) -> None:
     needed = {each.controller for each in limits.unified() if each.needed}
     missing = needed - there
     hint = (
