@@ -163,6 +163,25 @@ def a_fork_enters_by_descriptors(trial: Trial) -> str:
     return f"by {len(doors)} descriptors"
 
 
+def processes_in_groups_inside_end_too(trial: Trial) -> str:
+    with trial.cell(Resources()):
+        note = CellNote.read(trial.note)
+        assert note is not None
+        if note.attach:
+            return "this user's processes are moved by systemd"
+        hidden = trial.start(_LONG)
+        for group in trial.groups:
+            inside = group / "inside" / "further"
+            inside.mkdir(parents=True)
+            (inside / "cgroup.procs").write_text(str(hidden.pid))
+        # No registration leads to it.
+        for file in trial.members.all():
+            if file.process is not None and file.process.pid == hidden.pid:
+                file.file.unlink()
+    assert hidden.wait() == -9
+    return f"in {len(note.groups)} groups"
+
+
 def a_fork_bomb_is_stopped(trial: Trial) -> str:
     with trial.cell(Resources(pids=64)) as cell:
         trial.start([sys.executable, "-c", _BOMB])
@@ -271,6 +290,7 @@ def left_over(name: str) -> list[Path]:
 TRIALS = (
     processes_start_in_it_and_end_with_it,
     a_fork_enters_by_descriptors,
+    processes_in_groups_inside_end_too,
     a_fork_bomb_is_stopped,
     a_memory_hog_is_stopped,
     a_quota_of_cpu_time_holds,

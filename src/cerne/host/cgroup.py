@@ -217,14 +217,16 @@ _ENDING = (("pids.max", "0"), ("cpu.max", "max"), ("cpu.cfs_quota_us", "-1"))
 
 
 def end(groups: Sequence[Path]) -> None:
-    """Kill all processes in groups, and remove the groups; do nothing where there is none.
+    """Kill all processes in groups and in the groups inside, and remove the groups.
+
+    It does nothing where there is no group.
 
     Raises:
         HostError: a process does not end.
     """
     groups = [group for group in groups if group.is_dir()]
     for group in groups:
-        # What is in it does not fork while it is killed, and has the CPU time that its end takes.
+        # The limits of the outer group hold for those inside. What is in it does not fork while it is killed, and has the CPU time that its end takes.
         for file, text in _ENDING:
             with contextlib.suppress(OSError):
                 _write(group / file, text)
@@ -295,25 +297,38 @@ def _file_of(groups: Sequence[Path], setting: Setting) -> Path | None:
 
 
 def _removed(group: Path) -> bool:
-    try:
-        group.rmdir()
-    except FileNotFoundError:
-        return True
-    except OSError as error:
-        # Ending threads count for a moment longer than their process.
-        if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
-            raise HostError(
-                f"removing the control group {group} failed: {error.strerror}", hint=_DELEGATED
-            ) from error
-        return False
+    """Remove a group and those inside; return False while one has processes."""
+    for each in _innermost_first(group):
+        try:
+            each.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            # Ending threads count for a moment longer than their process.
+            if error.errno not in (errno.EBUSY, errno.ENOTEMPTY):
+                raise HostError(
+                    f"removing the control group {each} failed: {error.strerror}", hint=_DELEGATED
+                ) from error
+            return False
     return True
 
 
+def _innermost_first(group: Path) -> Iterator[Path]:
+    """A group and all groups inside, each before the group that it is in."""
+    for path, _, _ in os.walk(group, topdown=False):
+        yield Path(path)
+
+
 def _kill(group: Path) -> None:
-    """Kill all processes in a group, by the kernel's own way if it has one."""
+    """Kill all processes in a group and in those inside, by the kernel's own way if it has one."""
     with contextlib.suppress(OSError):
         _write(group / "cgroup.kill", "1")
         return
+    for each in _innermost_first(group):
+        _kill_members(each)
+
+
+def _kill_members(group: Path) -> None:
     for pid in _words(group / "cgroup.procs"):
         process = ProcessIdentity.of(int(pid))
         # The pid may have been reused since: only one that is still in the group is killed.
