@@ -261,6 +261,27 @@ def test_the_room_for_disks_is_promised_as_long_as_a_machine_exists(
     assert _promised(manager, Resource.DISK) == {}
 
 
+def test_the_disks_of_all_machines_are_looked_at_only_where_free_space_is_short(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Home] = []
+
+    def taken(home: Home) -> list[int]:
+        looks.append(home)
+        return [8 * GIB]
+
+    free = os.statvfs_result((4096, 4096, 0, 0, GIB // 4096, 0, 0, 0, 0, 255))
+    monkeypatch.setattr("cerne.manager.capacity._taken", taken)
+    monkeypatch.setattr("cerne.manager.capacity.os.statvfs", lambda _: free)
+    manager.set_overcommit({"disk": 1})
+    manager.create(_spec("a", data_disks=["500M"]))
+    assert looks == []
+    manager.create(_spec("b", data_disks=["6G"]))
+    assert looks == [manager.home]
+    with pytest.raises(CapacityError, match="2.1G of 8.6G"):
+        manager.create(_spec("c", data_disks=["6G"]))
+
+
 def test_a_machine_larger_than_the_host_needs_an_overcommit(manager: Manager) -> None:
     with pytest.raises(CapacityError, match="this host can give 200M"):
         manager.create(_spec("a", memory="300M"))

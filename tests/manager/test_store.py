@@ -16,7 +16,7 @@ from cerne.errors import CapacityError, ConflictError, DamagedError, NotFoundErr
 from cerne.host.process import ProcessIdentity
 from cerne.manager.store import PoolRow, Record, SnapshotRow, State, Store
 from cerne.manager.store.migrations import MIGRATIONS, VERSION
-from cerne.manager.store.promises import Claim, Resource
+from cerne.manager.store.promises import Claim, Resource, Supply
 from cerne.units import GIB, MIB
 
 NewRecord = Callable[[str], Record]
@@ -24,7 +24,7 @@ NewRecord = Callable[[str], Record]
 
 def _claim(record: Record, memory: int) -> Claim:
     """What a machine claims on a host that has so much memory for machines."""
-    return Claim({Resource.MEMORY: record.memory}, {Resource.MEMORY: memory})
+    return Claim({Resource.MEMORY: record.memory}, {Resource.MEMORY: Supply(memory)})
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from cerne.host.supply import Hugepages, hugepages, supplied_cpus, supplied_memo
 from cerne.manager.lock import held, is_held
 from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.recovery import noticed
-from cerne.manager.store.promises import Amounts, Claim, Promise, Resource
+from cerne.manager.store.promises import Amounts, Claim, Promise, Resource, Supply
 from cerne.units import MIB, format_size
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def capacity(manager: ManagerContext) -> Capacity:
             ratios[resource],
         )
         for resource in Resource
-        for has in (_has(manager.home, resource),)
+        for has in (_has(manager.home, resource).whole(),)
     )
     return Capacity(accounts, tuple(promises), hugepages())
 
@@ -210,7 +210,7 @@ def check_host(manager: ManagerContext, spec: MachineSpec) -> None:
             " --network-rate none",
         )
     ratio = manager.store.ratios()[Resource.MEMORY]
-    limit = int(_supply(manager.home, Resource.MEMORY) * ratio) - engine.overhead
+    limit = int(_supply(manager.home, Resource.MEMORY).whole() * ratio) - engine.overhead
     if spec.memory > limit:
         raise CapacityError(
             f"{spec.name} needs {format_size(spec.memory)} of memory, and this host can give"
@@ -246,20 +246,30 @@ def _claim(home: Home, needs: Amounts) -> Claim:
     return Claim(needs, {each: _supply(home, each) for each, amount in needs.items() if amount})
 
 
-def _supply(home: Home, resource: Resource) -> int:
+def _supply(home: Home, resource: Resource) -> Supply:
+    """What there is of a resource less the reserve."""
     has = _has(home, resource)
+    least, measure = _less_reserve(resource, has.least), has.measure
+    if measure is None:
+        return Supply(least)
+    return Supply(least, lambda: _less_reserve(resource, measure()))
+
+
+def _less_reserve(resource: Resource, has: int) -> int:
     return max(0, has - _reserve(resource, has))
 
 
-def _has(home: Home, resource: Resource) -> int:
+def _has(home: Home, resource: Resource) -> Supply:
     match resource:
         case Resource.CPU:
-            return int(supplied_cpus() * 1000)
+            return Supply(int(supplied_cpus() * 1000))
         case Resource.MEMORY:
-            return supplied_memory()
+            return Supply(supplied_memory())
         case Resource.DISK:
             status = os.statvfs(home.machines)
-            return status.f_bavail * status.f_frsize + sum(_taken(home))
+            free = status.f_bavail * status.f_frsize
+            # It takes long to look at all disks, and is of use only if the disk is nearly full.
+            return Supply(free, lambda: free + sum(_taken(home)))
 
 
 def _reserve(resource: Resource, has: int) -> int:

@@ -8,7 +8,7 @@ disks as long as it exists.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -42,11 +42,25 @@ _MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
+class Supply:
+    """What the host has of one resource for all machines."""
+
+    least: int
+    """What it has at least, which is quickly found."""
+    measure: Callable[[], int] | None = None
+    """Finds what it has, which may take longer; None if `least` is all."""
+
+    def whole(self) -> int:
+        """What it has."""
+        return self.least if self.measure is None else self.measure()
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """What a machine needs, and what the host has for all machines."""
 
     needs: Amounts
-    supply: Amounts
+    supply: Mapping[Resource, Supply]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,26 +182,33 @@ def _require(
     machine_id: str,
     resource: Resource,
     amount: int,
-    supply: int,
+    supply: Supply,
 ) -> None:
     row = connection.execute(
         "SELECT ratio FROM overcommit WHERE resource = ?", (resource,)
     ).fetchone()
-    limit = int(supply * (row[0] if row else RATIOS[resource]))
+    ratio = row[0] if row else RATIOS[resource]
+    promised = connection.execute(
+        "SELECT coalesce(sum(amount), 0) FROM promises WHERE resource = ? AND machine != ?",
+        (resource, machine_id),
+    ).fetchone()[0]
+    if promised + amount <= int(supply.least * ratio):
+        return
+    has = supply.whole()
+    limit = int(has * ratio)
+    if promised + amount <= limit:
+        return
     others = connection.execute(
         "SELECT name, amount FROM promises JOIN machines ON machine = id"
         " WHERE resource = ? AND id != ? ORDER BY amount DESC, name",
         (resource, machine_id),
     ).fetchall()
-    promised = sum(each[1] for each in others)
-    if promised + amount <= limit:
-        return
     free = max(0, limit - promised)
     holders = [f"{each[0]} {format_amount(resource, each[1])}" for each in others[:_MOST_NAMED]]
     if len(others) > _MOST_NAMED:
         holders.append(f"{len(others) - _MOST_NAMED} others")
     # A ratio of two digits with which it fits.
-    ratio = -(-100 * (promised + amount) // max(1, supply)) / 100
+    ratio = -(-100 * (promised + amount) // max(1, has)) / 100
     raise CapacityError(
         f"{name} needs {format_amount(resource, amount)} of {_WORDS[resource]}, which is"
         f" {format_amount(resource, amount - free)} more than is free:"
