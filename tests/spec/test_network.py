@@ -15,6 +15,8 @@ from cerne.spec.network import NetworkChoice, NetworkKind, parse_network
         ("none", NetworkChoice(NetworkKind.NONE)),
         ("tap:tap0", NetworkChoice(NetworkKind.TAP, "tap0")),
         ("tap:a-b.c_d", NetworkChoice(NetworkKind.TAP, "a-b.c_d")),
+        ("lan", NetworkChoice(NetworkKind.NAMED, name="lan")),
+        ("default", NetworkChoice(NetworkKind.NAMED, name="default")),
     ],
 )
 def test_networks_that_are(text: str, choice: NetworkChoice) -> None:
@@ -25,6 +27,7 @@ def test_networks_that_are(text: str, choice: NetworkChoice) -> None:
     "text",
     [
         *("", "tap", "tap:", "bridge:br0", "user:x", "none:", "TAP:x", "tap:a b", "tap:a/b"),
+        *("Lan", "-lan", "lan-", "l" * 33, "host", "lan:", "a b", "lan\n"),
         *("tap:a:b", "tap:tap%d", "tap:.", "tap:..", "tap:" + "x" * 16, "tap:\u00e9", "tap:a\n"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 
 if TYPE_CHECKING:
     from cerne.spec.disk import Disk
+    from cerne.spec.egress import Allowed
     from cerne.spec.mount import Mount
     from cerne.spec.ports import PublishedPort
 
@@ -59,10 +60,15 @@ class MachineFields(ResourceFields, total=False):
     """Size of the root disk, in bytes or as ``20G``; the image's size if not given."""
     data_disks: Sequence[Disk | str]
     """Additional disks: sizes or paths of files, as ``SIZE|PATH[:ro][:format=raw]``."""
-    network: str
-    """``user``, ``none``, or ``tap:INTERFACE`` for a tap of this host."""
+    network: str | Sequence[str]
+    """``user``, ``none``, ``tap:INTERFACE`` for a tap of this host, or the name of a network, with
+    options such as ``lan:address=10.20.0.5``; several are a card each."""
     ports: Sequence[PublishedPort | str]
-    """Published ports, such as ``8080:80``."""
+    """Published ports of the first card, such as ``8080:80`` and ``18500-18502:80-82``."""
+    allow: Sequence[Allowed | str]
+    """What alone the first card may reach outside of a network with a name."""
+    egress: Literal["all", "none"]
+    """Whether the first card may reach what is outside of a network with a name."""
     mounts: Sequence[Mount | str]
     """Directories of this host, as ``SOURCE:TARGET[:ro]``."""
     labels: Mapping[str, str]

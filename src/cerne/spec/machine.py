@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
@@ -27,8 +28,8 @@ from cerne.spec.limits import (
 )
 from cerne.spec.mount import Mount
 from cerne.spec.names import check_name
-from cerne.spec.network import NetworkKind
-from cerne.spec.nic import Nic
+from cerne.spec.network import NetworkKind, is_named
+from cerne.spec.nic import Nic, nic_fields
 from cerne.spec.pairs import parse_pairs
 from cerne.spec.part import Bytes, Part, require_size, require_unique, require_whole_mib
 from cerne.spec.ports import PublishedPort
@@ -121,15 +122,31 @@ class MachineSpec(Part):
     nics: Annotated[
         tuple[Nic, ...],
         Flag(
-            "user, none, or tap:INTERFACE for a tap of this host.",
+            "user, none, tap:INTERFACE for a tap of this host, or a network's name with options"
+            " such as address=10.20.0.5; may be repeated, for a card each.",
+            "list",
             word="network",
+            metavar="NETWORK",
             default=Nic().network,
         ),
         Flag(
-            "[ADDRESS:]HOST:GUEST[/udp]; may be repeated.",
+            "[ADDRESS:]HOST:GUEST[/udp], also ranges such as 8080-8082:80-82; may be repeated.",
             "list",
             word="ports",
             names=("--publish", "-p"),
+        ),
+        Flag(
+            "On a network with a name: what alone it may reach outside, as a subnet or a DNS name,"
+            " and a port; may be repeated.",
+            "list",
+            names=("--allow",),
+            word="allow",
+            metavar="TARGET",
+        ),
+        Flag(
+            "all, or none: on a network with a name, whether it may reach what is outside.",
+            word="egress",
+            default=Nic().egress,
         ),
     ] = (Nic(),)
     """The first card, which has no slot, if there is a network, and the attached cards."""
@@ -204,10 +221,37 @@ class MachineSpec(Part):
     def on_network(self, network: str, ports: Iterable[PublishedPort | str] = ()) -> Self:
         """The same specification with its first card on this network, with these published ports.
 
+        The card keeps what it may reach, and no addresses.
+
         Raises:
             InputError: there is no such network, or it does not publish ports.
         """
-        return self.changed(nics=[*_first_card(network, tuple(ports)), *self.added_nics])
+        first = _cards(network, {"ports": tuple(ports)})
+        if first and self.nics and self.nics[0].slot is None and is_named(network):
+            former = self.nics[0]
+            first[0] = {
+                "allow": former.allow,
+                "egress": former.egress,
+                "rate": former.rate,
+                **first[0],
+            }
+        return self.changed(nics=[*first, *self.added_nics])
+
+    def with_ports(self, ports: Iterable[PublishedPort]) -> Self:
+        """The same specification with these published ports, in the order of `ports`."""
+        left = iter(ports)
+        nics = [
+            nic.model_copy(update={"ports": tuple(islice(left, len(nic.ports)))})
+            for nic in self.nics
+        ]
+        return self.model_copy(update={"nics": tuple(nics)})
+
+    def copied(self) -> Self:
+        """The same specification without what is one machine's alone: addresses and ports."""
+        nics = [
+            nic.model_copy(update={"ports": (), "address": None, "mac": None}) for nic in self.nics
+        ]
+        return self.model_copy(update={"nics": tuple(nics)})
 
     @field_validator("name")
     @classmethod
@@ -228,6 +272,8 @@ class MachineSpec(Part):
         require_unique([disk.path for disk in self.disks if disk.path], "disk")
         devices = (*self.data_disks, *self.added_nics)
         require_unique([device.slot for device in devices], "slot")
+        require_unique([nic.mac for nic in self.nics if nic.mac], "card's address")
+        require_unique([str(port) for port in self.ports if port.host_port], "port")
         if any(nic.slot is None for nic in self.nics[1:]):
             raise InputError(
                 "a network card without a slot is not the first card",
@@ -295,8 +341,9 @@ def machine_spec(**asked: object) -> MachineSpec:
     """Make a specification; all values are checked.
 
     In addition to the fields of `MachineSpec` it takes shorter ones: ``disk``, the root disk's
-    size, and ``data_disks``, the others, for ``disks``; ``network`` and ``ports`` of the first card
-    for ``nics``; ``cpu_weight`` for ``resources``.
+    size, and ``data_disks``, the others, for ``disks``; ``network``, a text or a list of them, and
+    ``ports``, ``allow`` and ``egress`` of the first card for ``nics``; ``cpu_weight`` for
+    ``resources``.
 
     Raises:
         InputError: a field is unknown, or its value is not valid.
@@ -304,8 +351,8 @@ def machine_spec(**asked: object) -> MachineSpec:
     fields = dict(asked)
     if said := _taken(fields, ("disk", "data_disks"), "disks"):
         fields["disks"] = _asked_disks(said.get("disk"), said.get("data_disks", ()))
-    if said := _taken(fields, ("network", "ports"), "nics"):
-        fields["nics"] = _first_card(said.get("network", "user"), said.get("ports", ()))
+    if said := _taken(fields, _CARD_WORDS, "nics"):
+        fields["nics"] = _cards(said.pop("network", NetworkKind.USER), said)
     if said := _taken(fields, RESOURCE_WORDS, "resources"):
         fields["resources"] = asked_resources(said)
     try:
@@ -332,14 +379,26 @@ def _asked_disks(root_size: object, others: object) -> object:
     return [*root, *others] if isinstance(others, list | tuple) else others
 
 
-def _first_card(network: object, ports: object) -> list[object]:
-    if network == NetworkKind.NONE and not ports:
-        return []
-    return [{"network": network, "ports": ports}]
+def _cards(networks: object, first: Mapping[str, object]) -> list[Mapping[str, object]]:
+    """The cards on these networks; `first` has the other fields of the first one.
 
+    Slots are taken from the last, because disks take them from the first.
+    """
+    asked = networks if isinstance(networks, list | tuple) else (networks,)
+    if asked == (NetworkKind.NONE,) or asked == [NetworkKind.NONE]:
+        asked = () if not any(first.values()) else asked
+    cards: list[Mapping[str, object]] = []
+    for number, network in enumerate(asked):
+        said = nic_fields(network) if isinstance(network, str) else {"network": network}
+        cards.append({**said, **first} if not number else {**said, "slot": SLOTS - number})
+    return cards
+
+
+_CARD_WORDS = ("network", "ports", "allow", "egress")
+"""The shorter names of the values of the first card."""
 
 _SAID = {"disk": "disks.0.size", "data_disks": "disks", "network": "nics.0.network"}
-_SAID |= {"ports": "nics.0.ports"}
+_SAID |= {word: f"nics.0.{word}" for word in ("ports", "allow", "egress")}
 _SAID |= {word: f"resources.{place}" for word, place in RESOURCE_WORDS.items()}
 """The model's place of each shorter name, for errors."""
 

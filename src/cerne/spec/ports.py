@@ -14,9 +14,15 @@ _PUBLISH = re.compile(
     r"(?:/(?P<protocol>tcp|udp))?",
     re.ASCII,
 )
+_RANGE = re.compile(
+    r"(?P<before>.*?)(?P<host>[0-9]{1,5})-(?P<last_host>[0-9]{1,5})"
+    r":(?P<guest>[0-9]{1,5})-(?P<last_guest>[0-9]{1,5})(?P<after>/tcp|/udp)?",
+    re.ASCII | re.DOTALL,
+)
+_LARGEST_RANGE = 256
 _HINT = (
-    "write it as 8080:80, 127.0.0.1:8080:80 or 5353:53/udp; ports are 1 to 65535, and 0:80 takes"
-    " any free port of this host"
+    "write it as 8080:80, 18500-18502:80-82, 127.0.0.1:8080:80 or 5353:53/udp; ports are 1 to"
+    " 65535, and 0:80 takes any free port of this host"
 )
 _USUAL_ADDRESS = "127.0.0.1"
 _LAST = 65535
@@ -69,6 +75,34 @@ def parse_publish(text: str) -> PublishedPort:
     port = PublishedPort(address, host, guest, Protocols(match["protocol"] or "tcp"))
     check_port(port)
     return port
+
+
+def parse_publishes(text: str) -> tuple[PublishedPort, ...]:
+    """Parse a port, or a range of ports from ``[ADDRESS:]HOST-HOST:GUEST-GUEST[/tcp|/udp]``.
+
+    Raises:
+        InputError: as `parse_publish`, or the two ranges have not the same size.
+    """
+    match = _RANGE.fullmatch(text.strip())
+    if match is None:
+        return (parse_publish(text),)
+    first, last = int(match["host"]), int(match["last_host"])
+    count = last - first + 1
+    if count != int(match["last_guest"]) - int(match["guest"]) + 1:
+        raise InputError(
+            f"{text!r} has two ranges that are not of the same size",
+            hint="write as many ports of the guest as of this host: 18500-18502:80-82",
+        )
+    if not first or not 1 <= count <= _LARGEST_RANGE:
+        raise InputError(
+            f"{text!r} is not a range of 1 to {_LARGEST_RANGE} ports",
+            hint="write the first port before the last: 18500-18502:80-82",
+        )
+    guest, after = int(match["guest"]), match["after"] or ""
+    return tuple(
+        parse_publish(f"{match['before']}{first + each}:{guest + each}{after}")
+        for each in range(count)
+    )
 
 
 def check_port(port: PublishedPort) -> None:

@@ -196,6 +196,10 @@ def _network(value: object) -> object:
     return NetworkResources(receive=_rate(receive), send=_rate(send if slash else receive))
 
 
+Rates = BeforeValidator(_network)
+"""Reads rates from ``10M`` or ``10M/2M``."""
+
+
 def _rate(text: str) -> int | None:
     return None if text.strip() == _NONE else parse_size(text)
 

@@ -95,8 +95,7 @@ class MachineContext:
 
     def plan(self, saved: Path | None = None) -> LaunchPlan:
         """How its engine is to start it, or has started it."""
-        spec = self.spec.on_network(self.spec.network, self.ports)
-        plan = launch_plan(self.home, self.last, spec, self.image())
+        plan = launch_plan(self.home, self.last, self.spec.with_ports(self.ports), self.image())
         return replace(plan, saved=saved)
 
     @property

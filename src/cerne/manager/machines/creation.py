@@ -43,7 +43,7 @@ def spec_of_child(
             has.
     """
     chosen = spec.network if network is None else network
-    child = spec.on_network(chosen, ports).changed(name=name)
+    child = spec.copied().on_network(chosen, ports).changed(name=name)
     if parse_network(chosen).kind is not parse_network(spec.network).kind:
         raise InputError(
             f"a copy of a machine with the network {spec.network!r} cannot use {chosen!r}",

@@ -52,7 +52,7 @@ def strange_manifest(manifest: Manifest, what: str) -> Manifest:
             hint="export the snapshot again",
         )
     # Ports are its new machine's own, and are asked for when that is made.
-    spec = manifest.spec.on_network(manifest.spec.network)
+    spec = manifest.spec.copied()
     return manifest.model_copy(update={"machine": "", "spec": spec})
 
 

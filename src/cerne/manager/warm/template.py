@@ -127,7 +127,7 @@ class Templates:
         name = f"template-{directory.name[:8]}"
         record = new_record(
             # What can be changed while a machine runs is each machine's own.
-            spec.on_network(spec.network).changed(name=name, balloon=None, resources={}),
+            spec.copied().changed(name=name, balloon=None, resources={}),
             spec.image,
             image.digest,
             engine=engine.name,
