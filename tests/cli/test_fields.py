@@ -97,4 +97,10 @@ def test_the_shell_is_offered_the_options() -> None:
             "COMP_CWORD": "2",
         },
     )
-    assert ran.output.split() == ["--cpus", "--cpu-guarantee", "--cpu-limit", "--cpu-weight"]
+    assert ran.output.split() == [
+        "--cpus",
+        "--cpu-guarantee",
+        "--cpu-limit",
+        "--cpu-weight",
+        "--cpu-pin",
+    ]

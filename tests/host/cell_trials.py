@@ -255,6 +255,22 @@ def limits_change_while_it_runs(trial: Trial) -> str:
     return "all were given and taken back"
 
 
+def a_machine_is_pinned_and_released(trial: Trial) -> str:
+    """By the cpuset, or thread by thread; what it starts then is where it is."""
+    allowed = os.sched_getaffinity(0)
+    first = min(allowed)
+    with trial.cell(Resources(cpu=CpuResources(pin=str(first)))) as cell:
+        cell.give(Resources(cpu=CpuResources(pin=str(first))))
+        (process,) = trial.started
+        assert os.sched_getaffinity(process.pid) == {first}
+        cell.give(Resources())
+        assert os.sched_getaffinity(process.pid) == allowed
+        last = max(allowed)
+        cell.give(Resources(cpu=CpuResources(pin=str(last))))
+        assert os.sched_getaffinity(process.pid) == {last}
+    return f"to {first}, to {sorted(allowed)}, to {last}"
+
+
 def a_command_that_is_killed_leaves_nothing(trial: Trial) -> str:
     """At each step of making a cell."""
     from cerne import faults
@@ -295,6 +311,7 @@ TRIALS = (
     a_memory_hog_is_stopped,
     a_quota_of_cpu_time_holds,
     limits_change_while_it_runs,
+    a_machine_is_pinned_and_released,
     a_command_that_is_killed_leaves_nothing,
 )
 

@@ -19,6 +19,7 @@ from cerne.host.cell import Cell, CellPlan, cell_finding, made, require_limits
 from cerne.host.cell_note import CellNote
 from cerne.host.cgroup import Surface
 from cerne.host.limits import Limits, limits_of
+from cerne.host.placement import Placement
 from cerne.spec.resources import CpuResources, DiskResources, MemoryResources, Resources
 from cerne.units import MIB
 
@@ -30,6 +31,8 @@ _LIMITED = Resources(
 _V2 = {
     "cpu.weight": "100",
     "cpu.max": "max 100000",
+    "cpuset.cpus": "\n",
+    "cpuset.mems": "\n",
     "memory.min": "0",
     "memory.max": "max",
     "memory.swap.max": "max",
@@ -132,6 +135,7 @@ def test_v2_has_a_group_beside_this_processs_own(
         assert values["memory.max"] == str(256 * MIB)
         assert values["memory.swap.max"].startswith("0")
         assert values["pids.max"] == "200"
+        assert values["cpuset.cpus"].strip() == values["cpuset.mems"].strip() == ""
         note = CellNote.read(asked.note)
         assert note == CellNote("cgroup v2", (group,))
         assert note.doors == (group / "cgroup.procs",)
@@ -142,6 +146,37 @@ def test_v2_has_a_group_beside_this_processs_own(
     assert not group.exists()
     assert not asked.note.exists()
     cell.end()
+
+
+def test_v2_pins_a_machine_and_releases_it(
+    unified: FakeHost, plan: Callable[[Resources], CellPlan]
+) -> None:
+    first = str(min(os.sched_getaffinity(0)))
+    pinned = Resources(cpu=CpuResources(pin=first, numa_node=0))
+    with pytest.raises(HostError, match="cpuset"):
+        require_limits(pinned, unified.surface)
+    for path in ("", "user.slice"):
+        unified.group(path, cgroup_controllers="cpu memory pids cpuset")
+    require_limits(pinned, unified.surface)
+    with made(plan(pinned), unified.surface):
+        group = unified.groups / "user.slice/cerne-1234"
+        assert (group / "cpuset.cpus").read_text().strip() == first
+        assert (group / "cpuset.mems").read_text().strip() == "0"
+    cell = Cell(plan(pinned).note, unified.surface)
+    cell.give(Resources())
+    assert (group / "cpuset.cpus").read_text().startswith("\n")
+    with pytest.raises(CapacityError, match="no CPU 8000"):
+        cell.give(Resources(cpu=CpuResources(pin="8000")))
+
+
+def test_v1_has_all_cpus_where_none_are_asked_for() -> None:
+    written = {each.file: each for each in Limits().legacy("0-7", "0-1")}
+    assert (written["cpuset.cpus"].text, written["cpuset.mems"].text) == ("0-7", "0-1")
+    assert not written["cpuset.mems"].needed
+    limits = Limits(placement=Placement("2-3", 1))
+    written = {each.file: each for each in limits.legacy("0-7", "0-1")}
+    assert (written["cpuset.cpus"].text, written["cpuset.mems"].text) == ("2-3", "1")
+    assert written["cpuset.mems"].needed
 
 
 def test_v2_turns_controllers_on_where_they_are_off(
@@ -326,4 +361,8 @@ def test_systemd_has_the_defaults_as_empty_values() -> None:
     assert "TasksMax=1024" in properties
     given = Limits(cpu_quota=150_000, memory_most=MIB).properties()
     assert "CPUQuota=150.0%" in given
+    assert "AllowedCPUs=" in properties
+    assert "AllowedMemoryNodes=" in properties
+    placed = Limits(placement=Placement("0-1", 0)).properties()
+    assert {"AllowedCPUs=0-1", "AllowedMemoryNodes=0"} <= set(placed)
     assert f"MemoryMax={MIB}" in given

@@ -47,6 +47,8 @@ def test_each_value_has_a_name() -> None:
         cpu_guarantee="1.5",
         cpu_limit=2,
         cpu_weight="300",
+        cpu_pin="2, 0-1,8",
+        numa_node="1",
         memory_guarantee="512M",
         memory_limit="1.5G",
         memory_swap="no",
@@ -57,7 +59,9 @@ def test_each_value_has_a_name() -> None:
         pids_limit=200,
     )
     assert spec.resources == Resources(
-        cpu=CpuResources(guarantee=Decimal("1.5"), limit=Decimal(2), weight=300),
+        cpu=CpuResources(
+            guarantee=Decimal("1.5"), limit=Decimal(2), weight=300, pin="0-2,8", numa_node=1
+        ),
         memory=MemoryResources(guarantee=512 * MIB, limit=GIB + 512 * MIB, swap=False),
         disk=DiskResources(iops=500, rate=20 * MIB, weight=50),
         network=NetworkResources(receive=10 * MIB, send=2 * MIB),
@@ -70,6 +74,8 @@ def test_values_are_shown_by_their_names() -> None:
     asked = {
         "cpu_limit": "1.5",
         "cpu_weight": 300,
+        "cpu_pin": "0-3,8",
+        "numa_node": 0,
         "memory_limit": "2G",
         "memory_swap": "no",
         "disk_iops": 500,
@@ -112,6 +118,15 @@ def test_a_change_keeps_the_other_values_and_none_removes_one() -> None:
         ({"cpu_limit": "33.3333"}, "'33.3333' is not a number of CPUs"),
         ({"cpu_limit": 256}, "256 is not a number of CPUs that"),
         ({"cpu_limit": True}, "cpu_limit must be"),
+        ({"cpu_pin": ""}, "'' is not a list of CPUs"),
+        ({"cpu_pin": "3-1"}, "'3-1' is not a list of CPUs"),
+        ({"cpu_pin": "0,"}, "'0,' is not a list of CPUs"),
+        ({"cpu_pin": "8192"}, "'8192' is not a list of CPUs"),
+        ({"cpu_pin": "fast"}, "'fast' is not a list of CPUs"),
+        ({"cpu_pin": True}, "cpu_pin must be"),
+        ({"cpu_pin": "0", "cpu_guarantee": 2, "cpus": 2}, "pinned to 0"),
+        ({"numa_node": -1}, "numa_node must be"),
+        ({"numa_node": "first"}, "numa_node must be an integer, not 'first'"),
         ({"cpu_weight": "heavy"}, "cpu_weight must be an integer, not 'heavy'"),
         ({"memory_swap": "maybe"}, "'maybe' is neither yes nor no"),
         ({"disk_weight": 0}, "0 is not a weight"),

@@ -55,6 +55,7 @@ def capacity(
             f"node {pages.node}: {pages.free} of {pages.total} hugepages of"
             f" {format_size(pages.size)} are free; machines do not use them"
         )
+    print(f"Machines may be pinned to {found.topology.words}.")
     print(_COUNTED)
 
 
@@ -101,5 +102,11 @@ def _as_json(found: Capacity) -> dict[str, object]:
             {"node": pages.node, "size": pages.size, "total": pages.total, "free": pages.free}
             for pages in found.hugepages
         ],
+        "placement": {
+            "cpus": sorted(found.topology.allowed),
+            "nodes": {
+                str(node.number): sorted(node.cpus) for node in found.topology.nodes if node.allowed
+            },
+        },
         "counted": "this home",
     }

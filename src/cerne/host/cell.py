@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,10 @@ from cerne.host.cell_note import CellNote
 from cerne.host.cgroup import HOST, Groups, Legacy, Surface, Unified, Usage
 from cerne.host.finding import Finding
 from cerne.host.limits import Limits, limits_of
+from cerne.host.members import Members
+from cerne.host.placement import pin_processes
 from cerne.host.scope import WORDS, Scopes
+from cerne.spec.cpu_list import parse_cpu_list
 from cerne.units import MIB, format_size
 
 if TYPE_CHECKING:
@@ -129,6 +133,7 @@ class Cell:
         note, limits = CellNote.read(self._path), limits_of(resources)
         if note is None or not (note.groups or note.unit):
             if not _needs_cell(resources):
+                self._pin(note, limits)
                 return
             raise HostError(
                 "the machine was started without control groups, which limit it",
@@ -140,8 +145,23 @@ class Cell:
                 Scopes(self._surface).give(note.unit, limits)
             else:
                 cgroup.apply(note.groups, _groups(self._surface).settings(limits))
+            self._pin(note, limits)
         except HostError as error:
             raise _refusal(error) from error
+
+    def _pin(self, note: CellNote | None, limits: Limits) -> None:
+        """Pin its threads one by one if no cpuset does so."""
+        groups = () if note is None else note.groups
+        if cgroup.has_cpuset(groups):
+            return
+        cpus = limits.placement.cpus
+        # Its processes are in its groups, or else those that registered themselves.
+        members = Members(self._path.parent).all()
+        registered = {each.process.pid for each in members if each.process and each.alive}
+        pin_processes(
+            cgroup.pids_in(groups) or registered,
+            parse_cpu_list(cpus) if cpus else frozenset(os.sched_getaffinity(0)),
+        )
 
     def end(self) -> None:
         """Kill all processes in it, and remove it; do nothing if there is none.
@@ -190,10 +210,11 @@ def require_limits(resources: Resources, surface: Surface = HOST) -> None:
 
     Raises:
         HostError: it does not; the hint says how to allow it.
+        CapacityError: this host does not have a CPU or a node, or does not let Cerne use it.
     """
+    wanted = limits_of(resources)
     if not _needs_cell(resources):
         return
-    wanted = limits_of(resources)
     try:
         if Scopes.exist(surface):
             _require_controllers(Scopes(surface).controllers(), wanted)
@@ -237,7 +258,15 @@ def _groups(surface: Surface) -> Groups:
 def _needs_cell(resources: Resources) -> bool:
     """Whether control groups alone enforce a value of these."""
     cpu, memory, disk = resources.cpu, resources.memory, resources.disk
-    asked = (cpu.guarantee, cpu.limit, cpu.weight, memory.limit, disk.weight, resources.pids)
+    asked = (
+        cpu.guarantee,
+        cpu.limit,
+        cpu.weight,
+        cpu.numa_node,
+        memory.limit,
+        disk.weight,
+        resources.pids,
+    )
     return memory.swap is False or any(value is not None for value in asked)
 
 

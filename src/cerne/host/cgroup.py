@@ -21,12 +21,13 @@ from typing import Protocol
 from cerne.errors import HostError
 from cerne.host.limits import Limits, Setting
 from cerne.host.process import ProcessIdentity
+from cerne.spec.cpu_list import format_cpu_list
 
 _PATIENCE = 10.0
 """Seconds in which killed processes leave their group."""
 _MOMENT = 0.01
-_CONTROLLERS = ("cpu", "memory", "pids", "io")
-_LEGACY_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "blkio")
+_CONTROLLERS = ("cpu", "memory", "pids", "io", "cpuset")
+_LEGACY_CONTROLLERS = ("cpu", "cpuacct", "memory", "pids", "blkio", "cpuset")
 _DELEGATED = "run Cerne as root, or in a control group that is delegated to you"
 
 
@@ -181,7 +182,9 @@ class Legacy:
 
     def settings(self, limits: Limits) -> list[Setting]:
         """The limits as values of version 1."""
-        return limits.legacy()
+        root = self._surface.groups / "cpuset"
+        nodes = _words(self._own("cpuset", root.resolve()) / "cpuset.mems")
+        return limits.legacy(format_cpu_list(os.sched_getaffinity(0)), "".join(nodes))
 
     def _own(self, controller: str, root: Path) -> Path:
         for _, controllers, path in memberships(self._surface, os.getpid()):
@@ -204,12 +207,13 @@ def apply(groups: Sequence[Path], settings: Iterable[Setting]) -> None:
                 continue
             before = file.read_text()
             with _refusals():
-                _write(file, setting.text)
+                # An empty text reaches the kernel only with the end of its line.
+                _write(file, setting.text or "\n")
             former.append((file, before))
     except BaseException:
         for file, before in reversed(former):
             with contextlib.suppress(OSError):
-                _write(file, before.strip())
+                _write(file, before.strip() or "\n")
         raise
 
 
@@ -240,6 +244,16 @@ def end(groups: Sequence[Path]) -> None:
                 )
             _kill(group)
             time.sleep(_MOMENT)
+
+
+def has_cpuset(groups: Sequence[Path]) -> bool:
+    """Whether the kernel keeps the processes of groups on CPUs of their own."""
+    return any((group / "cpuset.cpus").exists() for group in groups)
+
+
+def pids_in(groups: Sequence[Path]) -> frozenset[int]:
+    """The processes in groups."""
+    return frozenset(int(pid) for group in groups for pid in _words(group / "cgroup.procs"))
 
 
 def usage(groups: Sequence[Path]) -> Usage:

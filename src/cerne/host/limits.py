@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from cerne.host.placement import Placement, placement_of
 from cerne.spec.limits import DEFAULT_WEIGHT, MOST_WEIGHT
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Limits:
     processes: int | None = None
     """None for `DEFAULT_PROCESSES`."""
     disk_weight: int = DEFAULT_WEIGHT
+    placement: Placement = field(default_factory=Placement)
 
     def unified(self) -> list[Setting]:
         """The values for version 2 (Documentation/admin-guide/cgroup-v2.rst)."""
@@ -64,10 +66,14 @@ class Limits:
             _setting("memory.swap.max", "max" if self.swap else 0, "max"),
             self._processes(),
             _setting("io.weight", f"default {self.disk_weight}", f"default {DEFAULT_WEIGHT}"),
+            *self._placed("", ""),
         ]
 
-    def legacy(self) -> list[Setting]:
-        """The values for version 1 (Documentation/admin-guide/cgroup-v1)."""
+    def legacy(self, cpus: str, nodes: str) -> list[Setting]:
+        """The values for version 1 (Documentation/admin-guide/cgroup-v1).
+
+        There a cpuset has no CPU and no node until these are written: all of Cerne's by default.
+        """
         quota = -1 if self.cpu_quota is None else self.cpu_quota
         shares = self.cpu_weight * 1024 // DEFAULT_WEIGHT
         return [
@@ -79,6 +85,9 @@ class Limits:
             _setting("memory.swappiness", _SWAPPINESS if self.swap else 0, _SWAPPINESS),
             self._processes(),
             _setting("blkio.bfq.weight", min(self.disk_weight, 1000), DEFAULT_WEIGHT),
+            # Version 2 always moves memory to other nodes.
+            Setting("cpuset.memory_migrate", "1", needed=False),
+            *self._placed(cpus, nodes),
         ]
 
     def properties(self) -> list[str]:
@@ -92,6 +101,16 @@ class Limits:
             f"MemorySwapMax={'infinity' if self.swap else 0}",
             f"TasksMax={self.processes or DEFAULT_PROCESSES}",
             f"IOWeight={_unless(self.disk_weight, DEFAULT_WEIGHT)}",
+            f"AllowedCPUs={self.placement.cpus or ''}",
+            f"AllowedMemoryNodes={'' if self.placement.node is None else self.placement.node}",
+        ]
+
+    def _placed(self, cpus: str, nodes: str) -> list[Setting]:
+        """The cpuset, in which these are the defaults; threads are pinned where there is none."""
+        node = self.placement.node
+        return [
+            Setting("cpuset.mems", nodes if node is None else str(node), needed=node is not None),
+            Setting("cpuset.cpus", self.placement.cpus or cpus, needed=False),
         ]
 
     def _processes(self) -> Setting:
@@ -104,6 +123,9 @@ def limits_of(resources: Resources) -> Limits:
 
     Rates of its disks are not among them: its own devices hold these. A process whose write waits
     for the kernel's throttle does not even end when it is killed.
+
+    Raises:
+        CapacityError: this host does not have a CPU or a node, or does not let Cerne use it.
     """
     cpu, memory, disk = resources.cpu, resources.memory, resources.disk
     guaranteed = int((cpu.guarantee or 0) * _GUARANTEED_WEIGHT)
@@ -115,6 +137,7 @@ def limits_of(resources: Resources) -> Limits:
         swap=memory.swap is not False,
         processes=resources.pids,
         disk_weight=disk.weight or DEFAULT_WEIGHT,
+        placement=placement_of(cpu),
     )
 
 

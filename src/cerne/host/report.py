@@ -14,6 +14,7 @@ from cerne.host.finding import Finding
 from cerne.host.hypervisor import kvm_findings, virtualization_finding
 from cerne.host.kernel import kernel_findings
 from cerne.host.own_ids import require_own_ids
+from cerne.host.placement import placement_finding
 from cerne.host.probe import GuestSpeed, cached_guest_speed
 from cerne.host.programs import find_program, install_command
 from cerne.host.supply import supply_findings
@@ -78,6 +79,7 @@ def make_report(cache: Path, auto: str, capabilities: Mapping[str, Mapping[str, 
         virtualization_finding(),
         *qemu_findings(),
         *supply_findings(),
+        placement_finding(),
         *program_findings(),
         *own_ids_findings(),
         *kernel_findings(),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cerne.errors import CapacityError, CerneError, InputError
 from cerne.host.cell import require_limits
+from cerne.host.placement import Topology, topology
 from cerne.host.supply import Hugepages, hugepages, supplied_cpus, supplied_memory
 from cerne.manager.lock import held, is_held
 from cerne.manager.machines.context import MachineContext, ManagerContext
@@ -62,6 +63,8 @@ class Capacity:
     accounts: tuple[Account, ...]
     promises: tuple[Promise, ...]
     hugepages: tuple[Hugepages, ...]
+    topology: Topology
+    """The CPUs and NUMA nodes to which machines may be pinned."""
 
 
 def capacity(manager: ManagerContext) -> Capacity:
@@ -80,7 +83,7 @@ def capacity(manager: ManagerContext) -> Capacity:
         for resource in Resource
         for has in (_has(manager.home, resource).whole(),)
     )
-    return Capacity(accounts, tuple(promises), hugepages())
+    return Capacity(accounts, tuple(promises), hugepages(), topology())
 
 
 def set_overcommit(manager: ManagerContext, ratios: Mapping[str, float]) -> None:

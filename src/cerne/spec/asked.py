@@ -24,6 +24,10 @@ class ResourceFields(TypedDict, total=False):
     """CPUs that it uses at most."""
     cpu_weight: int | str | None
     """Its share of CPU time among all machines, 1 to 10000; 100 is the default."""
+    cpu_pin: str | None
+    """The only CPUs of this host on which it runs, as ``0-3,8``."""
+    numa_node: int | str | None
+    """The NUMA node of this host for its memory, and for its CPUs if it is not pinned."""
     memory_guarantee: int | str | None
     """Memory that is promised to it, in bytes or as ``256M``; all of it if not given."""
     memory_limit: int | str | None

@@ -7,6 +7,8 @@ from cerne.units import GIB, MIB
 SMALLEST_MEMORY = 32 * MIB
 LARGEST_MEMORY = 64 * 1024 * GIB
 MOST_CPUS = 255
+LAST_NODE = 1023
+"""The largest number of a NUMA node of Linux."""
 SMALLEST_DISK = MIB
 LARGEST_DISK = 64 * 1024 * GIB
 MOST_LABELS = 256

@@ -1,7 +1,8 @@
 """What a machine gets of its host: guarantees, limits and weights.
 
 Each value is one that the kernel or the machine's own devices enforce: cgroup v2's ``cpu.max``,
-``cpu.weight``, ``memory.min``, ``memory.max``, ``memory.swap.max``, ``io.weight`` and ``pids.max``
+``cpu.weight``, ``cpuset.cpus``, ``cpuset.mems``, ``memory.min``, ``memory.max``,
+``memory.swap.max``, ``io.weight`` and ``pids.max``
 (Documentation/admin-guide/cgroup-v2.rst), and token buckets in disks and network cards.
 
 A guarantee is promised: the host's ledger counts it, and a machine whose guarantees do not fit does
@@ -18,10 +19,12 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from cerne.errors import InputError
+from cerne.spec.cpu_list import format_cpu_list, parse_cpu_list
 from cerne.spec.flag import Flag
 from cerne.spec.limits import (
     DEFAULT_WEIGHT,
     LARGEST_MEMORY,
+    LAST_NODE,
     LEAST_PROCESSES,
     LEAST_WEIGHT,
     MOST_CPUS,
@@ -89,6 +92,12 @@ def _weight(value: object) -> object:
     return value
 
 
+def _pin(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+    return format_cpu_list(parse_cpu_list(value)) if isinstance(value, str) else value
+
+
 Cpus = Annotated[Decimal, BeforeValidator(_cpus)]
 """A number of CPUs with up to three digits after the point, which may be a text: ``1.5``, ``50%``.
 
@@ -111,6 +120,10 @@ class CpuResources(_Strict):
     """The CPUs that it uses at most; None for no limit."""
     weight: Weight | None = None
     """Its share if more CPU time is wanted than there is; None for the default."""
+    pin: Annotated[str, BeforeValidator(_pin)] | None = None
+    """The only CPUs of the host on which it runs, as ``0-3,8``; None for all."""
+    numa_node: Annotated[int, BeforeValidator(_number), Field(ge=0, le=LAST_NODE)] | None = None
+    """The node of the host that has its memory, and its CPUs if it is not pinned; None for any."""
 
     @model_validator(mode="after")
     def _guarantee_is_in_limit(self) -> Self:
@@ -119,6 +132,13 @@ class CpuResources(_Strict):
                 f"the guarantee of {format_cpus(self.guarantee)} CPUs is above the limit of"
                 f" {format_cpus(self.limit)}",
                 hint="raise the limit, or lower the guarantee",
+            )
+        pinned = None if self.pin is None else len(parse_cpu_list(self.pin))
+        if pinned is not None and self.guarantee is not None and self.guarantee > pinned:
+            raise InputError(
+                f"{format_cpus(self.guarantee)} CPUs are guaranteed to a machine that is pinned to"
+                f" {self.pin}",
+                hint="pin it to more CPUs, or lower the guarantee",
             )
         return self
 
@@ -234,6 +254,8 @@ RESOURCE_FLAGS = (
     _flag("cpu_guarantee", "CPUs that it has if it needs them, such as 1.5 or 50%.", "CPUS"),
     _flag("cpu_limit", "CPUs that it uses at most, such as 1.5 or 50%.", "CPUS"),
     _flag("cpu_weight", f"Its share of CPU time among all machines: {_WEIGHTS}.", "NUMBER"),
+    _flag("cpu_pin", "The only CPUs of this host on which it runs, such as 0-3,8.", "LIST"),
+    _flag("numa_node", "The NUMA node of this host for its memory and its CPUs.", "NUMBER"),
     _flag(
         "memory_guarantee",
         "The part of its memory that this host promises to it, such as 256M.",
@@ -254,6 +276,8 @@ RESOURCE_WORDS = {
     "cpu_guarantee": "cpu.guarantee",
     "cpu_limit": "cpu.limit",
     "cpu_weight": "cpu.weight",
+    "cpu_pin": "cpu.pin",
+    "numa_node": "cpu.numa_node",
     "memory_guarantee": "memory.guarantee",
     "memory_limit": "memory.limit",
     "memory_swap": "memory.swap",
