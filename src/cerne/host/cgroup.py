@@ -179,6 +179,9 @@ class Legacy:
         with _refusals():
             for place in places:
                 place.mkdir(exist_ok=True)
+                if (place / "cpuset.cpus").exists():
+                    # A group that a process makes inside has CPUs and nodes too then.
+                    _write(place / "cgroup.clone_children", "1")
 
     def settings(self, limits: Limits) -> list[Setting]:
         """The limits as values of version 1."""
