@@ -278,7 +278,7 @@ def test_the_disks_of_all_machines_are_looked_at_only_where_free_space_is_short(
     assert looks == []
     manager.create(_spec("b", data_disks=["6G"]))
     assert looks == [manager.home]
-    with pytest.raises(CapacityError, match="2.1G of 8.6G"):
+    with pytest.raises(CapacityError, match=r"2\.1G of 8\.6G"):
         manager.create(_spec("c", data_disks=["6G"]))
 
 

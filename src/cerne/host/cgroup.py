@@ -233,7 +233,8 @@ def end(groups: Sequence[Path]) -> None:
     """
     groups = [group for group in groups if group.is_dir()]
     for group in groups:
-        # The limits of the outer group hold for those inside. What is in it does not fork while it is killed, and has the CPU time that its end takes.
+        # The limits of the outer group hold for those inside. What is in it does not fork while it
+        # is killed, and has the CPU time that its end takes.
         for file, text in _ENDING:
             with contextlib.suppress(OSError):
                 _write(group / file, text)
