@@ -55,6 +55,7 @@ if TYPE_CHECKING:
         Event,
         Machine,
         Manager,
+        Rates,
         State,
         Stats,
     )
@@ -118,6 +119,7 @@ _HOMES = {
     "OperationCancelledError": "cerne.errors",
     "Pool": "cerne.manager.warm.pool",
     "PublishedPort": "cerne.spec.ports",
+    "Rates": "cerne.manager",
     "Snapshot": "cerne.manager.machines.machine",
     "State": "cerne.manager",
     "StateError": "cerne.errors",
@@ -163,6 +165,7 @@ __all__ = [
     "OperationCancelledError",
     "Pool",
     "PublishedPort",
+    "Rates",
     "Snapshot",
     "State",
     "StateError",

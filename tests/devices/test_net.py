@@ -214,6 +214,7 @@ def test_frames_go_both_ways_until_the_link_is_lost(memory: GuestMemory, cable: 
     assert (device.wants_read, guest.read(0x2006, 2)) == (True, 1)
     device.receive()
     assert (guest.read(0x2006, 2), guest.read(0x1000, 1)) == (0, 3)
+    assert (device.received, device.sent) == (len(b"one") + len(b"two"), 20)
     transmit.add([Buffer(DATA, 32)])
     guest.kick(1)
     assert len(transmit.take()) == 2

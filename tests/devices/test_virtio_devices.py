@@ -19,7 +19,7 @@ from cerne.devices.block.chain import open_chain
 from cerne.devices.block.raw import RawDisk
 from cerne.devices.limiter import Limiter
 from cerne.devices.vhost_user.device import VhostUserDevice
-from cerne.devices.virtio.block import BlockDevice
+from cerne.devices.virtio.block import BlockDevice, DiskCounts
 from cerne.devices.virtio.console import PORT_NAME, PORT_OPEN, ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.net.device import NetDevice
@@ -145,6 +145,11 @@ def test_a_disk_reads_writes_and_says_its_name(disk: Guest) -> None:
     assert request(disk, 4, 0) == (0, b"")
     assert request(disk, 8, 0, room=20) == (0, b"serial-1".ljust(20, b"\0"))
     assert disk.read(0x2000, 8) == 16
+    device = disk.transport.device
+    assert isinstance(device, BlockDevice)
+    # Only what was done is counted.
+    assert request(disk, 0, 1 << 40, room=512)[0] == 1
+    assert device.counts == DiskCounts(reads=1, writes=1, read=1024, written=512)
 
 
 def test_a_disk_goes_on_in_an_overlay(disk: Guest, tmp_path: Path) -> None:

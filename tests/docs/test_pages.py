@@ -46,6 +46,7 @@ VARYING = {
     "cerne kernel ls": "names the kernel of this host",
     "cerne create --name huge": "is refused with what this host has",
     "cerne stats": "has what the engine measures",
+    "cerne top --once web": "has what the engine measures",
     "cerne stats web": "has what the engine measures",
     "cerne run --rm --mount": "lists this directory",
 }

@@ -210,6 +210,14 @@ def test_listings_are_also_for_programs(cerne: Cerne, web: str) -> None:
     (used,) = json.loads(cerne.ok("stats", "--json"))
     assert used["memory_bytes"] == 128 << 20
     assert used["resident_bytes"] > 10_000_000
+    assert used["all_cpu_seconds"] > 0
+    if os.geteuid() == 0:
+        assert 10_000_000 < used["proportional_bytes"] <= 2 * used["resident_bytes"]
+    (shown,) = json.loads(cerne.ok("top", "--json", "--interval", "200ms"))
+    assert shown["name"] == "web"
+    assert shown["rates"]["cpus"] >= 0
+    assert shown["rates"]["steal"] >= 0
+    assert cerne.ok("top", "--once").splitlines()[1].startswith("web ")
     kinds = [event["kind"] for event in json.loads(cerne.ok("events", web, "--json"))]
     assert kinds == ["created", "starting", "started", "ready"]
     assert "\x1b" not in cerne.ok("ls")

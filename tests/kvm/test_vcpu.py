@@ -181,6 +181,17 @@ def test_statistics_are_told_by_name(load: Load) -> None:
     assert vcpu.get_stats()["exits"] != 0
 
 
+def test_exits_are_counted_from_any_thread(load: Load) -> None:
+    vcpu = load("e610" + HALT)
+    vcpu.count_exits()
+    before = vcpu.exit_count
+    vcpu.run()
+    after = vcpu.exit_count
+    assert before == 0
+    assert after is not None
+    assert after > before
+
+
 def test_an_extended_state_of_another_size_is_refused(load: Load) -> None:
     with pytest.raises(ValueError, match="XSAVE"):
         load(HALT).set_xsave(bytes(100))

@@ -17,7 +17,15 @@ import pytest
 
 from cerne.client import Host
 from cerne.client.local import LocalHost
-from cerne.engine.base import Capabilities, Ending, GuestMemoryUse, Instance, RunState, ShareType
+from cerne.engine.base import (
+    Activity,
+    Capabilities,
+    Ending,
+    GuestMemoryUse,
+    Instance,
+    RunState,
+    ShareType,
+)
 from cerne.engine.plan import DiskPlan, LaunchPlan, Nic
 from cerne.engine.record import InstanceRecord
 from cerne.errors import CerneError, EngineError
@@ -129,6 +137,9 @@ class FakeInstance:
 
     def stats(self, *, runs: bool) -> GuestMemoryUse | None:
         return None
+
+    def activity(self) -> Activity:
+        return Activity(disk_read=1024, disk_reads=2, disk_written=0, disk_writes=0)
 
     def agent(self) -> GuestAgent:
         return GuestAgent(self.record.agents)

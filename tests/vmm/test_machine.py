@@ -191,6 +191,11 @@ def test_its_balloon_and_threads_are_told_as_qemu_tells_them(run: Run, kvm_devic
         for value in (0, -1, "8M"):
             with pytest.raises(EngineError):
                 client.execute("balloon", {"value": value})
+        assert client.execute("query-blockstats") == []
+        assert client.execute("cerne-query-traffic") == {"received": 0, "sent": 0}
+        (counted,) = [*_list(client.execute("query-stats", {"target": "vcpu"}))]
+        assert _list(counted["stats"])[0]["name"] == "exits"
+        assert client.execute("query-stats", {"target": "vm"}) == []
         (processor,) = [*_list(client.execute("query-cpus-fast"))]
         assert processor["thread-id"] != machine.process.pid
         assert Path(f"/proc/{machine.process.pid}/task/{processor['thread-id']}").exists()

@@ -22,6 +22,7 @@ from cerne.cli import (
     operations,
     pools,
     snapshots,
+    usage,
 )
 from cerne.cli.failure import OWN_FAILURE
 from cerne.cli.fields import LateCommand, make_late
@@ -35,7 +36,7 @@ _GROUPS = {
         *("create", "start", "stop", "kill", "pause", "resume", "suspend", "wake", "restart"),
         *("rename", "set", "rm"),
     ),
-    "Look": ("ls", "inspect", "stats", "events", "wait", "operation"),
+    "Look": ("ls", "inspect", "stats", "top", "events", "wait", "operation"),
     "Copy": ("fork", "snapshot", "pool"),
     "Attach": ("disk", "nic"),
     "Prepare": ("image", "kernel", "doctor", "capacity", "version"),
@@ -169,7 +170,8 @@ app.command()(listing.inspect)
 app.command()(listing.logs)
 app.command()(listing.events)
 app.command()(listing.wait)
-app.command()(listing.stats)
+app.command()(usage.stats)
+app.command()(usage.top)
 for _group, _list in (
     (attachments.disk_app, attachments.list_disks),
     (attachments.nic_app, attachments.list_nics),

@@ -6,7 +6,7 @@ import contextlib
 import sys
 import time
 from codecs import getincrementaldecoder
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated
@@ -16,11 +16,11 @@ import typer
 from cerne.cli.failure import Failures
 from cerne.cli.options import JsonOption, NameArgument, NamesArgument
 from cerne.cli.output import age, json_text, print_fields, print_json, print_table, printable
-from cerne.errors import CerneError, NotFoundError, StateError
+from cerne.errors import CerneError, NotFoundError
 from cerne.units import format_size
 
 if TYPE_CHECKING:
-    from cerne.client import Event, Host, Machine, Record, Stats
+    from cerne.client import Event, Machine, Record
     from cerne.spec.ports import PublishedPort
 
 FollowOption = Annotated[
@@ -37,7 +37,6 @@ _COLOURS = {
 _DEGRADED = " (degraded)"
 _POLL = 0.2
 _LOG_BLOCK = 1 << 20
-_MOST_ASKED_AT_ONCE = 64
 
 
 def ls(
@@ -48,7 +47,7 @@ def ls(
     from cerne.client import connect
 
     failures = Failures()
-    machines = _present(connect().machines(), failures)
+    machines = present_machines(connect().machines(), failures)
     if quiet and not json:
         print("".join(f"{record.name}\n" for _, record in machines), end="")
         failures.end()
@@ -175,97 +174,15 @@ def wait(
     failures.end()
 
 
-def stats(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Machines; all that run.")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
-    """Show what running machines use of this host."""
-    from cerne.client import connect
-
-    host = connect()
-    failures = Failures()
-    if names:
-        measured = _measured(_named(host, names, failures), failures)
-    else:
-        measured = _measured(_running(host, failures), failures, may_end=True)
-    if json:
-        print_json(
-            [
-                {
-                    "name": name,
-                    "uptime_seconds": round(found.uptime, 3),
-                    "cpu_seconds": found.cpu_seconds,
-                    "resident_bytes": found.resident,
-                    "memory_bytes": found.memory,
-                    "guest_memory_bytes": found.guest.given if found.guest else None,
-                    "guest_used_bytes": found.guest.used if found.guest else None,
-                    "disk_bytes": found.disk,
-                    "threads": found.threads,
-                    "all_processes": None if found.cell is None else asdict(found.cell),
-                }
-                for name, found in measured
-            ]
-        )
-    else:
-        rows = [
-            (
-                name,
-                f"{found.uptime:.0f}s",
-                f"{found.cpu_seconds:.1f}s",
-                format_size(found.resident),
-                _of_guest(found),
-                format_size(found.memory),
-                format_size(found.disk),
-            )
-            for name, found in measured
-        ]
-        print_table(("NAME", "UPTIME", "CPU", "RESIDENT", "USED", "MEMORY", "DISK"), rows)
-    failures.end()
-
-
-def _present(machines: Iterable[Machine], failures: Failures) -> list[tuple[Machine, Record]]:
+def present_machines(
+    machines: Iterable[Machine], failures: Failures
+) -> list[tuple[Machine, Record]]:
     """The machines and their present records, without machines that were removed meanwhile."""
     found = []
     for machine in machines:
         with failures.told(), contextlib.suppress(NotFoundError):
             found.append((machine, machine.listed))
     return found
-
-
-def _named(host: Host, names: Iterable[str], failures: Failures) -> list[Machine]:
-    found = []
-    for name in names:
-        with failures.told():
-            found.append(host.get(name))
-    return found
-
-
-def _running(host: Host, failures: Failures) -> list[Machine]:
-    present = _present(host.machines(), failures)
-    return [machine for machine, record in present if record.state in ("running", "paused")]
-
-
-def _measured(
-    machines: Sequence[Machine], failures: Failures, *, may_end: bool = False
-) -> list[tuple[str, Stats]]:
-    """What each machine uses; all are asked at the same time, so that none delays another."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    if not machines:
-        return []
-    measured = []
-    with ThreadPoolExecutor(min(len(machines), _MOST_ASKED_AT_ONCE)) as threads:
-        asked = [(machine.name, threads.submit(machine.stats)) for machine in machines]
-        for name, answer in asked:
-            ended = (NotFoundError, StateError) if may_end else ()
-            with failures.told(), contextlib.suppress(*ended):
-                found = answer.result()
-                measured.append((name, found))
-                if found.hangs is not None:
-                    failures.add(found.hangs)
-    return measured
 
 
 def _ports(machine: Machine, failures: Failures) -> tuple[PublishedPort, ...]:
@@ -275,12 +192,6 @@ def _ports(machine: Machine, failures: Failures) -> tuple[PublishedPort, ...]:
     except CerneError as error:
         failures.add(error)
         return ()
-
-
-def _of_guest(stats: Stats) -> str:
-    """The memory that its guest reports as used."""
-    used = stats.guest.used if stats.guest else None
-    return "-" if used is None else format_size(used)
 
 
 def _row(machine: Machine, record: Record, ports: Iterable[PublishedPort]) -> tuple[str, ...]:

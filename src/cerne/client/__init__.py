@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cerne.host.finding import Finding
     from cerne.images import Image, Progress
     from cerne.images.recipe import Recipe
-    from cerne.manager import Event, Record, Stats
+    from cerne.manager import Event, Rates, Record, Stats
     from cerne.manager.capacity import Capacity
     from cerne.manager.machines.stop import KILLED
     from cerne.manager.store import OperationRow
@@ -36,6 +36,7 @@ _HOMES = {
     "Pool": "cerne.client.host",
     "Progress": "cerne.images",
     "Recipe": "cerne.images.recipe",
+    "Rates": "cerne.manager",
     "Record": "cerne.manager",
     "Snapshot": "cerne.client.host",
     "Stats": "cerne.manager",
@@ -56,6 +57,7 @@ __all__ = [
     "Output",
     "Pool",
     "Progress",
+    "Rates",
     "Recipe",
     "Record",
     "Snapshot",

@@ -65,6 +65,28 @@ class GuestMemoryUse:
 
 
 @dataclass(frozen=True, slots=True)
+class Activity:
+    """What a machine's devices and vCPUs have done since its process was started.
+
+    A value that its engine does not count is None.
+    """
+
+    disk_read: int | None = None
+    """Bytes that the guest read from its disks."""
+    disk_written: int | None = None
+    disk_reads: int | None = None
+    """Read requests that were done."""
+    disk_writes: int | None = None
+    received: int | None = None
+    """Bytes of the frames that the guest received on all network cards."""
+    sent: int | None = None
+    exits: int | None = None
+    """How often its vCPUs left the guest."""
+    vcpu_threads: tuple[int, ...] = ()
+    """The threads of its process that run its vCPUs."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ending:
     """How a machine's process ended, as far as its engine knows afterwards."""
 
@@ -229,6 +251,13 @@ class Instance(Protocol):
         """Its guest's report of its memory; None if it has no balloon.
 
         If it `runs`, the guest is asked and has a second to answer; a paused guest cannot answer.
+
+        Raises:
+            EngineError: it does not answer.
+        """
+
+    def activity(self) -> Activity:
+        """What its devices and vCPUs have done.
 
         Raises:
             EngineError: it does not answer.

@@ -26,7 +26,7 @@ from cerne.kvm._ioctl import ioctl, signal_thread
 from cerne.kvm._structure import offset_of
 from cerne.kvm.abi import ExitReason, Flexible, GuestDebug, InternalError, Ioctl, MpState
 from cerne.kvm.msr import read_msrs, write_msrs
-from cerne.kvm.stats import Statistics, read_stats
+from cerne.kvm.stats import Counter, Statistics, read_stats
 
 KICK_SIGNAL = signal.SIGRTMIN
 """The signal that takes a vCPU out of the guest; `handle_kicks` installs its handler."""
@@ -67,6 +67,7 @@ class Vcpu(Descriptor):
         self._view = memoryview(self._mapping)
         self._run = abi.kvm_run.from_buffer(self._mapping)
         self._xsave_size = xsave_size
+        self._exits: Counter | None = None
         self._thread = 0
         self._native_thread = 0
 
@@ -76,6 +77,9 @@ class Vcpu(Descriptor):
         A forked child calls this too: the mapping keeps the parent's VM in the kernel.
         """
         super().close()
+        if self._exits is not None:
+            self._exits.close()
+            self._exits = None
         self._view.release()
         self._run = abi.kvm_run()
         # An exit's data that is still referenced keeps the mapping until it is dropped.
@@ -304,6 +308,19 @@ class Vcpu(Descriptor):
     def get_stats(self) -> Statistics:
         """The kernel's statistics of this vCPU."""
         return read_stats(self._descriptor)
+
+    def count_exits(self) -> None:
+        """Let `exit_count` be read while the vCPU runs; call it before that.
+
+        Does nothing if the kernel has no statistics (before Linux 5.14).
+        """
+        with contextlib.suppress(KvmError):
+            self._exits = Counter(self._descriptor, "exits")
+
+    @property
+    def exit_count(self) -> int | None:
+        """How often it has left the guest, from any thread; None if that is not counted."""
+        return None if self._exits is None else self._exits.read()
 
     def _get(self, operation: Ioctl, state: _State) -> _State:
         ioctl(self._descriptor, operation, state)

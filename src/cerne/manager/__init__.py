@@ -5,7 +5,7 @@ Only the manager knows the store. It knows no ioctl and no flag of QEMU: engines
 
 from cerne.manager.home import Home
 from cerne.manager.machines.machine import Machine
-from cerne.manager.machines.stats import Stats
+from cerne.manager.machines.stats import Rates, Stats
 from cerne.manager.machines.stop import STOP_TIMEOUT
 from cerne.manager.machines.telling import READY_TIMEOUT
 from cerne.manager.manager import Manager
@@ -18,6 +18,7 @@ __all__ = [
     "Home",
     "Machine",
     "Manager",
+    "Rates",
     "Record",
     "State",
     "Stats",

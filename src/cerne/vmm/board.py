@@ -221,6 +221,7 @@ class Board:
     def _vcpu(self, stack: contextlib.ExitStack, index: int) -> Vcpu:
         vcpu = self.vm.create_vcpu(index)
         stack.callback(vcpu.close)
+        vcpu.count_exits()
         leaves = guest_cpuid(self._kvm.get_supported_cpuid(), index, self._cpus)
         self._change_cpuid(leaves)
         vcpu.set_cpuid2(leaves)

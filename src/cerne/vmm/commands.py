@@ -37,6 +37,8 @@ def commands(machine: Machine) -> dict[str, Command]:
         "query-kvm": _query_kvm,
         "query-target": _query_target,
         "query-cpus-fast": _query_cpus,
+        "query-blockstats": _query_disks,
+        "cerne-query-traffic": _query_traffic,
         "stop": _stop,
         "cont": _cont,
         "system_powerdown": _press_power_button,
@@ -52,6 +54,7 @@ def commands(machine: Machine) -> dict[str, Command]:
         "cerne-pull-device": _pull,
         "cerne-query-devices": _query_devices,
         "cerne-set-limits": _set_limits,
+        "query-stats": _query_stats,
         "cerne-save": partial(_while_disks_rest, save),
         "cerne-fork": partial(_while_disks_rest, fork),
     }
@@ -175,6 +178,43 @@ def _query_cpus(machine: Machine) -> object:
             "target": "x86_64",
         }
         for index, thread in enumerate(machine.vcpu_threads)
+    ]
+
+
+def _query_disks(machine: Machine) -> object:
+    """``query-blockstats`` of QEMU, with the four values that are counted here."""
+    return [
+        {
+            "device": f"disk {index}",
+            "stats": {
+                "rd_operations": counts.reads,
+                "wr_operations": counts.writes,
+                "rd_bytes": counts.read,
+                "wr_bytes": counts.written,
+            },
+        }
+        for index, counts in enumerate(machine.peripherals.disk_counts())
+    ]
+
+
+def _query_traffic(machine: Machine) -> object:
+    """``cerne-query-traffic``: bytes that all network cards moved; null if that is unknown."""
+    traffic = machine.peripherals.traffic()
+    return None if traffic is None else traffic._asdict()
+
+
+def _query_stats(machine: Machine, request: Request) -> object:
+    """``query-stats`` of QEMU: how often each vCPU left the guest, which is all that it has."""
+    if request.arguments.text("target", 64) != "vcpu":
+        return []
+    return [
+        {
+            "provider": "kvm",
+            "qom-path": f"/machine/cpus/{index}",
+            "stats": [{"name": "exits", "value": exits}],
+        }
+        for index, vcpu in enumerate(machine.board.vcpus)
+        if (exits := vcpu.exit_count) is not None
     ]
 
 

@@ -16,7 +16,7 @@ from cerne.devices.limiter import Limiter
 from cerne.devices.pvpanic import PanicNotifier
 from cerne.devices.state import PlainState, SavedState
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs, VhostUserNet
-from cerne.devices.virtio.block import BlockDevice
+from cerne.devices.virtio.block import BlockDevice, DiskCounts
 from cerne.devices.virtio.console import ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.net.device import NetLimits
@@ -64,6 +64,15 @@ class Limits(NamedTuple):
         return self.receive is not None or self.send is not None
 
 
+class Traffic(NamedTuple):
+    """The bytes of frames that network cards moved."""
+
+    received: int
+    """To the guest."""
+    sent: int
+    """From the guest."""
+
+
 class Peripherals:
     """A machine's devices in addition to its board's, from its configuration."""
 
@@ -89,6 +98,8 @@ class Peripherals:
         self._disks: list[tuple[int | None, DiskThread]] = []
         self.slots = Slots(board, loop, self._pci, emit, self._after_rest_of)
         self._cables: list[Cable] = []
+        self._traffic_of_removed = Traffic(0, 0)
+        self._counts_of_removed: list[DiskCounts] = []
         self._running = self._started = False
         self._backends: list[Backend] = []
         self._disk_queues = min(len(board.vcpus), _MOST_DISK_QUEUES)
@@ -156,6 +167,22 @@ class Peripherals:
         self._net_limits.send.set(size=limits.send)
         for cable in self._cables:
             cable.card.limit_changed()
+
+    def disk_counts(self) -> list[DiskCounts]:
+        """What each disk that is served here has done, also those that were removed."""
+        present = [thread.device.counts for _, thread in self._disks]
+        return [*self._counts_of_removed, *present]
+
+    def traffic(self) -> Traffic | None:
+        """What all network cards moved; None if the kernel or another process serves one."""
+        outside = any(isinstance(backend.device, VhostUserNet) for backend in self._backends)
+        if outside or any(cable.is_of_kernel for cable in self._cables):
+            return None
+        cards = [cable.card for cable in self._cables]
+        received, sent = self._traffic_of_removed
+        return Traffic(
+            received + sum(card.received for card in cards), sent + sum(card.sent for card in cards)
+        )
 
     def state(self) -> PlainState:
         """The state of every device; no vCPU may be running."""
@@ -336,6 +363,7 @@ class Peripherals:
 
         def gone() -> None:
             self._disks.remove(entry)
+            self._counts_of_removed = [_sum([*self._counts_of_removed, device.counts])]
             end_all([thread], _LONG)
             thread.close()
             device.close()
@@ -371,6 +399,10 @@ class Peripherals:
 
         def gone() -> None:
             self._cables.remove(cable)
+            received, sent = self._traffic_of_removed
+            self._traffic_of_removed = Traffic(
+                received + cable.card.received, sent + cable.card.sent
+            )
             cable.pull_out()
 
         self._add(cable.card, nic.slot, gone)
@@ -431,6 +463,15 @@ class Peripherals:
 
 def _report(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
+
+
+def _sum(counts: list[DiskCounts]) -> DiskCounts:
+    return DiskCounts(
+        reads=sum(each.reads for each in counts),
+        writes=sum(each.writes for each in counts),
+        read=sum(each.read for each in counts),
+        written=sum(each.written for each in counts),
+    )
 
 
 def _order(slot: int | None) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 from cerne.devices.block.disk import Disk
@@ -54,6 +55,16 @@ class _RequestError(Exception):
         self.status = status
 
 
+@dataclass(slots=True)
+class DiskCounts:
+    """The requests that a disk has done, and their bytes."""
+
+    reads: int = 0
+    writes: int = 0
+    read: int = 0
+    written: int = 0
+
+
 class BlockDevice(VirtioDevice):
     """A guest's disk; the caller keeps the object with its bytes, and a limiter with others."""
 
@@ -77,6 +88,7 @@ class BlockDevice(VirtioDevice):
         self._limiter = limiter or Limiter()
         self._after: After | None = None
         self._waiting: set[int] = set()
+        self.counts = DiskCounts()
         self._serial = serial.encode()
         self._read_only = read_only
         self.sectors = disk.size // SECTOR
@@ -206,12 +218,16 @@ class BlockDevice(VirtioDevice):
     def _read(self, sector: int, request: Chain) -> int:
         size = size_of(request.writable)
         self._disk.read(self._place(sector, size), request.writable)
+        self.counts.reads += 1
+        self.counts.read += size
         return size
 
     def _write(self, sector: int, request: Chain) -> int:
         self._require_writable()
-        place = self._place(sector, size_of(request.readable))
-        self._disk.write(place, request.readable)
+        size = size_of(request.readable)
+        self._disk.write(self._place(sector, size), request.readable)
+        self.counts.writes += 1
+        self.counts.written += size
         return 0
 
     def _flush(self, sector: int, request: Chain) -> int:

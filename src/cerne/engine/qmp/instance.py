@@ -12,7 +12,7 @@ from cerne.engine.qmp.client import QmpClient
 from cerne.errors import BusyError
 
 if TYPE_CHECKING:
-    from cerne.engine.base import GuestMemoryUse
+    from cerne.engine.base import Activity, GuestMemoryUse
     from cerne.engine.record import InstanceRecord
     from cerne.guest import GuestAgent
     from cerne.host.process import ProcessIdentity
@@ -81,6 +81,12 @@ class QmpInstance:
         from cerne.engine.qmp.balloon import guest_memory_use
 
         return guest_memory_use(self.record.qmp, self.record.memory, runs=runs)
+
+    def activity(self) -> Activity:
+        """What its devices and vCPUs have done (see `Instance.activity`)."""
+        from cerne.engine.qmp.activity import activity
+
+        return activity(self.record.qmp)
 
     def agent(self) -> GuestAgent:
         """The client of the agent in its guest."""

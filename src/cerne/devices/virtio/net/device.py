@@ -104,6 +104,10 @@ class NetDevice(VirtioDevice):
             self.features |= Feature.MTU
         self._own_mac = self._mac = mac
         self._limits = limits
+        self.received = 0
+        """Bytes of the frames that it gave to the guest."""
+        self.sent = 0
+        """Bytes of the frames that the guest sent."""
         self._waiting_for_limit: set[int] = set()
         self._mtu = mtu or 0
         self._link_up = True
@@ -261,6 +265,7 @@ class NetDevice(VirtioDevice):
         checked = checked_header(gather(header), size_of(frame), self._features)
         if checked is not None and not self._send(checked, frame):
             return None
+        self.sent += size_of(frame)
         if self._limits is not None:
             self._limits.send.charge(size_of(frame), time.monotonic())
         return 0
@@ -341,6 +346,7 @@ class NetDevice(VirtioDevice):
         if not HEADER_SIZE < size < _SPILL_SIZE:
             # Nothing, or an invalid frame; others may follow.
             return size > 0
+        self.received += size - HEADER_SIZE
         if self._limits is not None:
             self._limits.receive.charge(size - HEADER_SIZE, time.monotonic())
         self._guess = size
