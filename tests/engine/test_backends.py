@@ -20,15 +20,11 @@ from tests.devices.test_vhost_user import Served
 from tests.processes import commands, parents
 
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs
-from cerne.engine.native.backends import (
-    disk_backend,
-    network_backend,
-    require_readable,
-    require_served,
-    share_backend,
-)
+from cerne.engine.cards import network_backend
+from cerne.engine.native.backends import disk_backend, require_readable, share_backend
 from cerne.engine.opened import Opened
 from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, PortForward, SharePlan, UserNic
+from cerne.engine.supervised import require_served
 from cerne.errors import EngineError, ImageError
 from cerne.host.members import Members, supervisor_of
 from cerne.host.notes import Notes

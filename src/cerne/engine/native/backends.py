@@ -1,42 +1,29 @@
 """Starts the processes that serve devices of a native machine, and that end with it.
 
 QEMU's storage daemon serves disks of formats that the VMM does not read, and virtiofsd directories
-of the host, both by vhost-user; passt serves network cards. Each has a supervisor
-(`cerne.engine.native.supervisor`) and a socket in the machine's runtime directory, and writes to a
-log in the machine's directory of logs.
+of the host, both by vhost-user. `cerne.engine.supervised` starts each with its supervisor.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import select
 import socket
 import subprocess
-import sys
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from cerne.engine.detached import listening_socket, spawn
-from cerne.engine.native.supervisor import GOOD, LINK, READY, Task
-from cerne.engine.opened import Opened, Report
-from cerne.engine.plan import DiskPlan, LaunchPlan, SharePlan, UserNic
-from cerne.engine.record import InstanceRecord
-from cerne.errors import EngineError, ImageError, StorageError
+from cerne.engine.detached import listening_socket
+from cerne.engine.opened import Opened
+from cerne.engine.plan import DiskPlan, LaunchPlan, SharePlan
+from cerne.engine.supervised import backend_log, backend_socket, supervised
+from cerne.errors import ImageError, StorageError
 from cerne.host.logs import last_line
-from cerne.host.members import supervisor_of
 from cerne.host.own_ids import has_own_ids
 from cerne.host.programs import require_program
-from cerne.network.passt import passt_command
-from cerne.vmm.config import BACKEND_SOCKET, BackendConfig, NicConfig
+from cerne.vmm.config import BackendConfig
 
 _READ_FORMATS = frozenset({"raw", "qcow2"})
 """Formats of disks that the VMM reads itself."""
-
-_SUPERVISOR = Path(__file__).with_name("supervisor.py")
-_SEARCHED_BY_ALL = 0o711
-_START_TIMEOUT = 30.0
 
 
 def require_backends(plan: LaunchPlan) -> None:
@@ -105,11 +92,11 @@ def disk_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
     except OSError as error:
         raise StorageError(f"opening {disk.path} failed: {error.strerror}") from error
     try:
-        with listening_socket(_socket(plan, f"disk{index}")) as listener:
+        with listening_socket(backend_socket(plan, f"disk{index}")) as listener:
             program = require_program("qemu-storage-daemon")
             command = [*_apart(file), str(program), *_export(disk, file, listener, plan.cpus)]
             what = f"the storage daemon, which serves disk{index} of {plan.name},"
-            return _supervised(plan, f"disk{index}", what, listener, opened, command, [file])
+            return supervised(plan, f"disk{index}", what, listener, opened, command, [file])
     finally:
         os.close(file)
 
@@ -121,119 +108,21 @@ def share_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig
         EngineError: starting it failed.
     """
     share = plan.shares[index]
-    with listening_socket(_socket(plan, share.tag)) as listener:
+    with listening_socket(backend_socket(plan, share.tag)) as listener:
         program = require_program("virtiofsd")
         command = [*_namespaces(share), str(program), *_virtiofsd(program, share, listener)]
         what = f"virtiofsd, which serves {share.source} to {plan.name},"
         again = f"umount -l TARGET && mount -t virtiofs {share.tag} TARGET"
         mending = f"in the guest, mount the directory again: {again}"
-        return _supervised(plan, share.tag, what, listener, opened, command, mending=mending)
-
-
-def network_backend(
-    machine: LaunchPlan | InstanceRecord, nic: UserNic, opened: Opened
-) -> NicConfig:
-    """Start passt for a network card on a socket; `opened` has passt's report.
-
-    Raises:
-        EngineError: starting it failed.
-    """
-    name = _network_name(nic)
-    command = passt_command(require_program("passt"), LINK, READY, nic.forwards)
-    what = f"passt, which serves {name} of {machine.name},"
-    with listening_socket(_socket(machine, name)) as listener, opened.report(what) as report:
-        backend = _supervised(machine, name, what, listener, opened, command, report=report)
-    return NicConfig(
-        nic.mac, backend.link, slot=nic.slot, address=backend.address, leash=backend.leash
-    )
-
-
-def require_served(reports: Sequence[Report]) -> None:
-    """Wait until all started processes serve.
-
-    Raises:
-        EngineError: a process does not; the message has its last output.
-    """
-    for what, report in reports:
-        with report:
-            if not select.select([report], [], [], _START_TIMEOUT)[0]:
-                raise EngineError(f"{what} did not start within {_START_TIMEOUT:g} s")
-            said = report.read()
-        if said != GOOD:
-            raise EngineError(said.decode(errors="replace") or f"{what} was killed")
+        return supervised(plan, share.tag, what, listener, opened, command, mending=mending)
 
 
 def last_words(plan: LaunchPlan) -> str:
     """The last output of a backend of the machine, for an error."""
     names = [f"disk{index}" for index in range(len(plan.disks))]
     names += [share.tag for share in plan.shares]
-    said = (last_line(_log(plan, name)) for name in names)
+    said = (last_line(backend_log(plan, name)) for name in names)
     return "; ".join(line for line in said if line)
-
-
-def _supervised(
-    machine: LaunchPlan | InstanceRecord,
-    name: str,
-    what: str,
-    listener: socket.socket,
-    opened: Opened,
-    command: Sequence[str],
-    descriptors: Sequence[int] = (),
-    report: int | None = None,
-    mending: str = "",
-) -> BackendConfig:
-    """Start a backend with its supervisor, and connect to it.
-
-    It listens itself; if it has a `report`, its supervisor listens.
-    """
-    path = _socket(machine, name)
-    # The machine's process is another user when it connects again; the directory is in a private
-    # one, and it is searched from a descriptor.
-    path.chmod(0o666)
-    with opened.pair() as (leash, supervisors_end):
-        own = [] if report is None else [listener.fileno(), report]
-        inherited = [*descriptors, *([listener.fileno()] if report is None else [])]
-        task = Task(
-            runtime=str(machine.runtime),
-            role=name,
-            what=what,
-            log=str(_log(machine, name)),
-            leash=supervisors_end,
-            inherited=inherited,
-            command=[*command],
-            listener=None if report is None else listener.fileno(),
-            report=report,
-            mending=mending,
-        )
-        argv = [sys.executable, "-I", "-S", str(_SUPERVISOR), json.dumps(task._asdict())]
-        files = [supervisors_end, *inherited, *own]
-        spawn(argv, _log(machine, name), files, machine.runtime, supervisor_of(name))
-    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        link.connect(str(path))
-    except OSError as error:
-        link.close()
-        raise EngineError(f"connecting to {path} failed: {error.strerror}") from error
-    return BackendConfig(
-        link=opened.take(link.detach()),
-        address=opened.take(os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)),
-        leash=leash,
-    )
-
-
-def _network_name(nic: UserNic) -> str:
-    return f"net{0 if nic.slot is None else nic.slot + 1}"
-
-
-def _socket(machine: LaunchPlan | InstanceRecord, name: str) -> Path:
-    directory = machine.runtime / name
-    directory.mkdir(exist_ok=True)
-    directory.chmod(_SEARCHED_BY_ALL)
-    return directory / BACKEND_SOCKET
-
-
-def _log(machine: LaunchPlan | InstanceRecord, name: str) -> Path:
-    return machine.logs / f"{name}.log"
 
 
 def _apart(file: int) -> list[str]:

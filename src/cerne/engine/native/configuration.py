@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import os
 
-from cerne.engine.native.backends import (
-    disk_backend,
-    is_served_outside,
-    network_backend,
-    share_backend,
-)
+from cerne.engine.cards import network_backend
+from cerne.engine.native.backends import disk_backend, is_served_outside, share_backend
 from cerne.engine.opened import Opened
 from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, Nic, TapNic
 from cerne.engine.record import InstanceRecord

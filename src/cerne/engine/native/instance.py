@@ -118,9 +118,10 @@ class NativeInstance(QmpInstance):
     def plug(self, device: DiskPlan | Nic) -> None:
         """Plug a device into it (see `Instance.plug`)."""
         from cerne.devices.state import plain
-        from cerne.engine.native.backends import require_readable, require_served
+        from cerne.engine.native.backends import require_readable
         from cerne.engine.native.configuration import disk_configuration, nic_configuration
         from cerne.engine.opened import Opened
+        from cerne.engine.supervised import require_served
 
         with Opened(sent=True) as opened:
             config: DiskConfig | NicConfig
@@ -172,9 +173,9 @@ class NativeInstance(QmpInstance):
     ) -> None:
         """Fork children in one request, and add their pids to `pids`."""
         from cerne.devices.state import plain
-        from cerne.engine.native.backends import require_served
         from cerne.engine.native.configuration import child_configuration, disk_configuration
         from cerne.engine.opened import Opened
+        from cerne.engine.supervised import require_served
 
         with Opened(sent=True) as opened:
             configs = [

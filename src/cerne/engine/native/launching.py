@@ -15,7 +15,6 @@ from cerne.engine.native.backends import (
     needs_backends,
     require_backends,
     require_readable,
-    require_served,
 )
 from cerne.engine.native.configuration import (
     CONFIG_FILE,
@@ -31,6 +30,7 @@ from cerne.engine.opened import Opened
 from cerne.engine.panic import panicked, tail
 from cerne.engine.plan import FirmwareBoot, LaunchPlan, UserNic
 from cerne.engine.saved import check
+from cerne.engine.supervised import require_served
 from cerne.errors import EngineError, HostError, InputError
 from cerne.host.cell_note import CellNote
 from cerne.host.logs import last_line
