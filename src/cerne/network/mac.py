@@ -17,3 +17,10 @@ def mac_address(machine_id: str, index: int) -> str:
     digest = hashlib.sha256(f"{machine_id}/{index}".encode()).digest()
     first = digest[0] & ~_GROUP | _LOCAL
     return bytes([first, *digest[1:6]]).hex(":")
+
+
+def interface_identifier(mac: str) -> int:
+    """The lower 64 bits of a card's IPv6 address (RFC 4291, appendix A: modified EUI-64)."""
+    digits = bytes.fromhex(mac.replace(":", ""))
+    first = digits[0] ^ _LOCAL
+    return int.from_bytes(bytes([first]) + digits[1:3] + b"\xff\xfe" + digits[3:])

@@ -7,9 +7,12 @@ process alone (`ProcessIdentity`), never by a row.
 from cerne.manager.store.changes import Changes
 from cerne.manager.store.events import working_on
 from cerne.manager.store.machines import name_in_use
+from cerne.manager.store.networks import unknown_network
 from cerne.manager.store.rows import (
+    CardRow,
     Event,
     ImageUsers,
+    NetworkRow,
     OperationRow,
     OperationState,
     PoolRow,
@@ -22,9 +25,11 @@ from cerne.manager.store.snapshots import snapshot_name_in_use
 from cerne.manager.store.store import Store
 
 __all__ = [
+    "CardRow",
     "Changes",
     "Event",
     "ImageUsers",
+    "NetworkRow",
     "OperationRow",
     "OperationState",
     "PoolRow",
@@ -35,5 +40,6 @@ __all__ = [
     "Subject",
     "name_in_use",
     "snapshot_name_in_use",
+    "unknown_network",
     "working_on",
 ]

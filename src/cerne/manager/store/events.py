@@ -42,26 +42,40 @@ def note(
     connection: sqlite3.Connection, machine: Record, kind: str, detail: Detail | None = None
 ) -> None:
     """Add an event of a machine to the transaction that is open; the oldest go."""
+    note_of(connection, Subject.MACHINE, machine.id, machine.name, kind, detail)
+
+
+def note_of(
+    connection: sqlite3.Connection,
+    subject: Subject,
+    id_: str,
+    name: str,
+    kind: str,
+    detail: Detail | None = None,
+) -> None:
+    """Add an event of any subject to the transaction that is open; the oldest go."""
     now = time.time()
     number = connection.execute(
         "INSERT INTO events (time, subject_kind, subject, name, kind, detail, operation)"
         " VALUES (?, ?, ?, ?, ?, ?, ?)",
         (
-            *(now, Subject.MACHINE, machine.id, machine.name),
+            *(now, subject, id_, name),
             *(kind, json.dumps(detail or {}), working_on.get()),
         ),
     ).lastrowid
-    _forget_old(connection, number or 0, now - _DAYS_KEPT * 86400, machine.id)
+    _forget_old(connection, number or 0, now - _DAYS_KEPT * 86400, subject, id_)
 
 
-def _forget_old(connection: sqlite3.Connection, newest: int, time_: float, subject: str) -> None:
+def _forget_old(
+    connection: sqlite3.Connection, newest: int, time_: float, kind: Subject, subject: str
+) -> None:
     connection.execute("DELETE FROM events WHERE number <= ?", (newest - _KEPT,))
     connection.execute("DELETE FROM events WHERE time < ?", (time_,))
     connection.execute(
         "DELETE FROM events WHERE subject_kind = ?1 AND subject = ?2 AND number <="
         " (SELECT number FROM events WHERE subject_kind = ?1 AND subject = ?2"
         " ORDER BY number DESC LIMIT 1 OFFSET ?3)",
-        (Subject.MACHINE, subject, _KEPT_OF_SUBJECT),
+        (kind, subject, _KEPT_OF_SUBJECT),
     )
 
 

@@ -16,6 +16,7 @@ from cerne.manager.store.database import Repository, Value
 from cerne.manager.store.events import note
 from cerne.manager.store.images import refer_to_image
 from cerne.manager.store.layers import refer_to_layers
+from cerne.manager.store.networks import settle_cards
 from cerne.manager.store.promises import Claim, end_promises, promise
 from cerne.manager.store.rows import LIVE, Detail, Record, State, record_of
 
@@ -29,6 +30,7 @@ class Machines(Repository):
         Raises:
             ConflictError: its name is in use, or its image was removed meanwhile.
             CapacityError: the host has no room for its disks.
+            NotFoundError, ConflictError, InputError: as `settle_cards`.
         """
         with self._database.transaction() as connection:
             self._insert(connection, record)
@@ -251,11 +253,13 @@ class Machines(Repository):
 
         Raises:
             CapacityError: the host has not what it claims with it.
+            NotFoundError, ConflictError, InputError: as `settle_cards`.
         """
         with self._database.transaction() as connection:
             if claim is not None:
                 promise(connection, record, claim)
             _write(connection, record, {"spec": spec}, "changed", {"change": detail})
+            settle_cards(connection, record.id, record.name, spec)
 
     def remove(self, record: Record) -> None:
         """Forget a machine; its events are kept."""
@@ -290,6 +294,7 @@ class Machines(Repository):
             )
         except sqlite3.IntegrityError as error:
             raise name_in_use(record.name) from error
+        settle_cards(connection, record.id, record.name, record.spec)
         note(connection, record, "created", {"image": record.image})
 
     def _rows(self, clause: str, values: tuple[str, ...]) -> list[Record]:

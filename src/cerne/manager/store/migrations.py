@@ -369,6 +369,46 @@ def _virtual_size(disk: Path) -> int:
     return size if header[:4] == b"QFI\xfb" and size < 1 << 62 else 0
 
 
+def _networks(database: sqlite3.Connection, _home: Path) -> None:
+    """Networks with names, and the cards of machines on them."""
+    database.execute("""
+        CREATE TABLE networks (
+            id TEXT PRIMARY KEY,
+            name TEXT NOT NULL UNIQUE,
+            spec TEXT NOT NULL,
+            ipv4 TEXT,
+            ipv6 TEXT,
+            pid INTEGER,
+            start_time INTEGER,
+            boot_id TEXT,
+            created REAL NOT NULL
+        ) STRICT""")
+    database.execute("""
+        CREATE TABLE cards (
+            machine TEXT NOT NULL REFERENCES machines (id) ON DELETE CASCADE,
+            number INTEGER NOT NULL,
+            network TEXT NOT NULL REFERENCES networks (id),
+            mac TEXT NOT NULL,
+            ipv4 TEXT,
+            ipv6 TEXT,
+            PRIMARY KEY (machine, number),
+            UNIQUE (network, mac),
+            UNIQUE (network, ipv4),
+            UNIQUE (network, ipv6)
+        ) STRICT, WITHOUT ROWID""")
+    database.execute("""
+        CREATE TABLE card_ports (
+            machine TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            protocol TEXT NOT NULL,
+            address TEXT NOT NULL,
+            port INTEGER NOT NULL,
+            PRIMARY KEY (protocol, port, address),
+            FOREIGN KEY (machine, number) REFERENCES cards (machine, number) ON DELETE CASCADE
+        ) STRICT, WITHOUT ROWID""")
+    database.execute("CREATE INDEX ports_of_card ON card_ports (machine, number)")
+
+
 MIGRATIONS: tuple[Migration, ...] = (
     _machines_and_events,
     _snapshots,
@@ -379,6 +419,7 @@ MIGRATIONS: tuple[Migration, ...] = (
     _instances,
     _running_operations,
     _promises,
+    _networks,
 )
 
 VERSION = len(MIGRATIONS)

@@ -6,8 +6,12 @@ import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from cerne.host.process import ProcessIdentity
+
+if TYPE_CHECKING:
+    from ipaddress import IPv4Address, IPv6Address
 
 
 class State(StrEnum):
@@ -116,6 +120,51 @@ class PoolRow:
     created: float
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkRow:
+    """One network's row."""
+
+    id: str
+    name: str
+    spec: str
+    """Its specification, as JSON (`cerne.spec.named_network`)."""
+    ipv4: str | None
+    """Its IPv4 subnet; None if it has none of its own."""
+    ipv6: str | None
+    created: float
+    holder: ProcessIdentity | None = None
+    """The process that keeps it, as far as is known."""
+
+    @property
+    def gateway4(self) -> IPv4Address | None:
+        """Its own IPv4 address, the first of the subnet."""
+        from ipaddress import IPv4Network
+
+        return None if self.ipv4 is None else IPv4Network(self.ipv4)[1]
+
+    @property
+    def gateway6(self) -> IPv6Address | None:
+        """Its own IPv6 address, the first of the subnet."""
+        from ipaddress import IPv6Network
+
+        return None if self.ipv6 is None else IPv6Network(self.ipv6)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class CardRow:
+    """The row of one card of a machine on a network with a name."""
+
+    machine: str
+    """The machine's ID."""
+    number: int
+    """The card's number; 0 for the first."""
+    network: str
+    """The network's ID."""
+    mac: str
+    ipv4: str | None
+    ipv6: str | None
+
+
 class Subject(StrEnum):
     """What an event or an operation can be about."""
 
@@ -123,6 +172,7 @@ class Subject(StrEnum):
     SNAPSHOT = "snapshot"
     POOL = "pool"
     IMAGE = "image"
+    NETWORK = "network"
 
 
 class OperationState(StrEnum):

@@ -12,13 +12,16 @@ from cerne.manager.store.events import Events
 from cerne.manager.store.images import Images
 from cerne.manager.store.layers import LayerReferences
 from cerne.manager.store.machines import Machines
+from cerne.manager.store.networks import Networks
 from cerne.manager.store.operations import Operations
 from cerne.manager.store.pools import Pools
 from cerne.manager.store.promises import Promises
 from cerne.manager.store.snapshots import Snapshots
 
 
-class Store(Machines, Promises, Snapshots, Pools, Images, LayerReferences, Events, Operations):
+class Store(
+    Machines, Networks, Promises, Snapshots, Pools, Images, LayerReferences, Events, Operations
+):
     """What is known across commands, open for the life of this object."""
 
     def __init__(
