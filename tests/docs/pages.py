@@ -20,8 +20,8 @@ class Command:
 
     @property
     def refused(self) -> bool:
-        """Whether the page shows that it fails."""
-        return any(line.startswith("cerne: ") for line in self.shown)
+        """Whether the page shows that it fails: notices come after what a command prints."""
+        return bool(self.shown) and self.shown[0].startswith("cerne: ")
 
 
 def pages() -> list[Path]:

@@ -38,7 +38,7 @@ from cerne.manager.machines.plan import wanted_engine
 from cerne.manager.machines.recovery import current_record, sweep_abandoned
 from cerne.manager.machines.telling import READY_TIMEOUT
 from cerne.manager.names import made_up_name
-from cerne.manager.on_host import found_spec
+from cerne.manager.on_host import check_image, found_spec
 from cerne.manager.operations import Kind, Operation, end_abandoned, recorded
 from cerne.manager.recovery import discard, discard_runtime, names_in
 from cerne.manager.store import (
@@ -53,7 +53,6 @@ from cerne.manager.store import (
 from cerne.manager.warm.pool import Pool, new_pool_row
 from cerne.manager.warm.template import Templates, may_have_template
 from cerne.spec.names import check_name
-from cerne.units import format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -199,7 +198,7 @@ class Manager:
         check_host(self._context, spec)
         self._sweep()
         image = self.ensure_image(spec.image, progress)
-        _check_image(spec, image)
+        check_image(spec, image)
         if not may_have_template(spec, image):
             raise InputError(
                 f"machines of {spec.image} boot each time",
@@ -235,7 +234,7 @@ class Manager:
         require_room(self._context, spec, ready)
         # An image that is not here yet is made when the pool is filled.
         with contextlib.suppress(NotFoundError):
-            _check_image(spec, self.images.get(spec.image))
+            check_image(spec, self.images.get(spec.image))
         self._store.add_pool(row)
         return Pool(self, self._store, row)
 
@@ -289,7 +288,7 @@ class Manager:
             require_not_ours(self.home, spec.data_disks)
         self._sweep()
         image = self.ensure_image(spec.image, progress)
-        _check_image(spec, image)
+        check_image(spec, image)
         record = new_record(spec, spec.image, image.digest, client=client)
         directory = self.home.machine_directory(record.id)
         with held(self.home.machine_lock(record.id), "create", record.name):
@@ -669,26 +668,3 @@ def _how_to_look_at(name: str) -> str:
     return (
         f"{name} is kept: read its log with cerne logs {name}, and remove it with cerne rm {name}"
     )
-
-
-def _check_image(spec: MachineSpec, image: Image) -> None:
-    """Refuse what a machine of this image cannot have."""
-    if spec.memory < image.least_memory:
-        least = format_size(image.least_memory)
-        raise InputError(
-            f"{spec.image} does not boot in {format_size(spec.memory)} of memory",
-            hint=f"ask for at least --memory {least}",
-        )
-    if spec.root_size is None:
-        return
-    if image.disk is None:
-        raise InputError(
-            f"{spec.image} has no disk: it runs from memory",
-            hint="leave --disk out, or use an image with a disk, such as debian:12",
-        )
-    if spec.root_size < image.disk.virtual_size:
-        raise InputError(
-            f"a disk of {format_size(spec.root_size)} is smaller than the image's"
-            f" {format_size(image.disk.virtual_size)}",
-            hint=f"ask for at least --disk {format_size(image.disk.virtual_size)}",
-        )

@@ -12,8 +12,10 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from cerne.errors import InputError
+from cerne.units import format_size
 
 if TYPE_CHECKING:
+    from cerne.images import Image
     from cerne.spec.disk import Disk
     from cerne.spec.machine import MachineSpec
     from cerne.spec.mount import Mount
@@ -49,6 +51,33 @@ def found_disk(disk: Disk) -> Disk:
             hint=f"attach it for reading only: {path}:ro; or become its owner: ls -l {path}",
         )
     return disk.model_copy(update={"path": path, "format": found})
+
+
+def check_image(spec: MachineSpec, image: Image) -> None:
+    """Refuse what a machine of this image cannot have.
+
+    Raises:
+        InputError: it has too little memory for it, or a disk that the image does not allow.
+    """
+    if spec.memory < image.least_memory:
+        least = format_size(image.least_memory)
+        raise InputError(
+            f"{spec.image} does not boot in {format_size(spec.memory)} of memory",
+            hint=f"ask for at least --memory {least}",
+        )
+    if spec.root_size is None:
+        return
+    if image.disk is None:
+        raise InputError(
+            f"{spec.image} has no disk: it runs from memory",
+            hint="leave --disk out, or use an image with a disk, such as debian:12",
+        )
+    if spec.root_size < image.disk.virtual_size:
+        raise InputError(
+            f"a disk of {format_size(spec.root_size)} is smaller than the image's"
+            f" {format_size(image.disk.virtual_size)}",
+            hint=f"ask for at least --disk {format_size(image.disk.virtual_size)}",
+        )
 
 
 def _found_mount(mount: Mount) -> Mount:

@@ -46,15 +46,8 @@ class ResourceFields(TypedDict, total=False):
     """Processes and threads of this host that it has at most."""
 
 
-class Adjustment(ResourceFields, total=False):
-    """The options that can be changed while a machine runs."""
-
-    balloon: int | str
-    """Memory that its guest may use now, in bytes or as ``256M``."""
-
-
-class MachineFields(ResourceFields, total=False):
-    """The options of a new machine."""
+class ShapeFields(TypedDict, total=False):
+    """What a machine is made of, which another start may have otherwise."""
 
     cpus: int
     """Virtual CPUs."""
@@ -62,19 +55,31 @@ class MachineFields(ResourceFields, total=False):
     """Guest memory, in bytes or as ``512M``."""
     disk: int | str | None
     """Size of the root disk, in bytes or as ``20G``; the image's size if not given."""
-    data_disks: Sequence[Disk | str]
-    """Additional disks: sizes or paths of files, as ``SIZE|PATH[:ro][:format=raw]``."""
     network: str | Sequence[str]
     """``user``, ``none``, ``tap:INTERFACE`` for a tap of this host, or the name of a network, with
     options such as ``lan:address=10.20.0.5``; several are a card each."""
     ports: Sequence[PublishedPort | str]
     """Published ports of the first card, such as ``8080:80`` and ``18500-18502:80-82``."""
+    mounts: Sequence[Mount | str]
+    """Directories of this host, as ``SOURCE:TARGET[:ro]``."""
+
+
+class Adjustment(ResourceFields, ShapeFields, total=False):
+    """The options of a machine that can be changed; what `ShapeFields` has needs another start."""
+
+    balloon: int | str
+    """Memory that its guest may use now, in bytes or as ``256M``."""
+
+
+class MachineFields(ResourceFields, ShapeFields, total=False):
+    """The options of a new machine."""
+
+    data_disks: Sequence[Disk | str]
+    """Additional disks: sizes or paths of files, as ``SIZE|PATH[:ro][:format=raw]``."""
     allow: Sequence[Allowed | str]
     """What alone the first card may reach outside of a network with a name."""
     egress: Literal["all", "none"]
     """Whether the first card may reach what is outside of a network with a name."""
-    mounts: Sequence[Mount | str]
-    """Directories of this host, as ``SOURCE:TARGET[:ro]``."""
     labels: Mapping[str, str]
     """Free texts, shown in lists of machines."""
     engine: Literal["auto", "native", "qemu"]

@@ -44,6 +44,7 @@ from cerne.units import MIB, format_size
 
 _MEMORY = "memory"
 _BALLOON = "balloon"
+_NONE = "none"
 _OWN_CPUS = 1
 """CPUs that a machine's devices may use beside its vCPUs."""
 
@@ -81,9 +82,9 @@ class MachineSpec(Part):
     version: Literal[3] = 3
     name: str
     image: str = "tiny"
-    cpus: Annotated[int, Flag("Virtual CPUs.", "number", uses=("make", "template"))] = 1
+    cpus: Annotated[int, Flag("Virtual CPUs.", "number", uses=("make", "template", "set"))] = 1
     memory: Annotated[
-        Bytes, Flag("Memory, such as 256M or 2G.", "size", uses=("make", "template"))
+        Bytes, Flag("Memory, such as 256M or 2G.", "size", uses=("make", "template", "set"))
     ] = 512 * MIB
     """Bytes of guest memory."""
     balloon: Annotated[
@@ -108,7 +109,7 @@ class MachineSpec(Part):
             "size",
             word="disk",
             default="the image's",
-            uses=("make", "template"),
+            uses=("make", "template", "set"),
         ),
         Flag(
             "An additional disk: new and empty, or a file of this host; may be repeated.",
@@ -128,12 +129,14 @@ class MachineSpec(Part):
             word="network",
             metavar="NETWORK",
             default=Nic().network,
+            uses=("make", "set"),
         ),
         Flag(
             "[ADDRESS:]HOST:GUEST[/udp], also ranges such as 8080-8082:80-82; may be repeated.",
             "list",
             word="ports",
             names=("--publish", "-p"),
+            uses=("make", "set"),
         ),
         Flag(
             "On a network with a name: what alone it may reach outside, as a subnet or a DNS name,"
@@ -156,6 +159,7 @@ class MachineSpec(Part):
             "SOURCE:TARGET[:ro], a directory of this host; may be repeated.",
             "list",
             names=("--mount",),
+            uses=("make", "set"),
         ),
     ] = ()
     labels: Annotated[
@@ -205,7 +209,8 @@ class MachineSpec(Part):
     def changed(self, **fields: object) -> Self:
         """The same specification with other values of these fields, all checked.
 
-        It takes the shorter names of values of `resources` too, such as ``cpu_weight``.
+        It takes the shorter names of `machine_spec` too, such as ``cpu_weight``. The text ``none``
+        removes all ports or mounts.
 
         Raises:
             InputError: a value is not valid.
@@ -213,10 +218,25 @@ class MachineSpec(Part):
         values = {**dict(self), **fields}
         if said := _taken(values, RESOURCE_WORDS):
             values["resources"] = asked_resources(said, self.resources)
+        if said := _taken(values, ("disk",)):
+            values["disks"] = _asked_disks(said["disk"], self.data_disks)
+        if said := _taken(values, ("network", "ports")):
+            values["nics"] = self._other_cards(said)
+        values["mounts"] = _listed(values["mounts"])
         try:
             return self.model_validate(values)
         except ValidationError as error:
             raise InputError(_plainly(error, fields), hint="see: cerne create --help") from error
+
+    def _other_cards(self, said: Mapping[str, object]) -> list[object]:
+        """Its cards with other networks, or with other ports of the first one."""
+        first = next((nic for nic in self.nics if nic.slot is None), None)
+        ports = {"ports": _listed(said["ports"])} if "ports" in said else {}
+        if "network" in said:
+            kept = {"ports": first.ports} if first is not None else {}
+            return [*_cards(said["network"], {**kept, **ports})]
+        present = Nic(network=NetworkKind.USER) if first is None else first
+        return [{**dict(present), **ports}, *self.added_nics]
 
     def on_network(self, network: str, ports: Iterable[PublishedPort | str] = ()) -> Self:
         """The same specification with its first card on this network, with these published ports.
@@ -372,6 +392,11 @@ def _taken(
             hint=f"put all of it in {field}, or leave {field} out",
         )
     return said
+
+
+def _listed(values: object) -> object:
+    """The values of a list, which ``none`` empties."""
+    return () if values in (_NONE, [_NONE], (_NONE,)) else values
 
 
 def _asked_disks(root_size: object, others: object) -> object:

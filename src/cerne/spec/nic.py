@@ -178,7 +178,8 @@ class Nic(Device):
         if self.ports and kind not in (NetworkKind.USER, NetworkKind.NAMED):
             raise InputError(
                 f"a machine with the network {self.network!r} publishes no ports",
-                hint="leave --publish out: with a tap the guest has its own address",
+                hint="leave --publish out, or write --publish none to remove ports: with a tap the"
+                " guest has its own address",
             )
         if self.ports and self.slot is not None and kind is NetworkKind.USER:
             raise InputError(

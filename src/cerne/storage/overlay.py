@@ -7,8 +7,8 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from cerne.devices.block.qcow2 import MAGIC, empty_head, mark_in_use, overlay_head
-from cerne.errors import DamagedError, StorageError
+from cerne.devices.block.qcow2 import MAGIC, empty_head, larger_head, mark_in_use, overlay_head
+from cerne.errors import DamagedError, ImageError, StorageError
 
 _MOST_FILES = 256
 _HEADER = struct.Struct(">4sIQIIQ")
@@ -28,8 +28,8 @@ def create_overlay(backing: Path, backing_format: str, path: Path, size: int | N
         StorageError: writing failed; no file is left.
         DamagedError: the backing file is unreadable.
     """
-    virtual_size = size or _virtual_size(backing, backing_format)
-    _write(path, overlay_head(virtual_size, os.fsencode(backing.absolute()), backing_format))
+    size = size or virtual_size(backing, backing_format)
+    _write(path, overlay_head(size, os.fsencode(backing.absolute()), backing_format))
 
 
 def create_empty(path: Path, size: int) -> None:
@@ -39,6 +39,29 @@ def create_empty(path: Path, size: int) -> None:
         StorageError: writing failed; no file is left.
     """
     _write(path, empty_head(size))
+
+
+def grow(path: Path, size: int) -> None:
+    """Grow an unused qcow2 disk to `size` bytes; the new ones read as zeros.
+
+    The header is written in one piece, so that a killed process leaves the old or the new size.
+
+    Raises:
+        StorageError: writing failed, or the table of the disk has no room.
+        DamagedError: it is not a qcow2 disk.
+    """
+    try:
+        with path.open("r+b", buffering=0) as file:
+            head = larger_head(file.fileno(), size)
+            os.pwrite(file.fileno(), head, 0)
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StorageError(
+            f"growing the disk {path} failed: {error.strerror}",
+            hint=f"free some space: df -h {path.parent}",
+        ) from error
+    except ImageError as error:
+        raise DamagedError(f"the disk {path} does not grow: {error.message}") from error
 
 
 def expect_writes(path: Path) -> None:
@@ -80,7 +103,12 @@ def _write(path: Path, head: Mapping[int, bytes]) -> None:
         ) from error
 
 
-def _virtual_size(path: Path, form: str) -> int:
+def virtual_size(path: Path, form: str) -> int:
+    """Bytes of a disk as a guest sees it.
+
+    Raises:
+        DamagedError: the file is unreadable.
+    """
     try:
         with path.open("rb") as file:
             if form != "qcow2":

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.disk import Disk
 from cerne.devices.block.qcow2 import HEADER
-from cerne.errors import ImageError
+from cerne.errors import DamagedError, ImageError
 from cerne.host.programs import find_program, install_command
-from cerne.storage.overlay import chain, create_overlay, expect_writes
+from cerne.storage.overlay import chain, create_overlay, expect_writes, grow, virtual_size
 
 SIZE = 3 << 20
 OPTIONS = ("cluster_size=512", "cluster_size=64k", "cluster_size=2M", "compat=0.10")
@@ -290,3 +290,36 @@ def test_only_an_overlay_expects_writes(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="version 3"):
         expect_writes(other)
     assert other.read_bytes() == bytes(SIZE)
+
+
+@pytest.mark.parametrize("options", [None, *OPTIONS[1:3]])
+def test_a_disk_grows_and_keeps_its_content(
+    options: str | None, base: Path, tmp_path: Path, qemu_img: str
+) -> None:
+    path = tmp_path / "disk.qcow2"
+    if options is None:
+        create_overlay(base, "raw", path, SIZE)
+    else:
+        make(qemu_img, path, options, base)
+    with opened(path) as disk:
+        write(disk, 4096, b"kept" * 128)
+    before = content(qemu_img, path)
+    # Two tables of the second level more than it had.
+    larger = SIZE + (1 << 30)
+    grow(path, larger)
+    assert virtual_size(path, "qcow2") == larger
+    with opened(path) as disk:
+        assert read(disk, 0, SIZE) == before
+        write(disk, larger - 512, b"last" * 128)
+        assert read(disk, larger - 1024, 1024) == bytes(512) + b"last" * 128
+    assert checked(qemu_img, path)
+
+
+def test_a_disk_without_room_for_a_larger_table_stays(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "disk.qcow2"
+    create_overlay(base, "raw", path, SIZE)
+    before = path.read_bytes()
+    for size in (SIZE - 512, 5 << 40):
+        with pytest.raises(DamagedError, match="does not grow: it can have"):
+            grow(path, size)
+    assert path.read_bytes() == before

@@ -526,6 +526,31 @@ def overlay_head(size: int, backing: bytes, backing_format: str) -> dict[int, by
     }
 
 
+def larger_head(descriptor: int, size: int) -> bytes:
+    """The header of a disk with `size` bytes in place of fewer, for its file.
+
+    Raises:
+        ImageError: the disk has another version, is larger, or its first table has no room.
+    """
+    header = os.pread(descriptor, HEADER.size, 0)
+    if len(header) < HEADER.size or not header.startswith(MAGIC):
+        raise ImageError("the disk does not have the format qcow2")
+    fields = list(HEADER.unpack(header))
+    bits, present, entries, first_at = fields[4], fields[5], fields[7], fields[8]
+    _check(fields[1], fields[6], fields[13], bits, present)
+    cluster = 1 << bits
+    wanted = -(-size // (cluster * (cluster // _ENTRY)))
+    room = -(-entries * _ENTRY // cluster) * cluster
+    if fields[1] < 3 or size < present or wanted * _ENTRY > room:
+        most = room // _ENTRY * cluster * (cluster // _ENTRY)
+        raise ImageError(f"it can have {present} to {most} bytes, and not {size}")
+    more = (wanted - entries) * _ENTRY
+    if any(os.pread(descriptor, more, first_at + entries * _ENTRY)):
+        raise ImageError("the room after its first table is not empty")
+    fields[5], fields[7] = size, wanted
+    return HEADER.pack(*fields)
+
+
 def _check(version: int, encryption: int, incompatible: int, cluster_bits: int, size: int) -> None:
     hint = "convert it: qemu-img convert -O qcow2 OLD NEW"
     if version not in (2, 3) or encryption or incompatible & ~(_DIRTY | _CORRUPT):

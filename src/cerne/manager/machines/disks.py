@@ -51,6 +51,7 @@ def settle_disks(context: MachineContext) -> dict[str, Path]:
     What was made for a disk becomes it; and a disk that is not its any more is not removed
     but kept, in `Home.disks`. Where those are now, by their serials.
     """
+    _grow_root(context)
     wanted = set(own_disks(context).values())
     for half_made in context.directory.glob("*.qcow2.new"):
         half_made.unlink()
@@ -66,6 +67,28 @@ def settle_disks(context: MachineContext) -> dict[str, Path]:
             serial = disk.stem.removeprefix("data-")
             kept[serial] = _keep_disk(context, disk, serial)
     return kept
+
+
+def root_size(context: MachineContext) -> int:
+    """Bytes of its root disk as it is now; 0 if it has none.
+
+    Raises:
+        DamagedError: it is unreadable.
+    """
+    from cerne.storage.overlay import virtual_size
+
+    root = context.home.root_disk(context.id)
+    return virtual_size(root, "qcow2") if root.exists() else 0
+
+
+def _grow_root(context: MachineContext) -> None:
+    """Grow its root disk to the size in its specification: the command may have been killed."""
+    from cerne.storage.overlay import grow
+
+    wanted = context.spec.root_size
+    if wanted is not None and 0 < root_size(context) < wanted:
+        grow(context.home.root_disk(context.id), wanted)
+        faults.step("disk grown")
 
 
 def release_disks(context: MachineContext) -> None:

@@ -30,6 +30,7 @@ from cerne.spec.network import NetworkKind, parse_network
 if TYPE_CHECKING:
     from cerne.engine.plan import LaunchPlan
     from cerne.images import Progress
+    from cerne.spec.machine import MachineSpec
     from cerne.spec.ports import PublishedPort
 
 
@@ -124,11 +125,35 @@ def _defined(kept: KeptSnapshot, record: Record) -> Record:
 
 def _require_same_devices(kept: KeptSnapshot, context: MachineContext) -> None:
     then, now = kept.manifest.spec, context.spec
+    _require_same_shape(kept, then, now)
     if (then.data_disks, then.added_nics) != (now.data_disks, now.added_nics):
         raise StateError(
             f"{context.last.name} has other disks or network cards than in {kept.name}",
             hint=f"make another machine from it: cerne snapshot restore {kept.name} --as NAME",
             machine=context.last.name,
+        )
+
+
+def _require_same_shape(kept: KeptSnapshot, then: MachineSpec, now: MachineSpec) -> None:
+    """Refuse a machine that was changed since, so that the saved state or disk does not fit it."""
+    changed = []
+    if kept.memory is not None:
+        kinds = [parse_network(each.network).kind for each in (then, now)]
+        differ = {
+            "CPUs": then.cpus != now.cpus,
+            "memory": then.memory != now.memory,
+            "mounts": then.mounts != now.mounts,
+            "network": kinds[0] is not kinds[1],
+        }
+        changed = [what for what, other in differ.items() if other]
+    if then.root_size != now.root_size:
+        changed.append("size of its root disk")
+    if changed:
+        raise StateError(
+            f"{now.name} has another {' and '.join(changed)} than in {kept.name}",
+            hint=f"make another machine from it: cerne snapshot restore {kept.name} --as NAME; or"
+            f" change {now.name} back with cerne set",
+            machine=now.name,
         )
 
 

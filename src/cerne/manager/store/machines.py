@@ -247,9 +247,16 @@ class Machines(Repository):
                 raise name_in_use(name) from error
 
     def change_spec(
-        self, record: Record, spec: str, detail: str, claim: Claim | None = None
+        self,
+        record: Record,
+        spec: str,
+        detail: str,
+        claim: Claim | None = None,
+        shape: tuple[int, int] | None = None,
     ) -> None:
         """Give a machine another specification of the same name; `detail` says what changed.
+
+        `shape` is the number of CPUs and the bytes of memory, if they changed.
 
         Raises:
             CapacityError: the host has not what it claims with it.
@@ -258,7 +265,9 @@ class Machines(Repository):
         with self._database.transaction() as connection:
             if claim is not None:
                 promise(connection, record, claim)
-            _write(connection, record, {"spec": spec}, "changed", {"change": detail})
+            cpus, memory = shape or (record.cpus, record.memory)
+            values: dict[str, Value] = {"spec": spec, "cpus": cpus, "memory": memory}
+            _write(connection, record, values, "changed", {"change": detail})
             settle_cards(connection, record.id, record.name, spec)
 
     def remove(self, record: Record) -> None:

@@ -1,0 +1,143 @@
+"""Changing what a stopped machine is made of: memory, CPUs, disk, network, ports, mounts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from tests.manager.conftest import FakeEngine
+
+from cerne import faults
+from cerne.errors import CapacityError, InputError, StateError
+from cerne.manager import Home, Machine, Manager
+from cerne.manager.machines.disks import root_size
+from cerne.spec.asked import Adjustment
+from cerne.spec.machine import machine_spec
+from cerne.units import GIB, MIB
+
+
+def _grow_and_die(home: Home, step: str) -> None:
+    def die(name: str) -> None:
+        if name == step:
+            os._exit(99)
+
+    try:
+        faults.hook = die
+        engine = FakeEngine()
+        Manager(home, lambda _requested: engine).get("web").adjust(disk="2G")
+    finally:
+        os._exit(0)
+
+
+def test_its_next_start_has_all_of_it(
+    manager: Manager, machine: Machine, engine: FakeEngine, tmp_path: Path
+) -> None:
+    machine.start()
+    machine.kill()
+    machine.adjust(memory="128M", cpus=2, disk="1G", ports=["0:80"], mounts=[f"{tmp_path}:/srv:ro"])
+    assert (machine.record.memory, machine.record.cpus) == (128 * MIB, 2)
+    machine.start()
+    plan = engine.plans[-1]
+    assert (plan.memory, plan.cpus) == (128 * MIB, 2)
+    assert [port.guest_port for port in plan.forwards] == [80]
+    assert [(share.source, share.read_only) for share in plan.shares] == [(tmp_path, True)]
+    assert root_size(machine._context) == GIB
+    assert manager.get("web").spec.root_size == GIB
+
+
+def test_what_was_given_is_taken_away_by_none(machine: Machine, tmp_path: Path) -> None:
+    machine.adjust(ports=["8080:80"], mounts=[f"{tmp_path}:/srv"])
+    machine.adjust(ports=["none"])
+    left = machine.spec
+    assert (len(left.ports), len(left.mounts)) == (0, 1)
+    machine.adjust(mounts=["none"], network="none")
+    left = machine.spec
+    assert (len(left.mounts), left.network) == (0, "none")
+
+
+@pytest.mark.parametrize("changes", [{"memory": "128M"}, {"cpus": 2}, {"ports": ["0:80"]}])
+def test_a_machine_that_runs_or_is_suspended_takes_none_of_it(
+    machine: Machine, changes: Adjustment
+) -> None:
+    machine.start()
+    before = machine.spec
+    with pytest.raises(StateError, match="only while it is stopped: its process") as said:
+        machine.adjust(**changes)
+    assert "cerne stop web" in said.value.hint
+    machine.suspend()
+    with pytest.raises(StateError, match="saved memory") as said:
+        machine.adjust(**changes)
+    assert "cerne wake web; cerne stop web" in said.value.hint
+    assert machine.spec == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"memory": "60T"}, "60T of memory"),
+        ({"cpus": 64}, "64 CPUs"),
+        ({"disk": "512K"}, "the size of a disk is 512K"),
+        ({"ports": ["80"]}, "80"),
+        ({"mounts": ["/nosuch:/srv"]}, "/nosuch does not exist"),
+        ({"network": "tap:x", "ports": ["0:80"]}, "publishes no ports"),
+    ],
+)
+def test_what_is_not_possible_changes_nothing(
+    machine: Machine, changes: Adjustment, words: str
+) -> None:
+    before = machine.spec
+    with pytest.raises((InputError, CapacityError), match=words):
+        machine.adjust(**changes)
+    assert machine.spec == before
+
+
+def test_a_disk_never_shrinks(machine: Machine) -> None:
+    machine.adjust(disk="1G")
+    with pytest.raises(InputError, match="has 1G, and does not shrink to 512M"):
+        machine.adjust(disk="512M")
+    assert machine.spec.root_size == GIB
+
+
+def test_a_disk_that_the_host_has_no_room_for_stays(manager: Manager, machine: Machine) -> None:
+    manager.set_overcommit({"disk": 1e-9})
+    with pytest.raises(CapacityError, match="disk space"):
+        machine.adjust(disk="2G")
+    assert machine.spec.root_size is None
+    assert root_size(machine._context) == MIB
+
+
+@pytest.mark.parametrize("step", ["changed", "disk grown"])
+def test_a_command_that_is_killed_is_finished_by_the_next_start(
+    manager: Manager, machine: Machine, step: str
+) -> None:
+    pid = os.fork()
+    if pid == 0:
+        _grow_and_die(manager.home, step)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 99
+    machine.start()
+    assert machine.spec.root_size == 2 * GIB
+    assert root_size(machine._context) == 2 * GIB
+
+
+def test_a_snapshot_of_another_shape_is_not_restored_over_it(
+    manager: Manager, machine: Machine
+) -> None:
+    machine.start()
+    machine.snapshot("then")
+    machine.kill()
+    machine.adjust(memory="128M")
+    with pytest.raises(StateError, match="another memory than in then"):
+        manager.snapshot("then").restore()
+    machine.adjust(memory="64M")
+    manager.snapshot("then").restore()
+    machine.kill()
+    machine.adjust(disk="1G")
+    with pytest.raises(StateError, match="another size of its root disk"):
+        manager.snapshot("then").restore()
+
+
+def test_a_new_machine_is_made_of_the_same_options() -> None:
+    spec = machine_spec(name="web", image="blank", memory="64M", ports=["8080:80"])
+    assert spec.changed(memory="1G", ports="none").ports == ()
+    assert spec.changed(cpus=2).ports == spec.ports
