@@ -257,11 +257,15 @@ def asked(engine: FakeEngine) -> list[str]:
 
 
 @pytest.fixture
-def manager(home: Path, engine: FakeEngine, tmp_path: Path) -> Iterator[LocalHost]:
+def manager(
+    home: Path, engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[LocalHost]:
     """A manager over the fake engine, with one image: an empty disk named ``blank``.
 
     For tests that look at what is behind it: the store, the files of its home, locks, processes.
+    It sweeps each time, as the manager of each command does.
     """
+    monkeypatch.setattr("cerne.manager.manager._SWEEP_INTERVAL", 0.0)
     made = LocalHost(Home.of_this_user(), lambda _requested: engine)
     raw = tmp_path / "blank.raw"
     raw.write_bytes(bytes(1 << 20))

@@ -250,6 +250,20 @@ def test_what_an_interrupted_create_left_is_swept(manager: Manager, machine: Mac
     assert manager.home.machine_directory(machine.id).exists()
 
 
+def test_a_program_that_makes_many_machines_sweeps_now_and_then(
+    manager: Manager, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cerne.manager.manager._SWEEP_INTERVAL", 3600.0)
+    manager.create(_spec(name="one"))
+    left = manager.home.machine_directory("0123456789ab")
+    left.mkdir()
+    manager.create(_spec(name="two"))
+    assert left.exists()
+    with Manager(manager.home, lambda _: engine) as next_command:
+        next_command.create(_spec(name="three"))
+    assert not left.exists()
+
+
 def test_a_create_that_fails_leaves_nothing(
     manager: Manager, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Set
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Self
@@ -67,6 +68,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+_SWEEP_INTERVAL = 1.0
+"""Seconds."""
+
 _LOOKING = 5.0
 """Seconds after which events are looked for even if nobody told of them."""
 
@@ -95,6 +99,7 @@ class Manager:
         """
         self.home = home or Home.of_this_user()
         self._store = Store(self.home.store, self._require_image, self.home.waiters)
+        self._next_sweep = 0.0
         self._context = ManagerContext(
             self.home,
             self._store,
@@ -610,9 +615,14 @@ class Manager:
                 current_record(MachineContext(self._context, record))
 
     def _sweep(self) -> None:
-        """Remove what commands that were killed left, and nothing in the store names."""
+        """Remove what commands that were killed left, and nothing in the store names.
+
+        It takes time for each machine, so a program that makes many does it once a second.
+        """
         from cerne.manager.snapshots.remove import sweep
 
+        if time.monotonic() < self._next_sweep:
+            return
         self._sweep_incomplete()
         sweep_abandoned(self._context)
         known = self._store.ids()
@@ -626,6 +636,7 @@ class Manager:
         sweep(self.home, self._store, known)
         self.templates.sweep()
         collect(self._context)
+        self._next_sweep = time.monotonic() + _SWEEP_INTERVAL
 
     def _sweep_locks(self, known: Set[str]) -> None:
         """Remove the locks of what a command was killed over before there was anything of it."""
