@@ -56,7 +56,8 @@ CHANGES: dict[str, object] = {
 }
 # The manager's name for the machine, which its process has no use for.
 # Nor what is said by QMP once it runs.
-UNUSED = {"machine_id", "balloon", "agent", "resources"}
+# Nor what its launcher does before.
+UNUSED = {"machine_id", "balloon", "agent", "resources", "strict"}
 
 PATHS = st.text(st.characters(blacklist_characters="\0", codec="utf-8"), min_size=1).map(
     lambda text: Path("/") / text.lstrip("/")

@@ -279,6 +279,39 @@ def test_forking(manager: Manager, machine: Machine, engine: FakeEngine, forks: 
     assert len(_layers_under(manager, grandchild)) == 2
 
 
+def test_a_machine_with_strict_isolation_shares_no_memory(host: Host, engine: FakeEngine) -> None:
+    machine = host.create(
+        machine_spec(name="s", image="blank", memory="64M", network="none", isolation="strict")
+    )
+    machine.start()
+    assert engine.plans[-1].strict
+    with pytest.raises(InputError, match="a fork shares memory with its parent"):
+        machine.fork()
+    kept = machine.snapshot("kept")
+    with pytest.raises(InputError, match="would be shared") as caught:
+        kept.restore_as("other")
+    assert "--no-memory" in caught.value.hint
+    kept.restore()
+    other = machine.snapshot("disk", memory=False).restore_as("other")
+    assert other.spec.strict
+    machine.suspend()
+    machine.start()
+    assert machine.state is State.RUNNING
+
+
+def test_strict_isolation_is_refused_where_cores_are_shared(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> None:
+        raise HostError("this host does not have strict isolation")
+
+    monkeypatch.setattr("cerne.manager.capacity.require_own_cores", refuse)
+    with pytest.raises(HostError, match="does not have strict isolation"):
+        host.create(machine_spec(name="s", image="blank", memory="64M", isolation="strict"))
+    assert host.machines() == []
+    host.create(machine_spec(name="s", image="blank", memory="64M"))
+
+
 def test_children_do_not_have_their_parents_ports(machine: Machine, engine: FakeEngine) -> None:
     machine.start()
     with pytest.raises(InputError, match="share the published ports"):

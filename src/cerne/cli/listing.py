@@ -83,6 +83,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "memory": format_size(record.memory),
         "balloon": "" if spec.balloon is None else f"leaves {format_size(spec.balloon)}",
         **{word.replace("_", " "): text for word, text in resources.items()},
+        "isolation": spec.isolation if spec.strict else "",
         "engine": record.engine or spec.engine,
         "process": str(record.process.pid) if record.process else "",
         "network": spec.network,

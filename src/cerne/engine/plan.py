@@ -119,6 +119,8 @@ class LaunchPlan:
     """Keep the guest's memory in this file of the later directory of `Instance.save`: no copy."""
     agent: bool = False
     """Whether its guest has the agent."""
+    strict: bool = False
+    """Whether it shares neither a core's threads nor memory with other machines."""
     resources: Resources = field(default_factory=_no_resources)
     """Its guarantees, limits and weights."""
 

@@ -17,6 +17,7 @@ from cerne.host.own_ids import require_own_ids
 from cerne.host.placement import placement_finding
 from cerne.host.probe import GuestSpeed, cached_guest_speed
 from cerne.host.programs import find_program, install_command
+from cerne.host.side_channels import side_channel_findings
 from cerne.host.supply import supply_findings
 from cerne.host.walls import walls_finding
 
@@ -84,6 +85,7 @@ def make_report(cache: Path, auto: str, capabilities: Mapping[str, Mapping[str, 
         *own_ids_findings(),
         *kernel_findings(),
         walls_finding(),
+        *side_channel_findings(),
         cell_finding(),
         *(capability_finding(name, can) for name, can in capabilities.items()),
         engine_finding(verdict),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cerne.errors import CapacityError, CerneError, InputError
 from cerne.host.cell import require_limits
 from cerne.host.placement import Topology, topology
+from cerne.host.side_channels import require_own_cores
 from cerne.host.supply import Hugepages, hugepages, supplied_cpus, supplied_memory
 from cerne.manager.lock import held, is_held
 from cerne.manager.machines.context import MachineContext, ManagerContext
@@ -194,9 +195,12 @@ def check_host(manager: ManagerContext, spec: MachineSpec) -> None:
     Raises:
         CapacityError: more CPUs or memory than the host has, or may promise.
         InputError: a limit that its engine does not have.
-        HostError: limits, where this host does not let this user set them.
+        HostError: limits, where this host does not let this user set them; strict isolation,
+            where it does not have it.
     """
     require_limits(spec.resources)
+    if spec.strict:
+        require_own_cores()
     cpus = len(os.sched_getaffinity(0))
     if spec.cpus > cpus:
         raise CapacityError(

@@ -82,5 +82,7 @@ class MachineFields(ResourceFields, ShapeFields, total=False):
     """Whether the first card may reach what is outside of a network with a name."""
     labels: Mapping[str, str]
     """Free texts, shown in lists of machines."""
+    isolation: Literal["standard", "strict"]
+    """``strict``: it shares no core's threads and no memory with others."""
     engine: Literal["auto", "native", "qemu"]
     """The engine that runs it; ``auto`` takes the faster one for this host."""

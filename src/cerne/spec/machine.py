@@ -167,10 +167,19 @@ class MachineSpec(Part):
         BeforeValidator(_labels),
         Flag("KEY=VALUE; may be repeated.", "list", names=("--label",)),
     ] = Field(default_factory=dict)
+    isolation: Annotated[
+        Literal["standard", "strict"],
+        Flag("standard, or strict: shares no core's threads and no memory with others."),
+    ] = "standard"
     engine: Annotated[
         Literal["auto", "native", "qemu"],
         Flag("auto, qemu or native.", uses=("make", "template")),
     ] = "auto"
+
+    @property
+    def strict(self) -> bool:
+        """Whether it shares neither a core's threads nor memory with other machines."""
+        return self.isolation == "strict"
 
     @property
     def root_size(self) -> int | None:

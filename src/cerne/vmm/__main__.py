@@ -15,7 +15,7 @@ from collections.abc import Callable
 from cerne import faults
 from cerne.arch.x86 import layout
 from cerne.devices.state import PlainState
-from cerne.errors import CerneError
+from cerne.errors import CerneError, HostError
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import handle_kicks
@@ -24,6 +24,7 @@ from cerne.vmm.config import VmmConfig
 from cerne.vmm.descriptors import raise_limit
 from cerne.vmm.fork import Forked
 from cerne.vmm.jail.calls import VMM_CALLS
+from cerne.vmm.jail.system import take_cores_alone
 from cerne.vmm.jail.title import Title
 from cerne.vmm.jail.walls import Confinement, Walls, enter
 from cerne.vmm.machine import Machine
@@ -53,6 +54,8 @@ def _live(config: VmmConfig, title: Title) -> int:
     # A thread that computes holds Python's lock so long after another thread, which serves the
     # guest, asks for it.
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    if config.strict:
+        _take_cores_alone()
     # Nothing waits for forked children.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     kvm = Kvm()
@@ -71,6 +74,13 @@ def _live(config: VmmConfig, title: Title) -> int:
             child = forked
         machine = Machine(kvm, child.config, memory, child.state, title, commands)
         faults.step("child assembled")
+
+
+def _take_cores_alone() -> None:
+    try:
+        take_cores_alone()
+    except OSError as error:
+        raise HostError(f"core scheduling failed: {error.strerror}") from error
 
 
 def _report(walls: Walls) -> None:

@@ -173,6 +173,8 @@ class VmmConfig(NamedTuple):
     """The open file that keeps the user id from other machines (`cerne.host.user_ids`)."""
     doors: tuple[int, ...] = ()
     """The files by which it then enters the machine's control groups."""
+    strict: bool = False
+    """Whether it shares no core's threads with other processes (core scheduling)."""
     emulated: bool = False
     """Whether this host's kernel emulates guests' kernel code (`cerne.host.probe`)."""
 
@@ -277,6 +279,7 @@ class VmmConfig(NamedTuple):
             user=saved.optional_integer("user", _LARGEST_ID),
             lease=None if saved.is_none("lease") else descriptor(saved, "lease"),
             doors=tuple(descriptors(each) for each in saved.integers("doors", _LARGEST_DESCRIPTOR)),
+            strict=saved.flag("strict"),
             emulated=saved.flag("emulated"),
         )
 

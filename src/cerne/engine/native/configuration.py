@@ -55,6 +55,7 @@ def configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmCon
         nics=tuple(nic_configuration(plan, nic, opened) for nic in plan.nics),
         balloon=plan.balloon,
         owner=os.geteuid(),
+        strict=plan.strict,
         emulated=emulated,
     )
 

@@ -131,7 +131,8 @@ def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
     # Devices that our guests do not use are left out, because probing takes time at boot.
     absent = "smbus=off,sata=off,usb=off,vmport=off,hpet=off"
     # Without graphics the firmware, and the system that it boots, write to the serial port.
-    yield from ("-machine", f"q35,{absent},graphics=off,dump-guest-core=off")
+    # The host's KSM merges no guest's pages, from which others could read whether they are equal.
+    yield from ("-machine", f"q35,{absent},graphics=off,dump-guest-core=off,mem-merge=off")
     yield from _PROCESSORS[accelerator]
     yield from ("-smp", f"cpus={plan.cpus},maxcpus={plan.cpus}")
     yield from ("-m", f"size={plan.memory // MIB}M")

@@ -46,6 +46,7 @@ def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
         writes=[str(path) for path in _writes(plan)] if own_root else [],
         network=any(isinstance(nic, UserNic) for nic in plan.nics),
         capabilities=_capabilities(plan, None if lease is None else lease.user),
+        own_cores=plan.strict,
         filter=program(PROGRAM_CALLS, ALLOW),
     )
     return [*START, "program", *room.words(), *argv]

@@ -74,6 +74,7 @@ def fork(
     with ExitStack() as locked:
         record = locked.enter_context(operation(context, "fork"))
         require_state(record, State.RUNNING)
+        _require_shared_memory(context)
         require_own_disks(context.spec)
         plug_missing(context)
         engine = context.engine()
@@ -98,6 +99,17 @@ def fork(
             for child in children:
                 introduce(child)
             return [child.last for child in children]
+
+
+def _require_shared_memory(context: MachineContext) -> None:
+    if context.spec.strict:
+        name = context.last.name
+        raise InputError(
+            f"{name} has strict isolation, and a fork shares memory with its parent",
+            hint=f"snapshot its disk: cerne snapshot create {name} --no-memory, and make a machine"
+            " from that",
+            machine=name,
+        )
 
 
 def _make(

@@ -42,6 +42,7 @@ def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> 
         runtime=home.machine_runtime(record.id),
         logs=home.machine_directory(record.id),
         agent=image.agent,
+        strict=spec.strict,
         resources=spec.resources,
     )
 

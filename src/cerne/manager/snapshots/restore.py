@@ -73,6 +73,11 @@ def restore_as(
     manifest = kept.manifest
     if not manifest.machine and network is None:
         _refuse_strange_tap(kept)
+    if manifest.has_memory and manifest.spec.strict:
+        raise InputError(
+            f"{kept.name} has the memory of a machine with strict isolation, which would be shared",
+            hint="make a snapshot with --no-memory, and another machine from that",
+        )
     spec = spec_of_child(manifest.spec, name, ports, network)
     record = new_record(
         spec,

@@ -164,7 +164,8 @@ def may_have_template(spec: MachineSpec, image: Image) -> bool:
     """Whether such a machine can start from a template, and the environment lets it."""
     # What is mounted from the host cannot be saved, other machines' disks are not in a template, a
     # tap is one machine's, and without an agent nobody tells a guest who it is.
-    alone = not (spec.mounts or spec.data_disks or spec.added_nics)
+    # A template's memory is shared, which a strict machine forbids.
+    alone = not (spec.strict or spec.mounts or spec.data_disks or spec.added_nics)
     alone = alone and spec.network == NetworkKind.USER
     return image.agent and alone and os.environ.get(VARIABLE) != "never"
 

@@ -56,6 +56,7 @@ class Room:
         writes: Iterable[str] = (),
         network: bool = False,
         capabilities: Iterable[int] = (),
+        own_cores: bool = False,
     ) -> None:
         self.filter = filter
         """Its filter of system calls (`cerne.vmm.jail.bpf`)."""
@@ -71,6 +72,8 @@ class Room:
         """Whether it uses the host's network."""
         self.capabilities = list(capabilities)
         """Those that it keeps."""
+        self.own_cores = own_cores
+        """Whether it shares no core's threads with other processes."""
 
     def words(self) -> list[str]:
         """The arguments of this program for it, up to those of the program to execute."""
@@ -82,6 +85,7 @@ class Room:
             *(f"write={path}" for path in self.writes),
             *(["network"] if self.network else []),
             *(f"capability={number}" for number in self.capabilities),
+            *(["own-cores"] if self.own_cores else []),
             _END,
         ]
 
@@ -100,6 +104,7 @@ class Room:
             writes=given.get("write", ()),
             network="network" in given,
             capabilities=map(int, given.get("capability", ())),
+            own_cores="own-cores" in given,
         )
 
 
@@ -122,6 +127,11 @@ def main() -> int:
 
 
 def _confine(room: Room) -> None:
+    if room.own_cores:
+        try:
+            system.take_cores_alone()
+        except OSError as error:
+            raise _RefusedError(f"core scheduling failed: {error.strerror}") from error
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, MOST_THREADS)):
         _, hard = resource.getrlimit(kind)
         least = most if hard == resource.RLIM_INFINITY else min(most, hard)

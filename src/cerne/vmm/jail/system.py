@@ -41,6 +41,7 @@ class Prctl(IntEnum):
     CAPBSET_DROP = 24
     SET_NO_NEW_PRIVS = 38
     CAP_AMBIENT = 47
+    SCHED_CORE = 62
 
 
 class Namespace(IntFlag):
@@ -88,6 +89,9 @@ _LAST_CAPABILITY = 63
 _DETACH = 2
 _SET_FILTER = 1
 _LANDLOCK_VERSION = 1
+_CORE_GET, _CORE_CREATE = 0, 1
+_SMT = "/sys/devices/system/cpu/smt/active"
+_ONE_THREAD, _ALL_THREADS = 0, 1
 # The rights of struct landlock_ruleset_attr, by the first version of Landlock that has them.
 _FILE_RIGHTS = {1: (1 << 13) - 1, 2: 1 << 13, 3: 1 << 14, 5: 1 << 15}
 _NET_RIGHTS = {4: 0b11}
@@ -172,6 +176,40 @@ def set_filter(program: bytes) -> None:
     fprog = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(instructions))
     number, operation = ctypes.c_long(_SYS_SECCOMP), ctypes.c_long(_SET_FILTER)
     _check(_libc.syscall(number, operation, ctypes.c_long(0), fprog))
+
+
+def take_cores_alone() -> None:
+    """Have no thread of another process run beside this one's on a core; raises OSError.
+
+    Core scheduling (Documentation/admin-guide/hw-vuln/core-scheduling.rst): what this process
+    starts has the same cookie. It does nothing on a host whose cores have one thread each.
+    """
+    words = map(ctypes.c_ulong, (_CORE_CREATE, 0, _ALL_THREADS, 0))
+    try:
+        _check(_libc.prctl(Prctl.SCHED_CORE, *words))
+    except OSError as error:
+        if error.errno != errno.ENODEV and _has_smt():
+            raise
+
+
+def _has_smt() -> bool:
+    """Whether cores of the host have several threads in use; so if the kernel does not say."""
+    try:
+        file = os.open(_SMT, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        return os.read(file, 2).strip() != b"0"
+    finally:
+        os.close(file)
+
+
+def core_cookie() -> int:
+    """The cookie of this thread, or 0; raises OSError, ENODEV if cores have one thread each."""
+    cookie = ctypes.c_uint64()
+    words = map(ctypes.c_ulong, (_CORE_GET, 0, _ONE_THREAD, ctypes.addressof(cookie)))
+    _check(_libc.prctl(Prctl.SCHED_CORE, *words))
+    return cookie.value
 
 
 def landlock_version() -> int:
