@@ -139,7 +139,7 @@ def test_a_disk_of_another_format_is_served_and_kept_so(
 def test_a_disk_goes_with_a_machine_that_was_killed(
     disk: Kept, opened: Opened, eventually: Eventually
 ) -> None:
-    assert disk.processes()
+    eventually(lambda: bool(disk.processes()))
     opened.__exit__()
     opened._descriptors.clear()
     eventually(lambda: disk.processes() == {})
@@ -268,7 +268,7 @@ def test_a_directory_is_served_and_goes_with_its_machine(
     config = share_backend(plan, 0, opened)
     kept = Kept(config)
     device = VhostUserFs(socket.socket(fileno=os.dup(config.link)), "share0", patience=30)
-    eventually(lambda: len(kept.backends()) >= 2)
+    eventually(lambda: bool(kept.backends()))
     mounts = Path(f"/proc/{kept.backends()[-1]}/mountinfo").read_text()
     assert (" ro," in mounts.splitlines()[0]) == read_only
     device.close()

@@ -6,6 +6,7 @@ and writes to a log in the machine's directory of logs.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -20,12 +21,21 @@ from cerne.engine.plan import LaunchPlan
 from cerne.engine.record import InstanceRecord
 from cerne.engine.supervisor import GOOD, Task
 from cerne.errors import EngineError
-from cerne.host.members import supervisor_of
+from cerne.host import user_ids
+from cerne.host.members import Members, supervisor_of
+from cerne.host.notes import Notes
 from cerne.vmm.config import BACKEND_SOCKET, BackendConfig
+from cerne.vmm.jail.bpf import ALLOW, Rule
+from cerne.vmm.jail.bpf import program as compiled
+from cerne.vmm.jail.program import SYSTEM, Room
+from cerne.vmm.jail.walls import MOST_DESCRIPTORS
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _SEARCHED_BY_ALL = 0o711
 _START_TIMEOUT = 30.0
+_MOST_MEMORY = 1 << 30
+_MOST_THREADS = 256
+"""Of a program with a user id of its own."""
 
 
 def require_served(reports: Sequence[Report]) -> None:
@@ -49,37 +59,51 @@ def supervised(
     what: str,
     listener: socket.socket,
     opened: Opened,
+    room: Room,
     command: Sequence[str],
-    descriptors: Sequence[int] = (),
     report: int | None = None,
     mending: str = "",
+    before: Sequence[str] = (),
+    own_user: bool = True,
+    tied: bool = True,
 ) -> BackendConfig:
     """Start a backend with its supervisor, and connect to it.
 
-    It listens itself; if it has a `report`, its supervisor listens.
+    It listens itself; if it has a `report`, its supervisor listens. It has its `own_user`, if this
+    host has user ids, and ends with its supervisor if it is `tied` to it.
     """
-    path = backend_socket(machine, name)
+    path, log = backend_socket(machine, name), backend_log(machine, name)
     # The machine's process is another user when it connects again; the directory is in a private
     # one, and it is searched from a descriptor.
     path.chmod(0o666)
-    with opened.pair() as (leash, supervisors_end):
-        own = [] if report is None else [listener.fileno(), report]
-        inherited = [*descriptors, *([listener.fileno()] if report is None else [])]
+    with opened.pair() as (leash, supervisors_end), contextlib.ExitStack() as closing:
+        leases = _lease(room, closing) if own_user else []
+        files = []
+        for file in (
+            Members(machine.runtime).expect(name)[0],
+            Notes(machine.runtime).open(),
+            os.open(log, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600),
+        ):
+            closing.callback(os.close, file)
+            files.append(file)
+        registration, notes, read_log = files
         task = Task(
-            runtime=str(machine.runtime),
-            role=name,
             what=what,
-            log=str(backend_log(machine, name)),
-            leash=supervisors_end,
-            inherited=inherited,
+            room=room.words(),
             command=[*command],
+            inherited=[] if report is not None else [listener.fileno()],
+            leash=supervisors_end,
+            registration=registration,
+            notes=notes,
+            log=read_log,
             listener=None if report is None else listener.fileno(),
             report=report,
             mending=mending,
+            tied=tied,
         )
-        argv = [sys.executable, "-I", "-S", str(_SUPERVISOR), json.dumps(task._asdict())]
-        files = [supervisors_end, *inherited, *own]
-        spawn(argv, backend_log(machine, name), files, machine.runtime, supervisor_of(name))
+        program = [sys.executable, "-I", "-S", str(_SUPERVISOR), json.dumps(task._asdict())]
+        descriptors = [*task.descriptors, *leases]
+        spawn([*before, *program], log, descriptors, machine.runtime, supervisor_of(name))
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.connect(str(path))
@@ -102,3 +126,27 @@ def backend_socket(machine: LaunchPlan | InstanceRecord, name: str) -> Path:
 
 def backend_log(machine: LaunchPlan | InstanceRecord, name: str) -> Path:
     return machine.logs / f"{name}.log"
+
+
+def room_of(program: Path, calls: Sequence[Rule], *, network: bool = False) -> Room:
+    """What a program needs that starts no other."""
+    real = program.resolve()
+    return Room(
+        own_root=real.is_relative_to(SYSTEM),
+        # Variants of it for some processors are beside it.
+        programs=[str(program), *(str(path) for path in real.parent.glob(f"{real.name}.*"))],
+        network=network,
+        filter=compiled(calls, ALLOW),
+        descriptors=MOST_DESCRIPTORS,
+        memory=_MOST_MEMORY,
+    )
+
+
+def _lease(room: Room, closing: contextlib.ExitStack) -> list[int]:
+    """Give a room a user id, if this host has them; return the lease's descriptor."""
+    lease = user_ids.take() if room.own_root else None
+    if lease is None:
+        return []
+    closing.callback(os.close, lease.descriptor)
+    room.user, room.threads = lease.user, _MOST_THREADS
+    return [lease.descriptor]

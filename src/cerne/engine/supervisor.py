@@ -1,8 +1,9 @@
 """Supervises a process that serves a device of one machine: restarts it, and ends with the machine.
 
 It runs as a separate program for each such process, with the standard library and little more. Its
-argument is a `Task` in JSON. It notes each end of the process for the next command
-(`cerne.host.notes`).
+argument is a `Task` in JSON. It confines itself before it starts the process, which gets the same
+walls (`cerne.vmm.jail.program`); from then on it opens no file, so it has all that it needs as
+descriptors. It notes each end of the process for the next command (`cerne.host.notes`).
 """
 
 from __future__ import annotations
@@ -13,19 +14,19 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 if not __package__:
     sys.path.append(__file__.rpartition("/cerne/")[0])
 
-from cerne.host.logs import last_line
-from cerne.host.members import Members
-from cerne.host.notes import Notes
+from cerne.host.logs import last_line_of
+from cerne.host.notes import add_note
+from cerne.vmm.jail import system
+from cerne.vmm.jail.program import RefusedError, Room, confine
+from cerne.vmm.registration import register
 
 LINK, READY = "@LINK@", "@READY@"
 """Placeholders in a command: the descriptors of its connection, and of its report's pipe."""
@@ -37,30 +38,42 @@ _SOON = 5.0
 _MOST_FAILURES = 10
 _DELAY = 0.1
 _PATIENCE = 10.0
+_NOT_EXECUTED = 127
 
 
 class Task(NamedTuple):
-    """The task of a supervisor."""
+    """The task of a supervisor. It inherits all descriptors in it."""
 
-    runtime: str
-    """The machine's runtime directory."""
-    role: str
-    """The role of the process."""
     what: str
-    """Its name for people."""
-    log: str
-    """The log of its output, and of this process's."""
-    leash: int
-    """A socket to the machine's process, written at an orderly end and closed at every end."""
+    """The name of the process for people."""
+    room: list[str]
+    """What it needs of the host (`Room.words`)."""
+    command: list[str]
     inherited: list[int]
     """Descriptors that the process inherits."""
-    command: list[str]
+    leash: int
+    """A socket to the machine's process, written at an orderly end and closed at every end."""
+    registration: int
+    """The registration of the process (see `cerne.host.members`), for each of its starts."""
+    notes: int
+    """The machine's notes."""
+    log: int
+    """The log of its output, and of this process's."""
     listener: int | None = None
     """A listening socket for a process that does not listen itself: it gets the connection."""
     report: int | None = None
     """The pipe for the result of the first start; after a failure there is no restart."""
     mending: str = ""
     """What to do in the guest after a restart of the process, for people."""
+    tied: bool = True
+    """Whether the process ends if this one is killed."""
+
+    @property
+    def descriptors(self) -> list[int]:
+        """All that this process inherits."""
+        own = [self.leash, self.registration, self.notes, self.log]
+        optional = [each for each in (self.listener, self.report) if each is not None]
+        return [*self.inherited, *own, *optional]
 
 
 class Supervisor:
@@ -68,9 +81,12 @@ class Supervisor:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._members = Members(Path(task.runtime))
         self._leash = socket.socket(fileno=task.leash)
         self._report = task.report
+        self._boot = os.pread(task.registration, 100, 0).partition(b"\n")[0]
+        self._empty = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        for descriptor in task.descriptors:
+            os.set_inheritable(descriptor, False)
 
     def run(self) -> int:
         """Keep the process running until the machine's end; return the exit status."""
@@ -97,8 +113,6 @@ class Supervisor:
             if link is None:
                 return None
             reading, writing = os.pipe()
-            # The process may run as another user when it opens the pipe.
-            os.fchmod(writing, 0o666)
             with os.fdopen(reading, "rb") as ready:
                 with os.fdopen(writing, "wb"):
                     child = self._start(link, writing)
@@ -119,42 +133,62 @@ class Supervisor:
                 return
             yield listener.accept()[0].detach()
 
-    def _start(self, link: int, ready: int) -> subprocess.Popen[bytes]:
+    def _start(self, link: int, ready: int) -> int:
         task = self._task
         words = {LINK: str(link), READY: str(ready)}
         command = [_filled(word, words) for word in task.command]
         inherited = [*task.inherited, *([link, ready] if link >= 0 else [])]
-        with self._members.command(task.role, command) as (argv, registration):
-            return subprocess.Popen(argv, stdin=registration, pass_fds=inherited)
+        # The former process has ended: its registration is the next one's.
+        os.ftruncate(task.registration, 0)
+        os.write(task.registration, self._boot + b"\n")
+        supervisor = os.getpid()
+        child = os.fork()
+        if child == 0:
+            try:
+                self._become(command, inherited, supervisor)
+            except OSError as error:
+                os.write(2, f"executing {command[0]} failed: {error.strerror}\n".encode())
+            finally:
+                os._exit(_NOT_EXECUTED)
+        return child
 
-    def _watch(self, child: subprocess.Popen[bytes], ready: int) -> int | None:
-        watch = os.pidfd_open(child.pid)
+    def _become(self, command: list[str], inherited: list[int], supervisor: int) -> None:
+        register(os.dup(self._task.registration))
+        if self._task.tied:
+            system.prctl(system.Prctl.PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != supervisor:
+                return
+        os.dup2(self._empty, 0)
+        for descriptor in inherited:
+            os.set_inheritable(descriptor, True)
+        os.execv(command[0], command)
+
+    def _watch(self, child: int, ready: int) -> int | None:
+        watch = os.pidfd_open(child)
         waited = [self._leash.fileno(), watch, ready]
         try:
             while True:
                 found, _, _ = select.select(waited, [], [])
                 if self._leash.fileno() in found:
-                    self._end(child)
+                    self._end(child, watch)
                     return None
                 if ready in found:
                     waited.remove(ready)
                     if os.read(ready, 100):
                         self._say(GOOD)
                 elif watch in found:
-                    return child.wait()
+                    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         finally:
             os.close(watch)
 
-    def _end(self, child: subprocess.Popen[bytes]) -> None:
+    def _end(self, child: int, watch: int) -> None:
         orderly = False
         with contextlib.suppress(OSError):
             orderly = bool(self._leash.recv(16))
-        child.send_signal(signal.SIGTERM if orderly else signal.SIGKILL)
-        try:
-            child.wait(_PATIENCE)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+        os.kill(child, signal.SIGTERM if orderly else signal.SIGKILL)
+        if not select.select([watch], [], [], _PATIENCE)[0]:
+            os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
     def _say(self, words: bytes) -> bool:
         """Report the result of the first start; return False if it was reported before."""
@@ -168,13 +202,13 @@ class Supervisor:
     def _words(self, status: int) -> str:
         if status < 0:
             return f"{self._task.what} was killed by {signal.Signals(-status).name}"
-        said = last_line(Path(self._task.log))
+        said = last_line_of(self._task.log)
         return f"{self._task.what} ended with status {status}" + (f": {said}" if said else "")
 
     def _note(self, words: str) -> None:
-        # If the disk is full, or the machine's directory is gone, the note is lost.
+        # If the disk is full, the note is lost.
         with contextlib.suppress(OSError):
-            Notes(Path(self._task.runtime)).add(words)
+            add_note(self._task.notes, words)
 
 
 def _filled(word: str, words: dict[str, str]) -> str:
@@ -183,5 +217,19 @@ def _filled(word: str, words: dict[str, str]) -> str:
     return word
 
 
+def main() -> int:
+    """Confine this process, and supervise another."""
+    task = Task(**json.loads(sys.argv[1]))
+    supervisor = Supervisor(task)
+    try:
+        confine(Room.from_words(task.room[:-1]))
+    except RefusedError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    # No process of the same user reads its memory.
+    system.prctl(system.Prctl.SET_DUMPABLE, 0)
+    return supervisor.run()
+
+
 if __name__ == "__main__":
-    sys.exit(Supervisor(Task(**json.loads(sys.argv[1]))).run())
+    sys.exit(main())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 _LOOKED_AT = 65536
@@ -10,7 +11,20 @@ _LOOKED_AT = 65536
 def last_line(log: Path) -> str:
     """The last line of a log that is not empty, or an empty string."""
     try:
-        lines = log.read_bytes()[-_LOOKED_AT:].decode(errors="replace").splitlines()
+        file = os.open(log, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    try:
+        return last_line_of(file)
+    finally:
+        os.close(file)
+
+
+def last_line_of(log: int) -> str:
+    """The same of an open log."""
+    try:
+        data = os.pread(log, _LOOKED_AT, max(0, os.fstat(log).st_size - _LOOKED_AT))
+    except OSError:
+        return ""
+    lines = data.decode(errors="replace").splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -28,8 +28,19 @@ class Notes:
         Raises:
             OSError: the file is not writable.
         """
-        with _locked(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT) as file:
-            os.write(file, json.dumps(words[:_LONGEST]).encode() + b"\n")
+        file = self.open()
+        try:
+            add_note(file, words)
+        finally:
+            os.close(file)
+
+    def open(self) -> int:
+        """Open them for `add_note`, for a process that may not open them later.
+
+        Raises:
+            OSError: the file is not writable.
+        """
+        return os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @contextlib.contextmanager
     def taken(self) -> Iterator[list[str]]:
@@ -41,10 +52,27 @@ class Notes:
         except FileNotFoundError:
             yield []
             return
-        with _locked(self._file, os.O_RDWR) as file:
+        file = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
             data = os.pread(file, os.fstat(file).st_size, 0)
             yield [words for line in data.splitlines() for words in _words(line)]
             os.ftruncate(file, 0)
+        finally:
+            os.close(file)
+
+
+def add_note(file: int, words: str) -> None:
+    """Add a note of one sentence to open notes.
+
+    Raises:
+        OSError: the file is not writable.
+    """
+    fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        os.write(file, json.dumps(words[:_LONGEST]).encode() + b"\n")
+    finally:
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _words(line: bytes) -> list[str]:
@@ -54,13 +82,3 @@ def _words(line: bytes) -> list[str]:
         # The writer of the last note was killed.
         return []
     return [said] if isinstance(said, str) else []
-
-
-@contextlib.contextmanager
-def _locked(path: Path, flags: int) -> Iterator[int]:
-    file = os.open(path, flags | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file
-    finally:
-        os.close(file)

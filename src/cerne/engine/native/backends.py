@@ -6,8 +6,11 @@ of the host, both by vhost-user. `cerne.engine.supervised` starts each with its 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import socket
+import stat
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -15,15 +18,20 @@ from pathlib import Path
 from cerne.engine.detached import listening_socket
 from cerne.engine.opened import Opened
 from cerne.engine.plan import DiskPlan, LaunchPlan, SharePlan
-from cerne.engine.supervised import backend_log, backend_socket, supervised
-from cerne.errors import ImageError, StorageError
+from cerne.engine.supervised import backend_log, backend_socket, room_of, supervised
+from cerne.errors import DamagedError, ImageError, StorageError
 from cerne.host.logs import last_line
 from cerne.host.own_ids import has_own_ids
 from cerne.host.programs import require_program
+from cerne.storage.overlay import chain
 from cerne.vmm.config import BackendConfig
+from cerne.vmm.jail.calls import DIRECTORY_PROGRAM_CALLS, PROGRAM_CALLS
+from cerne.vmm.jail.program import FILE_CAPABILITIES
 
 _READ_FORMATS = frozenset({"raw", "qcow2"})
 """Formats of disks that the VMM reads itself."""
+# To change its threads' users, its root and, to fewer, its capabilities (capabilities(7)).
+_CHANGES = (7, 6, 18, 8)
 
 
 def require_backends(plan: LaunchPlan) -> None:
@@ -36,8 +44,8 @@ def require_backends(plan: LaunchPlan) -> None:
         require_program("qemu-storage-daemon")
     if plan.shares:
         require_program("virtiofsd")
-    if needs_backends(plan):
-        require_program("setpriv")
+    if plan.shares and os.geteuid() != 0:
+        require_program("unshare")
 
 
 def require_readable(disk: DiskPlan) -> None:
@@ -79,26 +87,30 @@ def is_served_outside(disk: DiskPlan) -> bool:
 
 
 def disk_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
-    """Start a storage daemon with a disk of the machine, which gets the open file.
+    """Start a storage daemon with a disk of the machine.
 
     Raises:
         StorageError: opening the disk failed.
         EngineError: starting the daemon failed.
     """
     disk = plan.disks[index]
-    mode = os.O_RDONLY if disk.read_only else os.O_RDWR
     try:
-        file = os.open(disk.path, mode | os.O_CLOEXEC)
+        file = os.open(disk.path, (os.O_RDONLY if disk.read_only else os.O_RDWR) | os.O_CLOEXEC)
     except OSError as error:
         raise StorageError(f"opening {disk.path} failed: {error.strerror}") from error
-    try:
-        with listening_socket(backend_socket(plan, f"disk{index}")) as listener:
-            program = require_program("qemu-storage-daemon")
-            command = [*_apart(file), str(program), *_export(disk, file, listener, plan.cpus)]
-            what = f"the storage daemon, which serves disk{index} of {plan.name},"
-            return supervised(plan, f"disk{index}", what, listener, opened, command, [file])
-    finally:
-        os.close(file)
+    os.close(file)
+    program = require_program("qemu-storage-daemon")
+    # The daemon itself says what is wrong with a disk.
+    under: list[Path] = []
+    with contextlib.suppress(DamagedError):
+        under = [path for path, _ in chain(disk.path, disk.format)[1:]]
+    room = room_of(program, PROGRAM_CALLS)
+    room.reads += [str(path) for path in ([disk.path] if disk.read_only else []) + under]
+    room.writes += [] if disk.read_only else [str(disk.path)]
+    with listening_socket(backend_socket(plan, f"disk{index}")) as listener:
+        what = f"the storage daemon, which serves disk{index} of {plan.name},"
+        command = [str(program), *_export(disk, listener, plan.cpus)]
+        return supervised(plan, f"disk{index}", what, listener, opened, room, command)
 
 
 def share_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
@@ -108,13 +120,28 @@ def share_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig
         EngineError: starting it failed.
     """
     share = plan.shares[index]
+    program = require_program("virtiofsd")
+    room = room_of(program, DIRECTORY_PROGRAM_CALLS)
+    # It has the owners and modes that the guest wants.
+    room.settings = True
+    room.capabilities += [*FILE_CAPABILITIES, *_CHANGES]
+    (room.reads if share.read_only else room.writes).append(str(share.source))
     with listening_socket(backend_socket(plan, share.tag)) as listener:
-        program = require_program("virtiofsd")
-        command = [*_namespaces(share), str(program), *_virtiofsd(program, share, listener)]
         what = f"virtiofsd, which serves {share.source} to {plan.name},"
         again = f"umount -l TARGET && mount -t virtiofs {share.tag} TARGET"
-        mending = f"in the guest, mount the directory again: {again}"
-        return supervised(plan, share.tag, what, listener, opened, command, mending=mending)
+        command = [str(program), *_virtiofsd(program, share, listener)]
+        return supervised(
+            plan,
+            share.tag,
+            what,
+            listener,
+            opened,
+            room,
+            command,
+            mending=f"in the guest, mount the directory again: {again}",
+            before=_as_root(),
+            own_user=False,
+        )
 
 
 def last_words(plan: LaunchPlan) -> str:
@@ -125,60 +152,39 @@ def last_words(plan: LaunchPlan) -> str:
     return "; ".join(line for line in said if line)
 
 
-def _apart(file: int) -> list[str]:
-    """The first words of a command that uses one file, and ends with its supervisor.
-
-    For root the command runs as the file's owner, without capabilities and network: it opens the
-    descriptor again, which the user nobody may not do.
-    """
-    command = ["setpriv", "--pdeathsig=KILL", "--no-new-privs"]
-    if os.geteuid() != 0:
-        return [*command, "--"]
-    owner = os.fstat(file)
-    command += [f"--reuid={owner.st_uid}", f"--regid={owner.st_gid}", "--clear-groups"]
-    command += ["--bounding-set=-all", "--inh-caps=-all", "--"]
-    return ["unshare", "--net", "--ipc", "--", *command]
-
-
-def _export(disk: DiskPlan, file: int, listener: socket.socket, queues: int) -> list[str]:
-    """The arguments with which a storage daemon serves a disk from an open file."""
-    read_only = "on" if disk.read_only else "off"
+def _export(disk: DiskPlan, listener: socket.socket, queues: int) -> list[str]:
+    """The arguments with which a storage daemon serves a disk."""
+    file = {"driver": "file", "node-name": "file", "filename": str(disk.path)}
+    if stat.S_ISBLK(disk.path.stat().st_mode):
+        file["driver"] = "host_device"
+    format_ = {"driver": disk.format, "node-name": "disk", "file": "file"}
     writable = "off" if disk.read_only else "on"
     served = f"vhost-user-blk,id=disk,node-name=disk,writable={writable},num-queues={queues}"
     return [
-        "--blockdev",
-        f"driver=file,node-name=file,filename=/proc/self/fd/{file},read-only={read_only}",
-        "--blockdev",
-        f"driver={disk.format},node-name=disk,file=file,read-only={read_only}",
-        "--export",
-        f"{served},addr.type=fd,addr.str={listener.fileno()}",
+        *("--blockdev", json.dumps({**file, "read-only": disk.read_only})),
+        *("--blockdev", json.dumps({**format_, "read-only": disk.read_only})),
+        *("--export", f"{served},addr.type=fd,addr.str={listener.fileno()}"),
     ]
 
 
-def _namespaces(share: SharePlan) -> list[str]:
-    """The first words of a command for virtiofsd: it is root in its own namespaces.
-
-    A read-only directory is mounted read-only, so that virtiofsd cannot write to it.
-    """
-    command = ["unshare", "--mount", "--propagation=private"]
-    if os.geteuid() != 0:
-        # Without subordinate ids, it has only the id of this user.
-        command += ["--user", "--map-root-user", *(["--map-auto"] if has_own_ids() else [])]
-    # Set after that, because setting the ids needs a setuid program, which clears the signal.
-    command += ["--", "setpriv", "--pdeathsig=KILL", "--no-new-privs", "--"]
-    if share.read_only:
-        script = 'mount --bind -o ro -- "$0" "$0" && exec "$@"'
-        command += ["sh", "-c", script, str(share.source)]
-    return command
+def _as_root() -> list[str]:
+    """The first words of a command that is root in its own namespaces, if this user is not."""
+    if os.geteuid() == 0:
+        return []
+    # Without subordinate ids, it has only the id of this user.
+    own_ids = ["--map-auto"] if has_own_ids() else []
+    return ["unshare", "--user", "--map-root-user", *own_ids, "--mount", "--"]
 
 
 def _virtiofsd(program: Path, share: SharePlan, listener: socket.socket) -> list[str]:
-    socket_ = f"--fd={listener.fileno()}"
+    socket_, sandbox = f"--fd={listener.fileno()}", "sandbox=chroot"
+    # A file that the guest writes to is no longer setuid.
+    without = "modcaps=-mknod:-setfcap:-fsetid"
     if _is_rust(program):
-        return [socket_, f"--shared-dir={share.source}", "--sandbox=namespace"]
+        return [socket_, f"--shared-dir={share.source}", f"--{sandbox}", f"--{without}"]
     # A comma ends an option of fuse unless it is escaped.
     source = str(share.source).replace("\\", "\\\\").replace(",", "\\,")
-    options = f"source={source},sandbox=namespace,cache=auto,modcaps=-mknod:-setfcap"
+    options = f"source={source},{sandbox},cache=auto,{without}"
     return [socket_, "-f", "--rlimit-nofile=0", "-o", options]
 
 

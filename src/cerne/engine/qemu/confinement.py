@@ -22,18 +22,21 @@ from cerne.host import user_ids
 from cerne.storage.overlay import chain
 from cerne.vmm.jail.bpf import ALLOW, program
 from cerne.vmm.jail.calls import PROGRAM_CALLS
-from cerne.vmm.jail.program import FILE_CAPABILITIES, NET_BIND_SERVICE, Room
+from cerne.vmm.jail.program import (
+    FILE_CAPABILITIES,
+    FIRST_FREE_PORT,
+    NET_BIND_SERVICE,
+    SYSTEM,
+    Room,
+)
 
-_SYSTEM = Path("/usr")
-"""Programs elsewhere need more of the host than is known here."""
 _FORMATS = frozenset(("raw", "qcow2", "vdi", "vhdx", "vpc"))
 """Disks of other formats may have parts in files that only QEMU finds."""
-_FIRST_FREE_PORT = 1024
 
 
 def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
     """The command line that confines QEMU and executes it; `opened` gets its user id's lease."""
-    known = Path(argv[0]).resolve().is_relative_to(_SYSTEM)
+    known = Path(argv[0]).resolve().is_relative_to(SYSTEM)
     known = known and all(disk.format in _FORMATS for disk in plan.disks)
     own_root = os.geteuid() == 0 and known
     lease = user_ids.take() if own_root and not plan.shares else None
@@ -84,5 +87,5 @@ def _writes(plan: LaunchPlan) -> Iterator[Path]:
 def _capabilities(plan: LaunchPlan, user: int | None) -> Iterator[int]:
     if user is None:
         yield from FILE_CAPABILITIES
-    if any(forward.host_port < _FIRST_FREE_PORT for forward in plan.forwards):
+    if any(forward.host_port < FIRST_FREE_PORT for forward in plan.forwards):
         yield NET_BIND_SERVICE

@@ -163,13 +163,55 @@ VMM_CALLS = (
 )
 """The rules of the VMM's process."""
 
-PROGRAM_CALLS = (
-    CHECKED["clone"],
-    CHECKED["clone3"],
-    *(
-        Rule(number, fail(errno.EPERM))
-        for name, number in DANGEROUS.items()
-        if name not in ("execve", "execveat")
-    ),
+_SETUID_OR_SETGID = 0o6000
+
+
+def _without_setuid(number: int, argument: int) -> Rule:
+    return Rule(number, conditions=(Condition(argument, (0,), _SETUID_OR_SETGID),))
+
+
+NO_SETUID_FILES = (
+    _without_setuid(2, 2),  # open
+    _without_setuid(85, 1),  # creat
+    _without_setuid(90, 1),  # chmod
+    _without_setuid(91, 1),  # fchmod
+    _without_setuid(133, 1),  # mknod
+    _without_setuid(257, 3),  # openat
+    _without_setuid(259, 2),  # mknodat
+    _without_setuid(268, 2),  # fchmodat
+    _without_setuid(452, 2),  # fchmodat2
+    # Its mode is in memory, where no filter sees it; the others do the same.
+    Rule(437, fail(errno.ENOSYS)),  # openat2
 )
-"""The rules of a program that is not ours: what only an attack needs."""
+"""No file gets the bits by which who runs it becomes its owner or group (as RestrictSUIDSGID= of
+systemd.exec(5))."""
+
+_OWN_ROOT = ("unshare", "mount", "umount2", "pivot_root")
+
+
+def _of_program(*allowed: str) -> tuple[Rule, ...]:
+    """The rules of a program that is not ours: what only an attack needs fails."""
+    return (
+        *NO_SETUID_FILES,
+        CHECKED["clone"],
+        CHECKED["clone3"],
+        *(
+            Rule(number, fail(errno.EPERM))
+            for name, number in DANGEROUS.items()
+            if name not in ("execve", "execveat", *allowed)
+        ),
+    )
+
+
+PROGRAM_CALLS = _of_program()
+"""The rules of a program that is not ours."""
+
+CONFINING_PROGRAM_CALLS = _of_program(*_OWN_ROOT)
+"""The rules of a program that makes namespaces and an empty root for itself at its start."""
+
+DIRECTORY_PROGRAM_CALLS = (
+    # Its threads have working directories of their own.
+    Rule(DANGEROUS["unshare"], conditions=(Condition(0, (0,), _NAMESPACES),)),
+    *_of_program("chroot"),
+)
+"""The rules of a program that serves a directory of the host."""

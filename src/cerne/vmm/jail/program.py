@@ -28,18 +28,30 @@ if TYPE_CHECKING:
 
 # No file of a program is there.
 _MOUNT_POINT = "/sys"
+_SEARCHED_BY_ALL = 0o022
 _SETPCAP = 8
 NET_BIND_SERVICE = 10
 """The capability to listen at a port below 1024."""
-FILE_CAPABILITIES = (0, 1, 2, 3, 4)
-"""Those by which root reads, writes and gives away the files of others (capabilities(7))."""
+FIRST_FREE_PORT = 1024
+SYSTEM = "/usr"
+"""Programs elsewhere need more of the host than is known here."""
+FILE_CAPABILITIES = (0, 1, 2, 3)
+"""Those by which root reads, writes and gives away the files of others (capabilities(7)).
+
+Without CAP_FSETID a file that others changed is no longer setuid.
+"""
 
 _FOLDERS = ("/usr", "/lib", "/lib32", "/lib64", "/libx32", "/bin", "/sbin")
 _FILES = ("/etc/ld.so.cache", "/etc/resolv.conf", "/etc/hosts", "/etc/nsswitch.conf")
 _SYSTEM = (*_FOLDERS, *_FILES, "/etc/alternatives")
-_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/kvm", "/dev/vhost-vsock")
+# What a program needs that starts no other.
+_LIBRARY_FOLDERS = ("/lib", "/lib32", "/lib64", "/libx32")
+_LIBRARIES = (*(f"/usr{path}" for path in (*_LIBRARY_FOLDERS, "/local/lib")), *_LIBRARY_FOLDERS)
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+_VM_DEVICES = ("/dev/kvm", "/dev/vhost-vsock")
 _ROOT_SIZE = "size=1m,mode=0755"
 _READ_ONLY = Attribute.READ_ONLY | Attribute.NOSUID
+_OWN = Attribute.NOSUID | Attribute.NODEV
 _END = "--"
 
 
@@ -52,38 +64,61 @@ class Room:
         filter: bytes,  # noqa: A002 - the kernel's word
         own_root: bool = False,
         user: int | None = None,
+        programs: Iterable[str] = (),
         reads: Iterable[str] = (),
         writes: Iterable[str] = (),
         network: bool = False,
+        settings: bool = False,
         capabilities: Iterable[int] = (),
         own_cores: bool = False,
+        threads: int = MOST_THREADS,
+        descriptors: int | None = None,
+        memory: int | None = None,
     ) -> None:
         self.filter = filter
         """Its filter of system calls (`cerne.vmm.jail.bpf`)."""
         self.own_root = own_root
-        """Whether it gets a root of its own, for which this process has to be root."""
+        """Whether it gets a root of its own."""
         self.user = user
-        """Its user and group id; None to keep the present ones."""
+        """Its user and group id, which needs such a root; None to keep the present ones."""
+        self.programs = list(programs)
+        """With these its root has only them and the libraries of the system, else all of /usr."""
         self.reads = list(reads)
         """Files and directories that it reads."""
         self.writes = list(writes)
         """Files and directories that it writes too."""
         self.network = network
         """Whether it uses the host's network."""
+        self.settings = settings
+        """Whether it reads the kernel's settings in /proc."""
         self.capabilities = list(capabilities)
         """Those that it keeps."""
         self.own_cores = own_cores
         """Whether it shares no core's threads with other processes."""
+        self.threads = threads
+        """The most threads of its user."""
+        self.descriptors = descriptors
+        """The most open files; None for no limit of its own."""
+        self.memory = memory
+        """The most bytes of private memory; None for no limit."""
 
     def words(self) -> list[str]:
         """The arguments of this program for it, up to those of the program to execute."""
+        numbers = {
+            "user": self.user,
+            "threads": self.threads,
+            "descriptors": self.descriptors,
+            "memory": self.memory,
+        }
         return [
             f"filter={self.filter.hex()}",
             *(["own-root"] if self.own_root else []),
-            *([] if self.user is None else [f"user={self.user}"]),
+            *(f"{name}={number}" for name, number in numbers.items() if number is not None),
+            *(f"program={path}" for path in self.programs),
             *(f"read={path}" for path in self.reads),
             *(f"write={path}" for path in self.writes),
             *(["network"] if self.network else []),
+            *(["settings"] if self.settings else []),
             *(f"capability={number}" for number in self.capabilities),
             *(["own-cores"] if self.own_cores else []),
             _END,
@@ -96,19 +131,28 @@ class Room:
         for word in words:
             name, _, value = word.partition("=")
             given.setdefault(name, []).append(value)
+
+        def number(name: str) -> int | None:
+            return int(given[name][0]) if name in given else None
+
         return cls(
             filter=bytes.fromhex(given["filter"][0]),
             own_root="own-root" in given,
-            user=int(given["user"][0]) if "user" in given else None,
+            user=number("user"),
+            programs=given.get("program", ()),
             reads=given.get("read", ()),
             writes=given.get("write", ()),
             network="network" in given,
+            settings="settings" in given,
             capabilities=map(int, given.get("capability", ())),
             own_cores="own-cores" in given,
+            threads=int(given["threads"][0]),
+            descriptors=number("descriptors"),
+            memory=number("memory"),
         )
 
 
-class _RefusedError(Exception):
+class RefusedError(Exception):
     """A wall was refused for another reason than that this host lacks it."""
 
 
@@ -117,119 +161,174 @@ def main() -> int:
     end = sys.argv.index(_END)
     command = sys.argv[end + 1 :]
     try:
-        _confine(Room.from_words(sys.argv[1:end]))
+        confine(Room.from_words(sys.argv[1:end]))
         os.execv(command[0], command)
-    except _RefusedError as error:
+    except RefusedError as error:
         print(error, file=sys.stderr)
     except OSError as error:
         print(f"executing {command[0]} failed: {error}", file=sys.stderr)
     return 1
 
 
-def _confine(room: Room) -> None:
+def confine(room: Room) -> None:
+    """Confine this process, and what it executes, for ever.
+
+    Walls that this host lacks are named on standard error, and the others are put up.
+
+    Raises:
+        RefusedError: a wall was refused for another reason.
+    """
     if room.own_cores:
         try:
             system.take_cores_alone()
         except OSError as error:
-            raise _RefusedError(f"core scheduling failed: {error.strerror}") from error
-    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NPROC, MOST_THREADS)):
-        _, hard = resource.getrlimit(kind)
-        least = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (least, least))
-    if room.own_root:
-        _put_up("a root and a user id of its own", lambda: _enter(room))
+            raise RefusedError(f"core scheduling failed: {error.strerror}") from error
+    _limit(room)
+    kept = frozenset(room.capabilities)
+    user = room.user
+    if room.own_root and not _put_up("a root and a user id of its own", lambda: _enter_root(room)):
+        # The files in it belong to others.
+        user = None
+        kept |= frozenset(FILE_CAPABILITIES)
+    if os.geteuid() == 0 or room.own_root:
+        _put_up("no capabilities", lambda: _become(user, kept))
     system.prctl(Prctl.SET_NO_NEW_PRIVS, 1)
     _put_up("landlock", lambda: system.deny_by_landlock(paths=False))
     _put_up("seccomp", lambda: system.set_filter(room.filter))
 
 
-def _put_up(wall: str, put: Callable[[], None]) -> None:
+def _put_up(wall: str, put: Callable[[], None]) -> bool:
     """Put up a wall, or say that this host lacks it."""
     try:
         put()
     except OSError as error:
         if error.errno not in LACKING:
-            raise _RefusedError(f"confining the program failed ({wall}): {error}") from error
+            raise RefusedError(f"confining the program failed ({wall}): {error}") from error
         print(f"this host lacks {wall}: {error.strerror}", file=sys.stderr, flush=True)
+        return False
+    return True
 
 
-def _enter(room: Room) -> None:
-    """Enter its root as its user. Root without such a root keeps its capabilities for files."""
-    kept = frozenset(room.capabilities)
-    _enter_root(room)
-    if room.user is not None:
-        _become(room.user)
+def _limit(room: Room) -> None:
+    limits = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_NPROC: room.threads,
+        resource.RLIMIT_NOFILE: room.descriptors,
+        resource.RLIMIT_DATA: room.memory,
+    }
+    for kind, most in limits.items():
+        if most is not None:
+            _, hard = resource.getrlimit(kind)
+            least = most if hard == resource.RLIM_INFINITY else min(most, hard)
+            resource.setrlimit(kind, (least, least))
+
+
+def _become(user: int | None, kept: frozenset[int]) -> None:
+    """Change the user, and have only these capabilities."""
+    if user is not None:
+        system.prctl(Prctl.SET_KEEPCAPS, 1)
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+        # The change took them out of the effective set.
+        system.set_capabilities(kept | {_SETPCAP})
     system.drop_bounding_set(kept)
     system.set_capabilities(kept)
 
 
-def _become(user: int) -> None:
-    """Change the user; the capabilities stay until they are dropped."""
-    system.prctl(Prctl.SET_KEEPCAPS, 1)
-    os.setgroups([])
-    os.setresgid(user, user, user)
-    os.setresuid(user, user, user)
-    # The change took them out of the effective set.
-    system.set_capabilities(frozenset((_SETPCAP, NET_BIND_SERVICE)))
-
-
 def _enter_root(room: Room) -> None:
-    """Make a root with only the program's files."""
-    owner = os.geteuid() if room.user is None else room.user
+    """Make a root with only the program's files; without root, in a user namespace."""
     namespaces = Namespace.MOUNT | Namespace.IPC | Namespace.UTS
-    system.unshare(namespaces if room.network else namespaces | Namespace.NET)
+    if not room.network:
+        namespaces |= Namespace.NET
+    with_root = os.geteuid() == 0
+    # Before anything has changed: a file system may not map owners.
+    files = _Files(room) if with_root else None
+    if with_root:
+        system.unshare(namespaces)
+    else:
+        _leave_user_namespace(namespaces)
     system.mount("none", "/", "", Mount.PRIVATE | Mount.RECURSIVE)
     system.mount("none", _MOUNT_POINT, "tmpfs", Mount.NOSUID | Mount.NOEXEC, _ROOT_SIZE)
-    for path in _SYSTEM:
+    mask = os.umask(_SEARCHED_BY_ALL)
+    for path in (*_LIBRARIES, *_FILES, *room.programs) if room.programs else _SYSTEM:
         _copy(path)
-    for path in _DEVICES:
+    owner = os.geteuid() if room.user is None else room.user
+    for path in _DEVICES if room.programs else (*_DEVICES, *_VM_DEVICES):
         _device(path, owner)
-    files = _Files(room.user)
-    try:
-        for path in room.reads:
-            files.give(path, Attribute.READ_ONLY)
-        for path in room.writes:
-            files.give(path, Attribute(0))
-    finally:
-        files.close()
-    _show_own_processes()
+    for path in (*room.reads, *room.writes):
+        if stat.S_ISBLK(os.stat(path).st_mode):
+            _device(path, owner)
+    (files or _Files(room)).attach()
+    os.makedirs(f"{_MOUNT_POINT}/tmp", exist_ok=True)
+    _show_own_processes(room)
+    os.umask(mask)
     system.replace_root(_MOUNT_POINT)
     flags = Mount.REMOUNT | Mount.BIND | Mount.READ_ONLY | Mount.NOSUID | Mount.NOEXEC
     system.mount("none", "/", "", flags)
 
 
+def _leave_user_namespace(others: Namespace) -> None:
+    """Leave the user namespace for one with this process's ids alone, and others for new ones."""
+    user, group = os.geteuid(), os.getegid()
+    system.unshare(others | Namespace.USER)
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{user} {user} 1")
+    _write("/proc/self/gid_map", f"{group} {group} 1")
+
+
 class _Files:
-    """Mounts files and directories of the host so that they belong to one user."""
+    """Files and directories of the host as mounts that belong to the room's user."""
 
-    def __init__(self, user: int | None) -> None:
-        self._user = user
+    def __init__(self, room: Room) -> None:
+        self._user = room.user
         self._maps: dict[tuple[int, int], int] = {}
+        self._trees: list[tuple[str, int]] = []
+        try:
+            for path in room.reads:
+                self._take(path, _OWN | Attribute.READ_ONLY)
+            for path in room.writes:
+                self._take(path, _OWN)
+        except BaseException:
+            for _, tree in self._trees:
+                os.close(tree)
+            raise
+        finally:
+            for namespace in self._maps.values():
+                os.close(namespace)
 
-    def give(self, path: str, attributes: Attribute) -> None:
-        """Mount one under its own path."""
+    def attach(self) -> None:
+        """Mount all under their own paths."""
+        for path, tree in self._trees:
+            system.attach_mount(tree, _place(path))
+
+    def _take(self, path: str, attributes: Attribute) -> None:
+        status = os.stat(path)
+        if stat.S_ISBLK(status.st_mode):
+            return
         ids = None
         if self._user is not None:
-            status = os.stat(path)
             owners = (status.st_uid, status.st_gid)
             if owners not in self._maps:
                 self._maps[owners] = _id_map(*owners, self._user)
             ids = self._maps[owners]
-        system.bind(path, _place(path), attributes | Attribute.NOSUID | Attribute.NODEV, ids)
-
-    def close(self) -> None:
-        """Forget the owners."""
-        for namespace in self._maps.values():
-            os.close(namespace)
+        self._trees.append(
+            (
+                path,
+                system.clone_mount(path, attributes, folder=stat.S_ISDIR(status.st_mode), ids=ids),
+            )
+        )
 
 
 def _copy(path: str) -> None:
     """Have a part of the system under its own path."""
-    if not os.path.exists(path):
+    if not os.path.exists(path) or os.path.exists(f"{_MOUNT_POINT}{path}"):
         return
     if os.path.islink(path) and path in _FOLDERS:
         os.symlink(os.readlink(path), f"{_MOUNT_POINT}{path}")
     else:
-        system.bind(os.path.realpath(path), _place(path), _READ_ONLY)
+        folder = os.path.isdir(path)
+        system.bind(os.path.realpath(path), _place(path), _READ_ONLY, folder=folder)
 
 
 def _device(path: str, user: int) -> None:
@@ -237,19 +336,28 @@ def _device(path: str, user: int) -> None:
         return
     place = f"{_MOUNT_POINT}{path}"
     os.makedirs(os.path.dirname(place), mode=0o755, exist_ok=True)
-    os.mknod(place, stat.S_IFCHR | 0o600, os.stat(path).st_rdev)
-    os.chown(place, user, user)
+    device = os.stat(path)
+    try:
+        os.mknod(place, stat.S_IFMT(device.st_mode) | 0o600, device.st_rdev)
+        os.chown(place, user, user)
+    except PermissionError:
+        # Only root of the host makes devices.
+        system.bind(path, _place(path), Attribute.NOSUID)
 
 
-def _show_own_processes() -> None:
-    """Have /proc with no process of another user; without it QEMU works too."""
+def _show_own_processes(room: Room) -> None:
+    """Have /proc with no process of another user.
+
+    Without root it has all that the user sees; Landlock keeps it from using what is not its own.
+    """
     place = f"{_MOUNT_POINT}/proc"
     os.mkdir(place)
     flags = Mount.NOSUID | Mount.NODEV | Mount.NOEXEC | Mount.READ_ONLY
     try:
-        system.mount("none", place, "proc", flags, "hidepid=2,subset=pid")
+        parts = "" if room.settings else ",subset=pid"
+        system.mount("none", place, "proc", flags, f"hidepid=2{parts}")
     except OSError:
-        return
+        system.bind("/proc", place, _OWN | Attribute.READ_ONLY, folder=True)
 
 
 def _place(path: str) -> str:

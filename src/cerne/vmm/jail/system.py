@@ -78,7 +78,7 @@ class Attribute(IntFlag):
 
 _SYS_PIVOT_ROOT, _SYS_CAPSET, _SYS_SECCOMP = 155, 126, 317
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
-_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
+_OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC, _RECURSIVE = 1, os.O_CLOEXEC, 0x8000
 _CURRENT_DIRECTORY, _EMPTY_PATH, _MOVE_FROM_DESCRIPTOR = -100, 0x1000, 4
 _AMBIENT_RAISE = 2
 _MOUNT_ATTRIBUTES = struct.Struct("<QQQQ")
@@ -124,25 +124,45 @@ def replace_root(root: str) -> None:
     os.chdir("/")
 
 
-def bind(path: str, target: str, attributes: Attribute, ids: int | None = None) -> None:
-    """Mount a file or directory at another path (open_tree(2), move_mount(2)); raises OSError.
+def clone_mount(
+    path: str, attributes: Attribute, *, folder: bool = False, ids: int | None = None
+) -> int:
+    """A descriptor of a file or directory as a private mount without a place; raises OSError.
 
-    `ids` is a descriptor of the user namespace that maps its owners (mount_setattr(2)).
+    The mounts in a `folder` are part of it (open_tree(2), mount_setattr(2)). `ids` is a descriptor
+    of the user namespace that maps their owners.
     """
-    here, empty = ctypes.c_long(_CURRENT_DIRECTORY), ctypes.c_long(_EMPTY_PATH)
-    flags = ctypes.c_long(_OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
+    here = ctypes.c_long(_CURRENT_DIRECTORY)
+    recursive = _RECURSIVE if folder else 0
+    flags = ctypes.c_long(_OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | recursive)
     tree = _check(_libc.syscall(ctypes.c_long(_SYS_OPEN_TREE), here, os.fsencode(path), flags))
     try:
         if ids is not None:
             attributes |= Attribute.ID_MAP
-        wanted = _MOUNT_ATTRIBUTES.pack(attributes, 0, 0, ids or 0)
-        size = ctypes.c_long(len(wanted))
+        wanted = _MOUNT_ATTRIBUTES.pack(attributes, 0, Mount.PRIVATE, ids or 0)
+        size, flags = ctypes.c_long(len(wanted)), ctypes.c_long(_EMPTY_PATH | recursive)
         number, file = ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_long(tree)
-        _check(_libc.syscall(number, file, b"", empty, wanted, size))
-        number, flags = ctypes.c_long(_SYS_MOVE_MOUNT), ctypes.c_long(_MOVE_FROM_DESCRIPTOR)
+        _check(_libc.syscall(number, file, b"", flags, wanted, size))
+    except BaseException:
+        os.close(tree)
+        raise
+    return tree
+
+
+def attach_mount(tree: int, target: str) -> None:
+    """Give a mount of `clone_mount` its place, and close it (move_mount(2)); raises OSError."""
+    try:
+        here = ctypes.c_long(_CURRENT_DIRECTORY)
+        number, file = ctypes.c_long(_SYS_MOVE_MOUNT), ctypes.c_long(tree)
+        flags = ctypes.c_long(_MOVE_FROM_DESCRIPTOR)
         _check(_libc.syscall(number, file, b"", here, os.fsencode(target), flags))
     finally:
         os.close(tree)
+
+
+def bind(path: str, target: str, attributes: Attribute, *, folder: bool = False) -> None:
+    """Mount a file or directory at another path; raises OSError."""
+    attach_mount(clone_mount(path, attributes, folder=folder), target)
 
 
 def set_capabilities(kept: frozenset[int]) -> None:
