@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -104,6 +106,24 @@ def test_huge_pages_begin_where_the_guests_do() -> None:
     with GuestMemory.anonymous([(start, HUGE_PAGE_SIZE)], huge_pages=True) as memory:
         assert (address_of(memory.regions[0].view) - start) % HUGE_PAGE_SIZE == 0
         memory.write(start + HUGE_PAGE_SIZE - 1, b"x")
+
+
+@pytest.mark.parametrize("make", [GuestMemory.anonymous, GuestMemory.shared])
+def test_no_crash_report_has_the_guests_memory(make: Callable[..., GuestMemory]) -> None:
+    with make([LOW]) as memory:
+        flags = _flags_of_mapping(address_of(memory.regions[0].view))
+    assert "dd" in flags
+
+
+def _flags_of_mapping(address: int) -> list[str]:
+    """The flags of the mapping that has an address (VmFlags in proc(5))."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= address < int(match[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    raise AssertionError(f"nothing is mapped at {address:#x}")
 
 
 def test_shared_memory_is_one_file_for_others_to_map() -> None:

@@ -407,7 +407,7 @@ def _file_regions(
 def _map(descriptor: int, size: int, flags: int, offset: int) -> mmap.mmap:
     access = mmap.PROT_READ | mmap.PROT_WRITE
     try:
-        return mmap.mmap(descriptor, size, flags=flags, prot=access, offset=offset)
+        mapping = mmap.mmap(descriptor, size, flags=flags, prot=access, offset=offset)
     except OSError as error:
         raise HostError(
             f"the host does not map {size} bytes as guest memory: {error.strerror}",
@@ -415,6 +415,9 @@ def _map(descriptor: int, size: int, flags: int, offset: int) -> mmap.mmap:
         ) from error
     except OverflowError as error:
         raise InputError(f"{size} bytes are more than a process can map") from error
+    # A crash report of this process never has what the guest has in memory.
+    mapping.madvise(mmap.MADV_DONTDUMP)
+    return mapping
 
 
 def _unmap(region: MemoryRegion) -> None:
