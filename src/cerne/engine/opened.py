@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import socket
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import IO, NamedTuple, Self
 
 from cerne.engine.detached import listening_socket
+from cerne.engine.plan import NetworkNic, TapNic
 from cerne.errors import EngineError, StorageError
 from cerne.host.cell_note import NOTE, CellNote
 from cerne.host.members import Members
@@ -129,9 +131,18 @@ class Opened:
             raise StorageError(f"making {path} failed: {error.strerror}") from error
         return self._open(path, os.O_PATH | os.O_DIRECTORY)
 
-    def tap(self, interface: str) -> int:
-        """Open a tap (see `cerne.network.tap.open_tap`, also for its errors)."""
-        return self.take(open_tap(interface))
+    def tap(self, nic: TapNic | NetworkNic) -> int:
+        """Open a tap of the host, or take over another descriptor of a network's open tap.
+
+        Raises:
+            CerneError: as `cerne.network.tap.open_tap`.
+            EngineError: the network has not opened its tap.
+        """
+        if isinstance(nic, TapNic):
+            return self.take(open_tap(nic.interface))
+        if nic.tap is None:
+            raise EngineError(f"the card {nic.mac} is not connected to the network {nic.network}")
+        return self.take(fcntl.fcntl(nic.tap, fcntl.F_DUPFD_CLOEXEC, 0))
 
     def vhost_net(self) -> int | None:
         """Open the host's /dev/vhost-net, if this user may."""

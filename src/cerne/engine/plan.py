@@ -75,7 +75,25 @@ class TapNic:
     """The slot, as of a disk."""
 
 
-Nic = UserNic | TapNic
+@dataclass(frozen=True, slots=True)
+class NetworkNic:
+    """A network card on a network with a name, by a tap that is opened before the start."""
+
+    mac: str
+    network: str
+    slot: int | None = None
+    """The slot, as of a disk."""
+    tap: int | None = None
+    """The descriptor of its open tap, with headers; None before the network has made it."""
+    mtu: int = 1500
+    address: str = ""
+    """Its IPv4 address; empty if the guest gets it in another way."""
+    gateway: str = ""
+    """The network's own IPv4 address, which is the gateway and the name server."""
+    mask: str = ""
+
+
+Nic = UserNic | TapNic | NetworkNic
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,14 +156,20 @@ class LaunchPlan:
 
     @property
     def taps(self) -> tuple[TapNic, ...]:
-        """Its cards on taps."""
+        """Its cards on taps of the host."""
         return tuple(nic for nic in self.nics if isinstance(nic, TapNic))
 
     @property
     def network_parameter(self) -> str:
         """The kernel's parameter with the guest's name, and its network if Cerne knows it."""
-        known = any(isinstance(nic, UserNic) for nic in self.nics[:1])
-        return kernel_parameter(self.name) if known else name_parameter(self.name)
+        for nic in self.nics[:1]:
+            if isinstance(nic, UserNic):
+                return kernel_parameter(self.name)
+            if isinstance(nic, NetworkNic) and nic.address:
+                return (
+                    f"ip={nic.address}::{nic.gateway}:{nic.mask}:{self.name}:eth0:off:{nic.gateway}"
+                )
+        return name_parameter(self.name)
 
     @property
     def qmp_socket(self) -> Path:

@@ -7,7 +7,7 @@ import os
 from cerne.engine.cards import network_backend
 from cerne.engine.native.backends import disk_backend, is_served_outside, share_backend
 from cerne.engine.opened import Opened
-from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, Nic, TapNic
+from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, NetworkNic, Nic, TapNic
 from cerne.engine.record import InstanceRecord
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE
 from cerne.engine.vsock import GUEST_SOCKET
@@ -118,11 +118,11 @@ def disk_configuration(disk: DiskPlan, opened: Opened) -> DiskConfig:
 
 def nic_configuration(machine: LaunchPlan | InstanceRecord, nic: Nic, opened: Opened) -> NicConfig:
     """A network card on a tap, or on a socket to passt."""
-    if isinstance(nic, TapNic):
-        tap = opened.tap(nic.interface)
+    if isinstance(nic, TapNic | NetworkNic):
+        tap = opened.tap(nic)
         # Nothing here limits what the host's kernel moves.
         vhost = None if _limits_network(machine) else opened.vhost_net()
-        mtu = mtu_of(nic.interface)
+        mtu = nic.mtu if isinstance(nic, NetworkNic) else mtu_of(nic.interface)
         return NicConfig(nic.mac, tap, LinkKind.TAP, mtu, vhost, nic.slot)
     return network_backend(machine, nic, opened)
 

@@ -22,6 +22,7 @@ from cerne.engine.plan import (
     DiskPlan,
     FirmwareBoot,
     LaunchPlan,
+    NetworkNic,
     Nic,
     PortForward,
     SharePlan,
@@ -286,7 +287,7 @@ def disk_device(index: int, disk: DiskPlan) -> str:
 
 
 def _nic(index: int, nic: Nic, name: str, taps: Mapping[str, int]) -> Iterator[str]:
-    if isinstance(nic, TapNic):
+    if isinstance(nic, TapNic | NetworkNic):
         yield from ("-netdev", f"tap,id={netdev(index, nic)},fd={taps[nic.mac]}")
     else:
         forwards = "".join(f",hostfwd={_forward(forward)}" for forward in nic.forwards)

@@ -7,7 +7,7 @@ network back end. So all parts are found again, even after the disk's layers hav
 from __future__ import annotations
 
 from cerne.engine.opened import Opened
-from cerne.engine.plan import DiskPlan, Nic, TapNic
+from cerne.engine.plan import DiskPlan, NetworkNic, Nic, TapNic
 from cerne.engine.qemu.command_line import (
     disk_hardware,
     disk_node,
@@ -60,9 +60,9 @@ def plug_nic(qmp: QmpClient, nic: Nic, name: str) -> None:
     _make_free(qmp, nic.slot)
     try:
         end = netdev(_ANY, nic)
-        if isinstance(nic, TapNic):
+        if isinstance(nic, TapNic | NetworkNic):
             with Opened(sent=True) as opened:
-                opened.tap(nic.interface)
+                opened.tap(nic)
                 qmp.execute("getfd", {"fdname": end}, descriptors=opened.descriptors)
             qmp.execute("netdev_add", {"type": "tap", "id": end, "fd": end})
         else:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from cerne.engine.detached import answering, spawn
 from cerne.engine.opened import Opened
-from cerne.engine.plan import FirmwareBoot, LaunchPlan
+from cerne.engine.plan import FirmwareBoot, LaunchPlan, NetworkNic, TapNic
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, command_line
 from cerne.engine.qemu.confinement import confined
@@ -68,7 +68,11 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
             disk_descriptors=[opened_disk(disk, opened) for disk in plan.disks],
             # A guest that was saved without a balloon would never see one.
             balloon=plan.saved is None or SavedMachine.read(plan.saved).balloon,
-            tap_descriptors={nic.mac: opened.tap(nic.interface) for nic in plan.taps},
+            tap_descriptors={
+                nic.mac: opened.tap(nic)
+                for nic in plan.nics
+                if isinstance(nic, TapNic | NetworkNic)
+            },
             sockets={
                 path: opened.listening(path) for path in (plan.console_socket, *plan.agent_sockets)
             },
