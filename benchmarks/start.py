@@ -87,7 +87,7 @@ def _started(machine: Machine, beyond: list[int]) -> float:
 def _by_hand(manager: Manager, machine: Machine, beyond: list[int]) -> float:
     """Start QEMU with the same arguments, with nothing of Cerne around but the agent's client."""
     image = manager.images.get(machine.record.digest)
-    plan = launch_plan(manager.home, machine.record, machine.spec, image)
+    plan = launch_plan(manager.home, machine.record, machine.spec, image, {})
     discard(plan.runtime)
     plan.runtime.mkdir()
     engine = choose_engine("qemu", Home.of_this_user().guest_speed)

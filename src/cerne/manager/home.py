@@ -104,6 +104,13 @@ class Home:
         """Holds a directory of each running machine: its sockets."""
         return self.runtime / "m"
 
+    def network_runtime(self, network_id: str) -> Path:
+        """What a network has while it runs: its sockets, leases and logs."""
+        return self.runtime / "n" / network_id
+
+    def network_lock(self, network_id: str) -> Path:
+        return self.locks / f"network-{network_id}.lock"
+
     @property
     def locks(self) -> Path:
         return self.runtime / "locks"

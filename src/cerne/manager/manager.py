@@ -39,6 +39,8 @@ from cerne.manager.machines.plan import wanted_engine
 from cerne.manager.machines.recovery import current_record, sweep_abandoned
 from cerne.manager.machines.telling import READY_TIMEOUT
 from cerne.manager.names import made_up_name
+from cerne.manager.networks import Network, ensure_networks, list_networks
+from cerne.manager.networks import create as create_network
 from cerne.manager.on_host import check_image, found_spec
 from cerne.manager.operations import Kind, Operation, end_abandoned, recorded
 from cerne.manager.recovery import discard, discard_runtime, names_in
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
     from cerne.images import Image, ImageStore, Progress
     from cerne.manager.machines.machine import Snapshot
     from cerne.spec.machine import MachineSpec
+    from cerne.spec.named_network import NetworkSpec
 
 
 _log = logging.getLogger(__name__)
@@ -236,6 +239,7 @@ class Manager:
         """
         row = new_pool_row(name, found_spec(spec), ready)
         check_host(self._context, spec)
+        ensure_networks(self._context, spec.nics)
         require_room(self._context, spec, ready)
         # An image that is not here yet is made when the pool is filled.
         with contextlib.suppress(NotFoundError):
@@ -257,6 +261,27 @@ class Manager:
             if pool.name == name:
                 return pool
         raise NotFoundError(f"there is no pool named {name}", hint="see: cerne pool ls")
+
+    def create_network(self, spec: NetworkSpec) -> Network:
+        """Make a network with a name; it runs while a machine on it runs.
+
+        Raises:
+            ConflictError: its name or a subnet is in use, or this host routes a subnet.
+            HostError: this host lacks what it needs; the hint is what to type.
+        """
+        return Network(self._context, create_network(self._context, spec))
+
+    def networks(self) -> list[Network]:
+        """All networks with names, by their names."""
+        return [Network(self._context, row) for row in list_networks(self._context)]
+
+    def network(self, name: str) -> Network:
+        """The network of this name.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return Network(self._context, self._store.network(name))
 
     def require_free_name(self, name: str) -> None:
         """Refuse a name that a new machine cannot have.
@@ -287,6 +312,7 @@ class Manager:
             raise name_in_use(spec.name)
         spec = found_spec(spec)
         check_host(self._context, spec)
+        ensure_networks(self._context, spec.nics)
         if spec.data_disks:
             from cerne.manager.machines.attach import require_not_ours
 

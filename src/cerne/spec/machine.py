@@ -256,7 +256,8 @@ class MachineSpec(Part):
             InputError: there is no such network, or it does not publish ports.
         """
         first = _cards(network, {"ports": tuple(ports)})
-        if first and self.nics and self.nics[0].slot is None and is_named(network):
+        named = is_named(str(nic_fields(network)["network"]))
+        if first and self.nics and self.nics[0].slot is None and named:
             former = self.nics[0]
             first[0] = {
                 "allow": former.allow,

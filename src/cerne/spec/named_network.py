@@ -66,6 +66,8 @@ class NetworkSpec(Part):
     """The bridge or interface of the host, for the uplink ``bridge``."""
     vlan: Annotated[int | None, Field(ge=1, le=4094)] = None
     """The VLAN of the parent."""
+    force: bool = False
+    """Whether the parent may be the interface of the host's default route."""
 
     @field_validator("name")
     @classmethod
@@ -76,11 +78,12 @@ class NetworkSpec(Part):
     def _values_go_together(self) -> Self:
         if self.uplink is Uplink.BRIDGE:
             self._check_bridge()
-        elif self.parent or self.vlan is not None:
+        elif self.parent or self.vlan is not None or self.force:
             raise InputError(
                 f"the network {self.name} has a parent or a VLAN, and its uplink {self.uplink}"
                 " has none",
-                hint="write --uplink bridge --parent INTERFACE, or leave --parent and --vlan out",
+                hint="write --uplink bridge --parent INTERFACE, or leave --parent, --vlan and"
+                " --force out",
             )
         return self
 

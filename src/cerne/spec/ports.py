@@ -20,6 +20,12 @@ _RANGE = re.compile(
     re.ASCII | re.DOTALL,
 )
 _LARGEST_RANGE = 256
+_NAMED = re.compile(
+    r"(?:(?P<address>[0-9.]+\.[0-9.]+|\[[0-9a-fA-F:.]+\]):)?(?P<host>[0-9]{1,5})"
+    r"(?::(?P<guest>[0-9]{1,5}))?(?:/(?P<protocol>tcp|udp))?",
+    re.ASCII,
+)
+_NAMED_HINT = "write it as 8080, 127.0.0.1:8080 or 5353/udp"
 _HINT = (
     "write it as 8080:80, 18500-18502:80-82, 127.0.0.1:8080:80 or 5353:53/udp; ports are 1 to"
     " 65535, and 0:80 takes any free port of this host"
@@ -102,6 +108,26 @@ def parse_publishes(text: str) -> tuple[PublishedPort, ...]:
     return tuple(
         parse_publish(f"{match['before']}{first + each}:{guest + each}{after}")
         for each in range(count)
+    )
+
+
+def names_port(text: str, port: PublishedPort) -> bool:
+    """Whether ``[ADDRESS:]HOST[:GUEST][/udp]`` names this port, as it is published.
+
+    Without an address or a protocol it names the port of any.
+
+    Raises:
+        InputError: it is not such a text.
+    """
+    match = _NAMED.fullmatch(text.strip())
+    if match is None:
+        raise InputError(f"{text!r} does not name a port of this host", hint=_NAMED_HINT)
+    address, guest = (match["address"] or "").strip("[]"), match["guest"]
+    return (
+        int(match["host"]) == port.host_port
+        and address in ("", port.host_address)
+        and guest in (None, str(port.guest_port))
+        and match["protocol"] in (None, port.protocol)
     )
 
 

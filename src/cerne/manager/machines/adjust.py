@@ -23,6 +23,7 @@ from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import root_size, settle_disks
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.states import require_state
+from cerne.manager.networks import ensure_networks
 from cerne.manager.on_host import check_image, found_spec
 from cerne.manager.store import State
 from cerne.units import format_size
@@ -60,6 +61,7 @@ def adjust(context: MachineContext, asked: Mapping[str, object]) -> None:
         _require_start(record, given)
         former, spec = context.spec, context.spec.changed(**given)
         check_host(context.manager, spec)
+        ensure_networks(context.manager, spec.nics)
         if not record.state.live:
             _define(context, record, spec, given)
             return

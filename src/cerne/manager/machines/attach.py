@@ -8,7 +8,7 @@ the next operation plugs in what is missing. A disk that is taken out is never r
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,15 @@ from cerne import faults
 from cerne.errors import ConflictError, InputError, NotFoundError, StateError
 from cerne.images.files import storage_errors
 from cerne.manager.capacity import claim_with_disks
+from cerne.manager.machines.cards import card_on, connected_nic, disconnect_nic
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import MADE, settle_disks
 from cerne.manager.machines.operation import operation
-from cerne.manager.machines.plan import disk_plan, nic_plan, nic_plans
+from cerne.manager.machines.plan import disk_plan, nic_plan
 from cerne.manager.machines.resources import give_resources
 from cerne.manager.machines.states import require_state
+from cerne.manager.networks import ensure_networks
 from cerne.manager.on_host import found_disk
 from cerne.manager.store import Record, State
 
@@ -147,42 +149,78 @@ def detach_disk(context: MachineContext, which: str, timeout: float, *, force: b
     return kept
 
 
-def attach_nic(context: MachineContext, network: str) -> Nic:
+def attach_nic(context: MachineContext, network: str, fields: Mapping[str, object]) -> Nic:
     """Add a network card to a machine (see `Machine.attach_nic`)."""
     from cerne.spec.nic import Nic
 
     with operation(context, "attach") as record:
         require_state(record, *_ATTACHABLE)
         spec = context.spec
-        nic = Nic(slot=spec.free_slot, network=network)
+        nic = Nic.parse(network, slot=spec.free_slot, **fields)
         changed = spec.changed(nics=(*spec.nics, nic))
+        ensure_networks(context.manager, [nic])
         _prepare(context, record)
         _change(context, changed, f"nic {nic.number} attached")
         faults.step("nic noted")
         if record.state.live:
             try:
-                context.instance().plug(nic_plan(context.id, nic))
+                _plug_nic(context, nic)
+                faults.step("nic plugged")
             except BaseException:
+                if nic.is_named:
+                    disconnect_nic(context, context.store.cards_of(context.id)[nic.number])
                 _change(context, spec, f"nic {nic.number} not attached")
                 raise
     return nic
 
 
-def detach_nic(context: MachineContext, number: int, timeout: float, *, force: bool) -> None:
-    """Take a network card from a machine (see `Machine.detach_nic`)."""
+def detach_nic(context: MachineContext, which: int | str, timeout: float, *, force: bool) -> None:
+    """Take a network card from a machine, by its number or its network's name."""
     with operation(context, "detach") as record:
         require_state(record, *_ATTACHABLE)
         spec = context.spec
-        # The first card, 0, stays.
-        left = tuple(nic for nic in spec.nics if not number or nic.number != number)
-        if len(left) == len(spec.nics):
-            raise NotFoundError(
-                f"{record.name} has no removable network card {number}",
-                hint=f"see: cerne nic ls {record.name}",
-            )
-        _unplug(context, record, number - 1, timeout, force=force)
+        nic = _find_nic(context, record, which)
+        card = context.store.cards_of(context.id).get(nic.number)
+        if nic.slot is not None:
+            _unplug(context, record, nic.slot, timeout, force=force)
         faults.step("nic unplugged")
-        _change(context, spec.changed(nics=left), f"nic {number} detached")
+        if card is not None and record.state.live:
+            disconnect_nic(context, card)
+            faults.step("nic disconnected")
+        left = tuple(each for each in spec.nics if each.number != nic.number)
+        _change(context, spec.changed(nics=left), f"nic {nic.number} detached")
+
+
+def _find_nic(context: MachineContext, record: Record, which: int | str) -> Nic:
+    """A card that may be taken from a machine: the first one only if it is stopped."""
+    if isinstance(which, str):
+        nic = card_on(context, which)
+        if nic.slot is None and record.state.live:
+            raise StateError(
+                f"{record.name} is {record.state}, and its first card stays while it is: that one"
+                f" is on the network {which}",
+                hint=f"stop it first: cerne stop {record.name}",
+                machine=record.name,
+            )
+        return nic
+    for nic in context.spec.added_nics:
+        if nic.number == which:
+            return nic
+    raise NotFoundError(
+        f"{record.name} has no removable network card {which}",
+        hint=f"see: cerne nic ls {record.name}",
+    )
+
+
+def _plug_nic(context: MachineContext, nic: Nic) -> None:
+    if not nic.is_named:
+        context.instance().plug(nic_plan(context.id, nic))
+        return
+    plan, tap = connected_nic(context, nic)
+    try:
+        context.instance().plug(plan)
+    finally:
+        os.close(tap)
 
 
 def plug_missing(context: MachineContext) -> None:
@@ -194,14 +232,18 @@ def plug_missing(context: MachineContext) -> None:
     from cerne.engine.plan import slots
 
     settle_disks(context)
-    devices = slots((*context.disks(), *nic_plans(context.id, context.spec)))
-    if not devices:
+    nics = {nic.number - 1: nic for nic in context.spec.added_nics}
+    devices = slots(context.disks())
+    if not devices and not nics:
         return
     instance = context.instance()
     plugged = instance.plugged()
     for slot, device in devices.items():
         if slot not in plugged:
             instance.plug(device)
+    for slot, nic in nics.items():
+        if slot not in plugged:
+            _plug_nic(context, nic)
     give_resources(context, instance)
 
 

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from cerne.engine.record import InstanceRecord
 from cerne.errors import NotFoundError, StorageError
 from cerne.manager.disks.layers import Layers
-from cerne.manager.machines.plan import disk_plans, launch_plan, nic_plans
+from cerne.manager.machines.plan import disk_plans, launch_plan, network_nic, nic_plans
 from cerne.manager.machines.states import state_error
 from cerne.manager.store import Record, Store
 from cerne.spec.ports import PublishedPort
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine, Instance
-    from cerne.engine.plan import DiskPlan, LaunchPlan
+    from cerne.engine.plan import DiskPlan, LaunchPlan, NetworkNic
     from cerne.images import Image, ImageStore
     from cerne.manager.home import Home
     from cerne.spec.machine import MachineSpec
@@ -95,22 +95,59 @@ class MachineContext:
 
     def plan(self, saved: Path | None = None) -> LaunchPlan:
         """How its engine is to start it, or has started it."""
-        plan = launch_plan(self.home, self.last, self.spec.with_ports(self.ports), self.image())
+        spec = self.spec.with_ports(self.ports)
+        plan = launch_plan(self.home, self.last, spec, self.image(), self.network_nics())
         return replace(plan, saved=saved)
+
+    def network_nics(self) -> dict[int, NetworkNic]:
+        """Its cards on networks with names, as an engine has them, by their numbers."""
+        cards = self.store.cards_of(self.id)
+        if not cards:
+            return {}
+        networks = {card.network: self.store.network(card.network) for card in cards.values()}
+        return {
+            nic.number: network_nic(nic, card, networks[card.network])
+            for nic in self.spec.nics
+            if (card := cards.get(nic.number)) is not None
+        }
+
+    @property
+    def asked_ports(self) -> tuple[PublishedPort, ...]:
+        """Its published ports, as they were asked for."""
+        return () if _plainly_has_no_ports(self.last.spec) else self.spec.ports
 
     @property
     def ports(self) -> tuple[PublishedPort, ...]:
         """Its published ports; while it runs, with the numbers that were chosen for it."""
+        return tuple(port for ports in self.published.values() for port in ports)
+
+    @property
+    def published(self) -> dict[int, tuple[PublishedPort, ...]]:
+        """The same, by the numbers of its cards."""
         if _plainly_has_no_ports(self.last.spec):
-            return ()
-        asked = self.spec.ports
+            return {}
+        numbers = iter(self._chosen_numbers())
+        return {
+            nic.number: tuple(
+                port if port.host_port else replace(port, host_port=next(numbers, 0))
+                for port in nic.ports
+            )
+            for nic in self.spec.nics
+        }
+
+    def _chosen_numbers(self) -> list[int]:
+        """The numbers that were chosen for ports with the number 0, in their order."""
         try:
             numbers = json.loads(self.chosen_ports.read_text())
         except FileNotFoundError:
-            return asked
-        return tuple(
-            replace(port, host_port=number) for port, number in zip(asked, numbers, strict=True)
-        )
+            return []
+        asked = self.spec.ports
+        if len(numbers) == len(asked):
+            # An older Cerne noted the numbers of all ports.
+            return [
+                number for number, port in zip(numbers, asked, strict=True) if not port.host_port
+            ]
+        return list(numbers)
 
     @property
     def chosen_ports(self) -> Path:
@@ -147,7 +184,7 @@ class MachineContext:
 
     def first_mac(self) -> str | None:
         """The address of its first network card, if it has one."""
-        nics = nic_plans(self.id, self.spec)
+        nics = nic_plans(self.id, self.spec, self.network_nics())
         return nics[0].mac if nics else None
 
 

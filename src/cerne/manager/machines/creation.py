@@ -44,10 +44,11 @@ def spec_of_child(
     """
     chosen = spec.network if network is None else network
     child = spec.copied().on_network(chosen, ports).changed(name=name)
-    if parse_network(chosen).kind is not parse_network(spec.network).kind:
+    if parse_network(child.network).kind is not parse_network(spec.network).kind:
         raise InputError(
             f"a copy of a machine with the network {spec.network!r} cannot use {chosen!r}",
-            hint="give another tap if the machine has a tap, and leave --network out otherwise",
+            hint="give another tap if the machine has a tap, another network with a name if it has"
+            " one, and leave --network out otherwise",
         )
     return child
 

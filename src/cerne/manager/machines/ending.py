@@ -8,6 +8,7 @@ import signal
 
 from cerne.errors import DamagedError, EngineError
 from cerne.host.members import Members
+from cerne.manager.machines.cards import disconnect
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import own_disks
@@ -33,6 +34,7 @@ def ended(context: MachineContext, record: Record, state: State, reason: str) ->
     _log.debug("%s is %s: %s", record.name, state, reason)
     discard_runtime(context.home, context.id)
     discard_saved(context, whole=state is not State.SUSPENDED)
+    disconnect(context)
     return context.store.change(record, state, reason=reason)
 
 
@@ -82,6 +84,7 @@ def not_started(context: MachineContext, record: Record, why: str) -> None:
 
 def forget(context: MachineContext, record: Record) -> None:
     """Remove all that there is of it."""
+    disconnect(context)
     # From here on it does not exist; what is left of it is swept by the next `create`.
     context.store.remove(record)
     discard(context.directory)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import count as numbers
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,20 +17,22 @@ from cerne import faults
 from cerne.errors import ConflictError, InputError
 from cerne.images.files import storage_errors
 from cerne.manager.machines.attach import plug_missing, require_own_disks
+from cerne.manager.machines.cards import connecting
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.creation import creating, new_record, spec_of_child
 from cerne.manager.machines.disks import freeze, lay
-from cerne.manager.machines.launch import choosing_ports
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.readiness import introduce
 from cerne.manager.machines.resources import give_resources, in_cells
 from cerne.manager.machines.saving import saving
 from cerne.manager.machines.states import require_state
+from cerne.manager.networks import ensure_networks
 from cerne.manager.recovery import unmade_directory
 from cerne.manager.store import Record, State
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine, Instance
+    from cerne.engine.plan import LaunchPlan
     from cerne.spec.ports import PublishedPort
 
 MOST_CHILDREN = 256
@@ -90,6 +93,8 @@ def fork(
             )
             for name in chosen
         ]
+        if network is not None:
+            ensure_networks(context.manager, MachineContext(context.manager, records[0]).spec.nics)
         for newborn in records:
             engine.require(MachineContext(context.manager, newborn).plan())
         with creating(context.manager, records, engine) as children:
@@ -116,8 +121,7 @@ def _make(
     parent: MachineContext, record: Record, children: Sequence[MachineContext], engine: Engine
 ) -> None:
     with unmade_directory(parent.home, "fork") as directory, ExitStack() as chosen:
-        for child in children:
-            chosen.enter_context(choosing_ports(child))
+        cards = [chosen.enter_context(connecting(child)) for child in children]
         chosen.enter_context(in_cells(children))
         with (
             storage_errors(f"forking {record.name}", parent.home.data),
@@ -129,10 +133,14 @@ def _make(
             for child in children:
                 lay(child, layers)
             faults.step("children made")
-            forked = _forked(parent, record, children, engine, directory)
+            plans = [
+                connected.in_plan(child.plan())
+                for child, connected in zip(children, cards, strict=True)
+            ]
+            forked = _forked(parent, record, plans, engine, directory)
             faults.step("forked")
         if forked is None:
-            forked = [engine.start(child.plan(directory)) for child in children]
+            forked = [engine.start(replace(plan, saved=directory)) for plan in plans]
         for child, instance in zip(children, forked, strict=True):
             give_resources(child, instance)
             kept = instance.record.to_json()
@@ -143,13 +151,13 @@ def _make(
 def _forked(
     parent: MachineContext,
     record: Record,
-    children: Sequence[MachineContext],
+    children: Sequence[LaunchPlan],
     engine: Engine,
     directory: Path,
 ) -> list[Instance] | None:
     """The children that run; or None where the parent was saved to a directory instead."""
     instance = parent.instance(record)
     if engine.capabilities.fork:
-        return instance.fork(parent.disks(), [child.plan() for child in children])
+        return instance.fork(parent.disks(), children)
     instance.save(directory, parent.disks(), resume=True)
     return None

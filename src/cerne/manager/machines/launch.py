@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne import faults
 from cerne.errors import CerneError, DamagedError
 from cerne.manager.capacity import claim_to_run, fitting
+from cerne.manager.machines.cards import connecting
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import commit_disks, merge_layers, settle_disks
 from cerne.manager.machines.ending import clear_runtime, not_started
@@ -20,7 +19,6 @@ from cerne.manager.machines.resources import give_resources, in_cells
 from cerne.manager.machines.telling import to_be_told
 from cerne.manager.recovery import discard
 from cerne.manager.store import Record
-from cerne.network.ports import chosen
 from cerne.spec.limits import ROOT_SERIAL
 
 if TYPE_CHECKING:
@@ -62,8 +60,8 @@ def launch(
         if saved is None:
             merge_layers(context)
             plan.console_log.unlink(missing_ok=True)
-        with choosing_ports(context), in_cells([context]):
-            instance = engine.start(context.plan(saved))
+        with connecting(context) as cards, in_cells([context]):
+            instance = engine.start(cards.in_plan(context.plan(saved)))
         process, kept = instance.process, instance.record.to_json()
         _log.debug("%s runs on %s as process %d", record.name, engine.name, process.pid)
         faults.step("started")
@@ -106,19 +104,3 @@ def start_new(context: MachineContext, engine: Engine, template: Template | None
             return True
     launch(context, engine)
     return False
-
-
-@contextlib.contextmanager
-def choosing_ports(context: MachineContext) -> Iterator[None]:
-    """Choose a free port for each 0; no other process gets it in this block.
-
-    Raises:
-        HostError, InputError: there is none, or the address is not one of this host's.
-    """
-    asked = context.spec.ports
-    if all(port.host_port for port in asked):
-        yield
-        return
-    with chosen(asked) as ports:
-        context.chosen_ports.write_text(json.dumps([port.host_port for port in ports]))
-        yield

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cerne.engine.base import Vsock
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.images import Progress
+    from cerne.manager.store import CardRow
     from cerne.manager.store.changes import Changes
     from cerne.spec.asked import Adjustment
     from cerne.spec.disk import Disk
@@ -277,18 +278,80 @@ class Machine:
         """The file or the device that a disk of its specification is."""
         return disk.path or self._home.disk(self.id, disk.serial)
 
-    def attach_nic(self, network: str = "user") -> Nic:
-        """Attach a network card on ``user`` or ``tap:INTERFACE``, which its guest sees at once.
+    def attach_nic(self, network: str = "user", **fields: object) -> Nic:
+        """Attach a network card, which its guest sees at once.
+
+        `network` is ``user``, ``tap:INTERFACE`` or the name of a network with options, such as
+        ``lan:address=10.20.0.5``. A card on a network with a name takes `ports`, `allow`, `egress`
+        and `rate` too.
 
         Raises:
-            InputError: there is no slot left, or no such network.
+            InputError, NotFoundError: there is no slot left, or no such network.
             StateError: it is suspended.
-            ConflictError, HostError: it cannot have the tap.
+            ConflictError, HostError: it cannot have the tap, the address or a port.
             EngineError: adding it failed; nothing of it is left.
         """
         from cerne.manager.machines.attach import attach_nic
+        from cerne.manager.machines.telling import tell_of_card
 
-        return attach_nic(self._context, network)
+        nic = attach_nic(self._context, network, fields)
+        tell_of_card(self._context, nic)
+        return nic
+
+    def change_nic(self, number: int, **fields: object) -> Nic:
+        """Change `ports`, `allow`, `egress` or `rate` of a card on a network with a name, at once.
+
+        Raises:
+            NotFoundError: it has no such card.
+            InputError: a value is not valid.
+            ConflictError: a port is in use; nothing has changed.
+        """
+        from cerne.manager.machines.nics import change_nic
+
+        return change_nic(self._context, number, fields)
+
+    def publish(self, port: str) -> tuple[PublishedPort, ...]:
+        """Publish another port, or a range of them; its ports with their numbers now.
+
+        Raises:
+            InputError: it is not a port, or no card publishes ports.
+            ConflictError: the port is in use.
+            StateError: its card takes ports only while it is stopped.
+        """
+        from cerne.manager.machines.nics import publish
+
+        return publish(self._context, port)
+
+    def unpublish(self, port: str) -> tuple[PublishedPort, ...]:
+        """Publish a port no longer, as ``[ADDRESS:]HOST[/udp]``; those that are left.
+
+        Raises:
+            NotFoundError: it publishes no such port.
+            StateError: its card takes ports only while it is stopped.
+        """
+        from cerne.manager.machines.nics import unpublish
+
+        return unpublish(self._context, port)
+
+    @property
+    def cards(self) -> list[CardRow]:
+        """The addresses of its cards on networks with names, by their numbers."""
+        cards = self._store.cards_of(self.id)
+        return [cards[number] for number in sorted(cards)]
+
+    def disconnect(
+        self, network: str, *, force: bool = False, timeout: float | str = UNPLUG_TIMEOUT
+    ) -> None:
+        """Detach its card on the network of this name, after the guest has released it.
+
+        Raises:
+            NotFoundError: it has no card there.
+            StateError: it runs, and the card is its first one.
+            StateError, GuestTimeoutError, GuestError, InputError: as `detach_disk`.
+        """
+        from cerne.manager.machines.attach import detach_nic
+
+        detach_nic(self._context, network, parse_duration(timeout), force=force)
 
     def detach_nic(
         self, number: int, *, force: bool = False, timeout: float | str = UNPLUG_TIMEOUT
@@ -305,7 +368,7 @@ class Machine:
 
     def nics(self) -> dict[int, str]:
         """The addresses of its network cards by their numbers; the first, 0, stays."""
-        nics = nic_plans(self.id, self.spec)
+        nics = nic_plans(self.id, self.spec, self._context.network_nics())
         return {0 if nic.slot is None else nic.slot + 1: nic.mac for nic in nics}
 
     def pause(self) -> None:

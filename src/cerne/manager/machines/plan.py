@@ -5,6 +5,7 @@ The parts of a plan are imported where one is made, because `cerne ls` makes non
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cerne.network.mac import mac_address
@@ -12,17 +13,23 @@ from cerne.spec.limits import ROOT_SERIAL
 from cerne.spec.network import NetworkKind, parse_network
 
 if TYPE_CHECKING:
-    from cerne.engine.plan import DiskPlan, FirmwareBoot, KernelBoot, LaunchPlan, Nic
+    from cerne.engine.plan import DiskPlan, FirmwareBoot, KernelBoot, LaunchPlan, NetworkNic, Nic
     from cerne.images import Image
     from cerne.manager.home import Home
-    from cerne.manager.store import Record
+    from cerne.manager.store import CardRow, NetworkRow, Record
     from cerne.spec.disk import Disk
     from cerne.spec.machine import MachineSpec
     from cerne.spec.nic import Nic as AskedNic
 
 
-def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> LaunchPlan:
-    """All that an engine needs to start this machine."""
+def launch_plan(
+    home: Home,
+    record: Record,
+    spec: MachineSpec,
+    image: Image,
+    named: Mapping[int, NetworkNic],
+) -> LaunchPlan:
+    """All that an engine needs to start this machine; `named` are its cards on such networks."""
     from cerne.engine.plan import LaunchPlan, SharePlan
 
     shares = tuple(
@@ -36,7 +43,7 @@ def launch_plan(home: Home, record: Record, spec: MachineSpec, image: Image) -> 
         memory=record.memory,
         boot=_boot(image),
         disks=disk_plans(home, record.id, spec, has_root=image.disk is not None),
-        nics=nic_plans(record.id, spec),
+        nics=nic_plans(record.id, spec, named),
         shares=shares,
         balloon=spec.balloon,
         runtime=home.machine_runtime(record.id),
@@ -58,9 +65,32 @@ def disk_plans(
     return (root, *others) if has_root else tuple(others)
 
 
-def nic_plans(machine_id: str, spec: MachineSpec) -> tuple[Nic, ...]:
-    """All network cards of a machine, as an engine has them."""
-    return tuple(nic_plan(machine_id, nic) for nic in spec.nics)
+def nic_plans(
+    machine_id: str, spec: MachineSpec, named: Mapping[int, NetworkNic]
+) -> tuple[Nic, ...]:
+    """All network cards of a machine, as an engine has them.
+
+    `named` are the cards on networks with names, by their numbers, of a machine in the store.
+    """
+    return tuple(named.get(nic.number) or nic_plan(machine_id, nic) for nic in spec.nics)
+
+
+def network_nic(nic: AskedNic, card: CardRow, network: NetworkRow) -> NetworkNic:
+    """A card on a network with a name, as an engine has it, before its tap is open."""
+    from ipaddress import IPv4Network
+
+    from cerne.engine.plan import NetworkNic
+
+    if card.ipv4 is None or network.ipv4 is None:
+        return NetworkNic(card.mac, network.name, nic.slot)
+    return NetworkNic(
+        card.mac,
+        network.name,
+        nic.slot,
+        address=card.ipv4,
+        gateway=str(network.gateway4),
+        mask=str(IPv4Network(network.ipv4).netmask),
+    )
 
 
 def disk_plan(home: Home, machine_id: str, disk: Disk) -> DiskPlan:
@@ -73,10 +103,12 @@ def disk_plan(home: Home, machine_id: str, disk: Disk) -> DiskPlan:
 
 def nic_plan(machine_id: str, nic: AskedNic) -> Nic:
     """A network card, as an engine has it."""
-    from cerne.engine.plan import TapNic, UserNic
+    from cerne.engine.plan import NetworkNic, TapNic, UserNic
 
     network = parse_network(nic.network)
-    mac = mac_address(machine_id, nic.number)
+    mac = nic.mac or mac_address(machine_id, nic.number)
+    if network.kind is NetworkKind.NAMED:
+        return NetworkNic(mac, network.name, nic.slot)
     if network.kind is NetworkKind.TAP:
         return TapNic(mac, network.interface, nic.slot)
     return UserNic(mac, nic.ports, nic.slot)

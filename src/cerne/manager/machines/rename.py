@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cerne import faults
 from cerne.errors import EngineError, GuestError, StateError
+from cerne.manager.machines.cards import rename_cards
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.telling import Untold, added, tell
@@ -31,6 +32,8 @@ def rename(context: MachineContext, name: str) -> None:
         )
         faults.step("renamed")
         context.last = context.store.get(context.id)
+        if record.state.live:
+            rename_cards(context)
     try:
         tell(context)
     except (GuestError, EngineError) as error:

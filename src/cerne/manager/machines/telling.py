@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from cerne.guest import GuestAgent
     from cerne.images import Progress
     from cerne.manager.store import Record
+    from cerne.spec.nic import Nic
 
 _log = logging.getLogger(__name__)
 
@@ -102,9 +103,30 @@ def _say(
     if untold == [Untold.TIME]:
         agent.set_time()
         return
-    mac = context.first_mac() if Untold.IDENTITY in untold else None
-    agent.renew(hostname=record.name, mac=mac)
+    from cerne.manager.machines.addresses import configure_cards
+
+    restored = Untold.IDENTITY in untold
+    agent.renew(hostname=record.name, mac=context.first_mac() if restored else None)
     faults.step("renewed")
+    # The kernel that boots configures the first card itself.
+    configure_cards(context, agent, first=restored)
+
+
+def tell_of_card(context: MachineContext, nic: Nic) -> None:
+    """Tell the guest of a machine that runs the addresses of a card that was just attached.
+
+    A guest that is not ready, or has no agent, gets them by DHCP.
+
+    Raises:
+        GuestError: setting them failed in the guest.
+    """
+    record = context.store.get(context.id)
+    if nic.is_named and record.state is State.RUNNING and record.ready and not record.untold:
+        instance = context.instance(record)
+        if instance.record.agent:
+            from cerne.manager.machines.addresses import configure_card
+
+            configure_card(context, instance.agent(), nic)
 
 
 def _watch(context: MachineContext, record: Record) -> BootWatch:

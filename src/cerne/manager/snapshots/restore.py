@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.engine.plan import UserNic
+from cerne.engine.plan import TapNic, UserNic
 from cerne.errors import InputError, NotFoundError, StateError
 from cerne.manager.capacity import claim_of_disks
 from cerne.manager.lock import held
@@ -22,6 +22,7 @@ from cerne.manager.machines.readiness import await_ready, introduce
 from cerne.manager.machines.remove import undo
 from cerne.manager.machines.start import start
 from cerne.manager.machines.telling import READY_TIMEOUT, tell
+from cerne.manager.networks import ensure_networks
 from cerne.manager.recovery import discard
 from cerne.manager.snapshots.kept import KeptSnapshot
 from cerne.manager.store import Record
@@ -79,6 +80,7 @@ def restore_as(
             hint="make a snapshot with --no-memory, and another machine from that",
         )
     spec = spec_of_child(manifest.spec, name, ports, network)
+    ensure_networks(kept.context, spec.nics)
     record = new_record(
         spec,
         manifest.image,
@@ -173,5 +175,9 @@ def _refuse_strange_tap(kept: KeptSnapshot) -> None:
 
 def _without_what_it_has(plan: LaunchPlan) -> LaunchPlan:
     """The plan without the ports and the taps of this host that are a machine's alone."""
-    cards = [UserNic(nic.mac) for nic in plan.nics if isinstance(nic, UserNic)]
+    cards = [
+        UserNic(nic.mac) if isinstance(nic, UserNic) else nic
+        for nic in plan.nics
+        if not isinstance(nic, TapNic)
+    ]
     return replace(plan, nics=tuple(cards))

@@ -20,6 +20,7 @@ from cerne.errors import DamagedError
 from cerne.images.files import storage_errors, sync_directory
 from cerne.manager.background import run_later
 from cerne.manager.lock import held, is_held
+from cerne.manager.machines.cards import connecting
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.creation import creating, new_record
@@ -27,7 +28,7 @@ from cerne.manager.machines.ending import KILL_TIMEOUT, abandon
 from cerne.manager.machines.watch import BootWatch
 from cerne.manager.recovery import discard
 from cerne.manager.warm.template_files import Template, read_template, templates_of, write_template
-from cerne.spec.network import NetworkKind
+from cerne.spec.network import NetworkKind, is_named, parse_network
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
@@ -127,6 +128,7 @@ class Templates:
         name = f"template-{directory.name[:8]}"
         record = new_record(
             # What can be changed while a machine runs is each machine's own.
+            # What a card may reach is each machine's own too.
             spec.copied().changed(name=name, balloon=None, resources={}),
             spec.image,
             image.digest,
@@ -160,13 +162,16 @@ class Templates:
         return template
 
 
+_TEMPLATE_NETWORKS = (NetworkKind.USER, NetworkKind.NAMED)
+
+
 def may_have_template(spec: MachineSpec, image: Image) -> bool:
     """Whether such a machine can start from a template, and the environment lets it."""
     # What is mounted from the host cannot be saved, other machines' disks are not in a template, a
-    # tap is one machine's, and without an agent nobody tells a guest who it is.
+    # tap of the host is one machine's, and without an agent nobody tells a guest who it is.
     # A template's memory is shared, which a strict machine forbids.
     alone = not (spec.strict or spec.mounts or spec.data_disks or spec.added_nics)
-    alone = alone and spec.network == NetworkKind.USER
+    alone = alone and parse_network(spec.network).kind in _TEMPLATE_NETWORKS
     return image.agent and alone and os.environ.get(VARIABLE) != "never"
 
 
@@ -186,7 +191,8 @@ def _boot_and_save(
         create_overlay(image.disk.path, image.disk.format, disk, context.spec.root_size)
     plan = replace(context.plan(), memory_file=directory / "memory")
     engine.require(plan)
-    instance = engine.start(plan)
+    with connecting(context) as cards:
+        instance = engine.start(cards.in_plan(plan))
     kept = instance.record.to_json()
     context.last = context.store.note_process(context.last, instance.process, instance=kept)
     faults.step("template booting")
@@ -216,7 +222,9 @@ def _key(spec: MachineSpec, image: Image, engine: Engine) -> str:
 
 
 def _family(spec: MachineSpec, image: Image, engine: Engine) -> str:
-    return _digest([_FORMAT, image.digest, spec.cpus, spec.memory, spec.root_size, engine.name])
+    parts = [_FORMAT, image.digest, spec.cpus, spec.memory, spec.root_size, engine.name]
+    # A card on a tap has other features than one on a socket.
+    return _digest([*parts, "tap"] if is_named(spec.network) else parts)
 
 
 def _digest(parts: list[object]) -> str:

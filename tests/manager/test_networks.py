@@ -1,0 +1,273 @@
+"""Networks with names and the machines on them, over a fake engine and fake networks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from ipaddress import IPv4Network, IPv6Network
+
+import pytest
+from tests.manager.conftest import FakeEngine
+from tests.manager.fake_network import FakeNetworks
+
+from cerne.client.local import LocalHost
+from cerne.engine.plan import LaunchPlan, NetworkNic
+from cerne.errors import ConflictError, HostError, InputError, NotFoundError, StateError
+from cerne.manager import Machine
+from cerne.network import addresses
+from cerne.network import network as mechanism
+from cerne.network.plan import CardPlan
+from cerne.spec.egress import parse_allowed
+from cerne.spec.machine import machine_spec
+from cerne.spec.named_network import network_spec
+
+
+@pytest.fixture(autouse=True)
+def networks(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNetworks]:
+    fake = FakeNetworks()
+    monkeypatch.setattr(mechanism, "start_network", fake.start_network)
+    monkeypatch.setattr(mechanism, "attach_network", fake.attach_network)
+    monkeypatch.setattr(addresses, "pick_ipv4", lambda taken: _free4(list(taken)))
+    monkeypatch.setattr(addresses, "pick_ipv6", lambda taken: _free6(list(taken)))
+    yield fake
+    fake.close()
+
+
+def _free4(taken: list[IPv4Network]) -> IPv4Network:
+    return IPv4Network(f"10.64.{len(taken)}.0/24")
+
+
+def _free6(taken: list[IPv6Network]) -> IPv6Network:
+    return IPv6Network(f"fd00:{len(taken)}::/64")
+
+
+def _create(manager: LocalHost, name: str, *networks: str, **asked: object) -> Machine:
+    spec = machine_spec(
+        name=name, image="blank", memory="64M", network=list(networks) or "lan", **asked
+    )
+    return manager.create(spec)
+
+
+def _cards(networks: FakeNetworks) -> list[CardPlan]:
+    return [card for cards in networks.cards.values() for card in cards.values()]
+
+
+def _card(plan: LaunchPlan) -> NetworkNic:
+    (nic,) = plan.nics
+    assert isinstance(nic, NetworkNic)
+    return nic
+
+
+@pytest.fixture
+def lan(manager: LocalHost) -> None:
+    manager.create_network(network_spec("lan"))
+
+
+@pytest.mark.usefixtures("lan")
+def test_a_network_is_tried_when_it_is_made_and_runs_with_its_machines(
+    manager: LocalHost, engine: FakeEngine, networks: FakeNetworks
+) -> None:
+    assert len(networks.started) == 1
+    assert not networks.holders
+    assert not manager.network("lan").runs
+    first, second = _create(manager, "a"), _create(manager, "b")
+    first.start()
+    assert manager.network("lan").runs
+    (card,) = _cards(networks)
+    assert (card.name, str(card.ipv4)) == ("a", "10.64.0.2")
+    assert card.egress is None
+    plan = _card(engine.plans[-1])
+    assert (plan.address, plan.gateway, plan.mask) == ("10.64.0.2", "10.64.0.1", "255.255.255.0")
+    assert "ip=10.64.0.2::10.64.0.1:255.255.255.0:a:" in engine.plans[-1].network_parameter
+    assert plan.tap is not None
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(plan.tap)
+    second.start()
+    assert len(networks.started) == 2
+    first.kill()
+    assert [card.name for card in _cards(networks)] == ["b"]
+    second.kill()
+    assert not networks.holders
+    assert not manager.network("lan").runs
+    first.start()
+    assert str(_cards(networks)[0].ipv4) == "10.64.0.2"
+
+
+def test_the_default_network_is_made_when_a_machine_names_it(manager: LocalHost) -> None:
+    with pytest.raises(NotFoundError, match="no network named lan"):
+        _create(manager, "a", "lan")
+    assert manager.networks() == []
+    _create(manager, "a", "default")
+    _create(manager, "b", "default")
+    (network,) = manager.networks()
+    assert [(card.machine, card.ipv4) for card in network.cards()] == [
+        ("a", "10.64.0.2"),
+        ("b", "10.64.0.3"),
+    ]
+    with pytest.raises(ConflictError, match="in use by a, b"):
+        network.remove()
+    for name in ("a", "b"):
+        manager.get(name).remove()
+    network.remove()
+    assert manager.networks() == []
+
+
+def test_a_network_that_does_not_start_is_not_made(
+    manager: LocalHost, networks: FakeNetworks
+) -> None:
+    networks.failure = HostError("there is no nft", hint="sudo apt-get install nftables")
+    with pytest.raises(HostError, match="no nft"):
+        manager.create_network(network_spec("lan"))
+    with pytest.raises(HostError, match="no nft"):
+        _create(manager, "a", "default")
+    networks.failure = None
+    assert manager.networks() == []
+    manager.create_network(network_spec("lan"))
+    with pytest.raises(ConflictError, match="a network named lan already"):
+        manager.create_network(network_spec("lan"))
+
+
+@pytest.mark.usefixtures("lan")
+def test_a_machine_whose_card_is_refused_does_not_start(
+    manager: LocalHost, networks: FakeNetworks
+) -> None:
+    machine = _create(manager, "a")
+    networks.failure = ConflictError("port 127.0.0.1:80/tcp is in use", hint="publish another")
+    with pytest.raises(ConflictError, match="is in use"):
+        machine.start()
+    assert not networks.holders
+    networks.failure = None
+    machine.start()
+    assert len(_cards(networks)) == 1
+
+
+@pytest.mark.usefixtures("lan")
+def test_what_a_card_may_reach_and_its_ports_are_given_to_its_network(
+    manager: LocalHost, networks: FakeNetworks
+) -> None:
+    machine = _create(manager, "a", "lan:rate=1M", ports=["0:80", "8080:81"], egress="none")
+    machine.start()
+    (card,) = _cards(networks)
+    assert card.egress == ()
+    assert card.rate.receive == 1 << 20
+    assert [port.host_port for port in machine.ports] == [40080, 8080]
+    machine.change_nic(0, egress="all", allow=["deb.debian.org:80"])
+    assert _cards(networks)[0].egress == (parse_allowed("deb.debian.org:80"),)
+    assert [port.host_port for port in machine.publish("9090-9091:90-91/udp")] == [
+        40080,
+        8080,
+        9090,
+        9091,
+    ]
+    assert [port.host_port for port in machine.unpublish("40080")] == [8080, 9090, 9091]
+    assert [port.host_port for port in _cards(networks)[0].ports] == [8080, 9090, 9091]
+    with pytest.raises(NotFoundError, match="does not publish port 9090/tcp"):
+        machine.unpublish("9090/tcp")
+    networks.failure = ConflictError("it is in use", hint="publish another")
+    with pytest.raises(ConflictError):
+        machine.publish("70:70")
+    networks.failure = None
+    assert [port.host_port for port in machine.ports] == [8080, 9090, 9091]
+    with pytest.raises(ConflictError, match="a publishes port 127"):
+        _create(manager, "b", ports=["8080:80"])
+
+
+@pytest.mark.usefixtures("lan")
+def test_a_card_is_connected_and_disconnected_while_its_machine_runs(
+    manager: LocalHost, networks: FakeNetworks, engine: FakeEngine
+) -> None:
+    machine = _create(manager, "a", "none")
+    machine.start()
+    nic = machine.attach_nic("lan:address=10.64.0.9", ports=["8080:80"])
+    assert (nic.slot, machine.nics()[1]) == (0, machine.cards[0].mac)
+    (card,) = _cards(networks)
+    assert (str(card.ipv4), card.ports[0].host_port) == ("10.64.0.9", 8080)
+    machine.attach_nic("lan")
+    assert len(_cards(networks)) == 2
+    machine.disconnect("lan")
+    machine.disconnect("lan")
+    assert not networks.holders
+    assert machine.cards == []
+    with pytest.raises(NotFoundError, match="has no card on the network lan"):
+        machine.disconnect("lan")
+    engine.failure = HostError("no room")
+    with pytest.raises(HostError):
+        machine.attach_nic("lan")
+    assert (machine.cards, networks.holders) == ([], {})
+
+
+@pytest.mark.usefixtures("lan")
+def test_the_first_card_goes_only_while_the_machine_is_stopped(manager: LocalHost) -> None:
+    machine = _create(manager, "a")
+    machine.start()
+    with pytest.raises(StateError, match="its first card stays"):
+        machine.disconnect("lan")
+    machine.kill()
+    machine.disconnect("lan")
+    assert machine.spec.nics == ()
+    machine.start()
+
+
+@pytest.mark.usefixtures("lan")
+def test_a_fork_has_its_own_address_on_the_same_network(
+    manager: LocalHost, networks: FakeNetworks, engine: FakeEngine
+) -> None:
+    machine = _create(manager, "a", "lan:address=10.64.0.9", ports=["8080:80"], egress="none")
+    machine.start()
+    first, second = machine.fork(2)
+    cards = {card.name: card for card in _cards(networks)}
+    assert {name: str(card.ipv4) for name, card in cards.items()} == {
+        "a": "10.64.0.9",
+        "a-1": "10.64.0.2",
+        "a-2": "10.64.0.3",
+    }
+    assert len({card.mac for card in cards.values()}) == 3
+    assert [card.egress for card in cards.values()] == [(), (), ()]
+    assert not first.ports
+    assert all(_card(plan).tap is not None for plan in engine.plans[-2:])
+    for each in (first, second, machine):
+        each.remove(force=True)
+    assert not networks.holders
+    manager.network("lan").remove()
+
+
+@pytest.mark.usefixtures("lan")
+def test_a_network_whose_process_was_killed_is_repaired(
+    manager: LocalHost, networks: FakeNetworks
+) -> None:
+    machine = _create(manager, "a")
+    machine.start()
+    network = manager.network("lan")
+    assert network.repair() == ()
+    networks.kill(networks.started[-1].directory)
+    assert len(network.repair()) == 1
+    assert network.runs
+    assert [card.name for card in _cards(networks)] == ["a"]
+    machine.kill()
+    assert network.repair() == ()
+    assert not networks.holders
+
+
+@pytest.mark.usefixtures("lan")
+def test_a_renamed_machine_has_its_new_name_on_the_network(
+    manager: LocalHost, networks: FakeNetworks
+) -> None:
+    machine = _create(manager, "a")
+    machine.rename("b")
+    machine.start()
+    assert [card.name for card in _cards(networks)] == ["b"]
+
+
+@pytest.mark.usefixtures("lan")
+def test_what_is_not_possible_is_refused(manager: LocalHost) -> None:
+    with pytest.raises(InputError, match="is not an address for a machine"):
+        _create(manager, "a", "lan:address=10.99.0.1")
+    machine = _create(manager, "a", "user")
+    machine.start()
+    with pytest.raises(StateError, match="changes nothing while the machine runs"):
+        machine.publish("8080:80")
+    machine.kill()
+    assert [port.host_port for port in machine.publish("8080:80")] == [8080]
+    nothing = _create(manager, "b", "none")
+    with pytest.raises(InputError, match="no card that publishes ports"):
+        nothing.publish("8080:80")
