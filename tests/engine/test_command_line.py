@@ -44,6 +44,7 @@ PLAN = LaunchPlan(
 CHANGES: dict[str, object] = {
     "name": "db",
     "cpus": 3,
+    "max_cpus": 4,
     "memory": 1 << 30,
     "boot": FirmwareBoot(),
     "disks": (),

@@ -132,6 +132,13 @@ class FakeInstance:
     def set_memory(self, size: int) -> None:
         self._ask(f"set_memory {size}")
 
+    def cpus(self) -> int:
+        return self.engine.cpus.get(self.record.name, self.engine.plan_of(self.record.name).cpus)
+
+    def add_cpus(self, count: int) -> None:
+        self._ask(f"add_cpus {count}")
+        self.engine.cpus[self.record.name] = count
+
     def set_resources(self, resources: Resources) -> None:
         Cell(self.record.control_group).give(resources)
 
@@ -174,6 +181,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.plans: list[LaunchPlan] = []
         self.asked: list[str] = []
+        self.cpus: dict[str, int] = {}
         self.silent = False
         self.refusal: CerneError | None = None
         self.failure: BaseException | None = None
@@ -208,6 +216,10 @@ class FakeEngine:
         identity = ProcessIdentity.of(sleeper.pid)
         assert identity is not None
         return self.attach(self.describe(plan, identity))
+
+    def plan_of(self, name: str) -> LaunchPlan:
+        """The plan by which a machine was started last."""
+        return next(plan for plan in reversed(self.plans) if plan.name == name)
 
     def attach(self, record: InstanceRecord) -> FakeInstance:
         return FakeInstance(self, record)

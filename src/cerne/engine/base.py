@@ -239,6 +239,22 @@ class Instance(Protocol):
             EngineError: it does not answer.
         """
 
+    def cpus(self) -> int:
+        """How many virtual CPUs it has.
+
+        Raises:
+            EngineError: it does not answer.
+        """
+
+    def add_cpus(self, count: int) -> None:
+        """Plug in virtual CPUs until it has so many, at most `LaunchPlan.most_cpus`.
+
+        The guest gets notice of them, and uses them when it has brought them online.
+
+        Raises:
+            EngineError: plugging one in failed; it keeps those before.
+        """
+
     def set_resources(self, resources: Resources) -> None:
         """Give it these guarantees, limits and weights in place of its former ones.
 

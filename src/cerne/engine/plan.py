@@ -137,10 +137,17 @@ class LaunchPlan:
     """Keep the guest's memory in this file of the later directory of `Instance.save`: no copy."""
     agent: bool = False
     """Whether its guest has the agent."""
+    max_cpus: int = 0
+    """Virtual CPUs to which it can grow while it runs; 0 for no more than it has."""
     strict: bool = False
     """Whether it shares neither a core's threads nor memory with other machines."""
     resources: Resources = field(default_factory=_no_resources)
     """Its guarantees, limits and weights."""
+
+    @property
+    def most_cpus(self) -> int:
+        """The virtual CPUs for which its guest's kernel has room."""
+        return max(self.cpus, self.max_cpus)
 
     @property
     def slots(self) -> dict[int, DiskPlan | Nic]:

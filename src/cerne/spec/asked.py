@@ -51,6 +51,8 @@ class ShapeFields(TypedDict, total=False):
 
     cpus: int
     """Virtual CPUs."""
+    max_cpus: int | None
+    """Virtual CPUs to which it can grow while it runs; no more than it has if not given."""
     memory: int | str
     """Guest memory, in bytes or as ``512M``."""
     disk: int | str | None

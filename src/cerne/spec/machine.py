@@ -83,6 +83,16 @@ class MachineSpec(Part):
     name: str
     image: str = "tiny"
     cpus: Annotated[int, Flag("Virtual CPUs.", "number", uses=("make", "template", "set"))] = 1
+    max_cpus: Annotated[
+        int | None,
+        Flag(
+            "Virtual CPUs to which it can grow while it runs.",
+            "number",
+            default="no more",
+            uses=("make", "template", "set"),
+        ),
+    ] = None
+    """The virtual CPUs for which its guest's kernel has room; None for no more than it has."""
     memory: Annotated[
         Bytes, Flag("Memory, such as 256M or 2G.", "size", uses=("make", "template", "set"))
     ] = 512 * MIB
@@ -175,6 +185,11 @@ class MachineSpec(Part):
         Literal["auto", "native", "qemu"],
         Flag("auto, qemu or native.", uses=("make", "template")),
     ] = "auto"
+
+    @property
+    def most_cpus(self) -> int:
+        """The virtual CPUs to which it can grow while it runs."""
+        return self.max_cpus or self.cpus
 
     @property
     def strict(self) -> bool:
@@ -316,6 +331,12 @@ class MachineSpec(Part):
             raise InputError(
                 f"cpus is {self.cpus}, which is not a number of CPUs that a machine may have",
                 hint=f"ask for 1 to {MOST_CPUS}",
+            )
+        if self.max_cpus is not None and not self.cpus <= self.max_cpus <= MOST_CPUS:
+            raise InputError(
+                f"max_cpus is {self.max_cpus}, to which a machine with {self.cpus} CPUs does not"
+                " grow",
+                hint=f"ask for --max-cpus {self.cpus} to {MOST_CPUS}",
             )
         require_size(_MEMORY, self.memory, SMALLEST_MEMORY, LARGEST_MEMORY)
         require_whole_mib(_MEMORY, self.memory)

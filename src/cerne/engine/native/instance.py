@@ -115,6 +115,11 @@ class NativeInstance(QmpInstance):
         directory = self.record.vsock_directory
         return None if directory is None else UnixVsock(directory)
 
+    def add_cpus(self, count: int) -> None:
+        """Plug in virtual CPUs (see `Instance.add_cpus`)."""
+        with QmpClient(self.record.qmp) as qmp:
+            qmp.execute("cerne-add-cpus", {"count": count})
+
     def plug(self, device: DiskPlan | Nic) -> None:
         """Plug a device into it (see `Instance.plug`)."""
         from cerne.devices.state import plain

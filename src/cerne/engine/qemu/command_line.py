@@ -135,7 +135,7 @@ def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
     # The host's KSM merges no guest's pages, from which others could read whether they are equal.
     yield from ("-machine", f"q35,{absent},graphics=off,dump-guest-core=off,mem-merge=off")
     yield from _PROCESSORS[accelerator]
-    yield from ("-smp", f"cpus={plan.cpus},maxcpus={plan.cpus}")
+    yield from ("-smp", f"cpus={plan.cpus},maxcpus={plan.most_cpus}")
     yield from ("-m", f"size={plan.memory // MIB}M")
     memory = _memory_file(plan)
     if memory is not None:

@@ -78,6 +78,13 @@ class QemuInstance(QmpInstance):
         cid = self.record.vsock_cid
         return None if cid is None else KernelVsock(cid)
 
+    def add_cpus(self, count: int) -> None:
+        """Plug in virtual CPUs (see `Instance.add_cpus`)."""
+        from cerne.engine.qemu.cpus import add_cpus
+
+        with QmpClient(self.record.qmp) as qmp:
+            add_cpus(qmp, count)
+
     def plug(self, device: DiskPlan | Nic) -> None:
         """Plug a device into it (see `Instance.plug`)."""
         from cerne.engine.qemu.hotplug import plug_disk, plug_nic

@@ -61,6 +61,13 @@ class QmpInstance:
         with QmpClient(self.record.qmp) as qmp:
             leave_memory(qmp, size, self.record.name)
 
+    def cpus(self) -> int:
+        """How many virtual CPUs it has (see `Instance.cpus`)."""
+        with QmpClient(self.record.qmp) as qmp:
+            present = qmp.execute("query-cpus-fast")
+        assert isinstance(present, list)
+        return len(present)
+
     def set_resources(self, resources: Resources) -> None:
         """Give it these guarantees, limits and weights (see `Instance.set_resources`)."""
         from cerne.host.cell import Cell

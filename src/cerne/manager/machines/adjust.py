@@ -20,6 +20,7 @@ from cerne.manager.capacity import (
     growing,
 )
 from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.cpus import add_cpus, require_growth, settle_cpus
 from cerne.manager.machines.disks import root_size, settle_disks
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.states import require_state
@@ -34,10 +35,11 @@ if TYPE_CHECKING:
     from cerne.spec.machine import MachineSpec
 
 _BALLOON = "balloon"
+_CPUS = "cpus"
 _DISK = "disk"
-_OPTIONS = {"ports": "publish", "mounts": "mount"}
+_OPTIONS = {"ports": "publish", "mounts": "mount", "max_cpus": "max-cpus"}
 """The options of values that have another name."""
-_AT_START = ("cpus", "memory", _DISK, "network", "ports", "mounts")
+_AT_START = ("max_cpus", "memory", _DISK, "network", "ports", "mounts")
 """What a machine takes when it starts."""
 _CHANGEABLE = (
     State.RUNNING,
@@ -59,6 +61,9 @@ def adjust(context: MachineContext, asked: Mapping[str, object]) -> None:
     with operation(context, "set") as record:
         require_state(record, *_CHANGEABLE)
         _require_start(record, given)
+        wanted = given.get(_CPUS)
+        if isinstance(wanted, int) and (record.state.live or record.state is State.SUSPENDED):
+            require_growth(context, record, wanted)
         former, spec = context.spec, context.spec.changed(**given)
         check_host(context.manager, spec)
         ensure_networks(context.manager, spec.nics)
@@ -77,6 +82,9 @@ def adjust(context: MachineContext, asked: Mapping[str, object]) -> None:
             # What is promised too much here is found by the next command that needs it.
             with contextlib.suppress(CerneError):
                 context.store.promise(record, before)
+            if _CPUS in given:
+                with contextlib.suppress(CerneError):
+                    settle_cpus(context, record)
             raise
 
 
@@ -153,6 +161,10 @@ def _apply(
     """Change a process that runs: all of it, or nothing."""
     former = context.spec
     instance = context.instance(record)
+    if _CPUS in given:
+        add_cpus(context, record, spec.cpus)
+    if given.keys() == {_CPUS}:
+        return
     # A value that it has is given again: a command that gave it another may have been killed.
     balloon = spec.balloon if _BALLOON in given else None
     if balloon is not None:

@@ -19,6 +19,7 @@ from cerne.manager.capacity import claim_with_disks
 from cerne.manager.machines.cards import card_on, connected_nic, disconnect_nic
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext
+from cerne.manager.machines.cpus import settle_cpus
 from cerne.manager.machines.disks import MADE, settle_disks
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.plan import disk_plan, nic_plan
@@ -232,6 +233,7 @@ def plug_missing(context: MachineContext) -> None:
     from cerne.engine.plan import slots
 
     settle_disks(context)
+    settle_cpus(context, context.last)
     nics = {nic.number - 1: nic for nic in context.spec.added_nics}
     devices = slots(context.disks())
     if not devices and not nics:

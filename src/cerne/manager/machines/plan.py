@@ -49,6 +49,7 @@ def launch_plan(
         runtime=home.machine_runtime(record.id),
         logs=home.machine_directory(record.id),
         agent=image.agent,
+        max_cpus=spec.max_cpus or 0,
         strict=spec.strict,
         resources=spec.resources,
     )

@@ -39,7 +39,7 @@ VARIABLE = "CERNE_TEMPLATES"
 """The environment variable that, being ``never``, has every machine boot."""
 
 _FORMAT = 1
-_KIND = {"version", "name", "image", "cpus", "memory", "disks", "engine"}
+_KIND = {"version", "name", "image", "cpus", "max_cpus", "memory", "disks", "engine"}
 """The fields of a specification that tell one template from another."""
 
 # It has none; but it is as incomplete as a fork is, and removed like one where it is left behind.
@@ -222,7 +222,9 @@ def _key(spec: MachineSpec, image: Image, engine: Engine) -> str:
 
 
 def _family(spec: MachineSpec, image: Image, engine: Engine) -> str:
-    parts = [_FORMAT, image.digest, spec.cpus, spec.memory, spec.root_size, engine.name]
+    parts: list[object] = [_FORMAT, image.digest, spec.cpus, spec.memory, spec.root_size]
+    # Templates of machines without room for more CPUs are those of before there was such room.
+    parts += [engine.name] if spec.max_cpus is None else [engine.name, f"to {spec.max_cpus}"]
     # A card on a tap has other features than one on a socket.
     return _digest([*parts, "tap"] if is_named(spec.network) else parts)
 

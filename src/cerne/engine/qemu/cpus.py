@@ -1,0 +1,49 @@
+"""Plugs virtual CPUs into a QEMU machine (docs/cpu-hotplug.rst of QEMU).
+
+They are plugged in in the order of their numbers, as those are at the start of a machine: a saved
+machine has the same ones then, however it got them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from cerne.errors import EngineError
+
+if TYPE_CHECKING:
+    from cerne.engine.qmp import QmpClient
+
+_PLACE = ("socket-id", "die-id", "cluster-id", "core-id", "thread-id")
+_PRESENT = "qom-path"
+
+
+def add_cpus(qmp: QmpClient, count: int) -> None:
+    """Plug in CPUs until there are so many.
+
+    Raises:
+        EngineError: it has no room for so many, or plugging one in failed.
+    """
+    places = sorted(_places(qmp), key=_number)
+    if count > len(places):
+        raise EngineError(f"the machine has room for {len(places)} CPUs")
+    for number, place in enumerate(places[:count]):
+        if _PRESENT not in place:
+            properties = place["props"]
+            assert isinstance(properties, Mapping)
+            device = {"driver": place["type"], "id": f"cpu{number}", **properties}
+            qmp.execute("device_add", device)
+
+
+def _places(qmp: QmpClient) -> Iterator[Mapping[str, object]]:
+    answer = qmp.execute("query-hotpluggable-cpus")
+    assert isinstance(answer, list)
+    for place in answer:
+        assert isinstance(place, Mapping)
+        yield place
+
+
+def _number(place: Mapping[str, object]) -> tuple[int, ...]:
+    properties = place["props"]
+    assert isinstance(properties, Mapping)
+    return tuple(int(properties.get(name, 0)) for name in _PLACE)

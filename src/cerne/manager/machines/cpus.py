@@ -1,0 +1,112 @@
+"""Giving a machine that runs more virtual CPUs.
+
+They are plugged in first, and then its specification has them. If a command is killed in between,
+the next one that changes or saves the machine takes the number from its process.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cerne import faults
+from cerne.errors import GuestError, InputError, StateError
+from cerne.manager.machines.context import MachineContext
+from cerne.manager.store import State
+
+if TYPE_CHECKING:
+    from cerne.manager.store import Record
+
+_ONLINE = """
+cd /sys/devices/system/cpu || exit
+wanted=$1 tries=0
+while :; do
+    found=1
+    for cpu in cpu[0-9]*; do
+        [ -e "$cpu/online" ] || continue
+        read -r online <"$cpu/online"
+        # A CPU beyond those that it was given may be there, and must stay off.
+        if [ "$online" = 0 ] && [ "${cpu#cpu}" -lt "$wanted" ]; then
+            echo 1 >"$cpu/online" && online=1
+        fi
+        found=$((found + online))
+    done
+    [ "$found" -ge "$wanted" ] && exit 0
+    tries=$((tries + 1))
+    [ "$tries" -gt 100 ] && break
+    sleep 0.1
+done
+echo "it has $found of $wanted CPUs online" >&2
+exit 1
+"""
+"""Brings CPUs online: the kernel itself leaves that to programs."""
+_PATIENCE = 60.0
+
+
+def require_growth(context: MachineContext, record: Record, wanted: int) -> None:
+    """Refuse a number of CPUs that a machine that runs does not take.
+
+    Raises:
+        StateError: it is paused or suspended.
+        InputError: it has more CPUs, or has no room for so many.
+    """
+    name = record.name
+    if record.state is not State.RUNNING:
+        raise StateError(
+            f"{name} is {record.state}, and takes CPUs only while it runs or is stopped",
+            hint=f"let it run: cerne {'wake' if record.state is State.SUSPENDED else 'resume'}"
+            f" {name}",
+            machine=name,
+        )
+    settle_cpus(context, record)
+    present, most = context.spec.cpus, context.spec.most_cpus
+    if wanted < present:
+        raise InputError(
+            f"{name} has {present} CPUs, and gives none back while it runs",
+            hint=f"stop it first: cerne stop {name}; then the same command; cerne start {name}",
+        )
+    if wanted > most:
+        raise InputError(
+            f"{name} was started with room for {most} CPUs, and cannot grow to {wanted}",
+            hint=f"stop it first: cerne stop {name}; cerne set {name} --cpus {wanted} --max-cpus"
+            f" {wanted}; cerne start {name}",
+        )
+
+
+def add_cpus(context: MachineContext, record: Record, count: int) -> None:
+    """Plug in CPUs until a machine has so many, and have its guest use them.
+
+    Raises:
+        EngineError: plugging one in failed.
+        GuestError: the guest does not use them; they are there.
+    """
+    instance = context.instance(record)
+    instance.add_cpus(count)
+    faults.step("CPUs plugged in")
+    if not instance.record.agent:
+        return
+    done = instance.agent().run(["sh", "-c", _ONLINE, "sh", str(count)], timeout=_PATIENCE)
+    if done.status != 0:
+        said = done.stderr.decode(errors="replace").strip()
+        raise GuestError(
+            f"{record.name} has {count} CPUs now, which its guest does not use: {said}",
+            hint=f"see what its kernel says: cerne exec {record.name} dmesg",
+            machine=record.name,
+        )
+    faults.step("CPUs online")
+
+
+def settle_cpus(context: MachineContext, record: Record) -> None:
+    """Have the specification of a machine that runs say how many CPUs its process has."""
+    spec = context.spec
+    if spec.max_cpus is None:
+        return
+    present = context.instance(record).cpus()
+    if present != spec.cpus:
+        changed = spec.changed(cpus=present)
+        context.store.change_spec(
+            record,
+            changed.model_dump_json(),
+            f"cpus {present}",
+            shape=(present, changed.memory),
+        )
+        context.last = context.store.get(context.id)
