@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import time
-from collections.abc import Sequence
+
+# A program that confines others imports this module at each start, and little else.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FORKED = b"forked"
 """The first word of the registration of a process that does not see /proc."""
@@ -35,7 +37,13 @@ def enter(doors: Sequence[int]) -> None:
         try:
             os.write(door, b"0")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                sys.stderr.write(f"entering the control group failed: {error.strerror}\n")
+            _say(f"entering the control group failed: {error.strerror}\n")
             os._exit(1)
         os.close(door)
+
+
+def _say(words: str) -> None:
+    try:
+        os.write(2, words.encode())
+    except OSError:
+        return

@@ -16,6 +16,7 @@ from cerne.engine.detached import START
 from cerne.engine.opened import Opened
 from cerne.engine.plan import KernelBoot, LaunchPlan, UserNic
 from cerne.engine.qemu.command_line import PID_FILE
+from cerne.engine.qemu.console_log import limited_log
 from cerne.engine.saved import MEMORY_FILE
 from cerne.errors import DamagedError
 from cerne.host import user_ids
@@ -38,18 +39,18 @@ def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
     """The command line that confines QEMU and executes it; `opened` gets its user id's lease."""
     known = Path(argv[0]).resolve().is_relative_to(SYSTEM)
     known = known and all(disk.format in _FORMATS for disk in plan.disks)
-    own_root = os.geteuid() == 0 and known
-    lease = user_ids.take() if own_root and not plan.shares else None
+    lease = user_ids.take() if known and not plan.shares else None
     if lease is not None:
         opened.take(lease.descriptor)
     room = Room(
-        own_root=own_root,
+        own_root=known,
         user=None if lease is None else lease.user,
-        reads=[str(path) for path in _reads(plan)] if own_root else [],
-        writes=[str(path) for path in _writes(plan)] if own_root else [],
+        reads=[str(path) for path in _reads(plan)] if known else [],
+        writes=[str(path) for path in _writes(plan)] if known else [],
         network=any(isinstance(nic, UserNic) for nic in plan.nics),
         capabilities=_capabilities(plan, None if lease is None else lease.user),
         own_cores=plan.strict,
+        log=limited_log(plan, opened),
         filter=program(PROGRAM_CALLS, ALLOW),
     )
     return [*START, "program", *room.words(), *argv]
@@ -71,7 +72,6 @@ def _reads(plan: LaunchPlan) -> Iterator[Path]:
 
 def _writes(plan: LaunchPlan) -> Iterator[Path]:
     yield (plan.logs / PID_FILE).parent
-    plan.console_log.touch(mode=0o600)
     yield plan.console_log
     if plan.saved is not None and (plan.saved / MEMORY_FILE).exists():
         # QEMU opens it for writing, and maps it privately.
@@ -85,7 +85,7 @@ def _writes(plan: LaunchPlan) -> Iterator[Path]:
 
 
 def _capabilities(plan: LaunchPlan, user: int | None) -> Iterator[int]:
-    if user is None:
+    if user is None and os.geteuid() == 0:
         yield from FILE_CAPABILITIES
     if any(forward.host_port < FIRST_FREE_PORT for forward in plan.forwards):
         yield NET_BIND_SERVICE

@@ -1,29 +1,21 @@
-"""Limits the size of the console log that QEMU writes, because a guest may write without end.
-
-QEMU has no limit for a chardev's log. It appends to the file, so that another process may cut it:
-here a shell, which takes a megabyte of memory and looks every few seconds. It ends with QEMU, which
-has the other end of its pipe.
-"""
+"""Limits the size of the console log that QEMU writes (`cerne.vmm.jail.log_limit`)."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from cerne.engine.opened import Opened
+from cerne.engine.plan import LaunchPlan
 from cerne.vmm.console_log import LARGEST_LOG
+from cerne.vmm.jail.program import Log
 
 ROLE = "console-log"
-_INTERVAL = 5
-"""Seconds between two looks."""
-
-_SCRIPT = (
-    'until timeout "$1" cat "/dev/fd/$2"; do'
-    ' if [ "$(wc -c <"$0")" -gt "$3" ]; then : >"$0"; fi;'
-    " done"
-)
+"""The role of the process that does so."""
 
 
-def limiting_command(
-    log: Path, pipe: int, interval: float = _INTERVAL, most: int = LARGEST_LOG
-) -> list[str]:
-    """The command that limits a log until the other ends of the pipe are closed."""
-    return ["/bin/sh", "-c", _SCRIPT, str(log), str(interval), str(pipe), str(most)]
+def limited_log(plan: LaunchPlan, opened: Opened) -> Log:
+    """The console log for the program that starts QEMU, which gets what is opened.
+
+    Raises:
+        StorageError: opening it failed.
+    """
+    log, registration = opened.log(plan.console_log), opened.registration(plan.runtime, ROLE)
+    return Log(log, registration, LARGEST_LOG)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from cerne.engine.plan import FirmwareBoot, LaunchPlan, NetworkNic, TapNic
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, command_line
 from cerne.engine.qemu.confinement import confined
-from cerne.engine.qemu.console_log import ROLE, limiting_command
 from cerne.engine.qemu.disks import opened_disk
 from cerne.engine.qemu.version import installed_series, program_stamp
 from cerne.engine.qmp.balloon import leave_memory
@@ -78,7 +76,6 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
             },
         )
         argv = confined(argv, plan, opened)
-        _limit_console_log(plan, opened)
         pid = spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
     try:
         return answering(pid, plan, "QEMU", partial(_prepare, plan, state))
@@ -86,17 +83,6 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
         # Another process may have taken a port since the check, which has a better error.
         require_free(plan.forwards)
         raise
-
-
-def _limit_console_log(plan: LaunchPlan, opened: Opened) -> None:
-    """Limit the console log until the end of QEMU, which inherits one end of a pipe."""
-    reading, writing = os.pipe2(os.O_CLOEXEC)
-    opened.take(writing)
-    try:
-        command = limiting_command(plan.console_log, reading)
-        spawn(command, plan.logs / f"{ROLE}.log", [reading], plan.runtime, ROLE)
-    finally:
-        os.close(reading)
 
 
 def fingerprint(accelerator: Accelerator, *, vsock: bool, kept: Path | None = None) -> str:

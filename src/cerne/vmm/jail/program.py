@@ -20,7 +20,9 @@ import stat
 import sys
 
 from cerne.vmm.jail import system
+from cerne.vmm.jail.log_limit import limit
 from cerne.vmm.jail.system import LACKING, MOST_THREADS, Attribute, Mount, Namespace, Prctl
+from cerne.vmm.registration import register
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,6 +57,18 @@ _OWN = Attribute.NOSUID | Attribute.NODEV
 _END = "--"
 
 
+class Log:
+    """A log of a limited size."""
+
+    def __init__(self, descriptor: int, registration: int, most: int) -> None:
+        self.descriptor = descriptor
+        """The file, to which the program appends."""
+        self.registration = registration
+        """The registration of the process that limits it (`cerne.vmm.registration`)."""
+        self.most = most
+        """Bytes after which it begins again."""
+
+
 class Room:
     """What a program needs of its host."""
 
@@ -74,6 +88,7 @@ class Room:
         threads: int = MOST_THREADS,
         descriptors: int | None = None,
         memory: int | None = None,
+        log: Log | None = None,
     ) -> None:
         self.filter = filter
         """Its filter of system calls (`cerne.vmm.jail.bpf`)."""
@@ -101,6 +116,8 @@ class Room:
         """The most open files; None for no limit of its own."""
         self.memory = memory
         """The most bytes of private memory; None for no limit."""
+        self.log = log
+        """The log that another process limits while the program runs."""
 
     def words(self) -> list[str]:
         """The arguments of this program for it, up to those of the program to execute."""
@@ -110,6 +127,7 @@ class Room:
             "descriptors": self.descriptors,
             "memory": self.memory,
         }
+        log = self.log
         return [
             f"filter={self.filter.hex()}",
             *(["own-root"] if self.own_root else []),
@@ -121,6 +139,7 @@ class Room:
             *(["settings"] if self.settings else []),
             *(f"capability={number}" for number in self.capabilities),
             *(["own-cores"] if self.own_cores else []),
+            *([] if log is None else [f"log={log.descriptor},{log.registration},{log.most}"]),
             _END,
         ]
 
@@ -149,6 +168,7 @@ class Room:
             threads=int(given["threads"][0]),
             descriptors=number("descriptors"),
             memory=number("memory"),
+            log=Log(*map(int, given["log"][0].split(","))) if "log" in given else None,
         )
 
 
@@ -160,8 +180,11 @@ def main() -> int:
     """Put the walls up, and execute the program."""
     end = sys.argv.index(_END)
     command = sys.argv[end + 1 :]
+    room = Room.from_words(sys.argv[1:end])
     try:
-        confine(Room.from_words(sys.argv[1:end]))
+        confine(room)
+        if room.log is not None:
+            _limit_beside(room.log)
         os.execv(command[0], command)
     except RefusedError as error:
         print(error, file=sys.stderr)
@@ -195,6 +218,31 @@ def confine(room: Room) -> None:
     system.prctl(Prctl.SET_NO_NEW_PRIVS, 1)
     _put_up("landlock", lambda: system.deny_by_landlock(paths=False))
     _put_up("seccomp", lambda: system.set_filter(room.filter))
+
+
+def _limit_beside(log: Log) -> None:
+    """Start a process that limits the log; it has the same walls, and ends with the program."""
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        try:
+            register(log.registration)
+            _keep_only((log.descriptor, reading))
+            limit(log.descriptor, log.most, reading)
+        finally:
+            os._exit(0)
+    for descriptor in (log.descriptor, log.registration):
+        os.close(descriptor)
+    os.close(reading)
+    os.set_inheritable(writing, True)
+
+
+def _keep_only(kept: Iterable[int]) -> None:
+    """Close all other descriptors, but for the standard ones."""
+    first = 3
+    for descriptor in sorted(kept):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
 def _put_up(wall: str, put: Callable[[], None]) -> bool:
