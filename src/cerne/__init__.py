@@ -65,6 +65,9 @@ if TYPE_CHECKING:
     from cerne.manager.machines.machine import (
         Snapshot,
     )
+    from cerne.manager.networks import (
+        Network,
+    )
     from cerne.manager.warm.pool import (
         Pool,
     )
@@ -77,6 +80,10 @@ if TYPE_CHECKING:
     )
     from cerne.spec.mount import (
         Mount,
+    )
+    from cerne.spec.named_network import (
+        NetworkSpec,
+        network_spec,
     )
     from cerne.spec.nic import (
         Nic,
@@ -113,6 +120,8 @@ _HOMES = {
     "Manager": "cerne.manager",
     "MissingProgramError": "cerne.errors",
     "Mount": "cerne.spec.mount",
+    "Network": "cerne.manager.networks",
+    "NetworkSpec": "cerne.spec.named_network",
     "Nic": "cerne.spec.nic",
     "NotAnsweringError": "cerne.errors",
     "NotFoundError": "cerne.errors",
@@ -127,6 +136,7 @@ _HOMES = {
     "StorageError": "cerne.errors",
     "StreamError": "cerne.errors",
     "machine_spec": "cerne.spec.machine",
+    "network_spec": "cerne.spec.named_network",
     "run": "cerne.client.run",
     "run_async": "cerne.client.run",
 }
@@ -159,6 +169,8 @@ __all__ = [
     "Manager",
     "MissingProgramError",
     "Mount",
+    "Network",
+    "NetworkSpec",
     "Nic",
     "NotAnsweringError",
     "NotFoundError",
@@ -173,6 +185,7 @@ __all__ = [
     "StorageError",
     "StreamError",
     "machine_spec",
+    "network_spec",
     "run",
     "run_async",
 ]

@@ -29,8 +29,8 @@ _MORE = {"vsock": ["1000"], "detach": ["1"], "export": ["/nowhere/file"]}
 _LONGEST = 60
 """Seconds after which a command that hangs is ended, and so found."""
 
-_MAKING = (["kernel", "build"], ["pool", "create"], ["doctor"])
-"""They begin at once what takes minutes, and are left out."""
+_MAKING = (["kernel", "build"], ["pool", "create"], ["network", "create"], ["doctor"])
+"""They begin at once what takes minutes or changes the host, and are left out."""
 
 
 @dataclass

@@ -19,6 +19,7 @@ from cerne.cli import (
     images,
     lifecycle,
     listing,
+    networks,
     operations,
     pools,
     snapshots,
@@ -38,7 +39,7 @@ _GROUPS = {
     ),
     "Look": ("ls", "inspect", "stats", "top", "events", "wait", "operation"),
     "Copy": ("fork", "snapshot", "pool"),
-    "Attach": ("disk", "nic"),
+    "Attach": ("disk", "nic", "network", "publish"),
     "Prepare": ("image", "kernel", "doctor", "capacity", "version"),
 }
 """The commands that ``cerne --help`` lists under each heading."""
@@ -175,6 +176,8 @@ app.command()(usage.top)
 for _group, _list in (
     (attachments.disk_app, attachments.list_disks),
     (attachments.nic_app, attachments.list_nics),
+    (networks.app, networks.list_networks),
+    (networks.publish_app, networks.list_ports),
     (snapshots.app, snapshots.list_snapshots),
     (pools.app, pools.list_pools),
     (operations.app, operations.list_operations),
@@ -186,6 +189,8 @@ for _group, _list in (
     make_late(_group)
 app.add_typer(attachments.disk_app, name="disk")
 app.add_typer(attachments.nic_app, name="nic")
+app.add_typer(networks.app, name="network")
+app.add_typer(networks.publish_app, name="publish")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(pools.app, name="pool")
 app.add_typer(operations.app, name="operation")

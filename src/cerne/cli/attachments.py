@@ -97,7 +97,9 @@ def list_disks(name: NameArgument, json: JsonOption = False) -> None:
 @nic_app.command("attach")
 def attach_nic(
     name: NameArgument,
-    network: Annotated[str, typer.Option(help="user, or tap:INTERFACE.")] = "user",
+    network: Annotated[
+        str, typer.Option(help="user, tap:INTERFACE, or the name of a network.")
+    ] = "user",
 ) -> None:
     """Add a network card to a machine, and print its number."""
     from cerne.client import connect

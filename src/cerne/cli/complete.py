@@ -47,3 +47,14 @@ def pool_names(incomplete: str) -> list[str]:
     except CerneError:
         return []
     return [name for name in names if name.startswith(incomplete)]
+
+
+def network_names(incomplete: str) -> list[str]:
+    """The names of networks that begin with the typed text."""
+    from cerne.client import connect
+
+    try:
+        names = [network.name for network in connect().networks()]
+    except CerneError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]

@@ -20,7 +20,8 @@ from cerne.errors import CerneError, NotFoundError
 from cerne.units import format_size
 
 if TYPE_CHECKING:
-    from cerne.client import Event, Machine, Record
+    from cerne.client import CardRow, Event, Machine, Record
+    from cerne.spec.machine import MachineSpec
     from cerne.spec.ports import PublishedPort
 
 FollowOption = Annotated[
@@ -47,17 +48,32 @@ def ls(
     from cerne.client import connect
 
     failures = Failures()
-    machines = present_machines(connect().machines(), failures)
+    host = connect()
+    machines = present_machines(host.machines(), failures)
     if quiet and not json:
         print("".join(f"{record.name}\n" for _, record in machines), end="")
         failures.end()
         return
     rows = [(machine, record, _ports(machine, failures)) for machine, record in machines]
+    addresses = host.addresses()
     if json:
-        print_json([_summary(*each) for each in rows])
+        print_json(
+            [
+                _summary(*each) | {"addresses": _cards(addresses.get(each[1].id, ()))}
+                for each in rows
+            ]
+        )
     else:
-        headings = ("NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ENGINE", "CREATED", "PORTS")
-        print_table(headings, [_row(*each) for each in rows], _COLOURS)
+        headings = ["NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "ENGINE", "CREATED"]
+        cells = [_row(*each) for each in rows]
+        # The column is there once a machine has an address of its own.
+        if addresses:
+            headings.append("ADDRESS")
+            cells = [
+                (*row[:-1], _addresses(addresses.get(each[1].id, ())), row[-1])
+                for row, each in zip(cells, rows, strict=True)
+            ]
+        print_table([*headings, "PORTS"], cells, _COLOURS)
     failures.end()
 
 
@@ -65,10 +81,12 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
     """Show all that is known about a machine."""
     from cerne.client import connect
 
-    machine = connect().get(name)
+    host = connect()
+    machine = host.get(name)
     record = machine.record
+    cards = host.addresses().get(record.id, ())
     if json:
-        print_json(_details(machine, record))
+        print_json(_details(machine, record) | {"addresses": _cards(cards)})
         return
     from cerne.spec.resources import shown_resources
 
@@ -86,7 +104,9 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "isolation": spec.isolation if spec.strict else "",
         "engine": record.engine or spec.engine,
         "process": str(record.process.pid) if record.process else "",
-        "network": spec.network,
+        "network": ", ".join(nic.network for nic in spec.nics) or spec.network,
+        "addresses": _addresses(cards),
+        "egress": _egress(spec),
         "unserved": ", ".join(
             f"{role}: see {machine.engine_log.with_name(f'{role}.log')}"
             for role in machine.unserved
@@ -228,6 +248,28 @@ def _summary(machine: Machine, record: Record, ports: Iterable[PublishedPort]) -
         "started": _moment(record.started),
         "ready": _moment(record.ready),
     }
+
+
+def _cards(cards: Iterable[CardRow]) -> list[dict[str, object]]:
+    return [
+        {"card": card.number, "mac": card.mac, "ipv4": card.ipv4, "ipv6": card.ipv6}
+        for card in cards
+    ]
+
+
+def _addresses(cards: Iterable[CardRow]) -> str:
+    """The addresses of a machine for people: by IPv4, and by IPv6 if there is no other."""
+    return ",".join(address for card in cards if (address := card.ipv4 or card.ipv6))
+
+
+def _egress(spec: MachineSpec) -> str:
+    """What a machine may reach outside of its networks, if it is limited."""
+    limits = [
+        f"{nic.network}: {', '.join(map(str, nic.allow)) or nic.egress}"
+        for nic in spec.nics
+        if nic.allow or nic.egress != "all"
+    ]
+    return "; ".join(limits)
 
 
 def _details(machine: Machine, record: Record) -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from cerne.client.connect import connect
 
 if TYPE_CHECKING:
-    from cerne.client.host import Host, Machine, Pool, Snapshot
+    from cerne.client.host import Host, Machine, Network, Pool, Snapshot
     from cerne.guest import GuestProcess, Output, Stream, TerminalSize
     from cerne.host.finding import Finding
     from cerne.images import Image, Progress
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from cerne.manager import Event, Rates, Record, Stats
     from cerne.manager.capacity import Capacity
     from cerne.manager.machines.stop import KILLED
-    from cerne.manager.store import OperationRow
+    from cerne.manager.store import CardRow, OperationRow
 
 _HOMES = {
     "Capacity": "cerne.manager.capacity",
+    "CardRow": "cerne.manager.store",
     "Event": "cerne.manager",
     "Finding": "cerne.host.finding",
     "GuestProcess": "cerne.guest",
@@ -33,6 +34,7 @@ _HOMES = {
     "Machine": "cerne.client.host",
     "OperationRow": "cerne.manager.store",
     "Output": "cerne.guest",
+    "Network": "cerne.client.host",
     "Pool": "cerne.client.host",
     "Progress": "cerne.images",
     "Recipe": "cerne.images.recipe",
@@ -47,12 +49,14 @@ _HOMES = {
 __all__ = [
     "KILLED",
     "Capacity",
+    "CardRow",
     "Event",
     "Finding",
     "GuestProcess",
     "Host",
     "Image",
     "Machine",
+    "Network",
     "OperationRow",
     "Output",
     "Pool",

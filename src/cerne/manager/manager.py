@@ -45,6 +45,7 @@ from cerne.manager.on_host import check_image, found_spec
 from cerne.manager.operations import Kind, Operation, end_abandoned, recorded
 from cerne.manager.recovery import discard, discard_runtime, names_in
 from cerne.manager.store import (
+    CardRow,
     Event,
     ImageUsers,
     OperationRow,
@@ -282,6 +283,10 @@ class Manager:
             NotFoundError: there is none.
         """
         return Network(self._context, self._store.network(name))
+
+    def addresses(self) -> Mapping[str, list[CardRow]]:
+        """The cards of all machines on networks with names, by the machines' IDs."""
+        return self._store.all_cards()
 
     def require_free_name(self, name: str) -> None:
         """Refuse a name that a new machine cannot have.

@@ -70,6 +70,11 @@ class Network:
         return spec_of(self.row)
 
     @property
+    def uplink(self) -> str:
+        """What connects it to the networks of the host, from `cerne.spec.network.Uplink`."""
+        return self.spec.uplink
+
+    @property
     def runs(self) -> bool:
         """Whether it runs, as it does while a machine on it runs."""
         row = self._context.store.network(self.row.id)

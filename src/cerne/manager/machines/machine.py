@@ -333,6 +333,20 @@ class Machine:
 
         return unpublish(self._context, port)
 
+    def card_on(self, network: str) -> int:
+        """The number of its card on the network of this name.
+
+        Raises:
+            NotFoundError: it has none.
+        """
+        from cerne.manager.machines.cards import card_on
+
+        return card_on(self._context, network).number
+
+    def ports_of(self, number: int) -> tuple[PublishedPort, ...]:
+        """The published ports of the card of this number."""
+        return self._context.published.get(number, ())
+
     @property
     def cards(self) -> list[CardRow]:
         """The addresses of its cards on networks with names, by their numbers."""
