@@ -46,6 +46,7 @@ _PACKAGES: dict[str, tuple[str, str, str, str, str]] = {
     # Debian 12 has another virtiofsd in its QEMU package.
     "virtiofsd": ("virtiofsd", "virtiofsd", "virtiofsd", "virtiofsd", "virtiofsd"),
     "setpriv": ("util-linux", "util-linux", "util-linux", "util-linux", "setpriv"),
+    "setsid": ("util-linux", "util-linux", "util-linux", "util-linux", "setsid"),
     "passt": ("passt", "passt", "passt", "passt", "passt"),
     "pasta": ("passt", "passt", "passt", "passt", "passt"),
     "nft": ("nftables", "nftables", "nftables", "nftables", "nftables"),

@@ -1,15 +1,37 @@
 """Networks: each is a network namespace with a bridge, kept by one process, its holder.
 
 The holder is a child of no command. A command finds it by its record, and speaks to it by a socket
-in the network's directory (`cerne.network.control`).
+in the network's directory (`cerne.network.control`). All processes of a network are registered
+there (`cerne.host.members`) and end with it. One of them, the anchor, does nothing and has the
+namespace: if the holder is killed, `repair` starts another one in the same namespace.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
-from cerne.errors import HostError
+from cerne.errors import CerneError, EngineError, HostError, StorageError
+from cerne.faults import step
+from cerne.host.logs import last_line
+from cerne.host.members import Members
+from cerne.host.programs import require_program
+from cerne.network import control, stored
 from cerne.network.plan import CardPlan, CardState, NetworkPlan, NetworkRecord, NetworkState
+from cerne.spec.network import Uplink
+
+_PLAN, _LOG, _LOCK = "plan.json", "holder.log", "lock"
+_HOLDER, _ANCHOR = "holder", "anchor"
+_LONGEST_END = 10.0
+_LARGEST = 1 << 20
 
 
 def start_network(plan: NetworkPlan) -> NetworkRecord:
@@ -21,7 +43,16 @@ def start_network(plan: NetworkPlan) -> NetworkRecord:
         HostError: the host lacks what it needs, or forbids it; the hint says what helps.
         InputError, ConflictError: the subnets or the parent collide with what the host has.
     """
-    raise HostError(f"the network {plan.name} did not start")
+    members = Members(plan.directory)
+    try:
+        plan.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"making {plan.directory} failed: {error.strerror}") from error
+    with _locked(plan.directory):
+        running = members.alive(_HOLDER)
+        if running and _stored_plan(plan.directory) == plan and _answers(plan.directory):
+            return NetworkRecord(running[0], plan.directory)
+        return _started(plan, members)
 
 
 def attach_network(plan: NetworkPlan, record: NetworkRecord) -> Network:
@@ -56,7 +87,10 @@ class Network:
             ConflictError: a port is in use, or another card has its MAC, address or name.
             EngineError: the network does not answer, or failed.
         """
-        raise HostError(f"the network {self._plan.name} does not run")
+        descriptor = self._ask("add", card=_dumped(card))[1]
+        if descriptor is None:
+            raise EngineError(f"the network {self._plan.name} gave no tap")
+        return descriptor
 
     def set_card(self, card: CardPlan) -> CardState:
         """Change what a card may do: ports, egress, host ports, rate, name; at once.
@@ -67,11 +101,11 @@ class Network:
             NotFoundError: there is no such card.
             ConflictError: a port is in use; nothing has changed.
         """
-        raise HostError(f"the network {self._plan.name} does not run")
+        return stored.card_state().validate_python(self._ask("set", card=_dumped(card))[0])
 
     def remove_card(self, mac: str) -> None:
-        """Remove a card's ports, names and rules, and its tap when it is closed; or do nothing."""
-        raise HostError(f"the network {self._plan.name} does not run")
+        """Remove a card with its tap, ports, names and rules; or do nothing."""
+        self._ask("remove", mac=mac)
 
     def cards(self) -> tuple[CardState, ...]:
         """Its cards."""
@@ -82,7 +116,9 @@ class Network:
 
         A network whose holder does not run has no cards, and says so among its faults.
         """
-        raise HostError(f"the network {self._plan.name} does not run")
+        if not self.alive():
+            return NetworkState((), {}, ("the network's process does not run",), ())
+        return stored.network_state().validate_python(self._ask("state")[0])
 
     def repair(self, cards: Iterable[CardPlan]) -> tuple[str, ...]:
         """Make all again that is missing, of a network that runs or not; return what was done.
@@ -93,8 +129,121 @@ class Network:
         Raises:
             HostError: as `start_network`.
         """
-        raise HostError(f"the network {self._plan.name} does not run")
+        done: list[str] = []
+        if not (self.alive() and _answers(self._plan.directory)):
+            self._record = start_network(self._plan)
+            done.append("started the network's process again")
+        result = self._ask("repair", cards=[_dumped(card) for card in cards])[0]
+        assert isinstance(result, list)
+        return (*done, *map(str, result))
 
     def stop(self) -> None:
-        """End all its processes and remove all that it has made on the host; or do nothing."""
-        raise HostError(f"the network {self._plan.name} does not run")
+        """End all its processes and remove all that it has made on the host; or do nothing.
+
+        Raises:
+            HostError: a process does not end.
+        """
+        Members(self._plan.directory).end()
+        if self._plan.uplink is Uplink.NAT:
+            # Imported here, since most commands need no netlink.
+            from cerne.network.holder.uplinks import remove_nat_rules
+
+            remove_nat_rules(self._plan.id)
+        shutil.rmtree(self._plan.directory, ignore_errors=True)
+
+    def _ask(self, action: str, **values: object) -> tuple[object, int | None]:
+        if not self.alive():
+            raise HostError(
+                f"the network {self._plan.name} does not run",
+                hint=f"cerne network repair {self._plan.name}",
+            )
+        return control.ask(self._plan.directory, {"do": action, **values})
+
+
+def _started(plan: NetworkPlan, members: Members) -> NetworkRecord:
+    _end_all_but_anchor(members)
+    fresh = not members.alive(_ANCHOR)
+    try:
+        (plan.directory / _PLAN).write_bytes(stored.network_plan().dump_json(plan))
+        step("network-planned")
+        _run(plan, members)
+        step("network-running")
+        running = members.alive(_HOLDER)
+        if not running:
+            raise EngineError(f"the process of the network {plan.name} ended at once")
+        return NetworkRecord(running[0], plan.directory)
+    except CerneError:
+        if fresh:
+            members.end()
+            shutil.rmtree(plan.directory, ignore_errors=True)
+        raise
+
+
+def _run(plan: NetworkPlan, members: Members) -> None:
+    """Start the holder, and wait until the network works."""
+    python = [sys.executable, "-I", "-m", "cerne.network.holder", str(plan.directory)]
+    log = plan.directory / _LOG
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as answers:
+        try:
+            with (
+                members.command(_HOLDER, python) as (command, registration),
+                log.open("wb") as said,
+            ):
+                subprocess.run(
+                    [str(require_program("setsid")), "--fork", *command],
+                    stdin=registration,
+                    stdout=writing,
+                    stderr=said,
+                    cwd="/",
+                    env={"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)},
+                    check=True,
+                )
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise HostError(f"starting the network's process failed: {error}") from error
+        finally:
+            os.close(writing)
+        answer = answers.read(_LARGEST)
+    if not answer:
+        raise EngineError(
+            f"the process of the network {plan.name} ended: {last_line(log) or 'it said nothing'}"
+        )
+    control.require_result(json.loads(answer))
+
+
+def _end_all_but_anchor(members: Members) -> None:
+    """End what is left of a network, and keep its namespace."""
+    left = [member for member in members.all() if member.role != _ANCHOR and member.process]
+    # The holder first: it would start the others again.
+    left.sort(key=lambda member: member.role != _HOLDER)
+    for member in left:
+        if member.process is not None and member.process.send(signal.SIGKILL):
+            member.process.wait(_LONGEST_END)
+        member.file.unlink(missing_ok=True)
+
+
+def _answers(directory: Path) -> bool:
+    try:
+        control.ask(directory, {"do": "state"})
+    except CerneError:
+        return False
+    return True
+
+
+def _stored_plan(directory: Path) -> NetworkPlan | None:
+    try:
+        return stored.network_plan().validate_json((directory / _PLAN).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _dumped(card: CardPlan) -> object:
+    return stored.card_plan().dump_python(card, mode="json")
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One command at a time starts this network."""
+    with (directory / _LOCK).open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

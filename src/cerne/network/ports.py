@@ -51,7 +51,7 @@ def _free(port: PublishedPort, bound: contextlib.ExitStack) -> PublishedPort:
         if port.protocol is Protocols.UDP:
             holder.close()
     except OSError as error:
-        raise _refusal(port, error) from error
+        raise refusal(port, error) from error
     return replace(port, host_port=number)
 
 
@@ -73,10 +73,11 @@ def _require_free(port: PublishedPort) -> None:
             if tcp and port.host_port:
                 probe.listen(1)
     except OSError as error:
-        raise _refusal(port, error) from error
+        raise refusal(port, error) from error
 
 
-def _refusal(port: PublishedPort, error: OSError) -> CerneError:
+def refusal(port: PublishedPort, error: OSError) -> CerneError:
+    """The error to raise if this host refuses a port."""
     match error.errno:
         case errno.EADDRINUSE:
             return ConflictError(

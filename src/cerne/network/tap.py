@@ -25,6 +25,7 @@ _TUNSETIFF = 0x400454CA
 _TUNSETVNETHDRSZ = 0x400454D8
 _SIOCGIFMTU = 0x8921
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_IFF_TUN_EXCL = 0x8000
 _FLAGS_REQUEST = struct.Struct("16sH22x")
 _NUMBER_REQUEST = struct.Struct("16si20x")
 _NUMBER = struct.Struct("i")
@@ -49,6 +50,23 @@ def open_tap(interface: str) -> int:
     except OSError as error:
         os.close(descriptor)
         raise _refusal(interface, error) from error
+    return descriptor
+
+
+def make_tap(interface: str) -> int:
+    """Make a tap in this thread's network namespace, which exists while it is open, with headers.
+
+    Raises:
+        HostError: making it failed.
+    """
+    descriptor = _open_device()
+    flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR | _IFF_TUN_EXCL
+    try:
+        fcntl.ioctl(descriptor, _TUNSETIFF, _FLAGS_REQUEST.pack(interface.encode(), flags))
+        fcntl.ioctl(descriptor, _TUNSETVNETHDRSZ, _NUMBER.pack(_HEADER_SIZE))
+    except OSError as error:
+        os.close(descriptor)
+        raise HostError(f"making the tap {interface} failed: {error.strerror}") from error
     return descriptor
 
 

@@ -109,6 +109,14 @@ def unshare(namespaces: Namespace) -> None:
     _check(_libc.unshare(int(namespaces)))
 
 
+def enter(namespace: int, kind: Namespace) -> None:
+    """Enter the namespace of an open descriptor (setns(2)); raises OSError.
+
+    Of a network namespace it is this thread that enters it.
+    """
+    _check(_libc.setns(namespace, int(kind)))
+
+
 def mount(source: str, target: str, kind: str, flags: Mount, options: str = "") -> None:
     """Call mount(2); raises OSError."""
     texts = (os.fsencode(text) for text in (source, target, kind))

@@ -1,0 +1,132 @@
+"""The files of dnsmasq(8): machines' addresses (DHCPv4, DHCPv6, router advertisements), and names.
+
+Only machines that are listed get addresses. Their names have an A, an AAAA and a PTR record, with
+the network's domain and without; all other names are asked of the servers that the holder relays
+to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Network
+
+from cerne.network.plan import NetworkPlan
+from cerne.network.rules import BRIDGE, TABLE, Card
+
+CONFIGURATION, HOSTS, CARDS, LEASES = "dnsmasq.conf", "hosts", "cards", "leases"
+"""Names of the files. dnsmasq reads `HOSTS` and `CARDS` again when it gets SIGHUP."""
+LEASE_TIME = "1h"
+_LOCAL_NAME = re.compile("[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII | re.IGNORECASE)
+
+
+def configuration(
+    plan: NetworkPlan, directory: str, servers: Sequence[int], cards: Iterable[Card]
+) -> str:
+    """The configuration, with files in this directory.
+
+    `servers` are ports of 127.0.0.1 in the namespace, at which name servers of the host answer.
+    """
+    lines = [
+        "port=53",
+        f"interface={BRIDGE}",
+        "except-interface=lo",
+        "bind-interfaces",
+        "no-resolv",
+        "no-hosts",
+        "no-poll",
+        "no-ping",
+        "domain-needed",
+        "pid-file",
+        "log-facility=-",
+        "quiet-dhcp",
+        "quiet-dhcp6",
+        "quiet-ra",
+        "cache-size=1000",
+        "dhcp-authoritative",
+        "dhcp-ignore=tag:!known",
+        f"domain={plan.domain}",
+        f"local=/{plan.domain}/",
+        f"addn-hosts={directory}/{HOSTS}",
+        f"dhcp-hostsfile={directory}/{CARDS}",
+        f"dhcp-leasefile={directory}/{LEASES}",
+        f"dhcp-option=option:mtu,{plan.mtu}",
+        "all-servers",
+    ]
+    lines += [f"server=127.0.0.1#{port}" for port in servers]
+    if plan.ipv4 is not None:
+        lines.append(
+            f"dhcp-range={plan.ipv4.network_address},static,{plan.ipv4.netmask},{LEASE_TIME}"
+        )
+        lines.append(f"dhcp-option=option:dns-server,{plan.gateway4}")
+        lines.append(f"dhcp-option=option:router,{plan.gateway4}")
+        lines.append(f"dhcp-option=option:domain-search,{plan.domain}")
+    if plan.ipv6 is not None:
+        prefix = plan.ipv6.prefixlen
+        lines.append(f"dhcp-range={plan.ipv6.network_address},static,{prefix},{LEASE_TIME}")
+        lines.append(f"dhcp-option=option6:dns-server,[{plan.gateway6}]")
+        lines.append(f"dhcp-option=option6:domain-search,{plan.domain}")
+        lines.append("enable-ra")
+        lines.append(f"ra-param={BRIDGE},mtu:{plan.mtu},60,1800")
+    for subnet in (plan.ipv4, plan.ipv6):
+        if subnet is not None:
+            lines += [f"local=/{zone}/" for zone in reverse_zones(subnet)]
+    lines += _name_sets(cards)
+    return "\n".join(lines) + "\n"
+
+
+def _name_sets(cards: Iterable[Card]) -> Iterable[str]:
+    """Have the addresses of names that machines may reach added to their sets."""
+    for card in cards:
+        for index, allowed in card.named():
+            sets = ",".join(
+                f"{version}#inet#{TABLE}#{card.named_set(index, version)}" for version in (4, 6)
+            )
+            yield f"nftset=/{allowed.target}/{sets}"
+
+
+def hosts(plan: NetworkPlan, cards: Iterable[Card]) -> str:
+    """The names of the machines and of the network itself (hosts(5))."""
+    lines = []
+    gateways = [address for address in (plan.gateway4, plan.gateway6) if address is not None]
+    lines += [f"{address} gateway.{plan.domain} gateway" for address in gateways]
+    for card in cards:
+        if not _LOCAL_NAME.fullmatch(card.plan.name):
+            continue
+        for address in (card.plan.ipv4, card.plan.ipv6):
+            if address is not None:
+                lines.append(f"{address} {card.plan.name}.{plan.domain} {card.plan.name}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def cards_file(cards: Iterable[Card]) -> str:
+    """The address and the name of each MAC, for DHCP."""
+    lines = []
+    for card in cards:
+        fields = [card.plan.mac]
+        if card.plan.ipv4 is not None:
+            fields.append(str(card.plan.ipv4))
+        if card.plan.ipv6 is not None:
+            fields.append(f"[{card.plan.ipv6}]")
+        if _LOCAL_NAME.fullmatch(card.plan.name):
+            fields.append(card.plan.name)
+        lines.append(",".join([*fields, LEASE_TIME]))
+    return "".join(f"{line}\n" for line in lines)
+
+
+def reverse_zones(subnet: IPv4Network | IPv6Network) -> list[str]:
+    """The zones that have the names of a subnet's addresses (RFC 1035, RFC 3596)."""
+    if isinstance(subnet, IPv6Network):
+        digits = subnet.network_address.exploded.replace(":", "")[: subnet.prefixlen // 4]
+        return [".".join(reversed(digits)) + ".ip6.arpa"]
+    whole = min(subnet.prefixlen // 8 * 8 + (8 if subnet.prefixlen % 8 else 0), 24)
+    parts = (
+        subnet.subnets(new_prefix=whole)
+        if whole > subnet.prefixlen
+        else [subnet.supernet(new_prefix=whole) if whole < subnet.prefixlen else subnet]
+    )
+    zones = []
+    for part in parts:
+        labels = str(part.network_address).split(".")[: whole // 8]
+        zones.append(".".join(reversed(labels)) + ".in-addr.arpa")
+    return zones

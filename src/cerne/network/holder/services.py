@@ -1,0 +1,157 @@
+"""dnsmasq of a network, and the relays of its questions to the host's name servers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from cerne.errors import StorageError
+from cerne.host.members import Members
+from cerne.host.programs import require_program
+from cerne.network import dnsmasq
+from cerne.network.holder.children import Child
+from cerne.network.holder.namespace import Inside
+from cerne.network.holder.relay import Address, Relay, bound, relay
+from cerne.network.plan import NetworkPlan
+from cerne.network.resolvers import name_servers
+from cerne.network.rules import Card
+from cerne.spec.network import Uplink
+from cerne.spec.ports import Protocols
+
+_FIRST_PORT = 5301
+_DNS = 53
+_DIRECTORY = "dns"
+_MOUNTED = "/mnt"
+"""Where dnsmasq sees its files as another user, who may not enter the directories above."""
+_OTHER_USER = 65534
+
+
+class Services:
+    """DHCP, router advertisements and names of a network."""
+
+    def __init__(self, plan: NetworkPlan, inside: Inside, members: Members) -> None:
+        self._plan = plan
+        self._inside = inside
+        self._place = plan.directory / _DIRECTORY
+        self._as_other = os.geteuid() == 0
+        self._servers: list[str] = []
+        self._relays: list[Relay] = []
+        self._written: dict[str, str] = {}
+        self._dnsmasq = Child(
+            "dnsmasq", members, self._command, inside=inside, directory=plan.directory
+        )
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of dnsmasq, while it runs."""
+        return self._dnsmasq.pid
+
+    @property
+    def said(self) -> str:
+        """What dnsmasq wrote last."""
+        return self._dnsmasq.said
+
+    def start(self, cards: Sequence[Card]) -> None:
+        """Start it with these machines.
+
+        Raises:
+            HostError: a program is missing, or does not start.
+            StorageError: writing a file failed.
+        """
+        try:
+            self._place.mkdir(mode=0o755, exist_ok=True)
+            self._place.chmod(0o755)
+            if self._as_other:
+                os.chown(self._place, _OTHER_USER, _OTHER_USER)
+        except OSError as error:
+            raise StorageError(f"making {self._place} failed: {error.strerror}") from error
+        self.ask_host()
+        self._write_all(cards)
+        self._dnsmasq.start()
+
+    def update(self, cards: Sequence[Card]) -> None:
+        """Have other machines."""
+        before = self._written.get(dnsmasq.CONFIGURATION)
+        changed = self._write_all(cards)
+        if self._written[dnsmasq.CONFIGURATION] != before:
+            self._dnsmasq.restart()
+        elif changed:
+            self._dnsmasq.signal(signal.SIGHUP)
+
+    def repair(self, cards: Sequence[Card]) -> None:
+        """Start it if it does not run, with all files written again."""
+        self._written.clear()
+        self._write_all(cards)
+        if self._dnsmasq.pid is None:
+            self._dnsmasq.restart()
+
+    def ask_host(self) -> bool:
+        """Have the host's present name servers; return whether their number has changed."""
+        servers = [] if self._plan.uplink is Uplink.NONE else name_servers()
+        before = len(self._relays)
+        self._servers = servers
+        for index in range(len(self._relays) // 2, len(servers)):
+            self._add_relays(index)
+        return len(self._relays) != before
+
+    def _add_relays(self, index: int) -> None:
+        address = Address("127.0.0.1", _FIRST_PORT + index)
+
+        def target() -> Address | None:
+            return Address(self._servers[index], _DNS) if index < len(self._servers) else None
+
+        for protocol in Protocols:
+            listener = bound(self._make_inside, protocol, address)
+            self._relays.append(relay(listener, protocol, socket.socket, target))
+
+    def _make_inside(self, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
+        return self._inside.call(socket.socket, family, kind)
+
+    def _write_all(self, cards: Iterable[Card]) -> bool:
+        """Write the files that have changed; return whether one has."""
+        cards = list(cards)
+        ports = [_FIRST_PORT + index for index in range(len(self._relays) // 2)]
+        files = {
+            dnsmasq.CONFIGURATION: dnsmasq.configuration(self._plan, self._seen_at(), ports, cards),
+            dnsmasq.HOSTS: dnsmasq.hosts(self._plan, cards),
+            dnsmasq.CARDS: dnsmasq.cards_file(cards),
+        }
+        changed = [name for name, text in files.items() if self._written.get(name) != text]
+        for name in changed:
+            _write(self._place / name, files[name])
+        self._written = files
+        return bool(changed)
+
+    def _seen_at(self) -> str:
+        return _MOUNTED if self._as_other else str(self._place)
+
+    def _command(self) -> list[str]:
+        file = f"{self._seen_at()}/{dnsmasq.CONFIGURATION}"
+        program = str(require_program("dnsmasq"))
+        command = [program, "--keep-in-foreground", f"--conf-file={file}"]
+        if not self._as_other:
+            return command
+        setpriv, unshare = str(require_program("setpriv")), str(require_program("unshare"))
+        kept = "-all,+net_admin,+net_raw,+net_bind_service"
+        mount = f'mount --bind "$0" {_MOUNTED} && exec "$@"'
+        return [
+            *(unshare, "--mount", "--propagation=private", "--"),
+            *("/bin/sh", "-c", mount, str(self._place)),
+            *(setpriv, f"--reuid={_OTHER_USER}", f"--regid={_OTHER_USER}", "--clear-groups"),
+            *(f"--inh-caps={kept}", f"--ambient-caps={kept}", f"--bounding-set={kept}"),
+            *("--no-new-privs", "--pdeathsig=KILL", "--", *command),
+        ]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file anew beside it, and put it in its place."""
+    new = path.with_name(f"{path.name}.new")
+    try:
+        new.write_text(text)
+        new.chmod(0o644)
+        new.rename(path)
+    except OSError as error:
+        raise StorageError(f"writing {path} failed: {error.strerror}") from error

@@ -1,0 +1,354 @@
+"""The rules of a network, as JSON for nft (libnftables-json(5)), in its namespace.
+
+`bridge_rules`: a card sends only frames of its own MAC and addresses, and no other machine can say
+that it is a router, a DHCP server or another machine. `routing_rules`: what comes in from outside
+is dropped unless a machine asked for it, and what goes out is what the card may reach.
+
+Chains are flushed and filled again in one transaction. Sets stay, since dnsmasq adds the addresses
+of names to them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Network, IPv6Address, ip_network
+from typing import NamedTuple
+
+from cerne.network.plan import CardPlan, NetworkPlan
+from cerne.spec.egress import Allowed
+from cerne.spec.network import Uplink
+
+TABLE = "cerne"
+BRIDGE = "net0"
+OUTSIDE = "out0"
+"""The interface of the namespace that leads outside."""
+ROUTER = "fe80::1"
+"""The network's own link-local address, which router advertisements come from."""
+
+Json = dict[str, object]
+_BURST_TIME = 10
+_LEAST_BURST = 1 << 18
+"""More than the largest packet that a card hands over at once (GSO, 64 KiB)."""
+_ROUTER_ADVERTISEMENT, _REDIRECT, _NEIGHBOUR_ADVERTISEMENT = 134, 137, 136
+_TARGET = 64
+"""The bit at which an advertisement has its target."""
+_SOLICITATIONS = [130, 131, 132, 133, 135, 143]
+"""ICMPv6 types that a machine without an address sends: multicast listeners, solicitations."""
+_CLOSED4 = ("169.254.0.0/16", "127.0.0.0/8")
+"""The metadata addresses of clouds, and loopback."""
+_CLOSED6 = ("fd00:ec2::254/128", "fd20:ce::254/128", "fe80::/10")
+
+
+class Card(NamedTuple):
+    """A card, and the number that its tap and its chains have."""
+
+    number: int
+    plan: CardPlan
+
+    @property
+    def tap(self) -> str:
+        """The name of its tap, and of its chains."""
+        return f"card{self.number}"
+
+    def named_set(self, index: int, version: int) -> str:
+        """The set of the addresses of a DNS name that it may reach."""
+        return f"{self.tap}-{index}-{version}"
+
+    def named(self) -> Iterable[tuple[int, Allowed]]:
+        """The DNS names that it may reach, with a number each."""
+        allowed = enumerate(self.plan.egress or ())
+        return [(index, each) for index, each in allowed if each.is_name]
+
+
+def bridge_rules(plan: NetworkPlan, cards: Sequence[Card], stale: Iterable[str] = ()) -> Json:
+    """The rules of the bridge; `stale` are the chains of cards that are gone."""
+    family = "bridge"
+    commands = [
+        _add("table", family=family, name=TABLE),
+        _base_chain(family, "prerouting", "filter", -200, "accept"),
+        *(_chain(family, card.tap) for card in cards),
+        _flush(family, "prerouting"),
+        *(_flush(family, name) for name in (*(card.tap for card in cards), *stale)),
+        *(_delete("chain", family, name) for name in stale),
+    ]
+    for card in cards:
+        commands += [
+            _rule(
+                family,
+                "prerouting",
+                _is(_meta("iifname"), card.tap),
+                {"jump": {"target": card.tap}},
+            )
+        ]
+        commands += [_rule(family, card.tap, *rule) for rule in _card_rules(plan, card.plan)]
+    unknown = _is(_meta("iifname"), "card*")
+    commands.append(_rule(family, "prerouting", unknown, _DROP))
+    return {"nftables": commands}
+
+
+def routing_rules(
+    plan: NetworkPlan,
+    cards: Sequence[Card],
+    stale: Iterable[str] = (),
+    stale_sets: Iterable[str] = (),
+) -> Json:
+    """The rules of the namespace's routing."""
+    family = "inet"
+    own = ("input", "forward", "postrouting")
+    commands = [
+        _add("table", family=family, name=TABLE),
+        _base_chain(family, "input", "filter", 0, "drop"),
+        _base_chain(family, "forward", "filter", 0, "drop"),
+        _base_chain(family, "postrouting", "nat", 100, "accept"),
+        *(_chain(family, card.tap) for card in cards),
+        *(_flush(family, name) for name in (*own, *(card.tap for card in cards), *stale)),
+        *(_delete("chain", family, name) for name in stale),
+        *(_delete("set", family, name) for name in stale_sets),
+    ]
+    for card in cards:
+        for index, _ in card.named():
+            commands += [_address_set(card.named_set(index, each), each) for each in (4, 6)]
+    commands += [_rule(family, "input", *rule) for rule in _input_rules(plan, cards)]
+    commands += [_rule(family, "forward", *rule) for rule in _forward_rules(cards)]
+    for card in cards:
+        commands += [_rule(family, card.tap, *rule) for rule in _egress_rules(card)]
+    if plan.uplink in (Uplink.USER, Uplink.NAT):
+        outside = _is(_meta("oifname"), OUTSIDE)
+        commands.append(_rule(family, "postrouting", outside, {"masquerade": None}))
+    return {"nftables": commands}
+
+
+def _card_rules(plan: NetworkPlan, card: CardPlan) -> Iterable[list[Json]]:
+    """What one card may send."""
+    if card.rate.send is not None:
+        yield [_over(card.rate.send), _DROP]
+    yield [_isnt(_payload("ether", "saddr"), card.mac), _DROP]
+    addressed = plan.uplink is not Uplink.BRIDGE
+    if not addressed and card.ipv4 is None and card.ipv6 is None:
+        yield from _foreign_rules()
+        return
+    yield from _arp_rules(card)
+    yield from _ipv4_rules(card)
+    yield from _ipv6_rules(card)
+    yield [_DROP]
+
+
+def _foreign_rules() -> Iterable[list[Json]]:
+    """The rules of a card whose addresses are given by a network of others."""
+    for protocol in ("arp", "ip", "ip6"):
+        yield [_is(_payload("ether", "type"), protocol), {"accept": None}]
+    yield [_DROP]
+
+
+def _arp_rules(card: CardPlan) -> Iterable[list[Json]]:
+    arp = _is(_payload("ether", "type"), "arp")
+    yield [arp, _isnt(_payload("arp", "saddr ether"), card.mac), _DROP]
+    if card.ipv4 is not None:
+        senders = {"set": [str(card.ipv4), "0.0.0.0"]}
+        yield [arp, _is(_payload("arp", "saddr ip"), senders), _ACCEPT]
+    yield [arp, _DROP]
+
+
+def _ipv4_rules(card: CardPlan) -> Iterable[list[Json]]:
+    ip = _is(_payload("ether", "type"), "ip")
+    yield [ip, _is(_payload("udp", "sport"), 67), _DROP]
+    if card.ipv4 is not None:
+        yield [ip, _is(_payload("ip", "saddr"), str(card.ipv4)), _ACCEPT]
+        asking = [_is(_payload("udp", "sport"), 68), _is(_payload("udp", "dport"), 67)]
+        yield [ip, _is(_payload("ip", "saddr"), "0.0.0.0"), *asking, _ACCEPT]
+    yield [ip, _DROP]
+
+
+def _ipv6_rules(card: CardPlan) -> Iterable[list[Json]]:
+    if card.ipv6 is None:
+        return
+    six = _is(_payload("ether", "type"), "ip6")
+    kind = _payload("icmpv6", "type")
+    yield [six, _is(kind, {"set": [_ROUTER_ADVERTISEMENT, _REDIRECT]}), _DROP]
+    yield [six, _is(_payload("udp", "sport"), 547), _DROP]
+    sources = {"set": [str(card.ipv6), "::", _prefix("fe80::/64")]}
+    source = _payload("ip6", "saddr")
+    yield [six, _is(source, ROUTER), _DROP]
+    yield [six, _isnt(source, sources), _DROP]
+    solicits = {"set": list(_SOLICITATIONS)}
+    yield [six, _is(source, "::"), _isnt(_meta("l4proto"), "ipv6-icmp"), _DROP]
+    yield [six, _is(source, "::"), _isnt(kind, solicits), _DROP]
+    # A neighbour advertisement's target follows 8 bytes of its header (RFC 4861, section 4.4).
+    advertisement = _is(kind, _NEIGHBOUR_ADVERTISEMENT)
+    yield [six, advertisement, *_target(IPv6Address(ROUTER)), _DROP]
+    yield [six, advertisement, *_target(card.ipv6), _ACCEPT]
+    yield [six, advertisement, _isnt(_word(_TARGET, 16), 0xFE80), _DROP]
+    yield [six, _ACCEPT]
+
+
+def _target(address: IPv6Address) -> list[Json]:
+    """Matches an advertisement's target: the JSON of nft has numbers of 64 bits at most."""
+    words = struct.unpack("!4I", address.packed)
+    return [_is(_word(_TARGET + 32 * index, 32), word) for index, word in enumerate(words)]
+
+
+def _word(offset: int, size: int) -> Json:
+    return {"payload": {"base": "th", "offset": offset, "len": size}}
+
+
+def _input_rules(plan: NetworkPlan, cards: Sequence[Card]) -> Iterable[list[Json]]:
+    yield [_is(_meta("iifname"), "lo"), _ACCEPT]
+    yield [_ct_state("established", "related"), _ACCEPT]
+    # Neighbours are found on each interface.
+    kind = _payload("icmpv6", "type")
+    yield [_is(kind, {"set": [*_SOLICITATIONS, _NEIGHBOUR_ADVERTISEMENT]}), _ACCEPT]
+    inside = _is(_meta("iifname"), BRIDGE)
+    yield [_isnt(_meta("iifname"), BRIDGE), _DROP]
+    if plan.uplink is Uplink.BRIDGE:
+        return
+    yield [inside, _is(_payload("icmp", "type"), "echo-request"), _ACCEPT]
+    yield [inside, _is(kind, 128), _ACCEPT]
+    yield [inside, _is(_payload("udp", "dport"), {"set": [53, 67, 547]}), _ACCEPT]
+    yield [inside, _is(_payload("tcp", "dport"), 53), _ACCEPT]
+    for card in cards:
+        if card.plan.host_ports:
+            ports = _is(_payload("tcp", "dport"), {"set": sorted(card.plan.host_ports)})
+            for source in _sources(card.plan):
+                yield [inside, source, ports, _ACCEPT]
+    yield [inside, {"reject": {"type": "icmpx", "expr": "port-unreachable"}}]
+
+
+def _forward_rules(cards: Sequence[Card]) -> Iterable[list[Json]]:
+    inside, out = _is(_meta("iifname"), BRIDGE), _is(_meta("oifname"), OUTSIDE)
+    # Where bridged packets pass here too (br_netfilter), machines still reach each other.
+    yield [inside, _is(_meta("oifname"), BRIDGE), _ACCEPT]
+    yield [_is(_payload("ip", "daddr"), _prefixes(_CLOSED4)), _REJECT]
+    yield [_is(_payload("ip6", "daddr"), _prefixes(_CLOSED6)), _REJECT]
+    back = [_is(_meta("iifname"), OUTSIDE), _is(_meta("oifname"), BRIDGE)]
+    yield [*back, _ct_state("established", "related"), _ACCEPT]
+    # Of connections that exist each packet outward is judged again, so that a change acts on them.
+    for card in cards:
+        for source in _sources(card.plan):
+            yield [inside, out, source, {"goto": {"target": card.tap}}]
+    yield [inside, _REJECT]
+
+
+def _egress_rules(card: Card) -> Iterable[list[Json]]:
+    """What a card may reach outside."""
+    if card.plan.egress is None:
+        yield [_ACCEPT]
+        return
+    for index, allowed in enumerate(card.plan.egress):
+        for target in _targets(card, index, allowed):
+            for ports in _ports(allowed):
+                yield [target, *ports, _ACCEPT]
+    yield [_REJECT]
+
+
+def _targets(card: Card, index: int, allowed: Allowed) -> Iterable[Json]:
+    if allowed.is_name:
+        yield _is(_payload("ip", "daddr"), f"@{card.named_set(index, 4)}")
+        yield _is(_payload("ip6", "daddr"), f"@{card.named_set(index, 6)}")
+        return
+    subnet = ip_network(allowed.target)
+    protocol = "ip" if isinstance(subnet, IPv4Network) else "ip6"
+    yield _is(_payload(protocol, "daddr"), _prefix(allowed.target))
+
+
+def _ports(allowed: Allowed) -> Iterable[list[Json]]:
+    if not allowed.first_port:
+        yield [_is(_meta("l4proto"), allowed.protocol.value)] if allowed.protocol else []
+        return
+    first, last = allowed.first_port, allowed.last_port
+    wanted: object = first if first == last else {"range": [first, last]}
+    for protocol in ("tcp", "udp") if allowed.protocol is None else (allowed.protocol.value,):
+        yield [_is(_payload(protocol, "dport"), wanted)]
+
+
+def _sources(card: CardPlan) -> Iterable[Json]:
+    if card.ipv4 is not None:
+        yield _is(_payload("ip", "saddr"), str(card.ipv4))
+    if card.ipv6 is not None:
+        yield _is(_payload("ip6", "saddr"), str(card.ipv6))
+
+
+_DROP: Json = {"drop": None}
+_ACCEPT: Json = {"accept": None}
+_REJECT: Json = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}
+
+
+def _add(what: str, **fields: object) -> Json:
+    return {"add": {what: fields}}
+
+
+def _delete(what: str, family: str, name: str) -> Json:
+    return {"delete": {what: {"family": family, "table": TABLE, "name": name}}}
+
+
+def _chain(family: str, name: str) -> Json:
+    return _add("chain", family=family, table=TABLE, name=name)
+
+
+def _base_chain(family: str, hook: str, kind: str, priority: int, policy: str) -> Json:
+    return _add(
+        "chain",
+        family=family,
+        table=TABLE,
+        name=hook,
+        type=kind,
+        hook=hook,
+        prio=priority,
+        policy=policy,
+    )
+
+
+def _flush(family: str, chain: str) -> Json:
+    return {"flush": {"chain": {"family": family, "table": TABLE, "name": chain}}}
+
+
+def _rule(family: str, chain: str, *expressions: Json) -> Json:
+    return _add("rule", family=family, table=TABLE, chain=chain, expr=list(expressions))
+
+
+def _address_set(name: str, version: int) -> Json:
+    kind = f"ipv{version}_addr"
+    return _add("set", family="inet", table=TABLE, name=name, type=kind, size=65535)
+
+
+def _is(left: Json, right: object) -> Json:
+    return {"match": {"op": "==", "left": left, "right": right}}
+
+
+def _isnt(left: Json, right: object) -> Json:
+    return {"match": {"op": "!=", "left": left, "right": right}}
+
+
+def _payload(protocol: str, field: str) -> Json:
+    return {"payload": {"protocol": protocol, "field": field}}
+
+
+def _meta(key: str) -> Json:
+    return {"meta": {"key": key}}
+
+
+def _ct_state(*states: str) -> Json:
+    return {"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": list(states)}}
+
+
+def _prefix(subnet: str) -> Json:
+    network = ip_network(subnet)
+    return {"prefix": {"addr": str(network.network_address), "len": network.prefixlen}}
+
+
+def _prefixes(subnets: Iterable[str]) -> Json:
+    return {"set": [_prefix(subnet) for subnet in subnets]}
+
+
+def _over(rate: int) -> Json:
+    burst = max(rate // _BURST_TIME, _LEAST_BURST)
+    return {
+        "limit": {
+            "rate": rate,
+            "rate_unit": "bytes",
+            "per": "second",
+            "burst": burst,
+            "burst_unit": "bytes",
+            "inv": True,
+        }
+    }
