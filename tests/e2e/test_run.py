@@ -153,7 +153,9 @@ def test_a_guest_reaches_a_server_on_the_host(cerne: Cerne, engine: Engine, tmp_
     server = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
     try:
         fetch = ("wget", "-q", "-O", "-", f"http://10.0.2.2:{port}/file")
-        assert cerne.ok("run", "--rm", *engine.options, "tiny", "--", *fetch) == "from the host\n"
+        run = ("run", "--rm", *engine.options)
+        opened = ("--host-access", str(port))
+        assert cerne.ok(*run, *opened, "tiny", "--", *fetch) == "from the host\n"
     finally:
         server.kill()
         server.wait()

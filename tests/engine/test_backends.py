@@ -17,10 +17,12 @@ from pathlib import Path
 
 import pytest
 from tests.devices.test_vhost_user import Served
+from tests.network.test_guest_frames import tcp, udp
 from tests.processes import commands, parents
+from tests.waiting import PATIENCE
 
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs
-from cerne.engine.cards import network_backend
+from cerne.engine.cards import connected_card
 from cerne.engine.native.backends import disk_backend, require_readable, share_backend
 from cerne.engine.opened import Opened
 from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, PortForward, SharePlan, UserNic
@@ -31,12 +33,13 @@ from cerne.host.notes import Notes
 from cerne.host.process import ProcessIdentity
 from cerne.host.programs import find_program
 from cerne.kvm.memory import GuestAddress, GuestMemory
-from cerne.network.passt import has_way_out
+from cerne.network.guest_frames import framed, frames_in, udp_payload
+from cerne.network.passt import ipv6_interface
 from cerne.network.ports import chosen
 from cerne.spec.ports import PublishedPort
 from cerne.units import MIB
 from cerne.vmm.backend import connected
-from cerne.vmm.config import BackendConfig, NicConfig
+from cerne.vmm.config import BackendConfig
 
 Eventually = Callable[[Callable[[], bool]], None]
 
@@ -153,8 +156,8 @@ def test_a_disk_that_cannot_be_says_so_and_ends(
     image.write_bytes(bytes(MIB))
     config = disk_backend(_plan(home, (DiskPlan(image, "vmdk"),), ()), 0, opened)
     kept = Kept(config)
+    eventually(lambda: "invalid VMDK" in (home / "disk0.log").read_text())
     eventually(lambda: kept.processes() == {})
-    assert "invalid VMDK" in (home / "disk0.log").read_text()
 
 
 @dataclass
@@ -163,15 +166,11 @@ class Network:
 
     home: Path
     opened: Opened
-    config: NicConfig
+    link: int
 
     @property
     def members(self) -> Members:
         return Members(self.home)
-
-    def connect(self) -> socket.socket:
-        assert self.config.address is not None
-        return connected(self.config.address)
 
     def passt(self) -> list[ProcessIdentity]:
         return self.members.alive("net0")
@@ -184,13 +183,11 @@ class Network:
 @pytest.fixture
 def network(home: Path, opened: Opened) -> Callable[[int], Network]:
     _require("passt")
-    if not has_way_out():
-        pytest.skip("passt wants a default route")
 
     def make(port: int) -> Network:
         nic = UserNic("02:00:00:00:00:01", (PortForward("127.0.0.1", port, 80),))
         plan = replace(_plan(home, (), ()), nics=(nic,))
-        return Network(home, opened, network_backend(plan, nic, opened))
+        return Network(home, opened, connected_card(plan, nic, opened))
 
     return make
 
@@ -211,17 +208,14 @@ def test_passt_is_started_again_with_its_ports(
     (first,) = net.passt()
     first.send(signal.SIGKILL)
     first.wait()
-    with net.connect():
-        eventually(lambda: not _refuses(port.host_port))
-        (second,) = net.passt()
-        assert second != first
-        assert net.notes() == [
-            "passt, which serves net0 of m, was killed by SIGKILL; it was restarted"
-        ]
-        assert net.members.lost() == []
-        opened.__exit__()
-        opened._descriptors.clear()
-        eventually(lambda: net.members.alive() == [])
+    eventually(lambda: not _refuses(port.host_port))
+    (second,) = net.passt()
+    assert second != first
+    assert net.notes() == ["passt, which serves net0 of m, was killed by SIGKILL; it was restarted"]
+    assert net.members.lost() == []
+    opened.__exit__()
+    opened._descriptors.clear()
+    eventually(lambda: net.members.alive() == [])
     # It ended with the machine, which is nothing to note.
     assert net.notes() == []
 
@@ -238,7 +232,7 @@ def test_passt_that_cannot_serve_is_said_at_the_start(
         eventually(lambda: net.members.alive() == [])
 
 
-def test_passt_without_its_supervisor_serves_on_and_is_missed_once_it_ends(
+def test_passt_ends_with_its_supervisor_and_is_missed(
     network: Callable[[int], Network], opened: Opened, eventually: Eventually
 ) -> None:
     with chosen([PublishedPort("127.0.0.1", 0, 80)]) as (port,):
@@ -246,15 +240,147 @@ def test_passt_without_its_supervisor_serves_on_and_is_missed_once_it_ends(
         require_served(opened.reports)
     (supervisor,) = net.members.alive(supervisor_of("net0"))
     supervisor.send(signal.SIGKILL)
-    eventually(lambda: not supervisor.alive())
-    assert not _refuses(port.host_port)
-    assert net.members.lost() == []
-    net.passt()[0].send(signal.SIGKILL)
     eventually(lambda: net.passt() == [])
     (lost,) = net.members.lost()
     assert (lost.role, lost.noted) == ("net0", False)
     lost.note()
     assert [member.noted for member in net.members.lost()] == [True]
+
+
+@pytest.fixture
+def services() -> Iterator[dict[str, socket.socket]]:
+    """Services at some addresses of the host."""
+    with contextlib.ExitStack() as open_:
+        made = {}
+        for address in ("127.0.0.1", "0.0.0.0", "::1"):
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            service = open_.enter_context(socket.socket(family))
+            try:
+                service.bind((address, 0))
+            except OSError:
+                continue
+            service.listen()
+            made[address] = service
+        yield made
+
+
+class Guest:
+    """A guest's end of a card: it begins connections, and sees what comes of them."""
+
+    def __init__(self, link: int) -> None:
+        self._link = socket.socket(fileno=os.dup(link))
+        self._link.settimeout(PATIENCE)
+        self._rest = b""
+
+    def close(self) -> None:
+        self._link.close()
+
+    def frame(self) -> bytes:
+        while True:
+            frames, end = frames_in(self._rest, 1 << 17)
+            if frames:
+                (start, after), whole = frames[0], self._rest
+                self._rest = whole[after:]
+                return whole[start:after]
+            received = self._link.recv(1 << 16)
+            assert received, end
+            self._rest += received
+
+    def connects(self, address: str, port: int) -> bool:
+        """Whether a connection begins; else it is refused."""
+        self._link.sendall(framed(tcp(address, port)))
+        at = 54 if ":" in address else 34
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        start = 22 if ":" in address else 26
+        expected = socket.inet_pton(family, address)
+        while True:
+            frame = self.frame()
+            if frame[start:].startswith(expected) and frame[at : at + 2] == port.to_bytes(2):
+                return frame[at + 13] & 0x12 == 0x12
+
+    def asks(self, question: bytes) -> bytes:
+        self._link.sendall(framed(udp("10.0.2.3", 53, question)))
+        while (frame := self.frame())[34:36] != (53).to_bytes(2):
+            pass
+        return udp_payload(frame)
+
+
+@pytest.fixture
+def guest(
+    home: Path, opened: Opened
+) -> Iterator[Callable[[tuple[int, ...], tuple[PortForward, ...]], Guest]]:
+    _require("passt")
+    made: list[Guest] = []
+
+    def make(host_access: tuple[int, ...], ports: tuple[PortForward, ...] = ()) -> Guest:
+        nic = UserNic("02:00:00:00:00:01", ports, host_access=host_access)
+        made.append(Guest(connected_card(_plan(home, (), ()), nic, opened)))
+        require_served(opened.reports)
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.close()
+
+
+def _own_address() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("198.51.100.7", 9))
+        except OSError:
+            return "127.0.0.9"
+        return str(probe.getsockname()[0])
+
+
+def test_the_hosts_services_are_closed(
+    guest: Callable[..., Guest], services: dict[str, socket.socket]
+) -> None:
+    card = guest(())
+    for address in ("10.0.2.2", "10.0.2.3", "127.0.0.1", "169.254.169.254", _own_address()):
+        for service in services.values():
+            assert not card.connects(address, service.getsockname()[1])
+    assert not card.connects("fe80::2", services["127.0.0.1"].getsockname()[1])
+    assert not card.connects("::1", services["127.0.0.1"].getsockname()[1])
+    assert not card.connects("fd00:ec2::254", 80)
+
+
+def test_a_port_of_the_host_is_opened_by_name(
+    guest: Callable[..., Guest], services: dict[str, socket.socket]
+) -> None:
+    service, other = services["127.0.0.1"], services["0.0.0.0"]
+    card = guest((service.getsockname()[1],))
+    assert card.connects("10.0.2.2", service.getsockname()[1])
+    service.settimeout(PATIENCE)
+    service.accept()[0].close()
+    assert not card.connects("10.0.2.2", other.getsockname()[1])
+    assert not card.connects(_own_address(), service.getsockname()[1])
+    other.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        other.accept()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_a_published_port_leads_to_the_guest(guest: Callable[..., Guest], address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    if family == socket.AF_INET6 and ipv6_interface(anyway=True) is None:
+        pytest.skip("no interface of this host has IPv6")
+    with socket.socket(family) as probe:
+        probe.bind((address, 0))
+        port = probe.getsockname()[1]
+    card = guest((), (PortForward(address, port, 80),))
+    with socket.socket(family) as client:
+        client.setblocking(False)
+        client.connect_ex((address, port))
+        at = 54 if family == socket.AF_INET6 else 34
+        while (frame := card.frame())[at + 2 : at + 4] != (80).to_bytes(2):
+            pass
+        assert frame[at + 13] & 0x12 == 0x02
+
+
+def test_a_name_is_asked_of_the_hosts_servers(guest: Callable[..., Guest]) -> None:
+    question = bytes.fromhex("123401000001000000000000") + b"\x09localhost\0\0\1\0\1"
+    # Whatever the servers of this host say, the guest has an answer to its question.
+    assert guest(()).asks(question)[:2] == question[:2]
 
 
 @pytest.mark.parametrize("read_only", [False, True])

@@ -19,8 +19,7 @@ _FAST, _EMULATED = GuestSpeed(10**9, 10**9), GuestSpeed(10**9, 10**6)
 
 @pytest.fixture
 def host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    monkeypatch.setattr(select, "find_program", lambda name: Path("/usr/bin") / name)
-    monkeypatch.setattr(select, "has_way_out", lambda: True)
+    monkeypatch.setattr(select, "has_passt", lambda: True)
     return monkeypatch
 
 
@@ -32,10 +31,7 @@ def test_native_where_kvm_runs_kernels_at_speed(host: pytest.MonkeyPatch) -> Non
     _measured(host, _FAST)
     assert choose_engine("auto", Path()) == NativeEngine(emulated=False)
     assert choose_engine("qemu", Path()) == QemuEngine(Accelerator.KVM)
-    host.setattr(select, "has_way_out", lambda: False)
-    assert choose_engine("auto", Path()) == QemuEngine(Accelerator.KVM)
-    host.setattr(select, "has_way_out", lambda: True)
-    host.setattr(select, "find_program", lambda name: None)
+    host.setattr(select, "has_passt", lambda: False)
     assert choose_engine("auto", Path()) == QemuEngine(Accelerator.KVM)
 
 

@@ -108,7 +108,7 @@ def _user_network(link: socket.socket) -> Iterator[None]:
     passt = find_program("passt")
     if passt is None:
         pytest.skip("passt is not installed")
-    command = passt_command(passt, str(link.fileno()), "0", [])
+    command = passt_command(passt, str(link.fileno()), "0", "02:00:00:00:00:01")
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[link.fileno()])
     try:
         yield

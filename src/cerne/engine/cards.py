@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-from cerne.engine.detached import listening_socket
+from pathlib import Path
+
+from cerne.engine.card_supervisor import CardTask
 from cerne.engine.opened import Opened
 from cerne.engine.plan import LaunchPlan, UserNic
 from cerne.engine.record import InstanceRecord
-from cerne.engine.supervised import backend_socket, room_of, supervised
-from cerne.engine.supervisor import LINK, READY
+from cerne.engine.supervised import room_of, start_supervisor
+from cerne.engine.supervisor import LINK, READY, Task
 from cerne.host.programs import require_program
-from cerne.network.passt import passt_command
-from cerne.vmm.config import NicConfig
+from cerne.network.names import RESOLVER_DIRECTORY
+from cerne.network.passt import PASST, passt_command
 from cerne.vmm.jail.calls import CONFINING_PROGRAM_CALLS
 from cerne.vmm.jail.program import FIRST_FREE_PORT, NET_BIND_SERVICE
 
+_SUPERVISOR = Path(__file__).with_name("card_supervisor.py")
 
-def network_backend(
-    machine: LaunchPlan | InstanceRecord, nic: UserNic, opened: Opened
-) -> NicConfig:
-    """Start passt for a network card on a socket; `opened` has passt's report.
+
+def connected_card(machine: LaunchPlan | InstanceRecord, nic: UserNic, opened: Opened) -> int:
+    """Start passt for a network card; `opened` has the card's end of the link, and a report.
+
+    The link is a stream socket for frames with their lengths (`cerne.network.guest_frames`). What
+    serves it ends when it is closed.
 
     Raises:
         EngineError: starting it failed.
     """
-    name = _network_name(nic)
-    program = require_program("passt")
-    command = passt_command(program, LINK, READY, nic.forwards)
+    program = require_program(PASST)
+    name = f"net{0 if nic.slot is None else nic.slot + 1}"
     room = room_of(program, CONFINING_PROGRAM_CALLS, network=True)
+    if RESOLVER_DIRECTORY.is_dir():
+        room.reads.append(str(RESOLVER_DIRECTORY))
     if any(forward.host_port < FIRST_FREE_PORT for forward in nic.forwards):
         room.capabilities.append(NET_BIND_SERVICE)
     what = f"passt, which serves {name} of {machine.name},"
-    with listening_socket(backend_socket(machine, name)) as listener, opened.report(what) as report:
-        backend = supervised(
-            machine, name, what, listener, opened, room, command, report=report, tied=False
+    mapped = bool(nic.host_access)
+    with opened.pair() as (link, supervisors_end), opened.report(what) as report:
+        task = Task(
+            what=what,
+            command=passt_command(program, LINK, READY, nic.mac, nic.forwards, maps_host=mapped),
+            inherited=[],
+            report=report,
         )
-    return NicConfig(
-        nic.mac, backend.link, slot=nic.slot, address=backend.address, leash=backend.leash
-    )
-
-
-def _network_name(nic: UserNic) -> str:
-    return f"net{0 if nic.slot is None else nic.slot + 1}"
+        card = CardTask(supervisors_end, nic.mac, nic.host_access)
+        start_supervisor(machine, name, task, room, _SUPERVISOR, card._asdict(), [supervisors_end])
+    return link

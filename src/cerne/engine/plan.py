@@ -63,6 +63,8 @@ class UserNic:
     forwards: tuple[PortForward, ...] = ()
     slot: int | None = None
     """The slot, as of a disk."""
+    host_access: tuple[int, ...] = ()
+    """Ports of the host's loopback that the guest reaches at its gateway."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,11 +13,7 @@ from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.errors import InputError
 from cerne.host.probe import cached_guest_speed
-from cerne.host.programs import find_program
-from cerne.network.passt import has_way_out
-
-# Without passt and a default route, a native machine has no user-mode network.
-_PASST = "passt"
+from cerne.network.passt import has_passt
 
 ENGINES = ("native", "qemu")
 """The names of all engines."""
@@ -38,7 +34,7 @@ def choose_engine(requested: str, speed_cache: Path) -> Engine:
     speed = cached_guest_speed(speed_cache)
     fast = speed is not None and speed.ring0_native
     if requested == "auto":
-        requested = "native" if fast and find_program(_PASST) and has_way_out() else "qemu"
+        requested = "native" if fast and has_passt() else "qemu"
     if requested == "qemu":
         accelerator = Accelerator.KVM if fast else Accelerator.TCG
         return QemuEngine(accelerator, speed_cache.parent / "qemu-version.json")

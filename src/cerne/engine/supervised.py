@@ -12,8 +12,9 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from cerne.engine.detached import spawn
 from cerne.engine.opened import Opened, Report
@@ -61,49 +62,27 @@ def supervised(
     opened: Opened,
     room: Room,
     command: Sequence[str],
-    report: int | None = None,
     mending: str = "",
     before: Sequence[str] = (),
     own_user: bool = True,
-    tied: bool = True,
 ) -> BackendConfig:
-    """Start a backend with its supervisor, and connect to it.
+    """Start a backend with its supervisor, and connect to the socket at which it listens.
 
-    It listens itself; if it has a `report`, its supervisor listens. It has its `own_user`, if this
-    host has user ids, and ends with its supervisor if it is `tied` to it.
+    It has its `own_user`, if this host has user ids.
     """
-    path, log = backend_socket(machine, name), backend_log(machine, name)
+    path = backend_socket(machine, name)
     # The machine's process is another user when it connects again; the directory is in a private
     # one, and it is searched from a descriptor.
     path.chmod(0o666)
-    with opened.pair() as (leash, supervisors_end), contextlib.ExitStack() as closing:
-        leases = _lease(room, closing) if own_user else []
-        files = []
-        for file in (
-            Members(machine.runtime).expect(name)[0],
-            Notes(machine.runtime).open(),
-            os.open(log, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600),
-        ):
-            closing.callback(os.close, file)
-            files.append(file)
-        registration, notes, read_log = files
+    with opened.pair() as (leash, supervisors_end):
         task = Task(
             what=what,
-            room=room.words(),
             command=[*command],
-            inherited=[] if report is not None else [listener.fileno()],
+            inherited=[listener.fileno()],
             leash=supervisors_end,
-            registration=registration,
-            notes=notes,
-            log=read_log,
-            listener=None if report is None else listener.fileno(),
-            report=report,
             mending=mending,
-            tied=tied,
         )
-        program = [sys.executable, "-I", "-S", str(_SUPERVISOR), json.dumps(task._asdict())]
-        descriptors = [*task.descriptors, *leases]
-        spawn([*before, *program], log, descriptors, machine.runtime, supervisor_of(name))
+        start_supervisor(machine, name, task, room, _SUPERVISOR, before=before, own_user=own_user)
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.connect(str(path))
@@ -115,6 +94,48 @@ def supervised(
         address=opened.take(os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)),
         leash=leash,
     )
+
+
+def start_supervisor(
+    machine: LaunchPlan | InstanceRecord,
+    name: str,
+    task: Task,
+    room: Room,
+    program: Path,
+    more: Mapping[str, object] = MappingProxyType({}),
+    descriptors: Sequence[int] = (),
+    before: Sequence[str] = (),
+    *,
+    own_user: bool = True,
+) -> None:
+    """Start a supervisor's program; it gets its task in JSON, and `more` as another argument.
+
+    It inherits these descriptors and those of its task, and the files of the machine that each
+    supervisor needs are opened for it. It has its `own_user`, if this host has user ids.
+
+    Raises:
+        EngineError: starting it failed.
+        StorageError: its log is not writable.
+    """
+    log = backend_log(machine, name)
+    with contextlib.ExitStack() as closing:
+        leases = _lease(room, closing) if own_user else []
+        files = []
+        for file in (
+            Members(machine.runtime).expect(name)[0],
+            Notes(machine.runtime).open(),
+            os.open(log, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600),
+        ):
+            closing.callback(os.close, file)
+            files.append(file)
+        registration, notes, read_log = files
+        whole = task._replace(
+            room=room.words(), registration=registration, notes=notes, log=read_log
+        )
+        argv = [*before, sys.executable, "-I", "-S", str(program), json.dumps(whole._asdict())]
+        argv += [json.dumps(dict(more))] if more else []
+        inherited = [*whole.descriptors, *leases, *descriptors]
+        spawn(argv, log, inherited, machine.runtime, supervisor_of(name))
 
 
 def backend_socket(machine: LaunchPlan | InstanceRecord, name: str) -> Path:

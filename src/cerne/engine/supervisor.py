@@ -16,7 +16,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import NamedTuple
 
 if not __package__:
@@ -46,33 +46,29 @@ class Task(NamedTuple):
 
     what: str
     """The name of the process for people."""
-    room: list[str]
-    """What it needs of the host (`Room.words`)."""
     command: list[str]
     inherited: list[int]
     """Descriptors that the process inherits."""
-    leash: int
+    leash: int | None = None
     """A socket to the machine's process, written at an orderly end and closed at every end."""
-    registration: int
-    """The registration of the process (see `cerne.host.members`), for each of its starts."""
-    notes: int
-    """The machine's notes."""
-    log: int
-    """The log of its output, and of this process's."""
-    listener: int | None = None
-    """A listening socket for a process that does not listen itself: it gets the connection."""
     report: int | None = None
     """The pipe for the result of the first start; after a failure there is no restart."""
     mending: str = ""
     """What to do in the guest after a restart of the process, for people."""
-    tied: bool = True
-    """Whether the process ends if this one is killed."""
+    room: Sequence[str] = ()
+    """What it needs of the host (`Room.words`)."""
+    registration: int = -1
+    """The registration of the process (see `cerne.host.members`), for each of its starts."""
+    notes: int = -1
+    """The machine's notes."""
+    log: int = -1
+    """The log of its output, and of this process's."""
 
     @property
     def descriptors(self) -> list[int]:
         """All that this process inherits."""
-        own = [self.leash, self.registration, self.notes, self.log]
-        optional = [each for each in (self.listener, self.report) if each is not None]
+        own = [self.registration, self.notes, self.log]
+        optional = [each for each in (self.leash, self.report) if each is not None]
         return [*self.inherited, *own, *optional]
 
 
@@ -81,7 +77,7 @@ class Supervisor:
 
     def __init__(self, task: Task) -> None:
         self._task = task
-        self._leash = socket.socket(fileno=task.leash)
+        self._leash = None if task.leash is None else socket.socket(fileno=task.leash)
         self._report = task.report
         self._boot = os.pread(task.registration, 100, 0).partition(b"\n")[0]
         self._empty = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
@@ -98,7 +94,7 @@ class Supervisor:
                 return 0
             failures = failures + 1 if time.monotonic() - began < _SOON else 0
             # The machine may have just ended, and the process may notice that first.
-            if select.select([self._leash], [], [], _DELAY)[0]:
+            if self._has_ended(_DELAY):
                 return 0
             words = self._words(status)
             if self._say(words.encode()) or failures == _MOST_FAILURES:
@@ -107,33 +103,27 @@ class Supervisor:
             mending = f"; {self._task.mending}" if self._task.mending else ""
             self._note(f"{words}; it was restarted{mending}")
 
+    def _has_ended(self, patience: float) -> bool:
+        """Whether the machine ends within these seconds."""
+        assert self._leash is not None
+        return bool(select.select([self._leash.fileno()], [], [], patience)[0])
+
     def _serve(self) -> int | None:
         """Run the process once; return its status, or None if the machine has ended."""
-        with self._connection() as link:
-            if link is None:
+        child = self._start()
+        watch = os.pidfd_open(child)
+        try:
+            assert self._leash is not None
+            leash = self._leash.fileno()
+            if leash in select.select([leash, watch], [], [])[0]:
+                self._end(child, watch)
                 return None
-            reading, writing = os.pipe()
-            with os.fdopen(reading, "rb") as ready:
-                with os.fdopen(writing, "wb"):
-                    child = self._start(link, writing)
-                # Only the process has it now.
-                if link >= 0:
-                    os.close(link)
-                return self._watch(child, ready.fileno())
+            return status_of(child)
+        finally:
+            os.close(watch)
 
-    @contextlib.contextmanager
-    def _connection(self) -> Iterator[int | None]:
-        """The connection to serve; -1 if the process listens itself; None at the machine's end."""
-        if self._task.listener is None:
-            yield -1
-            return
-        with socket.socket(fileno=os.dup(self._task.listener)) as listener:
-            if self._leash in select.select([self._leash, listener], [], [])[0]:
-                yield None
-                return
-            yield listener.accept()[0].detach()
-
-    def _start(self, link: int, ready: int) -> int:
+    def _start(self, link: int = -1, ready: int = -1) -> int:
+        """Start it, with a connection and the pipe for its report if it has them."""
         task = self._task
         words = {LINK: str(link), READY: str(ready)}
         command = [_filled(word, words) for word in task.command]
@@ -154,37 +144,19 @@ class Supervisor:
 
     def _become(self, command: list[str], inherited: list[int], supervisor: int) -> None:
         register(os.dup(self._task.registration))
-        if self._task.tied:
-            system.prctl(system.Prctl.PDEATHSIG, signal.SIGKILL)
-            if os.getppid() != supervisor:
-                return
+        system.prctl(system.Prctl.PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != supervisor:
+            return
         os.dup2(self._empty, 0)
         for descriptor in inherited:
             os.set_inheritable(descriptor, True)
         os.execv(command[0], command)
 
-    def _watch(self, child: int, ready: int) -> int | None:
-        watch = os.pidfd_open(child)
-        waited = [self._leash.fileno(), watch, ready]
-        try:
-            while True:
-                found, _, _ = select.select(waited, [], [])
-                if self._leash.fileno() in found:
-                    self._end(child, watch)
-                    return None
-                if ready in found:
-                    waited.remove(ready)
-                    if os.read(ready, 100):
-                        self._say(GOOD)
-                elif watch in found:
-                    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        finally:
-            os.close(watch)
-
     def _end(self, child: int, watch: int) -> None:
         orderly = False
-        with contextlib.suppress(OSError):
-            orderly = bool(self._leash.recv(16))
+        if self._leash is not None:
+            with contextlib.suppress(OSError):
+                orderly = bool(self._leash.recv(16))
         os.kill(child, signal.SIGTERM if orderly else signal.SIGKILL)
         if not select.select([watch], [], [], _PATIENCE)[0]:
             os.kill(child, signal.SIGKILL)
@@ -211,18 +183,15 @@ class Supervisor:
             add_note(self._task.notes, words)
 
 
-def _filled(word: str, words: dict[str, str]) -> str:
-    for name, value in words.items():
-        word = word.replace(name, value)
-    return word
+def status_of(child: int) -> int:
+    """The status of a child that has ended; negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def main() -> int:
+def run(supervisor: Supervisor, task: Task) -> int:
     """Confine this process, and supervise another."""
-    task = Task(**json.loads(sys.argv[1]))
-    supervisor = Supervisor(task)
     try:
-        confine(Room.from_words(task.room[:-1]))
+        confine(Room.from_words([*task.room[:-1]]))
     except RefusedError as error:
         print(error, file=sys.stderr, flush=True)
         return 1
@@ -231,5 +200,12 @@ def main() -> int:
     return supervisor.run()
 
 
+def _filled(word: str, words: dict[str, str]) -> str:
+    for name, value in words.items():
+        word = word.replace(name, value)
+    return word
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    given = Task(**json.loads(sys.argv[1]))
+    sys.exit(run(Supervisor(given), given))

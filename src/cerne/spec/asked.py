@@ -78,6 +78,8 @@ class MachineFields(ResourceFields, ShapeFields, total=False):
 
     data_disks: Sequence[Disk | str]
     """Additional disks: sizes or paths of files, as ``SIZE|PATH[:ro][:format=raw]``."""
+    host_access: Sequence[int | str]
+    """Ports of this host's loopback that the guest reaches at its gateway."""
     allow: Sequence[Allowed | str]
     """What alone the first card may reach outside of a network with a name."""
     egress: Literal["all", "none"]

@@ -157,6 +157,14 @@ class MachineSpec(Part):
             metavar="TARGET",
         ),
         Flag(
+            "A port of this host's loopback that the guest reaches at its gateway; all others are"
+            " closed; may be repeated.",
+            "list",
+            names=("--host-access",),
+            word="host_access",
+            metavar="PORT",
+        ),
+        Flag(
             "all, or none: on a network with a name, whether it may reach what is outside.",
             word="egress",
             default=Nic().egress,
@@ -257,7 +265,9 @@ class MachineSpec(Part):
         first = next((nic for nic in self.nics if nic.slot is None), None)
         ports = {"ports": _listed(said["ports"])} if "ports" in said else {}
         if "network" in said:
-            kept = {"ports": first.ports} if first is not None else {}
+            kept = {}
+            if first is not None:
+                kept = {"ports": first.ports, "host_access": first.host_access}
             return [*_cards(said["network"], {**kept, **ports})]
         present = Nic(network=NetworkKind.USER) if first is None else first
         return [{**dict(present), **ports}, *self.added_nics]
@@ -280,6 +290,8 @@ class MachineSpec(Part):
                 "rate": former.rate,
                 **first[0],
             }
+        if first and self.nics and not network.startswith(f"{NetworkKind.TAP}:"):
+            first[0] = {"host_access": self.nics[0].host_access, **first[0]}
         return self.changed(nics=[*first, *self.added_nics])
 
     def with_ports(self, ports: Iterable[PublishedPort]) -> Self:
@@ -393,8 +405,8 @@ def machine_spec(**asked: object) -> MachineSpec:
 
     In addition to the fields of `MachineSpec` it takes shorter ones: ``disk``, the root disk's
     size, and ``data_disks``, the others, for ``disks``; ``network``, a text or a list of them, and
-    ``ports``, ``allow`` and ``egress`` of the first card for ``nics``; ``cpu_weight`` for
-    ``resources``.
+    ``ports``, ``allow``, ``host_access`` and ``egress`` of the first card for ``nics``;
+    ``cpu_weight`` for ``resources``.
 
     Raises:
         InputError: a field is unknown, or its value is not valid.
@@ -450,11 +462,11 @@ def _cards(networks: object, first: Mapping[str, object]) -> list[Mapping[str, o
     return cards
 
 
-_CARD_WORDS = ("network", "ports", "allow", "egress")
+_CARD_WORDS = ("network", "ports", "allow", "host_access", "egress")
 """The shorter names of the values of the first card."""
 
 _SAID = {"disk": "disks.0.size", "data_disks": "disks", "network": "nics.0.network"}
-_SAID |= {word: f"nics.0.{word}" for word in ("ports", "allow", "egress")}
+_SAID |= {word: f"nics.0.{word}" for word in _CARD_WORDS if word != "network"}
 _SAID |= {word: f"resources.{place}" for word, place in RESOURCE_WORDS.items()}
 """The model's place of each shorter name, for errors."""
 

@@ -36,6 +36,9 @@ _NAMED_ONLY: dict[str, object] = {
     "rate": NetworkResources(),
 }
 """The fields of a card that need a network with a name, and their values on other networks."""
+_NOT_WRITTEN: dict[str, object] = {**_NAMED_ONLY, "host_access": ()}
+"""Values that are not written: an older Cerne reads the specifications of machines without them."""
+_LAST_PORT = 65535
 
 
 def _port(value: object) -> object:
@@ -68,6 +71,17 @@ _PORTS: TypeAdapter[tuple[PublishedPort, ...]] = TypeAdapter(Ports)
 
 def _allowed(value: object) -> object:
     return parse_allowed(value) if isinstance(value, str) else value
+
+
+def _host_port(value: object) -> object:
+    """A port of the host, as a number or a text."""
+    port = int(value) if isinstance(value, str) and re.fullmatch("[0-9]{1,5}", value) else value
+    if isinstance(port, bool) or not isinstance(port, int) or not 1 <= port <= _LAST_PORT:
+        raise InputError(
+            f"{value!r} is not a port of this host",
+            hint=f"write a number from 1 to {_LAST_PORT}: --host-access 8000",
+        )
+    return port
 
 
 def _mac(value: object) -> object:
@@ -122,6 +136,8 @@ class Nic(Device):
     """Its hardware address on a network with a name; None for one that Cerne makes."""
     allow: tuple[Annotated[Allowed, BeforeValidator(_allowed)], ...] = ()
     """What it may reach outside of a network with a name; empty for everything."""
+    host_access: tuple[Annotated[int, BeforeValidator(_host_port)], ...] = ()
+    """Ports of the host's loopback that it reaches at its gateway."""
     egress: Literal["all", "none"] = "all"
     """``none`` if it may reach nothing outside of its network with a name."""
     rate: Annotated[NetworkResources, Rates] = NetworkResources()
@@ -129,15 +145,12 @@ class Nic(Device):
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
-        """What only a card on a network with a name has is written if it has it.
-
-        So an older Cerne reads the specifications of all other machines.
-        """
+        """Most fields are written only if they have another value than the usual one."""
         fields: dict[str, object] = write(self)
         return {
             name: value
             for name, value in fields.items()
-            if name not in _NAMED_ONLY or getattr(self, name) != _NAMED_ONLY[name]
+            if name not in _NOT_WRITTEN or getattr(self, name) != _NOT_WRITTEN[name]
         }
 
     @classmethod
@@ -191,6 +204,12 @@ class Nic(Device):
                 f"{self.network!r} is not a network for a card",
                 hint="write user, tap:INTERFACE, or the name of a network: cerne network ls",
             )
+        if self.host_access and kind not in (NetworkKind.USER, NetworkKind.NAMED):
+            raise InputError(
+                f"a card on {self.network!r} has no access to ports of this host's loopback",
+                hint="leave --host-access out: the host reaches the guest by the tap's addresses",
+            )
+        require_unique([str(port) for port in self.host_access], "port of this host")
         if kind is not NetworkKind.NAMED:
             self._require_plain()
         self._check_egress()

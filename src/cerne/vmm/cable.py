@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from cerne.devices.virtio.net.stream import StreamLink
 from cerne.devices.virtio.net.tap import TapLink
 from cerne.errors import HostError
 from cerne.kvm.vhost import VhostNet
-from cerne.vmm.backend import connected
 from cerne.vmm.config import LinkKind, NicConfig
 from cerne.vmm.loop import Loop
 
@@ -24,7 +22,7 @@ class Cable:
     def __init__(self, loop: Loop, nic: NicConfig, limits: NetLimits | None = None) -> None:
         self._loop = loop
         self._nic = nic
-        self._gone = False
+        self._gone = self._lost = False
         self.card = _card(nic, lambda: loop.ask(self.update), limits)
         self._link = self.card.link
         self.update()
@@ -50,7 +48,9 @@ class Cable:
             return
         if not self.card.link_up:
             self._loop.watch(self._link.fileno(), None)
-            self._connect_again()
+            if not self._lost:
+                self._lost = True
+                print(f"{self._nic.mac} has lost its link", file=sys.stderr, flush=True)
             return
         readable = self.card.receive if self.card.wants_read else None
         writable = self.card.flush if self.card.wants_write else None
@@ -65,27 +65,8 @@ class Cable:
     def close(self) -> None:
         """Close the link; the loop must have ended."""
         self._link.close()
-        for descriptor in (self._nic.address, self._nic.leash):
-            if descriptor is not None:
-                os.close(descriptor)
         if isinstance(self.card, KernelNetDevice):
             self.card.close()
-
-    def _connect_again(self) -> None:
-        """Connect the link to the new process at its other end."""
-        if self._nic.address is None:
-            return
-        try:
-            link = StreamLink(connected(self._nic.address))
-        except OSError as error:
-            print(
-                f"{self._nic.mac} has lost its link: {error.strerror}", file=sys.stderr, flush=True
-            )
-            return
-        self._link.close()
-        self._link = link
-        self.card.go_on(link)
-        self.card.announce()
 
 
 def _card(nic: NicConfig, on_change: Callable[[], None], limits: NetLimits | None) -> NetDevice:

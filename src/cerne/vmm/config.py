@@ -90,7 +90,7 @@ class LinkKind(StrEnum):
     """The kind of a network card's descriptor."""
 
     STREAM = "stream"
-    """A stream socket to passt."""
+    """A stream socket to what stands before passt."""
     TAP = "tap"
     """A tap, with virtio_net_hdr of 12 bytes before its frames."""
 
@@ -107,16 +107,11 @@ class NicConfig(NamedTuple):
     """An open /dev/vhost-net, with which the kernel moves a tap's frames; else Python does."""
     slot: int | None = None
     """The slot, as of a disk."""
-    address: int | None = None
-    """The directory of the listening socket, as of a backend, for a link that is a stream."""
-    leash: int | None = None
-    """The socket to its supervisor, as of a backend."""
 
     @property
     def descriptors(self) -> set[int]:
         """All descriptors in it."""
-        optional = (self.vhost, self.address, self.leash)
-        return {self.link, *(each for each in optional if each is not None)}
+        return {self.link} if self.vhost is None else {self.link, self.vhost}
 
 
 class VsockConfig(NamedTuple):
@@ -324,22 +319,14 @@ def nic_from_json(saved: SavedState, descriptors: Descriptors) -> NicConfig:
     kind = saved.text("kind", 16)
     if kind not in list(LinkKind):
         raise DamagedError(f"a network card has the link {kind!r}, which is unknown")
-    vhost, address, leash = (
-        None if number is None else descriptors(number)
-        for number in (
-            saved.optional_integer(name, _LARGEST_DESCRIPTOR)
-            for name in ("vhost", "address", "leash")
-        )
-    )
+    vhost = saved.optional_integer("vhost", _LARGEST_DESCRIPTOR)
     return NicConfig(
         mac=_mac(saved),
         link=descriptors(saved.integer("link", _LARGEST_DESCRIPTOR)),
         kind=LinkKind(kind),
         mtu=saved.optional_integer("mtu", 0xFFFF),
-        vhost=vhost,
+        vhost=None if vhost is None else descriptors(vhost),
         slot=saved.optional_integer("slot", layout.HOTPLUG_SLOTS - 1),
-        address=address,
-        leash=leash,
     )
 
 

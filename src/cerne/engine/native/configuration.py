@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cerne.engine.cards import network_backend
+from cerne.engine.cards import connected_card
 from cerne.engine.native.backends import disk_backend, is_served_outside, share_backend
 from cerne.engine.opened import Opened
 from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, NetworkNic, Nic, TapNic
@@ -124,7 +124,7 @@ def nic_configuration(machine: LaunchPlan | InstanceRecord, nic: Nic, opened: Op
         vhost = None if _limits_network(machine) else opened.vhost_net()
         mtu = nic.mtu if isinstance(nic, NetworkNic) else mtu_of(nic.interface)
         return NicConfig(nic.mac, tap, LinkKind.TAP, mtu, vhost, nic.slot)
-    return network_backend(machine, nic, opened)
+    return NicConfig(nic.mac, connected_card(machine, nic, opened), slot=nic.slot)
 
 
 def _limits_network(machine: LaunchPlan | InstanceRecord) -> bool:

@@ -40,7 +40,6 @@ from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
 from cerne.kvm.hints import missing_hint, permission_hint
-from cerne.network.passt import has_way_out
 from cerne.network.ports import require_free
 from cerne.network.tap import require_tap
 from cerne.storage.locking import require_unlocked
@@ -76,11 +75,6 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
         require_own_memory(plan.name, shares_memory=needs_backends(plan))
     if any(isinstance(nic, UserNic) for nic in plan.nics):
         require_program("passt")
-        if not has_way_out():
-            raise HostError(
-                "passt does not work on a host without a default route",
-                hint="use --engine qemu, or --network none",
-            )
     for nic in plan.taps:
         require_tap(nic.interface)
     require_free(plan.forwards)

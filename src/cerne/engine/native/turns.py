@@ -20,8 +20,8 @@ MOST_AT_ONCE = 16
 # Kernel, initrd, control socket, console and its log, the ending, the log, the registration, saved
 # state and memory, and the directory and the socket of vsock.
 _OF_EVERY_CHILD = 12
-# A link and vhost-net; or a link, its address, its leash, and the report of passt's start.
-_OF_A_NIC = 4
+# A link and vhost-net; or a link and the report of passt's start.
+_OF_A_NIC = 2
 # Other files that this process opens meanwhile: the connection, and files of other threads.
 _RESERVE = 32
 

@@ -79,6 +79,7 @@ def command_line(
     disk_descriptors: Sequence[Sequence[int]] = (),
     vsock_cid: int | None = None,
     tap_descriptors: Mapping[str, int] = MappingProxyType({}),
+    link_descriptors: Mapping[str, int] = MappingProxyType({}),
     sockets: Mapping[Path, int] = MappingProxyType({}),
     *,
     balloon: bool = True,
@@ -87,8 +88,9 @@ def command_line(
 
     `disk_descriptors` are those of each disk's file, one for each mode (written, only read),
     because the file may get another name while the machine runs. Without them QEMU opens the disks
-    by their names. `tap_descriptors` are those of cards on taps, by their addresses, and `sockets`
-    those of listening sockets, by their paths; QEMU makes the others itself. With
+    by their names. `tap_descriptors` are those of cards on taps, by their addresses,
+    `link_descriptors` those of sockets to which cards are connected, and `sockets` those of
+    listening sockets, by their paths; QEMU makes the others itself. With
     `vsock_cid` the guest has sockets, by the host's vhost-vsock. Without `balloon` it has no
     balloon.
     """
@@ -117,7 +119,8 @@ def command_line(
             for index, disk in enumerate(plan.disks)
         ),
         *_flatten(
-            _nic(index, nic, plan.name, tap_descriptors) for index, nic in enumerate(plan.nics)
+            _nic(index, nic, plan.name, tap_descriptors, link_descriptors)
+            for index, nic in enumerate(plan.nics)
         ),
         *_flatten(_share(index, share) for index, share in enumerate(plan.shares)),
         *("-device", "virtio-rng-pci"),
@@ -286,8 +289,13 @@ def disk_device(index: int, disk: DiskPlan) -> str:
     return f"vd{index}" if disk.slot is None else device_name(disk.slot)
 
 
-def _nic(index: int, nic: Nic, name: str, taps: Mapping[str, int]) -> Iterator[str]:
-    if isinstance(nic, TapNic | NetworkNic):
+def _nic(
+    index: int, nic: Nic, name: str, taps: Mapping[str, int], links: Mapping[str, int]
+) -> Iterator[str]:
+    if nic.mac in links:
+        # The netdev `stream` has the same frames, from QEMU 7.2 on.
+        yield from ("-netdev", f"socket,id={netdev(index, nic)},fd={links[nic.mac]}")
+    elif isinstance(nic, TapNic | NetworkNic):
         yield from ("-netdev", f"tap,id={netdev(index, nic)},fd={taps[nic.mac]}")
     else:
         forwards = "".join(f",hostfwd={_forward(forward)}" for forward in nic.forwards)

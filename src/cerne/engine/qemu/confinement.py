@@ -20,6 +20,7 @@ from cerne.engine.qemu.console_log import limited_log
 from cerne.engine.saved import MEMORY_FILE
 from cerne.errors import DamagedError
 from cerne.host import user_ids
+from cerne.network.passt import has_passt
 from cerne.storage.overlay import chain
 from cerne.vmm.jail.bpf import ALLOW, program
 from cerne.vmm.jail.calls import PROGRAM_CALLS
@@ -47,7 +48,7 @@ def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
         user=None if lease is None else lease.user,
         reads=[str(path) for path in _reads(plan)] if known else [],
         writes=[str(path) for path in _writes(plan)] if known else [],
-        network=any(isinstance(nic, UserNic) for nic in plan.nics),
+        network=_has_own_network(plan),
         capabilities=_capabilities(plan, None if lease is None else lease.user),
         own_cores=plan.strict,
         log=limited_log(plan, opened),
@@ -87,5 +88,11 @@ def _writes(plan: LaunchPlan) -> Iterator[Path]:
 def _capabilities(plan: LaunchPlan, user: int | None) -> Iterator[int]:
     if user is None and os.geteuid() == 0:
         yield from FILE_CAPABILITIES
-    if any(forward.host_port < FIRST_FREE_PORT for forward in plan.forwards):
+    low = any(forward.host_port < FIRST_FREE_PORT for forward in plan.forwards)
+    if low and _has_own_network(plan):
         yield NET_BIND_SERVICE
+
+
+def _has_own_network(plan: LaunchPlan) -> bool:
+    """Whether QEMU itself serves network cards, by connections of this host."""
+    return not has_passt() and any(isinstance(nic, UserNic) for nic in plan.nics)

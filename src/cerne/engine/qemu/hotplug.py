@@ -6,8 +6,9 @@ network back end. So all parts are found again, even after the disk's layers hav
 
 from __future__ import annotations
 
+from cerne.engine.cards import connected_card
 from cerne.engine.opened import Opened
-from cerne.engine.plan import DiskPlan, NetworkNic, Nic, TapNic
+from cerne.engine.plan import DiskPlan, Nic, UserNic
 from cerne.engine.qemu.command_line import (
     disk_hardware,
     disk_node,
@@ -20,7 +21,10 @@ from cerne.engine.qemu.disks import opened_disk
 from cerne.engine.qemu.saving import set_of
 from cerne.engine.qmp import QmpClient
 from cerne.engine.qmp.unplugging import ask_back, slots_among
+from cerne.engine.record import InstanceRecord
+from cerne.engine.supervised import require_served
 from cerne.errors import ConflictError, EngineError
+from cerne.network.passt import has_passt
 from cerne.vmm.slot_names import device_name
 
 # The index among similar devices, which names of devices in slots do not use.
@@ -48,7 +52,7 @@ def plug_disk(qmp: QmpClient, disk: DiskPlan) -> None:
         raise
 
 
-def plug_nic(qmp: QmpClient, nic: Nic, name: str) -> None:
+def plug_nic(qmp: QmpClient, nic: Nic, machine: InstanceRecord) -> None:
     """Plug a network card into its slot.
 
     Raises:
@@ -60,17 +64,27 @@ def plug_nic(qmp: QmpClient, nic: Nic, name: str) -> None:
     _make_free(qmp, nic.slot)
     try:
         end = netdev(_ANY, nic)
-        if isinstance(nic, TapNic | NetworkNic):
-            with Opened(sent=True) as opened:
-                opened.tap(nic)
-                qmp.execute("getfd", {"fdname": end}, descriptors=opened.descriptors)
-            qmp.execute("netdev_add", {"type": "tap", "id": end, "fd": end})
+        if isinstance(nic, UserNic) and not has_passt():
+            qmp.execute("netdev_add", {"type": "user", "id": end, "hostname": machine.name})
         else:
-            qmp.execute("netdev_add", {"type": "user", "id": end, "hostname": name})
+            with Opened(sent=True) as opened:
+                kind = _connected(machine, nic, opened)
+                qmp.execute("getfd", {"fdname": end}, descriptors=opened.descriptors)
+            qmp.execute("netdev_add", {"type": kind, "id": end, "fd": end})
         qmp.execute("device_add", nic_hardware(_ANY, nic))
     except BaseException:
         _clear(qmp, nic.slot)
         raise
+
+
+def _connected(machine: InstanceRecord, nic: Nic, opened: Opened) -> str:
+    """The kind of the back end of a card, of which `opened` gets the descriptor."""
+    if isinstance(nic, UserNic):
+        connected_card(machine, nic, opened)
+        require_served(opened.reports)
+        return "socket"
+    opened.tap(nic)
+    return "tap"
 
 
 def unplug(qmp: QmpClient, slot: int, timeout: float) -> bool:

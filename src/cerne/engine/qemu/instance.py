@@ -93,7 +93,7 @@ class QemuInstance(QmpInstance):
             if isinstance(device, DiskPlan):
                 plug_disk(qmp, device)
             else:
-                plug_nic(qmp, device, self.record.name)
+                plug_nic(qmp, device, self.record)
 
     def _limit_devices(self, resources: Resources) -> None:
         from cerne.engine.qemu.limits import limit_disks

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.engine.detached import answering, spawn
+from cerne.engine.cards import connected_card
+from cerne.engine.detached import answering, kill, spawn
 from cerne.engine.opened import Opened
-from cerne.engine.plan import FirmwareBoot, LaunchPlan, NetworkNic, TapNic
+from cerne.engine.plan import FirmwareBoot, LaunchPlan, NetworkNic, TapNic, UserNic
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, command_line
 from cerne.engine.qemu.confinement import confined
@@ -17,11 +18,13 @@ from cerne.engine.qemu.disks import opened_disk
 from cerne.engine.qemu.version import installed_series, program_stamp
 from cerne.engine.qmp.balloon import leave_memory
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE, SavedMachine, check
+from cerne.engine.supervised import require_served
 from cerne.errors import EngineError, HostError, InputError
 from cerne.host.members import MACHINE
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
+from cerne.network.passt import has_passt
 from cerne.network.ports import require_free
 from cerne.network.tap import require_tap
 from cerne.storage.locking import require_unlocked
@@ -71,6 +74,7 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
                 for nic in plan.nics
                 if isinstance(nic, TapNic | NetworkNic)
             },
+            link_descriptors=_links(plan, opened),
             sockets={
                 path: opened.listening(path) for path in (plan.console_socket, *plan.agent_sockets)
             },
@@ -78,11 +82,25 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
         argv = confined(argv, plan, opened)
         pid = spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
     try:
-        return answering(pid, plan, "QEMU", partial(_prepare, plan, state))
+        process = answering(pid, plan, "QEMU", partial(_prepare, plan, state))
+        try:
+            require_served(opened.reports)
+        except BaseException:
+            kill(process)
+            raise
+        return process
     except EngineError:
         # Another process may have taken a port since the check, which has a better error.
         require_free(plan.forwards)
         raise
+
+
+def _links(plan: LaunchPlan, opened: Opened) -> dict[str, int]:
+    """The cards that passt serves, if this host has it; QEMU serves the others itself."""
+    if not has_passt():
+        return {}
+    user = [nic for nic in plan.nics if isinstance(nic, UserNic)]
+    return {nic.mac: connected_card(plan, nic, opened) for nic in user}
 
 
 def fingerprint(accelerator: Accelerator, *, vsock: bool, kept: Path | None = None) -> str:

@@ -112,7 +112,7 @@ def nic_plan(machine_id: str, nic: AskedNic) -> Nic:
         return NetworkNic(mac, network.name, nic.slot)
     if network.kind is NetworkKind.TAP:
         return TapNic(mac, network.interface, nic.slot)
-    return UserNic(mac, nic.ports, nic.slot)
+    return UserNic(mac, nic.ports, nic.slot, nic.host_access)
 
 
 def wanted_engine(spec: MachineSpec, image: Image) -> str:

@@ -51,8 +51,10 @@ def strange_manifest(manifest: Manifest, what: str) -> Manifest:
             f"{what} names disks that an archive does not contain",
             hint="export the snapshot again",
         )
-    # Ports are its new machine's own, and are asked for when that is made.
-    spec = manifest.spec.copied()
+    # Ports are its new machine's own, and are asked for when that is made; access to this host
+    # was given on another one.
+    nics = [nic.model_copy(update={"host_access": ()}) for nic in manifest.spec.copied().nics]
+    spec = manifest.spec.copied().model_copy(update={"nics": tuple(nics)})
     return manifest.model_copy(update={"machine": "", "spec": spec})
 
 

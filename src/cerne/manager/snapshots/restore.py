@@ -176,7 +176,7 @@ def _refuse_strange_tap(kept: KeptSnapshot) -> None:
 def _without_what_it_has(plan: LaunchPlan) -> LaunchPlan:
     """The plan without the ports and the taps of this host that are a machine's alone."""
     cards = [
-        UserNic(nic.mac) if isinstance(nic, UserNic) else nic
+        replace(nic, forwards=()) if isinstance(nic, UserNic) else nic
         for nic in plan.nics
         if not isinstance(nic, TapNic)
     ]

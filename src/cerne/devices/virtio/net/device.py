@@ -124,16 +124,6 @@ class NetDevice(VirtioDevice):
         """Whether its link's other end is there."""
         return self._link_up
 
-    def go_on(self, link: Link) -> None:
-        """Replace the link, which is down, by another one of the same kind."""
-        with self.working():
-            self.link = link
-            self._link_up = True
-            self._set_offloads(self._offloads)
-            if self._host is not None:
-                self._host.config_changed()
-            self._tell_changes()
-
     @property
     def wants_write(self) -> bool:
         """Whether a frame waits until the link has room; then call `flush`."""

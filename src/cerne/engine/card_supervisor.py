@@ -1,0 +1,340 @@
+"""Supervises passt for one network card, and stands between the two.
+
+It is a supervisor (`cerne.engine.supervisor`) that also carries the frames between the card and
+passt. So it judges what the guest sends (`cerne.network.guest_frames`) and asks the host's name
+servers for it, and the card's connection stays when passt ends and is started again. The machine's
+end, and the card's removal, are the end of that connection.
+
+passt (2023-03) takes what it reads at once for whole frames. So each `send` to it has whole frames
+only, and less than the kernel divides.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from typing import NamedTuple
+
+if not __package__:
+    sys.path.append(__file__.rpartition("/cerne/")[0])
+
+from cerne.engine.supervisor import GOOD, Supervisor, Task, run, status_of
+from cerne.network.guest_frames import (
+    GuestFrames,
+    Verdict,
+    arp_request,
+    echo_reply,
+    framed,
+    frames_in,
+    refusal,
+    udp_payload,
+    udp_reply,
+)
+from cerne.network.names import Answer, NameServers
+from cerne.network.own_addresses import OwnAddresses
+from cerne.network.user import ADDRESS, GATEWAY
+
+_AT_ONCE = 32 * 1024
+"""Bytes that the kernel keeps together on a stream (net/unix/af_unix.c: one buffer)."""
+_READ = 256 * 1024
+_LARGEST = 128 * 1024
+"""Bytes of a longest frame; a longer one means that the other side is not what it should be."""
+_MOST_WAITING = 512 * 1024
+"""Bytes for the card that may wait; answers of our own over that are lost, as on a network."""
+_MEMORY = 5.0
+"""Seconds for which a judgement of an address is kept."""
+
+
+class CardTask(NamedTuple):
+    """The card that a supervisor serves."""
+
+    link: int
+    """The stream socket to the machine's process."""
+    mac: str
+    host_access: tuple[int, ...]
+    """Ports of the host's loopback that the guest reaches at its gateway."""
+
+
+class _Way:
+    """The way of frames to one socket, with what waits for room in it."""
+
+    def __init__(self, link: socket.socket, *, whole: bool) -> None:
+        """If it is `whole`, the other side takes each part of what is sent for whole frames."""
+        link.setblocking(False)
+        self.link = link
+        self._whole = whole
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether data waits for room."""
+        return bool(self._waiting)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits that more would be a burden."""
+        return self._size > _MOST_WAITING
+
+    def put(self, data: bytes) -> None:
+        """Send, or keep what the socket does not take.
+
+        Raises:
+            OSError: the other side has ended.
+        """
+        self._waiting.append(data)
+        self._size += len(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits.
+
+        Raises:
+            OSError: the other side has ended.
+        """
+        while self._waiting:
+            data = self._waiting[0]
+            try:
+                sent = self.link.send(data, socket.MSG_NOSIGNAL)
+            except BlockingIOError:
+                return
+            if self._whole and sent < len(data):
+                raise ConnectionError("the kernel has divided a message")
+            self._size -= sent
+            if sent == len(data):
+                self._waiting.popleft()
+            else:
+                self._waiting[0] = data[sent:]
+
+
+class _Watched:
+    """A poll that is changed only where what is waited for changes."""
+
+    def __init__(self) -> None:
+        self._poll = select.poll()
+        self._events: dict[int, int] = {}
+
+    def set(self, wanted: dict[int, int]) -> None:
+        """Wait for these events of these descriptors, and for the end of each."""
+        for descriptor in self._events.keys() - wanted.keys():
+            self._poll.unregister(descriptor)
+        for descriptor, events in wanted.items():
+            if self._events.get(descriptor) != events:
+                self._poll.register(descriptor, events)
+        self._events = wanted
+
+    def wait(self, seconds: float | None) -> dict[int, int]:
+        """The events that came."""
+        return dict(self._poll.poll(None if seconds is None else seconds * 1000))
+
+
+class _Passt:
+    """One run of passt."""
+
+    def __init__(self, child: int, link: socket.socket, ready: int) -> None:
+        self.child = child
+        self.way = _Way(link, whole=True)
+        self.ready: int | None = ready
+        self.rest = b""
+        """The beginning of a frame whose end has not come yet."""
+        self.talks = True
+        """Whether its socket is open."""
+
+
+class CardSupervisor(Supervisor):
+    """Supervises one passt, and carries the frames of its card."""
+
+    def __init__(self, task: Task, card: CardTask) -> None:
+        super().__init__(task)
+        self._mac = bytes.fromhex(card.mac.replace(":", ""))
+        self._card = _Way(socket.socket(fileno=card.link), whole=False)
+        self._rest = b""
+        self._frames = GuestFrames(OwnAddresses().has, card.host_access)
+        self._names = NameServers()
+        self._forgotten = 0.0
+
+    def _has_ended(self, patience: float) -> bool:
+        poll = select.poll()
+        poll.register(self._card.link.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(patience * 1000))
+
+    def _serve(self) -> int | None:
+        """Run passt once; return its status, or None if the card is gone."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        reading, writing = os.pipe()
+        with ours, os.fdopen(reading, "rb") as ready:
+            with theirs, os.fdopen(writing, "wb"):
+                child = self._start(theirs.fileno(), writing)
+            watch = os.pidfd_open(child)
+            try:
+                return self._carry(_Passt(child, ours, ready.fileno()), watch)
+            finally:
+                os.close(watch)
+
+    def _carry(self, passt: _Passt, watch: int) -> int | None:
+        """Carry frames until passt or the machine ends; return as `_serve`."""
+        watched = _Watched()
+        # The first frame of a card says where passt finds it, even if its guest is silent.
+        self._to_passt(passt, [framed(arp_request(self._mac, ADDRESS, GATEWAY))])
+        while True:
+            watched.set({watch: select.POLLIN, **self._waited(passt)})
+            found = watched.wait(self._names.wait(time.monotonic()))
+            if watch in found:
+                return status_of(passt.child)
+            if passt.ready in found:
+                self._hear(passt)
+            try:
+                self._serve_card(found.get(self._card.link.fileno(), 0), passt)
+                self._serve_passt(found.get(passt.way.link.fileno(), 0), passt)
+                self._serve_names(found)
+            except _CardGoneError:
+                self._end(passt.child, watch)
+                return None
+
+    def _waited(self, passt: _Passt) -> dict[int, int]:
+        # What comes from one side is read while there is room at the other.
+        wanted = {self._card.link.fileno(): _events(not passt.way.waits, self._card.waits)}
+        if passt.talks:
+            wanted[passt.way.link.fileno()] = _events(not self._card.waits, passt.way.waits)
+        if passt.ready is not None:
+            wanted[passt.ready] = select.POLLIN
+        return {**wanted, **dict.fromkeys(self._names.descriptors(), select.POLLIN)}
+
+    def _hear(self, passt: _Passt) -> None:
+        assert passt.ready is not None
+        if os.read(passt.ready, 100):
+            self._say(GOOD)
+        passt.ready = None
+
+    def _serve_card(self, events: int, passt: _Passt) -> None:
+        if events & select.POLLOUT:
+            self._to_card(b"")
+        if not events & ~select.POLLOUT:
+            return
+        try:
+            data = self._card.link.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise _CardGoneError from error
+        if not data:
+            raise _CardGoneError
+        buffer = self._rest + data
+        try:
+            frames, end = frames_in(buffer, _LARGEST)
+        except ValueError as error:
+            raise _CardGoneError from error
+        self._rest = buffer[end:]
+        self._to_passt(passt, self._passed(buffer, frames))
+
+    def _passed(self, buffer: bytes, frames: list[tuple[int, int]]) -> list[bytes]:
+        """The frames for passt, in batches; others are answered here, or dropped."""
+        if (now := time.monotonic()) > self._forgotten + _MEMORY:
+            self._forgotten = now
+            self._frames.forget()
+        batches: list[bytes] = []
+        first = last = 0
+        for start, end in frames:
+            if self._passes(buffer[start:end]):
+                if start - 4 != last or end - first > _AT_ONCE:
+                    batches.append(buffer[first:last])
+                    first = start - 4
+                last = end
+        batches.append(buffer[first:last])
+        return [batch for batch in batches if batch]
+
+    def _passes(self, frame: bytes) -> bool:
+        match self._frames.judge(frame):
+            case Verdict.PASS:
+                return True
+            case Verdict.ECHO:
+                self._answer(echo_reply(frame))
+            case Verdict.REFUSE:
+                self._answer(refusal(frame))
+            case Verdict.NAME:
+                self._answer_names(self._names.ask(udp_payload(frame), frame, time.monotonic()))
+            case Verdict.DROP:
+                pass
+        return False
+
+    def _serve_passt(self, events: int, passt: _Passt) -> None:
+        if events & select.POLLOUT:
+            self._to_passt(passt, [])
+        if not events & ~select.POLLOUT:
+            return
+        try:
+            data = passt.way.link.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._hang_up(passt)
+            return
+        buffer = passt.rest + data
+        try:
+            frames, end = frames_in(buffer, _LARGEST)
+        except ValueError:
+            self._hang_up(passt)
+            return
+        for start, after in frames:
+            self._frames.note(buffer[start:after])
+        # A part of a frame would stay in the card's stream if passt ended now.
+        passt.rest = buffer[end:]
+        if end:
+            self._to_card(buffer[:end])
+
+    def _serve_names(self, found: dict[int, int]) -> None:
+        now = time.monotonic()
+        for descriptor in [each for each in self._names.descriptors() if each in found]:
+            self._answer_names(self._names.receive(descriptor, now))
+        self._answer_names(self._names.tick(now))
+
+    def _answer_names(self, answers: list[Answer]) -> None:
+        for answer in answers:
+            self._answer(udp_reply(answer.origin, answer.payload))
+
+    def _answer(self, frame: bytes) -> None:
+        if not self._card.is_full:
+            self._to_card(framed(frame))
+
+    def _to_card(self, data: bytes) -> None:
+        try:
+            if data:
+                self._card.put(data)
+            else:
+                self._card.flush()
+        except OSError as error:
+            raise _CardGoneError from error
+
+    def _to_passt(self, passt: _Passt, batches: list[bytes]) -> None:
+        try:
+            for batch in batches:
+                passt.way.put(batch)
+            passt.way.flush()
+        except OSError:
+            self._hang_up(passt)
+
+    def _hang_up(self, passt: _Passt) -> None:
+        """Let it end: its process is waited for."""
+        passt.talks = False
+        os.kill(passt.child, signal.SIGKILL)
+
+
+class _CardGoneError(Exception):
+    """The machine has ended, or the card was removed."""
+
+
+def _events(reads: bool, writes: bool) -> int:
+    return (select.POLLIN if reads else 0) | (select.POLLOUT if writes else 0)
+
+
+if __name__ == "__main__":
+    given = Task(**json.loads(sys.argv[1]))
+    sys.exit(run(CardSupervisor(given, CardTask(**json.loads(sys.argv[2]))), given))
