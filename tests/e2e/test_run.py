@@ -176,6 +176,47 @@ def test_a_directory_of_the_host_is_mounted(
     assert not (tmp_path / "no").exists()
 
 
+@pytest.mark.slow_if_emulated
+def test_a_file_that_a_guest_makes_gives_nobody_another_users_rights(
+    cerne: Cerne, engine: Engine, mounting: None, root: None, tmp_path: Path
+) -> None:
+    former = tmp_path / "former"
+    former.write_bytes(b"")
+    former.chmod(0o4777)
+    script = """
+        cd /mnt/here
+        cp /bin/busybox new; cat /bin/busybox >former; cp /bin/busybox owned; chmod 755 new owned
+        for file in new owned; do chmod 4755 $file; chmod 2755 $file; done
+        mknod device c 1 3
+        chown 1234:1235 owned
+        chmod 751 owned
+        ls -ln owned | cut -c1-10
+    """
+    run = ("run", "--rm", *engine.options, "--mount", f"{tmp_path}:/mnt/here", "tiny")
+    done = cerne(*run, "--", "sh", "-c", script)
+    assert done.stdout == b"-rwxr-x--x\n"
+    assert done.stderr.count(b"Operation not permitted") == 5
+    assert not (tmp_path / "device").exists()
+    status = (tmp_path / "owned").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (1234, 1235, 0o751)
+    # Another user of the host runs them where they are.
+    for above in [tmp_path, *tmp_path.parents]:
+        if above != Path("/") and above.stat().st_uid == 0:
+            above.chmod(above.stat().st_mode | 0o111)
+    for name in ("new", "former"):
+        assert not (tmp_path / name).stat().st_mode & 0o6000
+        ids = subprocess.run(
+            ["busybox", "id", "-u"],
+            executable=tmp_path / name,
+            user=65534,
+            group=65534,
+            extra_groups=[],
+            capture_output=True,
+            check=True,
+        )
+        assert ids.stdout == b"65534\n"
+
+
 def test_the_library_does_what_the_command_line_does(cerne: Cerne, engine: Engine) -> None:
     script = """
 import cerne, sys

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -219,9 +220,13 @@ def test_published_ports_are_forwarded() -> None:
     assert options(card)["mac"] == nic.mac
 
 
-def test_a_writable_share_makes_nothing_dangerous_on_the_host() -> None:
+@pytest.mark.parametrize(("user", "model"), [(0, "passthrough"), (1000, "none")])
+def test_a_writable_share_has_the_guests_owners_and_modes(
+    monkeypatch: pytest.MonkeyPatch, user: int, model: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: user)
     [share] = values("-fsdev", argv())
-    assert options(share)["security_model"] == "mapped-xattr"
+    assert options(share)["security_model"] == model
     assert "readonly" not in options(share)
 
 

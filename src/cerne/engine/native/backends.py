@@ -25,13 +25,14 @@ from cerne.host.own_ids import has_own_ids
 from cerne.host.programs import require_program
 from cerne.storage.overlay import chain
 from cerne.vmm.config import BackendConfig
-from cerne.vmm.jail.calls import DIRECTORY_PROGRAM_CALLS, PROGRAM_CALLS
+from cerne.vmm.jail.calls import DIRECTORY_PROGRAM_CALLS, DISK_PROGRAM_CALLS
 from cerne.vmm.jail.program import FILE_CAPABILITIES
 
 _READ_FORMATS = frozenset({"raw", "qcow2"})
 """Formats of disks that the VMM reads itself."""
-# To change its threads' users, its root and, to fewer, its capabilities (capabilities(7)).
-_CHANGES = (7, 6, 18, 8)
+CHANGES = (7, 6, 18, 8)
+"""What virtiofsd needs to change its threads' users, its root and, to fewer, its capabilities
+(capabilities(7))."""
 
 
 def require_backends(plan: LaunchPlan) -> None:
@@ -104,7 +105,7 @@ def disk_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig:
     under: list[Path] = []
     with contextlib.suppress(DamagedError):
         under = [path for path, _ in chain(disk.path, disk.format)[1:]]
-    room = room_of(program, PROGRAM_CALLS)
+    room = room_of(program, DISK_PROGRAM_CALLS)
     room.reads += [str(path) for path in ([disk.path] if disk.read_only else []) + under]
     room.writes += [] if disk.read_only else [str(disk.path)]
     with listening_socket(backend_socket(plan, f"disk{index}")) as listener:
@@ -124,7 +125,7 @@ def share_backend(plan: LaunchPlan, index: int, opened: Opened) -> BackendConfig
     room = room_of(program, DIRECTORY_PROGRAM_CALLS)
     # It has the owners and modes that the guest wants.
     room.settings = True
-    room.capabilities += [*FILE_CAPABILITIES, *_CHANGES]
+    room.capabilities += [*FILE_CAPABILITIES, *CHANGES]
     (room.reads if share.read_only else room.writes).append(str(share.source))
     with listening_socket(backend_socket(plan, share.tag)) as listener:
         what = f"virtiofsd, which serves {share.source} to {plan.name},"

@@ -13,6 +13,7 @@ ports for removable disks and network cards make a boot 0.1 s longer.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -326,10 +327,11 @@ def _forward(port: PortForward) -> str:
 
 
 def _share(index: int, share: SharePlan) -> Iterator[str]:
-    # The owners and modes that a guest sets on a writable share stay in extended attributes, so
-    # that a guest makes no setuid program, device or symbolic link on the host.
-    model = "none,readonly=on" if share.read_only else "mapped-xattr"
-    source = f"path={_escaped(share.source)},security_model={model},multidevs=remap"
+    # Files have the owners and modes that the guest gives them, as with virtiofsd; QEMU's filter of
+    # system calls refuses setuid files. A user without root owns all files.
+    model = "passthrough" if os.geteuid() == 0 else "none"
+    access = ",readonly=on" if share.read_only else ""
+    source = f"path={_escaped(share.source)},security_model={model}{access},multidevs=remap"
     yield from ("-fsdev", f"local,id=share{index},{source}")
     yield from ("-device", f"virtio-9p-pci,fsdev=share{index},mount_tag={_escaped(share.tag)}")
 

@@ -31,9 +31,12 @@ from cerne.vmm.jail.program import (
     SYSTEM,
     Room,
 )
+from cerne.vmm.jail.system import MOST_THREADS
 
 _FORMATS = frozenset(("raw", "qcow2", "vdi", "vhdx", "vpc"))
 """Disks of other formats may have parts in files that only QEMU finds."""
+_MOST_THREADS = 1024
+"""Of a user id of its own: a thread for each vCPU, and less than a hundred others."""
 
 
 def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
@@ -50,6 +53,7 @@ def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
         writes=[str(path) for path in _writes(plan)] if known else [],
         network=_has_own_network(plan),
         capabilities=_capabilities(plan, None if lease is None else lease.user),
+        threads=MOST_THREADS if lease is None else _MOST_THREADS,
         own_cores=plan.strict,
         log=limited_log(plan, opened),
         filter=program(PROGRAM_CALLS, ALLOW),

@@ -186,6 +186,16 @@ NO_SETUID_FILES = (
 """No file gets the bits by which who runs it becomes its owner or group (as RestrictSUIDSGID= of
 systemd.exec(5))."""
 
+_WRITE_OR_EXECUTE = 6
+
+_NO_NEW_CODE = (
+    # Libraries are mapped to be executed, and not to be written.
+    Rule(9, conditions=(Condition(_PROTECTION, (0, 2, 4), _WRITE_OR_EXECUTE),)),  # mmap
+    CHECKED["mprotect"],
+    Rule(329, conditions=(Condition(_PROTECTION, (0,), _EXECUTE),)),  # pkey_mprotect
+)
+"""As MemoryDenyWriteExecute= of systemd.exec(5)."""
+
 _OWN_ROOT = ("unshare", "mount", "umount2", "pivot_root")
 
 
@@ -195,6 +205,8 @@ def _of_program(*allowed: str) -> tuple[Rule, ...]:
         *NO_SETUID_FILES,
         CHECKED["clone"],
         CHECKED["clone3"],
+        # Limits of this process alone.
+        Rule(302, conditions=(Condition(0, (0,)),)),  # prlimit64
         *(
             Rule(number, fail(errno.EPERM))
             for name, number in DANGEROUS.items()
@@ -204,14 +216,18 @@ def _of_program(*allowed: str) -> tuple[Rule, ...]:
 
 
 PROGRAM_CALLS = _of_program()
-"""The rules of a program that is not ours."""
+"""The rules of a program that is not ours, and that may make code, as TCG does."""
 
-CONFINING_PROGRAM_CALLS = _of_program(*_OWN_ROOT)
+DISK_PROGRAM_CALLS = (*_of_program(), *_NO_NEW_CODE)
+"""The rules of a program that serves a disk."""
+
+CONFINING_PROGRAM_CALLS = (*_of_program(*_OWN_ROOT), *_NO_NEW_CODE)
 """The rules of a program that makes namespaces and an empty root for itself at its start."""
 
 DIRECTORY_PROGRAM_CALLS = (
     # Its threads have working directories of their own.
     Rule(DANGEROUS["unshare"], conditions=(Condition(0, (0,), _NAMESPACES),)),
     *_of_program("chroot"),
+    *_NO_NEW_CODE,
 )
 """The rules of a program that serves a directory of the host."""

@@ -403,7 +403,7 @@ def _show_own_processes(room: Room) -> None:
     flags = Mount.NOSUID | Mount.NODEV | Mount.NOEXEC | Mount.READ_ONLY
     try:
         parts = "" if room.settings else ",subset=pid"
-        system.mount("none", place, "proc", flags, f"hidepid=2{parts}")
+        system.mount("none", place, "proc", flags, f"hidepid=4{parts}")
     except OSError:
         system.bind("/proc", place, _OWN | Attribute.READ_ONLY, folder=True)
 
