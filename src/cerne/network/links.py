@@ -29,7 +29,8 @@ from cerne.errors import HostError
 
 _NO_DAD = 0x02
 _MASTER = 0x04
-_PERMANENT = 0x80
+_STATIC = 0x40
+"""NUD_NOARP: the address of another port. With NUD_PERMANENT it would be the bridge's own."""
 _TABLE_MAIN = 254
 _BURST_TIME = 10
 """A full bucket is what the rate gives in a tenth of a second."""
@@ -138,7 +139,7 @@ class Links:
             self._route.brport(
                 "set", index=index, guard=1, learning=0, unicast_flood=0, mcast_router=0
             )
-            self._route.fdb("replace", ifindex=index, lladdr=mac, flags=_MASTER, state=_PERMANENT)
+            self._route.fdb("replace", ifindex=index, lladdr=mac, flags=_MASTER, state=_STATIC)
 
     def add_address(self, name: str, address: IPv4Interface | IPv6Interface) -> None:
         """Give an interface an address, or find that it has it."""

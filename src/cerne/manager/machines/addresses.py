@@ -1,9 +1,9 @@
 """Gives a guest the addresses of its cards on networks with names, by its agent.
 
-A guest that boots gets those of its first card by the kernel's ``ip=`` parameter, and those of IPv6
-by router advertisements (RFC 4861). All others are set here, also those of a guest that continues
-from memory, which has the addresses of another machine. The link is set down and up, so that a
-client of DHCP in the guest asks again; it gets the same addresses.
+A guest that boots has the IPv4 address of its first card by the kernel's ``ip=`` parameter. All
+others are set here, also those of a guest that continues from memory, which has the addresses of
+another machine: there the link is set down and up, so that a client of DHCP in the guest asks
+again. It gets the same addresses.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _NOT_SEEN = 3
 _CONFIGURE = """
 set -e
-old=$1 new=$2 ipv4=$3 ipv6=$4 gateway4=$5 gateway6=$6 card=
+old=$1 new=$2 ipv4=$3 ipv6=$4 gateway4=$5 gateway6=$6 former=$7 card=
 tries=0
 while [ -z "$card" ]; do
   for path in /sys/class/net/*; do
@@ -35,11 +35,14 @@ while [ -z "$card" ]; do
   [ "$tries" -lt 20 ] || exit 3
   sleep 0.2
 done
-ip link set dev "$card" down
-ip link set dev "$card" address "$new"
-ip address flush dev "$card"
+if [ -n "$former" ]; then
+  ip link set dev "$card" down
+  ip link set dev "$card" address "$new"
+  ip address flush dev "$card"
+fi
 ip link set dev "$card" up
-[ -z "$ipv4" ] || ip address add "$ipv4" dev "$card"
+[ -z "$ipv4" ] || ip address show dev "$card" | grep -q " $ipv4 " ||
+  ip address add "$ipv4" dev "$card"
 [ -z "$ipv6" ] || ip -6 address add "$ipv6" dev "$card" nodad 2>/dev/null ||
   ip -6 address add "$ipv6" dev "$card" 2>/dev/null || true
 [ -n "$gateway4$gateway6" ] || exit 0
@@ -54,8 +57,10 @@ fi
 """
 
 
-def configure_cards(context: MachineContext, agent: GuestAgent, *, first: bool) -> None:
-    """Give a guest the addresses of its cards on networks with names, without the first one or not.
+def configure_cards(context: MachineContext, agent: GuestAgent, *, restored: bool) -> None:
+    """Give a guest the addresses of its cards on networks with names.
+
+    One that is `restored` has those of another machine.
 
     Raises:
         GuestError: setting them failed in the guest.
@@ -63,12 +68,14 @@ def configure_cards(context: MachineContext, agent: GuestAgent, *, first: bool) 
     if not context.store.cards_of(context.id):
         return
     for nic in context.spec.nics:
-        if nic.is_named and (first or nic.number):
-            configure_card(context, agent, nic)
+        if nic.is_named:
+            configure_card(context, agent, nic, restored=restored)
 
 
-def configure_card(context: MachineContext, agent: GuestAgent, nic: Nic) -> None:
-    """Give a guest the addresses of one of its cards; it may have the card for a moment only.
+def configure_card(
+    context: MachineContext, agent: GuestAgent, nic: Nic, *, restored: bool = False
+) -> None:
+    """Give a guest the addresses of one of its cards; it may see the card in a moment only.
 
     Raises:
         GuestError: setting them failed in the guest.
@@ -80,7 +87,7 @@ def configure_card(context: MachineContext, agent: GuestAgent, nic: Nic) -> None
     first = nic.number == 0
     gateways = (str(network.gateway4 or ""), str(network.gateway6 or "")) if first else ("", "")
     argv = ["sh", "-c", _CONFIGURE, "sh", _former_mac(context, card), card.mac, ipv4, ipv6]
-    done = agent.run([*argv, *gateways])
+    done = agent.run([*argv, *gateways, "former" if restored else ""])
     if done.status == 0:
         return
     said = done.stderr.decode(errors="replace").strip()

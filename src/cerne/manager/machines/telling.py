@@ -108,8 +108,7 @@ def _say(
     restored = Untold.IDENTITY in untold
     agent.renew(hostname=record.name, mac=context.first_mac() if restored else None)
     faults.step("renewed")
-    # The kernel that boots configures the first card itself.
-    configure_cards(context, agent, first=restored)
+    configure_cards(context, agent, restored=restored)
 
 
 def tell_of_card(context: MachineContext, nic: Nic) -> None:
