@@ -36,7 +36,8 @@ END
 """
 
 _STEPS = {
-    "run": f"cerne run -d --name m --cpus 2 --memory 192M --timeout 600s {GUEST}",
+    "run": "cerne run -d --name m --cpus 2 --memory 192M --host-access 8000 --timeout 600s"
+    f" {GUEST}",
     "inspect": "cerne inspect --json m",
     "processors": "inside m 'true & nproc; wait'",
     "tables": "inside m ls /sys/firmware/acpi/tables",

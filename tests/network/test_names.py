@@ -192,3 +192,13 @@ def test_odd_resolv_confs(
     tmp_path: Path, resolv: str | None, behind: str | None, expected: list[str]
 ) -> None:
     assert host_name_servers(_root(tmp_path, resolv, behind)) == expected
+
+
+@pytest.mark.parametrize(("kind", "found"), [(1, True), (28, False)])
+def test_the_gateway_has_a_name(kind: int, found: bool) -> None:
+    name = b"\4HOST\5cerne\x08internal\0"
+    question = _QUESTION[:12] + name + bytes([0, kind, 0, 1])
+    (answer,) = NameServers(list).ask(question, _FRAME, 0)
+    assert answer.payload[2:4] == b"\x81\x80"
+    assert answer.payload[7] == int(found)
+    assert answer.payload.endswith(socket.inet_aton("10.0.2.2")) == found

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cerne.network.passt import ipv6_interface, passt_command
+from cerne.errors import HostError, InputError
+from cerne.network.passt import ipv6_interface, passt_command, require_ipv6, require_one_address
 from cerne.network.user import address6
-from cerne.spec.ports import PublishedPort
+from cerne.spec.ports import Protocols, PublishedPort
 
 _MAC = "02:00:00:00:00:01"
 _ADDRESSES = (
@@ -44,6 +45,22 @@ def test_a_published_ipv6_address_gives_the_guest_ipv6(
     command = passt_command(Path("passt"), "3", "4", _MAC, [port], proc=tmp_path)
     assert expected in command
     assert f"{address}/8080:80" in command
+
+
+def test_an_ipv6_port_is_refused_on_a_host_without_ipv6(tmp_path: Path) -> None:
+    ports = [PublishedPort("127.0.0.1", 8080, 80), PublishedPort("::1", 8081, 80)]
+    with pytest.raises(HostError, match=r"\[::1\]:8081") as refused:
+        require_ipv6(ports, tmp_path)
+    assert "127.0.0.1:8081:80" in refused.value.hint
+    require_ipv6(ports[:1], tmp_path)
+
+
+def test_a_port_at_two_addresses_is_refused() -> None:
+    one, two = PublishedPort("127.0.0.1", 8080, 80), PublishedPort("::1", 8080, 80)
+    with pytest.raises(InputError, match=r"127\.0\.0\.1:8080/tcp and \[::1\]:8080/tcp"):
+        require_one_address([one, two])
+    other = PublishedPort("::1", 8080, 80, Protocols.UDP)
+    require_one_address([one, other, *[PublishedPort("127.0.0.1", 0, 80)] * 2])
 
 
 def test_the_hosts_loopback_is_mapped_only_if_that_is_asked(tmp_path: Path) -> None:

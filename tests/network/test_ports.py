@@ -47,6 +47,20 @@ def test_a_udp_port_in_use_is_named() -> None:
             require_free([PublishedPort("127.0.0.1", number, 53, Protocols.UDP)])
 
 
+def test_a_port_at_an_ipv6_address_is_another_one(taken: int) -> None:
+    try:
+        listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+    except OSError:
+        pytest.skip("this host has no IPv6")
+    with listener:
+        number: int = listener.getsockname()[1]
+        with pytest.raises(ConflictError, match=rf"\[::1\]:{number}/tcp"):
+            require_free([PublishedPort("::1", number, 80)])
+    require_free([PublishedPort("::1", number, 80)])
+    with chosen([PublishedPort("::1", 0, 80), PublishedPort("127.0.0.1", 0, 80)]) as ports:
+        assert all(port.host_port for port in ports)
+
+
 def test_an_address_of_another_host_is_refused() -> None:
     with pytest.raises(InputError, match=r"192\.0\.2\.1"):
         require_free([PublishedPort("192.0.2.1", 8080, 80)])

@@ -74,16 +74,13 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "instead"),
+    ("text", "port", "short"),
     [
-        ("[::1]:18080:80", "127.0.0.1:18080:80"),
-        ("[::]:53:5353/udp", "0.0.0.0:53:5353/udp"),
-        ("[2001:db8::1]:80:81", "127.0.0.1:80:81"),
+        ("[::1]:18080:80", PublishedPort("::1", 18080, 80), "[::1]:18080->80"),
+        ("[::]:53:5353/udp", PublishedPort("::", 53, 5353, Protocols.UDP), "[::]:53->5353/udp"),
     ],
 )
-def test_an_ipv6_address_is_refused_with_what_to_write(text: str, instead: str) -> None:
-    with pytest.raises(InputError, match="only IPv4 addresses") as refused:
-        parse_publish(text)
-    assert refused.value.hint == f"publish it at an IPv4 address: {instead}"
-    with pytest.raises(InputError, match="only IPv4 addresses"):
-        check_port(PublishedPort("::1", 8080, 80))
+def test_an_ipv6_address_of_the_host(text: str, port: PublishedPort, short: str) -> None:
+    assert parse_publish(text) == port
+    assert parse_publish(text).short == short
+    check_port(port)

@@ -12,11 +12,30 @@ from cerne.engine.supervised import room_of, start_supervisor
 from cerne.engine.supervisor import LINK, READY, Task
 from cerne.host.programs import require_program
 from cerne.network.names import RESOLVER_DIRECTORY
-from cerne.network.passt import PASST, passt_command
+from cerne.network.passt import PASST, has_passt, passt_command, require_ipv6, require_one_address
 from cerne.vmm.jail.calls import CONFINING_PROGRAM_CALLS
 from cerne.vmm.jail.program import FIRST_FREE_PORT, NET_BIND_SERVICE
 
 _SUPERVISOR = Path(__file__).with_name("card_supervisor.py")
+
+
+def require_card_programs(plan: LaunchPlan, *, always: bool) -> None:
+    """Refuse user-mode cards that this host can not give.
+
+    Raises:
+        MissingProgramError: passt is not installed, and is `always` needed, or only it publishes
+            such ports.
+        HostError: a port needs IPv6, which this host does not have.
+        InputError: a port is published at two addresses.
+    """
+    user = [nic for nic in plan.nics if isinstance(nic, UserNic)]
+    ports = [port for nic in user for port in nic.forwards]
+    if (always and user) or any(":" in port.host_address for port in ports):
+        require_program(PASST)
+    if has_passt():
+        require_ipv6(ports)
+        for nic in user:
+            require_one_address(nic.forwards)
 
 
 def connected_card(machine: LaunchPlan | InstanceRecord, nic: UserNic, opened: Opened) -> int:

@@ -27,6 +27,8 @@ _QEMU_TIMEOUT = 20
 _PROGRAMS = {
     "qemu-img": "Cerne does not import images without it",
     "mmdebstrap": "Cerne does not build Debian images without it",
+    "passt": "guests on a user-mode network reach all services of this host without it, and the"
+    " engine native has no such network",
     "musl-gcc": "Cerne does not build the guest agent without it, which images need",
 }
 

@@ -8,9 +8,12 @@ come from a process of the host.
 from __future__ import annotations
 
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
+
+from cerne.network.user import GATEWAY
 
 RESOLVER_DIRECTORY = Path("/run/systemd/resolve")
 """Where systemd-resolved has the name servers behind itself."""
@@ -48,6 +51,10 @@ def host_name_servers(root: Path = Path("/")) -> list[str]:
     return list(dict.fromkeys(found)) or [_USUAL]
 
 
+HOST_NAME = "host.cerne.internal"
+"""The name of the gateway, for guests that may reach ports of the host there."""
+
+
 class _Question:
     """One question, and the sockets to the servers that were asked."""
 
@@ -59,6 +66,10 @@ class _Question:
         self.next = now
         self.answer: bytes | None = None
         """An answer of a server that does not know, for want of a better one."""
+
+
+_GATEWAY_NAME = b"".join(bytes([len(part)]) + part.encode() for part in [*HOST_NAME.split("."), ""])
+_ADDRESS_OF_INTERNET = b"\0\1\0\1"
 
 
 class Answer(NamedTuple):
@@ -92,6 +103,8 @@ class NameServers:
         """Ask for a guest; return an answer if there is one at once."""
         if len(payload) < _HEADER or payload[2] & _QR:
             return []
+        if (known := _of_gateway(payload)) is not None:
+            return [Answer(origin, known)]
         for former in self._questions:
             if former.payload == payload and former.origin == origin:
                 return []
@@ -198,6 +211,21 @@ def _end_of_question(payload: bytes) -> int:
     while at < len(payload) and payload[at]:
         at += 1 + payload[at]
     return min(at + 5, len(payload))
+
+
+def _of_gateway(question: bytes) -> bytes | None:
+    """The answer to a question for the gateway's name; None for another question."""
+    end = _end_of_question(question)
+    name, kind = question[_HEADER : end - 4], question[end - 4 : end]
+    if name.lower() != _GATEWAY_NAME:
+        return None
+    # It has an IPv4 address alone, which lasts a minute.
+    found = kind == _ADDRESS_OF_INTERNET
+    address = b"\xc0\x0c" + kind + struct.pack("!IH", 60, 4) + socket.inet_aton(GATEWAY)
+    counts = struct.pack("!HHHH", 1, int(found), 0, 0)
+    flags = bytes([question[2] & _RD | _QR, _RA])
+    head = question[:2] + flags + counts + question[_HEADER:end]
+    return head + (address if found else b"")
 
 
 def _failure(question: bytes) -> bytes:

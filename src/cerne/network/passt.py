@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from cerne.errors import HostError, InputError
 from cerne.host.programs import find_program
 from cerne.network.user import (
     ADDRESS,
@@ -35,6 +36,36 @@ _REJECTING = 0x200
 def has_passt() -> bool:
     """Whether this host has passt."""
     return find_program(PASST) is not None
+
+
+def require_ipv6(ports: Iterable[PublishedPort], proc: Path = _PROC) -> None:
+    """Refuse ports at IPv6 addresses on a host without IPv6.
+
+    Raises:
+        HostError: no interface of this host has an IPv6 address.
+    """
+    for port in ports:
+        if ":" in port.host_address and ipv6_interface(proc, anyway=True) is None:
+            raise HostError(
+                f"the port {port} needs IPv6, and no interface of this host has an IPv6 address",
+                hint=f"publish it at an IPv4 address: 127.0.0.1:{port.host_port}:{port.guest_port}",
+            )
+
+
+def require_one_address(ports: Iterable[PublishedPort]) -> None:
+    """Refuse the same port of the host at several addresses, which passt (2023-03) does not serve.
+
+    Raises:
+        InputError: a port is published at two addresses.
+    """
+    seen: dict[tuple[int, Protocols], PublishedPort] = {}
+    for port in ports:
+        former = seen.setdefault((port.host_port, port.protocol), port)
+        if former is not port and port.host_port:
+            raise InputError(
+                f"{former} and {port} are one port at two addresses, of which passt serves one",
+                hint="publish another port at the second address",
+            )
 
 
 def passt_command(

@@ -57,7 +57,12 @@ def _free(port: PublishedPort, bound: contextlib.ExitStack) -> PublishedPort:
 
 def _socket(port: PublishedPort) -> socket.socket:
     kind = socket.SOCK_STREAM if port.protocol is Protocols.TCP else socket.SOCK_DGRAM
-    return socket.socket(socket.AF_INET, kind)
+    family = socket.AF_INET6 if ":" in port.host_address else socket.AF_INET
+    made = socket.socket(family, kind)
+    if family == socket.AF_INET6:
+        # The port at all IPv4 addresses is another one.
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return made
 
 
 def _require_free(port: PublishedPort) -> None:
@@ -93,7 +98,7 @@ def refusal(port: PublishedPort, error: OSError) -> CerneError:
         case errno.EADDRNOTAVAIL:
             return InputError(
                 f"{port.host_address} is not an address of this host",
-                hint=f"publish port {port.host_port} at an address of this host: ip -4 address",
+                hint=f"publish port {port.host_port} at an address of this host: ip address",
             )
         case _:
             return HostError(f"this host refuses port {port}: {error.strerror}")

@@ -27,8 +27,8 @@ _NAMED = re.compile(
 )
 _NAMED_HINT = "write it as 8080, 127.0.0.1:8080 or 5353/udp"
 _HINT = (
-    "write it as 8080:80, 18500-18502:80-82, 127.0.0.1:8080:80 or 5353:53/udp; ports are 1 to"
-    " 65535, and 0:80 takes any free port of this host"
+    "write it as 8080:80, 18500-18502:80-82, 127.0.0.1:8080:80, [::1]:8080:80 or 5353:53/udp;"
+    " ports are 1 to 65535, and 0:80 takes any free port of this host"
 )
 _USUAL_ADDRESS = "127.0.0.1"
 _LAST = 65535
@@ -46,7 +46,7 @@ class PublishedPort:
     """A port of the host that leads to a port of the guest."""
 
     host_address: str
-    """An IPv4 address, in numbers."""
+    """An IPv4 or IPv6 address, in numbers."""
     host_port: int
     """0 for any free port, which Cerne chooses when the machine starts."""
     guest_port: int
@@ -58,7 +58,7 @@ class PublishedPort:
     @property
     def short(self) -> str:
         """The port for people, without the usual address and protocol."""
-        address = "" if self.host_address == _USUAL_ADDRESS else f"{self.host_address}:"
+        address = "" if self.host_address == _USUAL_ADDRESS else f"{_bracketed(self.host_address)}:"
         protocol = "" if self.protocol is Protocols.TCP else f"/{self.protocol}"
         return f"{address}{self.host_port}->{self.guest_port}{protocol}"
 
@@ -69,7 +69,7 @@ def parse_publish(text: str) -> PublishedPort:
     ADDRESS is numeric; without it the port is open only to this host. HOST may be 0.
 
     Raises:
-        InputError: the notation is wrong, a port is not 1 to 65535, or the address is IPv6.
+        InputError: the notation is wrong, or a port is not 1 to 65535.
     """
     match = _PUBLISH.fullmatch(text.strip())
     if match is None:
@@ -135,22 +135,13 @@ def check_port(port: PublishedPort) -> None:
     """Refuse a port that no host can publish.
 
     Raises:
-        InputError: a number or the address is wrong, or the address is IPv6.
+        InputError: a number or the address is wrong.
     """
     for number, least in ((port.host_port, 0), (port.guest_port, 1)):
         if not least <= number <= _LAST:
             raise InputError(f"{number} is not a port", hint=_HINT)
-    match _family(port.host_address):
-        case None:
-            raise InputError(f"{port.host_address} is not an address", hint=_HINT)
-        case socket.AF_INET6:
-            protocol = "" if port.protocol is Protocols.TCP else f"/{port.protocol}"
-            usual = "0.0.0.0" if port.host_address == "::" else _USUAL_ADDRESS
-            instead = f"{usual}:{port.host_port}:{port.guest_port}{protocol}"
-            raise InputError(
-                f"port {port} has an IPv6 address, and guests have only IPv4 addresses",
-                hint=f"publish it at an IPv4 address: {instead}",
-            )
+    if _family(port.host_address) is None:
+        raise InputError(f"{port.host_address} is not an address", hint=_HINT)
 
 
 def _port(text: str, digits: str, least: int) -> int:

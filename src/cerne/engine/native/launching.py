@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cerne.engine.base import Ending
+from cerne.engine.cards import require_card_programs
 from cerne.engine.detached import START, answering, kill, reap, spawn
 from cerne.engine.native.backends import (
     is_served_outside,
@@ -28,7 +29,7 @@ from cerne.engine.native.fork_server import ForkServer, running_fork_server
 from cerne.engine.native.instance import require_own_memory
 from cerne.engine.opened import Opened
 from cerne.engine.panic import panicked, tail
-from cerne.engine.plan import FirmwareBoot, LaunchPlan, UserNic
+from cerne.engine.plan import FirmwareBoot, LaunchPlan
 from cerne.engine.saved import check
 from cerne.engine.supervised import require_served
 from cerne.errors import EngineError, HostError, InputError
@@ -38,7 +39,6 @@ from cerne.host.members import MACHINE
 from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
-from cerne.host.programs import require_program
 from cerne.kvm.hints import missing_hint, permission_hint
 from cerne.network.ports import require_free
 from cerne.network.tap import require_tap
@@ -73,8 +73,7 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
     _require_limits(plan)
     if plan.saved is not None:
         require_own_memory(plan.name, shares_memory=needs_backends(plan))
-    if any(isinstance(nic, UserNic) for nic in plan.nics):
-        require_program("passt")
+    require_card_programs(plan, always=True)
     for nic in plan.taps:
         require_tap(nic.interface)
     require_free(plan.forwards)

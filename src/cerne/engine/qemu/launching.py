@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cerne.engine.cards import connected_card
+from cerne.engine.cards import connected_card, require_card_programs
 from cerne.engine.detached import answering, kill, spawn
 from cerne.engine.opened import Opened
 from cerne.engine.plan import FirmwareBoot, LaunchPlan, NetworkNic, TapNic, UserNic
@@ -44,6 +44,7 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
     _require_short_paths(plan)
     if isinstance(plan.boot, FirmwareBoot) and not plan.disks:
         raise InputError(f"{plan.name} has neither a kernel nor a disk to boot from")
+    require_card_programs(plan, always=False)
     require_free(plan.forwards)
     for nic in plan.taps:
         require_tap(nic.interface)
