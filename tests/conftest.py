@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -49,6 +50,26 @@ def _boots() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("CERNE_TEMPLATES", "never")
         yield
+
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Machines of tests are not counted by the host's other homes, nor the other way round."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CERNE_LEDGER", str(tmp_path_factory.getbasetemp() / "ledger"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _ledger_of_test(
+    _own_ledger: None, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines of a test are not counted with those that other tests left running."""
+    directory = tmp_path_factory.getbasetemp() / f"ledger-{next(_numbers)}"
+    monkeypatch.setenv("CERNE_LEDGER", str(directory))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

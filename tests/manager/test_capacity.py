@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tests.manager.conftest import FakeEngine, FakeInstance
 
 from cerne import faults
 from cerne.errors import CapacityError, CerneError, EngineError, InputError
+from cerne.host.ledger import Published
 from cerne.manager import Home, Machine, Manager, State
-from cerne.manager.store.promises import Resource
+from cerne.manager.store.promises import Resource, promised_elsewhere
 from cerne.spec.machine import MachineSpec, machine_spec
 from cerne.spec.resources import Resources
 from cerne.units import GIB, MIB
@@ -307,3 +311,86 @@ def test_a_start_that_fails_promises_nothing(manager: Manager, engine: FakeEngin
     with pytest.raises(CerneError):
         machine.start()
     assert _promised(manager) == {}
+
+
+@pytest.fixture
+def other(
+    manager: Manager, engine: FakeEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Manager]:
+    """Another home of this host."""
+    directory = manager.home.data / "other"
+    monkeypatch.setenv("CERNE_HOME", str(directory))
+    with Manager(Home.of_this_user(), lambda _: engine) as made:
+        made.images.import_(str(tmp_path / "blank.raw"), "blank")
+        yield made
+        for machine in made.machines():
+            machine.remove(force=True)
+
+
+@pytest.mark.usefixtures("root")
+def test_what_other_homes_have_promised_is_not_promised_again(
+    manager: Manager, other: Manager
+) -> None:
+    _started(manager, "a", "b")
+    (theirs,) = _started(other, "c")
+    account = {each.resource: each for each in other.capacity().accounts}[Resource.MEMORY]
+    assert (account.promised, account.elsewhere, account.free) == (64 * MIB, 128 * MIB, 8 * MIB)
+    late = manager.create(_spec("d"))
+    with pytest.raises(CapacityError) as refused:
+        late.start()
+    assert refused.value.message == (
+        "d needs 64M of memory, which is 56M more than is free: 8M of 200M;"
+        f" promised to a 64M, b 64M, c in {other.home.data} 64M"
+    )
+    # No command of the other home notices that its machine has ended.
+    _killed(theirs)
+    late.start()
+    assert other.capacity().accounts[1].elsewhere == 3 * 64 * MIB
+
+
+@pytest.mark.usefixtures("root")
+def test_a_start_that_is_refused_leaves_no_promise_in_the_ledger_of_the_host(
+    manager: Manager, other: Manager
+) -> None:
+    (a, *_) = _started(manager, "a", "b", "c")
+    with pytest.raises(CapacityError):
+        _started(other, "d")
+    assert manager.capacity().elsewhere == ()
+    a.adjust(memory_guarantee="32M")
+    (seen, *_) = sorted(other.capacity().elsewhere, key=lambda each: each.memory)
+    assert (seen.name, seen.memory) == ("a", 32 * MIB)
+
+
+@pytest.mark.usefixtures("root")
+def test_two_homes_at_once_do_not_promise_the_same_memory(manager: Manager, other: Manager) -> None:
+    machines = [each.create(_spec("a", memory="128M")) for each in (manager, other)]
+    for _ in range(5):
+        begin = threading.Barrier(2)
+        refused: list[Machine] = []
+
+        def start(
+            machine: Machine, begin: threading.Barrier = begin, refused: list[Machine] = refused
+        ) -> None:
+            begin.wait()
+            try:
+                machine.start()
+            except CapacityError:
+                refused.append(machine)
+
+        threads = [threading.Thread(target=start, args=(each,)) for each in machines]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(refused) == 1
+        (had,) = [each for each in machines if each not in refused]
+        had.kill()
+
+
+@pytest.mark.usefixtures("root")
+def test_other_users_together_have_half_at_most(manager: Manager) -> None:
+    """A user may publish any number, and must not keep root from starting machines."""
+    theirs = Published("x", 0, 1 << 50, None, "/h", 54321)
+    assert promised_elsewhere(Resource.MEMORY, [theirs], 200 * MIB) == 100 * MIB
+    ours = replace(theirs, user=0, memory=150 * MIB)
+    assert promised_elsewhere(Resource.MEMORY, [theirs, ours], 200 * MIB) == 250 * MIB

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerne.cli.options import JsonOption
-from cerne.cli.output import print_json, print_table
+from cerne.cli.output import print_json, print_table, printable
 from cerne.errors import InputError
 from cerne.units import format_size
 
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from cerne.client import Capacity
 
 _CPU = "cpu"
-_COUNTED = "It counts the machines of this home, and not those of other users and homes."
+_MEMORY = "memory"
+_MOST_NAMED = 5
 
 
 def capacity(
@@ -39,13 +40,15 @@ def capacity(
     if json:
         print_json(_as_json(found))
         return
-    headings = ("RESOURCE", "HAS", "RESERVE", "RATIO", "PROMISED", "FREE")
+    headings = ("RESOURCE", "HAS", "RESERVE", "RATIO", "PROMISED", "OTHERS", "FREE")
     rows = [
         (
             account.resource,
             *(_amount(account.resource, each) for each in (account.has, account.reserve)),
             f"{account.ratio:g}",
-            *(_amount(account.resource, each) for each in (account.promised, account.free)),
+            _amount(account.resource, account.promised),
+            _amount(account.resource, account.elsewhere),
+            _amount(account.resource, account.free),
         )
         for account in found.accounts
     ]
@@ -56,7 +59,31 @@ def capacity(
             f" {format_size(pages.size)} are free; machines do not use them"
         )
     print(f"Machines may be pinned to {found.topology.words}.")
-    print(_COUNTED)
+    holders = [each for each in found.promises if each.resource == _MEMORY]
+    if holders:
+        # A template that is being made is a machine too, which `cerne ls` does not show.
+        named = [f"{each.machine} {format_size(each.amount)}" for each in holders[:_MOST_NAMED]]
+        if len(holders) > _MOST_NAMED:
+            named.append(f"{len(holders) - _MOST_NAMED} others")
+        print(printable(f"Memory is promised to {', '.join(named)}."))
+    print(printable(_counted(found)))
+
+
+def _counted(found: Capacity) -> str:
+    """Whose machines are counted."""
+    if found.alone:
+        return (
+            f"It counts the machines of this home alone, and other homes do not count these:"
+            f" {found.alone}."
+        )
+    if not found.elsewhere:
+        return "No machine of another home runs."
+    amounts: dict[str, int] = {}
+    for each in found.elsewhere:
+        owner = f"{each.home}" if each.trusted else f"user {each.user_name}"
+        amounts[owner] = amounts.get(owner, 0) + each.memory
+    homes = ", ".join(f"{owner} {format_size(amount)}" for owner, amount in amounts.items())
+    return f"OTHERS is what other homes have promised; memory: {homes}."
 
 
 def _ratio(text: str) -> tuple[str, float]:
@@ -86,6 +113,7 @@ def _as_json(found: Capacity) -> dict[str, object]:
                 "reserve": number(account.resource, account.reserve),
                 "ratio": account.ratio,
                 "promised": number(account.resource, account.promised),
+                "others": number(account.resource, account.elsewhere),
                 "free": number(account.resource, account.free),
             }
             for account in found.accounts
@@ -98,6 +126,16 @@ def _as_json(found: Capacity) -> dict[str, object]:
             }
             for each in found.promises
         ],
+        "others": [
+            {
+                "machine": each.name,
+                "home": each.home,
+                "user": each.user,
+                "cpu": number(_CPU, each.cpu),
+                "memory": each.memory,
+            }
+            for each in found.elsewhere
+        ],
         "hugepages": [
             {"node": pages.node, "size": pages.size, "total": pages.total, "free": pages.free}
             for pages in found.hugepages
@@ -108,5 +146,5 @@ def _as_json(found: Capacity) -> dict[str, object]:
                 str(node.number): sorted(node.cpus) for node in found.topology.nodes if node.allowed
             },
         },
-        "counted": "this home",
+        "alone": found.alone or None,
     }

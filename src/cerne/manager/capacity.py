@@ -3,7 +3,7 @@
 What the host has is measured each time (`cerne.host.supply`), less a reserve for the host itself.
 What is promised is in the store (`cerne.manager.store.promises`). If something does not fit,
 machines whose processes have ended are looked for first: whether a machine runs is told by its
-process alone. The ledger counts the machines of one home.
+process alone. What other homes of this host have promised counts too (`cerne.host.ledger`).
 """
 
 from __future__ import annotations
@@ -22,11 +22,19 @@ from cerne.host.supply import Hugepages, hugepages, supplied_cpus, supplied_memo
 from cerne.manager.lock import held, is_held
 from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.recovery import noticed
-from cerne.manager.store.promises import Amounts, Claim, Promise, Resource, Supply
+from cerne.manager.store.promises import (
+    Amounts,
+    Claim,
+    Promise,
+    Resource,
+    Supply,
+    promised_elsewhere,
+)
 from cerne.units import MIB, format_size
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
+    from cerne.host.ledger import Published
     from cerne.images import Image
     from cerne.manager.home import Home
     from cerne.manager.store import Record
@@ -48,13 +56,15 @@ class Account:
     reserve: int
     """What is kept for the host itself."""
     promised: int
+    elsewhere: int
+    """What other homes of this host have promised."""
     ratio: float
     """How much may be promised, as a part of what there is less the reserve."""
 
     @property
     def free(self) -> int:
         """What can still be promised."""
-        return max(0, int((self.has - self.reserve) * self.ratio) - self.promised)
+        return max(0, int((self.has - self.reserve) * self.ratio) - self.promised - self.elsewhere)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +73,10 @@ class Capacity:
 
     accounts: tuple[Account, ...]
     promises: tuple[Promise, ...]
+    elsewhere: tuple[Published, ...]
+    """What other homes have promised, of which those of other users count for a half at most."""
+    alone: str
+    """Why this home and others do not see each other's promises; empty if they do."""
     hugepages: tuple[Hugepages, ...]
     topology: Topology
     """The CPUs and NUMA nodes to which machines may be pinned."""
@@ -73,18 +87,29 @@ def capacity(manager: ManagerContext) -> Capacity:
     _count_again(manager)
     promises = manager.store.promises()
     ratios = manager.store.ratios()
+    elsewhere = manager.store.elsewhere()
     accounts = tuple(
         Account(
             resource,
             has,
             _reserve(resource, has),
             sum(each.amount for each in promises if each.resource is resource),
+            promised_elsewhere(
+                resource, elsewhere, int(_less_reserve(resource, has) * ratios[resource])
+            ),
             ratios[resource],
         )
         for resource in Resource
         for has in (_has(manager.home, resource).whole(),)
     )
-    return Capacity(accounts, tuple(promises), hugepages(), topology())
+    return Capacity(
+        accounts,
+        tuple(promises),
+        tuple(elsewhere),
+        manager.store.alone,
+        hugepages(),
+        topology(),
+    )
 
 
 def set_overcommit(manager: ManagerContext, ratios: Mapping[str, float]) -> None:
@@ -247,6 +272,8 @@ def _correct(context: MachineContext) -> None:
         promised = context.store.promised_to(record)
         if any(promised.get(resource, 0) != amount for resource, amount in needs.items()):
             context.store.correct_promises(record, needs)
+        else:
+            context.store.publish(record)
 
 
 def _claim(home: Home, needs: Amounts) -> Claim:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cerne.errors import HostError, InputError, StorageError
 from cerne.host.cell_note import NOTE
+from cerne.host.ledger import HostLedger
 from cerne.host.private import require_private
 from cerne.spec.limits import ROOT_SERIAL
 
@@ -64,6 +65,10 @@ class Home:
         ):
             _make(directory)
         return home
+
+    def ledger(self) -> HostLedger:
+        """Where other homes of this host see what this one promises to its machines."""
+        return HostLedger(self.data, self.machines_runtime)
 
     @property
     def store(self) -> Path:

@@ -102,7 +102,9 @@ class Manager:
             StorageError, DamagedError: its store is not usable.
         """
         self.home = home or Home.of_this_user()
-        self._store = Store(self.home.store, self._require_image, self.home.waiters)
+        self._store = Store(
+            self.home.store, self._require_image, self.home.waiters, self.home.ledger()
+        )
         self._next_sweep = 0.0
         self._context = ManagerContext(
             self.home,

@@ -12,11 +12,15 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerne.errors import ConflictError, DamagedError, StateError, StorageError
 from cerne.manager.store.changes import Waiters
 from cerne.manager.store.migrations import VERSION, migrate
 from cerne.manager.store.reserve import Reserve
+
+if TYPE_CHECKING:
+    from cerne.host.ledger import HostLedger
 
 Value = str | float | None
 """What a column holds."""
@@ -187,11 +191,17 @@ class Database:
 class Repository:
     """The rows of one noun, over the database that all of them share."""
 
-    def __init__(self, database: Database, require_image: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        require_image: Callable[[str], object],
+        host: HostLedger | None = None,
+    ) -> None:
         """Look after rows.
 
         `require_image` refuses, in the transaction that adds what is made of it, an image that is
-        gone.
+        gone. `host` is what other homes see of the promises, and where theirs are seen.
         """
         self._database = database
+        self._host = host
         self._require_image = require_image

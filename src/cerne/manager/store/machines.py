@@ -12,16 +12,16 @@ from dataclasses import astuple
 
 from cerne.errors import ConflictError, NotFoundError
 from cerne.host.process import ProcessIdentity
-from cerne.manager.store.database import Repository, Value
+from cerne.manager.store.database import Value
 from cerne.manager.store.events import note
 from cerne.manager.store.images import refer_to_image
 from cerne.manager.store.layers import refer_to_layers
 from cerne.manager.store.networks import settle_cards
-from cerne.manager.store.promises import Claim, end_promises, promise
+from cerne.manager.store.promises import Claim, Promises, end_promises, promise
 from cerne.manager.store.rows import LIVE, Detail, Record, State, record_of
 
 
-class Machines(Repository):
+class Machines(Promises):
     """The machines of one home."""
 
     def add(self, record: Record, layers: Iterable[str] = (), claim: Claim | None = None) -> None:
@@ -95,8 +95,11 @@ class Machines(Repository):
         Raises:
             CapacityError: the host has not so much.
         """
-        with self._database.transaction() as connection:
-            promise(connection, record, claim)
+        with (
+            self._promising([(record, claim)]) as elsewhere,
+            self._database.transaction() as connection,
+        ):
+            promise(connection, record, claim, elsewhere)
             _write(
                 connection,
                 record,
@@ -115,10 +118,11 @@ class Machines(Repository):
             ConflictError: a name is in use.
             CapacityError: the host has not so much.
         """
-        with self._database.transaction() as connection:
+        claims = list(claims)
+        with self._promising(claims) as elsewhere, self._database.transaction() as connection:
             for record, claim in claims:
                 self._insert(connection, record)
-                promise(connection, record, claim)
+                promise(connection, record, claim, elsewhere)
 
     def change(
         self,
@@ -146,6 +150,8 @@ class Machines(Repository):
             _write(connection, record, values, kind or state, {"reason": reason} if reason else {})
             if not state.live:
                 end_promises(connection, record)
+        if not state.live:
+            self._show(record)
         return self.get(record.id)
 
     def begin(self, record: Record, doing: str) -> Record:
@@ -183,6 +189,7 @@ class Machines(Repository):
             values["instance"] = instance
         with self._database.transaction() as connection:
             _write(connection, record, values, "started", {"pid": process.pid})
+        self._show(record)
         return self.get(record.id)
 
     def note_process(
@@ -197,6 +204,7 @@ class Machines(Repository):
         }
         with self._database.transaction() as connection:
             _write(connection, record, values, "forked", {"pid": process.pid})
+        self._show(record)
         return self.get(record.id)
 
     def note_instance(self, record: Record, instance: str) -> Record:
@@ -262,9 +270,10 @@ class Machines(Repository):
             CapacityError: the host has not what it claims with it.
             NotFoundError, ConflictError, InputError: as `settle_cards`.
         """
-        with self._database.transaction() as connection:
+        claims = [] if claim is None else [(record, claim)]
+        with self._promising(claims) as elsewhere, self._database.transaction() as connection:
             if claim is not None:
-                promise(connection, record, claim)
+                promise(connection, record, claim, elsewhere)
             cpus, memory = shape or (record.cpus, record.memory)
             values: dict[str, Value] = {"spec": spec, "cpus": cpus, "memory": memory}
             _write(connection, record, values, "changed", {"change": detail})
@@ -275,6 +284,7 @@ class Machines(Repository):
         with self._database.transaction() as connection:
             connection.execute("DELETE FROM machines WHERE id = ?", (record.id,))
             note(connection, record, "removed")
+        self._show(record)
 
     def _insert(self, connection: sqlite3.Connection, record: Record) -> None:
         self._require_image(record.digest)

@@ -7,15 +7,17 @@ disks as long as it exists.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
 
 from cerne.errors import CapacityError
+from cerne.host.ledger import Published
 from cerne.manager.store.database import Repository
-from cerne.manager.store.rows import LIVE, Record
+from cerne.manager.store.rows import LIVE, Record, record_of
 from cerne.units import format_size
 
 
@@ -88,6 +90,11 @@ class Promises(Repository):
         )
         return [Promise(row[0], Resource(row[1]), row[2]) for row in rows if row[1] in _KNOWN]
 
+    def _record(self, record: Record) -> Record | None:
+        """A machine's present record; None if it has been removed."""
+        rows = self._database.rows("SELECT * FROM machines WHERE id = ?", (record.id,))
+        return record_of(rows[0]) if rows else None
+
     def promised_to(self, record: Record) -> dict[Resource, int]:
         """What is promised to one machine."""
         rows = self._database.rows(
@@ -109,16 +116,74 @@ class Promises(Repository):
                 list(ratios.items()),
             )
 
+    def elsewhere(self) -> list[Published]:
+        """What other homes of this host have promised, the largest amounts of memory first."""
+        found = [] if self._host is None else self._host.others()
+        return sorted(found, key=lambda each: each.memory, reverse=True)
+
+    @property
+    def alone(self) -> str:
+        """Why the promises of other homes are not counted, or these not by them; empty if so."""
+        return "" if self._host is None else self._host.why_not
+
+    def publish(self, record: Record) -> None:
+        """Show other homes what is promised to a machine, if they do not see it yet."""
+        if self._host is not None and not self._host.published(record.id):
+            self._show(record)
+
+    @contextlib.contextmanager
+    def _promising(self, claims: Sequence[tuple[Record, Claim]]) -> Iterator[Sequence[Published]]:
+        """Show other homes what is claimed, as long as this block decides about it, and afterwards.
+
+        It gives what the others have promised. If it fails, they see again what they saw before.
+        """
+        shown = [each for each in claims if _while_running(each[1].needs)]
+        if self._host is None or not shown:
+            yield ()
+            return
+        changed = list(shown)
+        with self._host.turn():
+            try:
+                for record, claim in shown:
+                    held = self.promised_to(record)
+                    if not _while_running(held):
+                        changed.remove((record, claim))
+                    # Until it is decided it has what it had, if that is more.
+                    most = {
+                        each: max(claim.needs.get(each, 0), held.get(each, 0))
+                        for each in WHILE_RUNNING
+                    }
+                    self._host.publish(record.id, _published(record, most))
+                yield self._host.others()
+            except BaseException:
+                for record, _ in shown:
+                    self._show(record)
+                raise
+        for record, _ in changed:
+            self._show(record)
+
+    def _show(self, record: Record) -> None:
+        """Show other homes what is promised to a machine now, or nothing."""
+        if self._host is None:
+            return
+        held, present = self.promised_to(record), self._record(record)
+        if present is not None and _while_running(held):
+            self._host.publish(record.id, _published(present, held))
+        else:
+            self._host.withdraw(record.id)
+
     def require_free(self, name: str, claim: Claim) -> None:
         """Refuse what does not fit now beside all machines; `name` is what claims it.
 
         Raises:
             CapacityError: it does not fit.
         """
+        elsewhere = self.elsewhere()
         with self._database.transaction(durable=False) as connection:
             for resource, amount in claim.needs.items():
                 if amount:
-                    _require(connection, name, "", resource, amount, claim.supply[resource])
+                    supply = claim.supply[resource]
+                    _require(connection, name, "", resource, amount, supply, elsewhere)
 
     def promise(self, record: Record, claim: Claim) -> None:
         """Change what is promised to a machine.
@@ -126,8 +191,11 @@ class Promises(Repository):
         Raises:
             CapacityError: the host has not so much; nothing is changed.
         """
-        with self._database.transaction() as connection:
-            promise(connection, record, claim)
+        with (
+            self._promising([(record, claim)]) as elsewhere,
+            self._database.transaction() as connection,
+        ):
+            promise(connection, record, claim, elsewhere)
 
     def correct_promises(self, record: Record, needs: Amounts) -> None:
         """Write what is promised to a machine that runs as it was then, whether it fits or not."""
@@ -137,10 +205,18 @@ class Promises(Repository):
             if connection.execute(query, (record.id, record.generation)).fetchone():
                 for resource, amount in needs.items():
                     _write(connection, record, resource, amount)
+        self._show(record)
 
 
-def promise(connection: sqlite3.Connection, record: Record, claim: Claim) -> None:
+def promise(
+    connection: sqlite3.Connection,
+    record: Record,
+    claim: Claim,
+    elsewhere: Sequence[Published] = (),
+) -> None:
     """Change what is promised to a machine, in the transaction that is open.
+
+    `elsewhere` is what other homes have promised.
 
     Raises:
         CapacityError: the host has not so much.
@@ -149,8 +225,49 @@ def promise(connection: sqlite3.Connection, record: Record, claim: Claim) -> Non
         # What it has already is not asked for again: there may be too little of it meanwhile.
         if amount > _held(connection, record, resource):
             supply = claim.supply[resource]
-            _require(connection, record.name, record.id, resource, amount, supply)
+            _require(connection, record.name, record.id, resource, amount, supply, elsewhere)
         _write(connection, record, resource, amount)
+
+
+def promised_elsewhere(resource: Resource, elsewhere: Iterable[Published], limit: int) -> int:
+    """What other homes have promised: those of other users together half of `limit` at most."""
+    trusted = other = 0
+    for each in elsewhere:
+        if each.trusted:
+            trusted += amount_of(resource, each)
+        else:
+            other += amount_of(resource, each)
+    return trusted + min(other, limit // 2)
+
+
+def amount_of(resource: Resource, entry: Published) -> int:
+    """The amount of a resource that another home has promised to a machine."""
+    match resource:
+        case Resource.CPU:
+            return entry.cpu
+        case Resource.MEMORY:
+            return entry.memory
+        case Resource.DISK:
+            return 0
+
+
+def label(entry: Published) -> str:
+    """A machine of another home, for people."""
+    where = f"in {entry.home}" if entry.trusted else f"of user {entry.user_name}"
+    return f"{entry.name} {where}"
+
+
+def _while_running(amounts: Amounts) -> bool:
+    return any(amounts.get(each) for each in WHILE_RUNNING)
+
+
+def _published(record: Record, amounts: Amounts) -> Published:
+    return Published(
+        record.name,
+        amounts.get(Resource.CPU, 0),
+        amounts.get(Resource.MEMORY, 0),
+        record.process,
+    )
 
 
 def _held(connection: sqlite3.Connection, record: Record, resource: Resource) -> int:
@@ -183,6 +300,7 @@ def _require(
     resource: Resource,
     amount: int,
     supply: Supply,
+    elsewhere: Sequence[Published],
 ) -> None:
     row = connection.execute(
         "SELECT ratio FROM overcommit WHERE resource = ?", (resource,)
@@ -192,10 +310,12 @@ def _require(
         "SELECT coalesce(sum(amount), 0) FROM promises WHERE resource = ? AND machine != ?",
         (resource, machine_id),
     ).fetchone()[0]
-    if promised + amount <= int(supply.least * ratio):
+    least = int(supply.least * ratio)
+    if promised + promised_elsewhere(resource, elsewhere, least) + amount <= least:
         return
     has = supply.whole()
     limit = int(has * ratio)
+    promised += promised_elsewhere(resource, elsewhere, limit)
     if promised + amount <= limit:
         return
     others = connection.execute(
@@ -204,9 +324,12 @@ def _require(
         (resource, machine_id),
     ).fetchall()
     free = max(0, limit - promised)
-    holders = [f"{each[0]} {format_amount(resource, each[1])}" for each in others[:_MOST_NAMED]]
-    if len(others) > _MOST_NAMED:
-        holders.append(f"{len(others) - _MOST_NAMED} others")
+    own = [(each[0], each[1]) for each in others]
+    foreign = [(label(each), amount_of(resource, each)) for each in elsewhere]
+    all_ = sorted([*own, *foreign], key=lambda each: -each[1])
+    holders = [f"{who} {format_amount(resource, held)}" for who, held in all_ if held]
+    if len(holders) > _MOST_NAMED:
+        holders[_MOST_NAMED:] = [f"{len(holders) - _MOST_NAMED} others"]
     # A ratio of two digits with which it fits.
     ratio = -(-100 * (promised + amount) // max(1, has)) / 100
     raise CapacityError(

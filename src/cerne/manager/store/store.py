@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cerne.manager.store.changes import Changes
 from cerne.manager.store.database import Database
@@ -18,6 +19,9 @@ from cerne.manager.store.pools import Pools
 from cerne.manager.store.promises import Promises
 from cerne.manager.store.snapshots import Snapshots
 
+if TYPE_CHECKING:
+    from cerne.host.ledger import HostLedger
+
 
 class Store(
     Machines, Networks, Promises, Snapshots, Pools, Images, LayerReferences, Events, Operations
@@ -29,6 +33,7 @@ class Store(
         path: Path,
         require_image: Callable[[str], object] = lambda digest: None,
         waiters: Path | None = None,
+        host: HostLedger | None = None,
     ) -> None:
         """Open the store, or make it.
 
@@ -38,12 +43,14 @@ class Store(
                 is gone.
             waiters: the directory of the FIFOs of processes that wait for changes; one beside the
                 database if not given.
+            host: the ledger of the host, if other homes see what is promised here.
 
         Raises:
             DamagedError: the file is not a store, or a newer Cerne wrote it.
             StorageError: it is not writable.
         """
-        super().__init__(Database(path, waiters or path.with_name("waiters")), require_image)
+        database = Database(path, waiters or path.with_name("waiters"))
+        super().__init__(database, require_image, host)
 
     def close(self) -> None:
         """Close the database."""
