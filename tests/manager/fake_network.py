@@ -1,8 +1,10 @@
-"""Networks that are nothing but a sleeping process and a note of their cards."""
+"""Networks that are nothing but a sleeping process and files with their cards."""
 
 from __future__ import annotations
 
 import os
+import pickle
+import signal
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -15,91 +17,113 @@ from cerne.network.plan import CardPlan, CardState, NetworkPlan, NetworkRecord, 
 
 @dataclass
 class FakeNetworks:
-    """What `cerne.network.network` is in tests; `failure` is raised by the next start or card."""
+    """What `cerne.network.network` is in tests; `failure` is raised by the next start or card.
 
-    cards: dict[Path, dict[str, CardPlan]] = field(default_factory=dict)
+    What there is of a network is in its directory, so that another process finds it.
+    """
+
     started: list[NetworkPlan] = field(default_factory=list)
     repaired: list[list[str]] = field(default_factory=list)
     failure: CerneError | None = None
-    holders: dict[Path, subprocess.Popen[bytes]] = field(default_factory=dict)
-    taps: list[int] = field(default_factory=list)
 
     def start_network(self, plan: NetworkPlan) -> NetworkRecord:
         if self.failure is not None:
             raise self.failure
         self.started.append(plan)
-        plan.directory.mkdir(parents=True, exist_ok=True)
-        self.cards.setdefault(plan.directory, {})
-        holder = subprocess.Popen(["/bin/sleep", "1000"])
-        self.holders[plan.directory] = holder
-        identity = ProcessIdentity.of(holder.pid)
-        assert identity is not None
-        return NetworkRecord(identity, plan.directory)
+        found = _holder(plan.directory)
+        if found is None:
+            plan.directory.mkdir(parents=True, exist_ok=True)
+            sleeper = subprocess.Popen(["/bin/sleep", "1000"])
+            found = ProcessIdentity.of(sleeper.pid)
+            assert found is not None
+            (plan.directory / "holder").write_bytes(pickle.dumps(found))
+        return NetworkRecord(found, plan.directory)
 
     def attach_network(self, plan: NetworkPlan, record: NetworkRecord) -> FakeNetwork:
         return FakeNetwork(self, plan, record)
 
-    def kill(self, directory: Path) -> None:
-        holder = self.holders.pop(directory)
-        holder.kill()
-        holder.wait()
-        self.cards.pop(directory)
-
-    def close(self) -> None:
-        for directory in list(self.holders):
-            self.kill(directory)
-
 
 @dataclass
 class FakeNetwork:
+    """One of them."""
+
     networks: FakeNetworks
     plan: NetworkPlan
     record: NetworkRecord
-
-    @property
-    def _cards(self) -> dict[str, CardPlan]:
-        return self.networks.cards[self.plan.directory]
 
     def alive(self) -> bool:
         return self.record.holder.alive()
 
     def add_card(self, card: CardPlan) -> int:
-        if self.networks.failure is not None:
-            raise self.networks.failure
-        self._cards[card.mac] = card
-        tap = os.open("/dev/null", os.O_RDWR)
-        self.networks.taps.append(tap)
-        return tap
+        self._require()
+        (self.plan.directory / f"card-{card.mac}").write_bytes(pickle.dumps(card))
+        return os.open("/dev/null", os.O_RDWR)
 
     def set_card(self, card: CardPlan) -> CardState:
-        if self.networks.failure is not None:
-            raise self.networks.failure
-        assert card.mac in self._cards
-        self._cards[card.mac] = card
+        self._require()
+        assert (self.plan.directory / f"card-{card.mac}").exists()
+        (self.plan.directory / f"card-{card.mac}").write_bytes(pickle.dumps(card))
         return _state(card)
 
     def remove_card(self, mac: str) -> None:
-        self._cards.pop(mac, None)
+        (self.plan.directory / f"card-{mac}").unlink(missing_ok=True)
 
     def cards(self) -> tuple[CardState, ...]:
         return self.state().cards
 
     def state(self) -> NetworkState:
-        cards = tuple(_state(card) for card in self._cards.values())
+        cards = tuple(_state(card) for card in cards_in(self.plan.directory))
         return NetworkState(cards, {"holder": self.record.holder.pid}, (), ())
 
     def repair(self, cards: Iterable[CardPlan]) -> tuple[str, ...]:
         if not self.alive():
+            end(self.plan.directory)
             self.record = self.networks.start_network(self.plan)
-        found = {card.mac: card for card in cards}
-        self.networks.repaired.append([*found])
-        done = tuple(f"the card {mac} was missing" for mac in found.keys() - self._cards.keys())
-        self._cards.update(found)
-        return done
+        wanted = {card.mac: card for card in cards}
+        self.networks.repaired.append([*wanted])
+        missing = wanted.keys() - {card.mac for card in cards_in(self.plan.directory)}
+        for mac in missing:
+            os.close(self.add_card(wanted[mac]))
+        return tuple(f"the card {mac} was missing" for mac in sorted(missing))
 
     def stop(self) -> None:
-        if self.plan.directory in self.networks.holders:
-            self.networks.kill(self.plan.directory)
+        end(self.plan.directory)
+
+    def _require(self) -> None:
+        if self.networks.failure is not None:
+            raise self.networks.failure
+        assert self.alive()
+
+
+def cards_in(directory: Path) -> list[CardPlan]:
+    """The cards on the network of this directory, by their names."""
+    files = directory.glob("card-*")
+    found: list[CardPlan] = [pickle.loads(file.read_bytes()) for file in files]  # noqa: S301 - ours
+    return sorted(found, key=lambda card: (card.name, card.mac))
+
+
+def end(directory: Path) -> None:
+    """End the network of this directory, and remove what there is of it."""
+    holder = _holder(directory)
+    if holder is not None:
+        holder.send(signal.SIGKILL)
+        holder.wait(10)
+    for path in directory.glob("*"):
+        path.unlink()
+
+
+def running(runtime: Path) -> list[Path]:
+    """The directories of the networks that run, in a home's runtime directory."""
+    return [each for each in (runtime / "n").glob("*") if _holder(each) is not None]
+
+
+def _holder(directory: Path) -> ProcessIdentity | None:
+    try:
+        data = (directory / "holder").read_bytes()
+    except FileNotFoundError:
+        return None
+    found: ProcessIdentity = pickle.loads(data)  # noqa: S301 - it is our own
+    return found if found.alive() else None
 
 
 def _state(card: CardPlan) -> CardState:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 from tests.manager.conftest import FakeEngine
-from tests.manager.fake_network import FakeNetworks
+from tests.manager.fake_network import FakeNetworks, cards_in, end, running
+from tests.manager.test_faults import run_killed_at
 
 from cerne.client.local import LocalHost
 from cerne.engine.plan import LaunchPlan, NetworkNic
 from cerne.errors import ConflictError, HostError, InputError, NotFoundError, StateError
-from cerne.manager import Machine
-from cerne.network import addresses
+from cerne.manager import Machine, Manager
+from cerne.network import addresses, preflight
 from cerne.network import network as mechanism
 from cerne.network.plan import CardPlan
 from cerne.spec.egress import parse_allowed
@@ -23,14 +24,15 @@ from cerne.spec.named_network import network_spec
 
 
 @pytest.fixture(autouse=True)
-def networks(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeNetworks]:
+def networks(monkeypatch: pytest.MonkeyPatch) -> FakeNetworks:
     fake = FakeNetworks()
     monkeypatch.setattr(mechanism, "start_network", fake.start_network)
     monkeypatch.setattr(mechanism, "attach_network", fake.attach_network)
     monkeypatch.setattr(addresses, "pick_ipv4", lambda taken: _free4(list(taken)))
     monkeypatch.setattr(addresses, "pick_ipv6", lambda taken: _free6(list(taken)))
-    yield fake
-    fake.close()
+    monkeypatch.setattr(addresses, "require_unrouted", lambda subnet: None)
+    monkeypatch.setattr(preflight, "lacks", lambda uplink: ())
+    return fake
 
 
 def _free4(taken: list[IPv4Network]) -> IPv4Network:
@@ -48,8 +50,8 @@ def _create(manager: LocalHost, name: str, *networks: str, **asked: object) -> M
     return manager.create(spec)
 
 
-def _cards(networks: FakeNetworks) -> list[CardPlan]:
-    return [card for cards in networks.cards.values() for card in cards.values()]
+def _cards(manager: LocalHost) -> list[CardPlan]:
+    return [card for directory in running(manager.home.runtime) for card in cards_in(directory)]
 
 
 def _card(plan: LaunchPlan) -> NetworkNic:
@@ -68,12 +70,12 @@ def test_a_network_is_tried_when_it_is_made_and_runs_with_its_machines(
     manager: LocalHost, engine: FakeEngine, networks: FakeNetworks
 ) -> None:
     assert len(networks.started) == 1
-    assert not networks.holders
+    assert not running(manager.home.runtime)
     assert not manager.network("lan").runs
     first, second = _create(manager, "a"), _create(manager, "b")
     first.start()
     assert manager.network("lan").runs
-    (card,) = _cards(networks)
+    (card,) = _cards(manager)
     assert (card.name, str(card.ipv4)) == ("a", "10.64.0.2")
     assert card.egress is None
     plan = _card(engine.plans[-1])
@@ -85,12 +87,12 @@ def test_a_network_is_tried_when_it_is_made_and_runs_with_its_machines(
     second.start()
     assert len(networks.started) == 2
     first.kill()
-    assert [card.name for card in _cards(networks)] == ["b"]
+    assert [card.name for card in _cards(manager)] == ["b"]
     second.kill()
-    assert not networks.holders
+    assert not running(manager.home.runtime)
     assert not manager.network("lan").runs
     first.start()
-    assert str(_cards(networks)[0].ipv4) == "10.64.0.2"
+    assert str(_cards(manager)[0].ipv4) == "10.64.0.2"
 
 
 def test_the_default_network_is_made_when_a_machine_names_it(manager: LocalHost) -> None:
@@ -135,10 +137,10 @@ def test_a_machine_whose_card_is_refused_does_not_start(
     networks.failure = ConflictError("port 127.0.0.1:80/tcp is in use", hint="publish another")
     with pytest.raises(ConflictError, match="is in use"):
         machine.start()
-    assert not networks.holders
+    assert not running(manager.home.runtime)
     networks.failure = None
     machine.start()
-    assert len(_cards(networks)) == 1
+    assert len(_cards(manager)) == 1
 
 
 @pytest.mark.usefixtures("lan")
@@ -147,12 +149,12 @@ def test_what_a_card_may_reach_and_its_ports_are_given_to_its_network(
 ) -> None:
     machine = _create(manager, "a", "lan:rate=1M", ports=["0:80", "8080:81"], egress="none")
     machine.start()
-    (card,) = _cards(networks)
+    (card,) = _cards(manager)
     assert card.egress == ()
     assert card.rate.receive == 1 << 20
     assert [port.host_port for port in machine.ports] == [40080, 8080]
     machine.change_nic(0, egress="all", allow=["deb.debian.org:80"])
-    assert _cards(networks)[0].egress == (parse_allowed("deb.debian.org:80"),)
+    assert _cards(manager)[0].egress == (parse_allowed("deb.debian.org:80"),)
     assert [port.host_port for port in machine.publish("9090-9091:90-91/udp")] == [
         40080,
         8080,
@@ -160,7 +162,7 @@ def test_what_a_card_may_reach_and_its_ports_are_given_to_its_network(
         9091,
     ]
     assert [port.host_port for port in machine.unpublish("40080")] == [8080, 9090, 9091]
-    assert [port.host_port for port in _cards(networks)[0].ports] == [8080, 9090, 9091]
+    assert [port.host_port for port in _cards(manager)[0].ports] == [8080, 9090, 9091]
     with pytest.raises(NotFoundError, match="does not publish port 9090/tcp"):
         machine.unpublish("9090/tcp")
     networks.failure = ConflictError("it is in use", hint="publish another")
@@ -180,20 +182,20 @@ def test_a_card_is_connected_and_disconnected_while_its_machine_runs(
     machine.start()
     nic = machine.attach_nic("lan:address=10.64.0.9", ports=["8080:80"])
     assert (nic.slot, machine.nics()[1]) == (0, machine.cards[0].mac)
-    (card,) = _cards(networks)
+    (card,) = _cards(manager)
     assert (str(card.ipv4), card.ports[0].host_port) == ("10.64.0.9", 8080)
     machine.attach_nic("lan")
-    assert len(_cards(networks)) == 2
+    assert len(_cards(manager)) == 2
     machine.disconnect("lan")
     machine.disconnect("lan")
-    assert not networks.holders
+    assert not running(manager.home.runtime)
     assert machine.cards == []
     with pytest.raises(NotFoundError, match="has no card on the network lan"):
         machine.disconnect("lan")
     engine.failure = HostError("no room")
     with pytest.raises(HostError):
         machine.attach_nic("lan")
-    assert (machine.cards, networks.holders) == ([], {})
+    assert (machine.cards, running(manager.home.runtime)) == ([], [])
 
 
 @pytest.mark.usefixtures("lan")
@@ -215,7 +217,7 @@ def test_a_fork_has_its_own_address_on_the_same_network(
     machine = _create(manager, "a", "lan:address=10.64.0.9", ports=["8080:80"], egress="none")
     machine.start()
     first, second = machine.fork(2)
-    cards = {card.name: card for card in _cards(networks)}
+    cards = {card.name: card for card in _cards(manager)}
     assert {name: str(card.ipv4) for name, card in cards.items()} == {
         "a": "10.64.0.9",
         "a-1": "10.64.0.2",
@@ -227,7 +229,7 @@ def test_a_fork_has_its_own_address_on_the_same_network(
     assert all(_card(plan).tap is not None for plan in engine.plans[-2:])
     for each in (first, second, machine):
         each.remove(force=True)
-    assert not networks.holders
+    assert not running(manager.home.runtime)
     manager.network("lan").remove()
 
 
@@ -239,13 +241,13 @@ def test_a_network_whose_process_was_killed_is_repaired(
     machine.start()
     network = manager.network("lan")
     assert network.repair() == ()
-    networks.kill(networks.started[-1].directory)
+    end(networks.started[-1].directory)
     assert len(network.repair()) == 1
     assert network.runs
-    assert [card.name for card in _cards(networks)] == ["a"]
+    assert [card.name for card in _cards(manager)] == ["a"]
     machine.kill()
     assert network.repair() == ()
-    assert not networks.holders
+    assert not running(manager.home.runtime)
 
 
 @pytest.mark.usefixtures("lan")
@@ -255,7 +257,7 @@ def test_a_renamed_machine_has_its_new_name_on_the_network(
     machine = _create(manager, "a")
     machine.rename("b")
     machine.start()
-    assert [card.name for card in _cards(networks)] == ["b"]
+    assert [card.name for card in _cards(manager)] == ["b"]
 
 
 @pytest.mark.usefixtures("lan")
@@ -271,3 +273,64 @@ def test_what_is_not_possible_is_refused(manager: LocalHost) -> None:
     nothing = _create(manager, "b", "none")
     with pytest.raises(InputError, match="no card that publishes ports"):
         nothing.publish("8080:80")
+
+
+def _start(manager: Manager) -> None:
+    manager.get("web").start()
+
+
+def _kill(manager: Manager) -> None:
+    manager.get("other").kill()
+
+
+def _attach(manager: Manager) -> None:
+    manager.get("other").attach_nic("lan", ports=["90:90"])
+
+
+def _disconnect(manager: Manager) -> None:
+    manager.get("other").disconnect("dmz")
+
+
+def _publish(manager: Manager) -> None:
+    manager.get("other").publish("91:91")
+
+
+def _make_network(manager: Manager) -> None:
+    manager.create_network(network_spec("new"))
+
+
+def _remove_network(manager: Manager) -> None:
+    manager.network("unused").remove()
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [_start, _kill, _attach, _disconnect, _publish, _make_network, _remove_network],
+    ids=lambda operation: operation.__name__.strip("_"),
+)
+def test_a_command_that_is_killed_leaves_networks_that_the_next_one_puts_right(
+    manager: LocalHost, operation: Callable[[Manager], None]
+) -> None:
+    for name in ("lan", "dmz", "unused"):
+        manager.create_network(network_spec(name))
+    for step in range(40):
+        _create(manager, "web")
+        other = _create(manager, "other", ports=["70:70"])
+        other.start()
+        other.attach_nic("dmz")
+        killed = run_killed_at(step, operation, manager.home)
+        after = Manager(manager.home, lambda _requested: FakeEngine())
+        for machine in after.machines():
+            # What is noted of a machine's cards is what its network has.
+            machine.remove(force=True)
+        names = [network.name for network in after.networks()]
+        assert running(manager.home.runtime) == []
+        if "new" in names:
+            after.network("new").remove()
+        if "unused" not in names:
+            after.create_network(network_spec("unused"))
+        after.close()
+        if not killed:
+            assert step > 0
+            return
+    pytest.fail("it has too many steps")

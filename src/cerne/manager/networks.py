@@ -110,9 +110,10 @@ class Network:
         """
         with locked(self._context, self.row, "remove"):
             row = self._context.store.network(self.row.id)
-            self._context.store.remove_network(row)
-            faults.step("network forgotten")
+            self._context.store.require_unused_network(row)
             _stop(self._context, row)
+            faults.step("network ended")
+            self._context.store.remove_network(row)
         self._context.home.network_lock(self.row.id).unlink(missing_ok=True)
 
     def repair(self) -> tuple[str, ...]:
@@ -165,8 +166,10 @@ def create(context: ManagerContext, spec: NetworkSpec) -> NetworkRow:
             if not context.store.cards_on(row.id, live=True):
                 _stop(context, context.store.network(row.id))
     except BaseException:
+        # What fails here has a better reason above.
         with contextlib.suppress(CerneError):
             _stop(context, context.store.network(row.id))
+        with contextlib.suppress(CerneError):
             context.store.remove_network(row)
         raise
     return context.store.network(row.id)
@@ -195,7 +198,8 @@ def ensure_networks(context: ManagerContext, nics: Sequence[Nic]) -> None:
 def list_networks(context: ManagerContext) -> list[NetworkRow]:
     """All networks; those that run with no machine are ended, as a killed command leaves them."""
     for row in context.store.networks():
-        if row.holder is not None and not context.store.cards_on(row.id, live=True):
+        runs = row.holder is not None or context.home.network_runtime(row.id).exists()
+        if runs and not context.store.cards_on(row.id, live=True):
             with contextlib.suppress(CerneError), locked(context, row, "stop", patience=0.0):
                 if not context.store.cards_on(row.id, live=True):
                     _stop(context, context.store.network(row.id))
@@ -373,7 +377,7 @@ def _live_cards(context: ManagerContext, row: NetworkRow) -> list[CardPlan]:
 
 
 def _leave(context: ManagerContext, row: NetworkRow, machine_id: str, macs: Sequence[str]) -> None:
-    if row.holder is None:
+    if row.holder is None and not context.home.network_runtime(row.id).exists():
         return
     with locked(context, row, "disconnect"):
         row = context.store.network(row.id)
@@ -391,11 +395,14 @@ def _leave(context: ManagerContext, row: NetworkRow, machine_id: str, macs: Sequ
 
 def _stop(context: ManagerContext, row: NetworkRow) -> None:
     """End what runs of a network; its lock is held."""
+    directory = context.home.network_runtime(row.id)
     found = attached(context, row, dead=True)
+    if found is None and directory.exists():
+        # A command was killed before it noted the process, which the start of it finds.
+        found = started(context, row)
     if found is not None:
         found.stop()
         faults.step("network stopped")
-        with contextlib.suppress(NotFoundError):
-            if context.store.network(row.id).holder is not None:
-                context.store.set_holder(row, None)
-    discard(context.home.network_runtime(row.id))
+        if context.store.network(row.id).holder is not None:
+            context.store.set_holder(row, None)
+    discard(directory)

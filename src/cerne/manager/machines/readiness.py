@@ -50,8 +50,12 @@ def introduce(context: MachineContext) -> None:
     instance = context.instance()
     if instance.record.agent:
         # The guest answers at once: it was ready when it was saved.
-        instance.agent().renew(hostname=context.last.name, mac=context.first_mac())
+        from cerne.manager.machines.addresses import configure_cards
+
+        agent = instance.agent()
+        agent.renew(hostname=context.last.name, mac=context.first_mac())
         faults.step("renewed")
+        configure_cards(context, agent, restored=True)
     context.last = context.store.set_process(context.last, process)
     if instance.record.agent:
         context.last = context.store.set_ready(context.last)

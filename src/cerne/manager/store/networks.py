@@ -73,20 +73,18 @@ class Networks(Repository):
             ConflictError: a machine has a card on it.
         """
         with self._database.transaction() as connection:
-            users = connection.execute(
-                "SELECT DISTINCT machines.name FROM cards JOIN machines ON machine = machines.id"
-                " WHERE network = ? ORDER BY machines.name",
-                (row.id,),
-            ).fetchall()
-            if users:
-                names = ", ".join(user[0] for user in users)
-                raise ConflictError(
-                    f"the network {row.name} is in use by {names}",
-                    hint=f"disconnect each machine first: cerne network disconnect {row.name}"
-                    f" {users[0][0]}; or remove it: cerne rm {users[0][0]}",
-                )
+            _require_unused(connection, row)
             if connection.execute("DELETE FROM networks WHERE id = ?", (row.id,)).rowcount:
                 note_of(connection, Subject.NETWORK, row.id, row.name, "removed")
+
+    def require_unused_network(self, row: NetworkRow) -> None:
+        """Refuse a network that a machine has a card on.
+
+        Raises:
+            ConflictError: there is such a machine.
+        """
+        with self._database.transaction(durable=False) as connection:
+            _require_unused(connection, row)
 
     def set_holder(self, row: NetworkRow, holder: ProcessIdentity | None) -> None:
         """Note which process keeps a network; None for none."""
@@ -120,6 +118,21 @@ class Networks(Repository):
             (network_id,),
         )
         return [CardRow(*row) for row in rows]
+
+
+def _require_unused(connection: sqlite3.Connection, row: NetworkRow) -> None:
+    users = connection.execute(
+        "SELECT DISTINCT machines.name FROM cards JOIN machines ON machine = machines.id"
+        " WHERE network = ? ORDER BY machines.name",
+        (row.id,),
+    ).fetchall()
+    if users:
+        names = ", ".join(user[0] for user in users)
+        raise ConflictError(
+            f"the network {row.name} is in use by {names}",
+            hint=f"disconnect each machine first: cerne network disconnect {row.name}"
+            f" {users[0][0]}; or remove it: cerne rm {users[0][0]}",
+        )
 
 
 def settle_cards(connection: sqlite3.Connection, machine_id: str, name: str, spec: str) -> None:
