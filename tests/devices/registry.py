@@ -34,17 +34,20 @@ from cerne.devices.virtio.balloon import BalloonDevice
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice, Port
 from cerne.devices.virtio.device import VirtioDevice
+from cerne.devices.virtio.mem import MemDevice
 from cerne.devices.virtio.net.device import NetDevice
 from cerne.devices.virtio.net.stream import StreamLink
 from cerne.devices.virtio.queue import Queue
 from cerne.devices.virtio.rng import RngDevice
 from cerne.devices.virtio.vsock.connection import Connection
 from cerne.devices.virtio.vsock.device import VsockDevice
-from cerne.kvm.memory import GuestAddress, GuestMemory
+from cerne.kvm.memory import BLOCK_SIZE, GuestAddress, GuestMemory
 
 # Shared by all of a kind, of which there may be thousands.
 _disk = os.memfd_create("disk")
 _memory = GuestMemory.anonymous([(GuestAddress(0), 1 << 20)])
+_growing = GuestMemory.anonymous([(GuestAddress(0), 1 << 20)])
+_growing.reserve(GuestAddress(1 << 32), 2 * BLOCK_SIZE)
 _cable = socket.socketpair()
 for _end in _cable:
     _end.setblocking(False)
@@ -122,12 +125,17 @@ def vhost_net() -> VhostUserDevice:
     return _serve(lambda link: VhostUserNet(link, MAC))
 
 
+def mem() -> MemDevice:
+    return MemDevice(_growing, _growing.plug, _growing.unplug)
+
+
 VIRTIO: dict[type[VirtioDevice], Callable[[], VirtioDevice]] = {
     RngDevice: RngDevice,
     ConsoleDevice: console,
     BlockDevice: block,
     NetDevice: net,
     BalloonDevice: lambda: BalloonDevice(_memory),
+    MemDevice: mem,
     VsockDevice: lambda: VsockDevice(3, _NoPrograms()),
     VhostUserBlock: vhost_block,
     VhostUserFs: vhost_fs,

@@ -50,6 +50,32 @@ def test_a_balloon_and_free_memory_give_back_what_they_hold(
     eventually(lambda: _stats(cerne, "q")["guest_memory_bytes"] == 160 * MIB)
 
 
+@pytest.mark.slow_if_emulated
+def test_memory_is_plugged_and_given_back_while_it_runs(
+    cerne: Cerne, engine: Engine, eventually: Eventually, own_kernel: None
+) -> None:
+    cerne.ok("run", "-d", "--name", "q", *engine.options, "tiny")
+    before = _total(cerne)
+    assert cerne.ok("set", "q", "--memory", "384M") == "q\n"
+    eventually(lambda: _total(cerne) > before + 240 * MIB)
+    assert "q" in cerne.ok("suspend", "q")
+    cerne.ok("wake", "q")
+    assert _total(cerne) > before + 240 * MIB
+    cerne.ok("set", "q", "--memory", "256M")
+    assert before + 100 * MIB < _total(cerne) < before + 140 * MIB
+    assert json.loads(cerne.ok("inspect", "--json", "q"))["spec"]["memory"] == 256 * MIB
+    assert "by whole blocks of 128M" in cerne.refused("set", "q", "--memory", "300M", status=2)
+    assert "gives none of this back" in cerne.refused("set", "q", "--memory", "64M", status=2)
+    cerne.ok("restart", "q")
+    assert _total(cerne) > before + 100 * MIB
+
+
+def _total(cerne: Cerne) -> int:
+    """Bytes of memory that the guest's kernel has."""
+    line = cerne.ok("exec", "q", "--", "grep", "MemTotal", "/proc/meminfo")
+    return int(line.split()[1]) * 1024
+
+
 def test_what_cannot_be_set_is_refused(cerne: Cerne, engine: Engine) -> None:
     cerne.ok("create", "--name", "q", *engine.options, "tiny")
     for words, said in (

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from cerne.engine.plan import (
     AGENT_PORTS,
+    PLUGGED_MEMORY,
     SLOTS,
     DiskPlan,
     FirmwareBoot,
@@ -27,6 +28,9 @@ from cerne.engine.plan import (
 )
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import command_line
+from cerne.engine.qmp.memory import BLOCK_SIZE
+from cerne.engine.saved import SavedMachine
+from cerne.units import MIB
 
 PLAN = LaunchPlan(
     machine_id="0123456789ab",
@@ -53,6 +57,7 @@ CHANGES: dict[str, object] = {
     "shares": (),
     "runtime": Path("/run/n"),
     "logs": Path("/log/n"),
+    "headroom": 1 << 30,
     "saved": Path("/saved"),
     "memory_file": Path("/saved/memory"),
 }
@@ -119,6 +124,23 @@ def test_the_machine_has_these_devices_and_no_others() -> None:
     )
 
 
+def test_memory_is_plugged_by_a_device_that_a_saved_machine_has_as_it_was() -> None:
+    plan = dataclasses.replace(PLAN, memory=256 * MIB, headroom=2 * BLOCK_SIZE + MIB)
+    arguments = argv(plan)
+    assert values("-m", arguments) == ["size=256M,slots=1,maxmem=512M"]
+    assert f"memory-backend-ram,id=room,size={2 * BLOCK_SIZE},reserve=off" in arguments
+    [device] = [text for text in values("-device", arguments) if text.startswith("virtio-mem")]
+    assert options(device)["block-size"] == str(BLOCK_SIZE)
+    grown = SavedMachine("x", 512 * MIB, "", headroom=2 * BLOCK_SIZE, plugged=2 * BLOCK_SIZE)
+    plan = dataclasses.replace(plan, memory=512 * MIB, saved=Path("/saved"))
+    arguments = command_line(Path("/q"), plan, Accelerator.TCG, 7, saved=grown)
+    assert values("-m", arguments) == ["size=256M,slots=1,maxmem=512M"]
+    older = SavedMachine("x", 512 * MIB, "")
+    arguments = command_line(Path("/q"), plan, Accelerator.TCG, 7, saved=older)
+    assert values("-m", arguments) == ["size=512M"]
+    assert "virtio-mem-pci" not in devices(arguments)
+
+
 def test_a_guest_has_sockets_where_the_host_has_vhost_vsock() -> None:
     arguments = command_line(Path("/q"), PLAN, Accelerator.KVM, 7, vsock_cid=1 << 30)
     names = devices(arguments)
@@ -144,7 +166,7 @@ def test_kvm_runs_the_hosts_processor_and_tcg_the_largest() -> None:
 def test_emulated_kernels_are_spared_what_does_not_apply() -> None:
     plan = dataclasses.replace(PLAN, nics=())
     [native] = values("-append", argv(plan, Accelerator.KVM))
-    assert native == "console=ttyS0 quiet panic=-1 ip=::::web::off"
+    assert native == f"console=ttyS0 quiet panic=-1 {PLUGGED_MEMORY} ip=::::web::off"
     [line] = values("-append", argv())
     assert {"tsc=reliable", "mitigations=off", "no_timer_check"} <= set(line.split())
 

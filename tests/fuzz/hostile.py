@@ -15,12 +15,13 @@ from cerne.devices.virtio.balloon import BalloonDevice
 from cerne.devices.virtio.block import BlockDevice
 from cerne.devices.virtio.console import ConsoleDevice
 from cerne.devices.virtio.device import VirtioDevice
+from cerne.devices.virtio.mem import MemDevice
 from cerne.devices.virtio.net.device import NetDevice
 from cerne.devices.virtio.net.stream import StreamLink
 from cerne.devices.virtio.rng import RngDevice
 from cerne.devices.virtio.vsock.connection import Connection
 from cerne.devices.virtio.vsock.device import VsockDevice
-from cerne.kvm.memory import GuestAddress, GuestMemory
+from cerne.kvm.memory import BLOCK_SIZE, GuestAddress, GuestMemory
 
 MEMORY_SIZE = 1 << 20
 DATA = 0x80000
@@ -214,6 +215,8 @@ class Hostile:
         elif isinstance(device, BalloonDevice):
             device.want(self._cursor.number(4))
             device.ask()
+        elif isinstance(device, MemDevice):
+            device.request(self._cursor.number(1) % 3 * BLOCK_SIZE)
         elif isinstance(device, VsockDevice):
             self._use_connections(device)
         self._guest.rung()
@@ -256,5 +259,6 @@ FUZZED: tuple[type[VirtioDevice], ...] = (
     NetDevice,
     BalloonDevice,
     VsockDevice,
+    MemDevice,
 )
 """The devices that are served here; the others' queues are a backend's."""

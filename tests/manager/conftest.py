@@ -139,6 +139,20 @@ class FakeInstance:
         self._ask(f"add_cpus {count}")
         self.engine.cpus[self.record.name] = count
 
+    @property
+    def _memory(self) -> Path:
+        return self.record.runtime / "memory"
+
+    def resize_memory(self, size: int) -> int:
+        self._ask(f"resize_memory {size}")
+        if self.engine.guest_has is None:
+            self._memory.write_text(str(size))
+            return size
+        return self.engine.guest_has
+
+    def memory(self) -> int:
+        return int(self._memory.read_text()) if self._memory.exists() else self.record.memory
+
     def set_resources(self, resources: Resources) -> None:
         Cell(self.record.control_group).give(resources)
 
@@ -190,6 +204,7 @@ class FakeEngine:
         self.version = "fake"
         self.saved_size = 4096
         self.needs_beside = 0
+        self.guest_has: int | None = None
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property

@@ -13,10 +13,12 @@ from tests.descriptors import open_descriptors
 
 from cerne.devices.state import SavedState
 from cerne.errors import DamagedError
+from cerne.kvm.memory import BLOCK_SIZE, GuestAddress, GuestMemory
+from cerne.units import GIB, MIB
 from cerne.vmm import upgrade
 from cerne.vmm.config import VmmConfig, disk_from_json, nic_from_json
 from cerne.vmm.qmp import Request
-from cerne.vmm.snapshot import read_state, write_state
+from cerne.vmm.snapshot import memory_digest, read_state, restored_memory, write_memory, write_state
 
 _NESTED = b"[" * 100_000
 _NO_JSON = [b"", b"{", b"\xff", _NESTED, b"[]", b'"a"']
@@ -107,3 +109,58 @@ def test_a_state_of_an_older_format_goes_through_each_upgrade(
 def test_a_format_that_is_not_known_is_refused(number: int, said: str) -> None:
     with pytest.raises(DamagedError, match=said):
         read_state(_saved(b"{}", number))
+
+
+_GROWN = {"memory": 4 * MIB, "headroom": 4 * BLOCK_SIZE, "plugged": [0, 2]}
+
+
+def _grown() -> GuestMemory:
+    memory = GuestMemory.anonymous([(GuestAddress(0), 4 * MIB)])
+    memory.reserve(GuestAddress(4 * GIB), 4 * BLOCK_SIZE)
+    for block in (0, 2):
+        memory.plug(block)
+    memory.write(MIB, b"fixed")
+    memory.write(4 * GIB + BLOCK_SIZE - 5, b"first")
+    memory.write(4 * GIB + 2 * BLOCK_SIZE + 3 * MIB, b"third")
+    return memory
+
+
+def test_plugged_memory_is_saved_and_restored_with_its_holes() -> None:
+    descriptor = os.memfd_create("memory")
+    with _grown() as memory:
+        assert write_memory(descriptor, memory) == memory_digest(descriptor)
+        assert os.fstat(descriptor).st_size == 4 * MIB + 2 * BLOCK_SIZE
+    with restored_memory(descriptor, dict(_GROWN)) as memory:
+        assert (memory.fixed_size, sorted(memory.plugged)) == (4 * MIB, [0, 2])
+        assert memory.room == (4 * GIB, 4 * BLOCK_SIZE)
+        assert memory.read(MIB, 5) == b"fixed"
+        assert memory.read(4 * GIB + BLOCK_SIZE - 5, 5) == b"first"
+        assert memory.read(4 * GIB + 2 * BLOCK_SIZE + 3 * MIB, 5) == b"third"
+        assert 4 * GIB + BLOCK_SIZE not in memory
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"plugged": [0, 4]},
+        {"plugged": [2, 0]},
+        {"plugged": [0, 0]},
+        {"plugged": [0]},
+        {"plugged": "x"},
+        {"headroom": BLOCK_SIZE + 1},
+        {"headroom": 1 << 40},
+        {"headroom": 0},
+        {"memory": 4 * MIB + 1},
+        {"memory": 0},
+    ],
+)
+def test_plugged_memory_that_is_not_possible_is_refused(changes: dict[str, object]) -> None:
+    descriptor = os.memfd_create("memory")
+    os.truncate(descriptor, 4 * MIB + 2 * BLOCK_SIZE)
+    with pytest.raises(DamagedError):
+        restored_memory(descriptor, {**_GROWN, **changes})
+
+
+def test_a_state_from_before_has_no_room() -> None:
+    old = upgrade.upgraded({"memory": 4 * MIB}, 6)
+    assert (old["headroom"], old["plugged"]) == (0, [])

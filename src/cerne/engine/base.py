@@ -239,6 +239,26 @@ class Instance(Protocol):
             EngineError: it does not answer.
         """
 
+    def resize_memory(self, size: int) -> int:
+        """Have its guest plug or unplug memory until the machine has `size` bytes.
+
+        Returns what it has when its guest is done, or has changed nothing for a while. If that is
+        less, its guest may continue; if that is more, its guest keeps it.
+
+        Raises:
+            InputError, CapacityError: it does not have so much or so little while it runs.
+            StateError: it has no device for it.
+            GuestError: its guest does nothing, as it has no driver or no free memory.
+            EngineError: it does not answer, or refuses.
+        """
+
+    def memory(self) -> int:
+        """Bytes of memory that its guest has or should have.
+
+        Raises:
+            EngineError: it does not answer.
+        """
+
     def cpus(self) -> int:
         """How many virtual CPUs it has.
 

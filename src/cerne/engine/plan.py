@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PortForward = PublishedPort
 """A port of the host that leads to a port of the guest."""
 
+PLUGGED_MEMORY = "memhp_default_state=online memory_hotplug.online_policy=auto-movable"
+"""The kernel's parameters with which plugged memory is used at once, and can be given back."""
+
 AGENT_PORTS = 8
 """The number of agent ports: so many sessions (exec, cp, shell) can run at the same time."""
 
@@ -133,6 +136,8 @@ class LaunchPlan:
     """A permanent directory of only this machine: ``console.log``, ``engine.log``."""
     balloon: int | None = None
     """Bytes of memory that the guest may use; None for all, or for the saved value."""
+    headroom: int = 0
+    """Bytes that may be plugged in addition while it runs; they cost only address space."""
     saved: Path | None = None
     """A directory that `Instance.save` wrote: the machine starts from it and does not boot."""
     memory_file: Path | None = None

@@ -44,6 +44,10 @@ class SavedMachine:
     format: int = _FORMAT
     balloon: bool = True
     """Whether the machine had a balloon; a restored machine then has a balloon too."""
+    headroom: int = 0
+    """Bytes that could be plugged in addition on QEMU, for the same in a restored machine."""
+    plugged: int = 0
+    """Bytes of the memory that were to be plugged on QEMU."""
 
     def write(self, directory: Path) -> None:
         """Complete the directory, so that it is a saved machine, even after a power cut.
@@ -79,7 +83,9 @@ class SavedMachine:
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise DamagedError(f"{directory} contains no saved machine: {error}") from error
         # The first manifests did not have this field, and all machines had a balloon then.
-        saved = SavedState(str(directory), {"balloon": True, **newest})
+        # Nor could memory be plugged.
+        first = {"balloon": True, "headroom": 0, "plugged": 0}
+        saved = SavedState(str(directory), {**first, **newest})
         return cls(
             fingerprint=saved.text("fingerprint", _LONGEST_TEXT),
             memory=saved.integer("memory", _MOST_MEMORY),
@@ -87,6 +93,8 @@ class SavedMachine:
             memory_digest=saved.text("memory_digest", _LONGEST_TEXT),
             memory_stamp=saved.text("memory_stamp", _LONGEST_TEXT),
             balloon=saved.flag("balloon"),
+            headroom=saved.integer("headroom", _MOST_MEMORY),
+            plugged=saved.integer("plugged", _MOST_MEMORY),
         )
 
 

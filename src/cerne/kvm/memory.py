@@ -2,7 +2,8 @@
 
 A guest's memory is made of regions, each a page-aligned range of guest-physical addresses over a
 mapping of this process (mmap(2)): anonymous, a memfd that other processes may map too (vhost-user),
-or a file mapped copy-on-write, from which a snapshot is restored. Every access names a guest
+or a file mapped copy-on-write, from which a snapshot is restored. Behind them there may be room:
+address space in which blocks are plugged while the guest runs. Every access names a guest
 address that the guest may have chosen, and is checked against the regions. Numbers are
 little-endian, as x86-64 and virtio have them.
 """
@@ -30,6 +31,8 @@ MemoryRange = tuple[GuestAddress, int]
 
 PAGE_SIZE = mmap.PAGESIZE
 HUGE_PAGE_SIZE = 2 << 20
+BLOCK_SIZE = 128 << 20
+"""Bytes of a block of memory that is plugged: the least that Linux adds."""
 
 # From <asm-generic/mman-common.h>; the mmap module has it from Python 3.13 on.
 _MAP_NORESERVE = 0x4000
@@ -95,7 +98,10 @@ class GuestMemory:
         Raises:
             InputError: there is no region, two overlap, or one is not aligned to pages.
         """
-        self._regions = tuple(sorted(regions, key=lambda region: region.start))
+        self._fixed = tuple(sorted(regions, key=lambda region: region.start))
+        self._regions = self._fixed
+        self._room: MemoryRegion | None = None
+        self._plugged: frozenset[int] = frozenset()
         _check_ranges([(region.start, region.size) for region in self._regions])
 
     @classmethod
@@ -167,13 +173,66 @@ class GuestMemory:
 
     @property
     def regions(self) -> tuple[MemoryRegion, ...]:
-        """The regions by address."""
+        """The regions by address; adjacent plugged blocks are one."""
         return self._regions
 
     @property
     def size(self) -> int:
         """Bytes in all regions."""
         return sum(region.size for region in self._regions)
+
+    @property
+    def fixed(self) -> tuple[MemoryRegion, ...]:
+        """The regions by address without the plugged blocks."""
+        return self._fixed
+
+    @property
+    def fixed_size(self) -> int:
+        """Bytes in all regions without the plugged blocks."""
+        return sum(region.size for region in self._fixed)
+
+    @property
+    def room(self) -> MemoryRange:
+        """The range in which blocks can be plugged; of size 0 if there is none."""
+        return (GuestAddress(0), 0) if self._room is None else (self._room.start, self._room.size)
+
+    @property
+    def plugged(self) -> frozenset[int]:
+        """The numbers of the plugged blocks."""
+        return self._plugged
+
+    def reserve(self, start: GuestAddress, size: int) -> None:
+        """Make room for blocks, once; it takes address space and no memory.
+
+        Raises:
+            InputError: the range is not whole blocks, or not behind all regions.
+            HostError: the host does not map so much.
+        """
+        behind = start >= max(region.end for region in self._fixed)
+        if self._room is not None or not behind or size <= 0 or size % BLOCK_SIZE:
+            raise InputError(f"room of {size} bytes at {start:#x} is not behind the memory")
+        self._room = _anonymous_region(start, size, huge_pages=True)
+
+    def block(self, number: int) -> MemoryRegion:
+        """A block of the room, plugged or not, as one region.
+
+        Raises:
+            InputError: there is no such block.
+        """
+        return self._run(number, number)
+
+    def plug(self, number: int) -> None:
+        """Make a block of the room memory; it has zeros."""
+        self._set_plugged(self._plugged | {number})
+
+    def unplug(self, number: int) -> None:
+        """Make a plugged block room again, and free its pages.
+
+        Raises:
+            HostError: the host does not free them; it stays plugged.
+        """
+        _discard(self.block(number), 0, BLOCK_SIZE)
+        self._set_plugged(self._plugged - {number})
 
     def __contains__(self, address: int) -> bool:
         return any(region.start <= address < region.end for region in self._regions)
@@ -254,12 +313,7 @@ class GuestMemory:
                 f"{length} bytes at {address:#x} of the guest are not whole pages"
             )
         for region, offset, size in self._pieces(address, length):
-            try:
-                region.mapping.madvise(_advice(region), region.mapping_offset + offset, size)
-            except OSError as error:
-                raise HostError(
-                    f"the host does not free a guest's memory: {error.strerror}"
-                ) from error
+            _discard(region, offset, size)
 
     def discard_view(self, view: memoryview) -> None:
         """Free the pages of a view of this memory, as `discard` does.
@@ -280,24 +334,30 @@ class GuestMemory:
         raise GuestMemoryError("the view does not belong to the guest's memory")
 
     def clear(self) -> None:
-        """Zero the whole memory, as at power-on, and free its pages.
+        """Zero the whole memory, as at power-on, unplug all blocks, and free its pages.
 
         Its VM must be closed before, because ranges of a private file are mapped again.
 
         Raises:
             HostError: the host refuses the mapping.
         """
-        self._regions = tuple(_cleared(region) for region in self._regions)
+        for number in self._plugged:
+            self.unplug(number)
+        self._fixed = tuple(_cleared(region) for region in self._fixed)
+        self._regions = self._fixed
 
     def close(self) -> None:
         """Unmap the memory; its VM must be closed before."""
-        for region in self._regions:
+        for run in self._regions[len(self._fixed) :]:
+            run.view.release()
+        for region in (*self._fixed, *([] if self._room is None else [self._room])):
             _unmap(region)
-        descriptors = {region.descriptor for region in self._regions}
+        descriptors = {region.descriptor for region in self._fixed}
         for descriptor in descriptors:
             if descriptor is not None:
                 os.close(descriptor)
-        self._regions = ()
+        self._regions = self._fixed = ()
+        self._room, self._plugged = None, frozenset()
 
     def __enter__(self) -> Self:
         return self
@@ -309,6 +369,25 @@ class GuestMemory:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _set_plugged(self, plugged: frozenset[int]) -> None:
+        runs = [self._run(first, last) for first, last in _runs(plugged)]
+        # Other threads see all of the former regions, or all of these.
+        self._regions = (*self._fixed, *runs)
+        self._plugged = plugged
+
+    def _run(self, first: int, last: int) -> MemoryRegion:
+        """Adjacent blocks of the room as one region."""
+        room = self._room
+        if room is None or not 0 <= first <= last < room.size // BLOCK_SIZE:
+            raise InputError(f"there is no block {last} in the room behind the memory")
+        offset, end = first * BLOCK_SIZE, (last + 1) * BLOCK_SIZE
+        return room._replace(
+            start=GuestAddress(room.start + offset),
+            size=end - offset,
+            view=room.view[offset:end],
+            mapping_offset=room.mapping_offset + offset,
+        )
 
     def _unpack(self, number: struct.Struct, address: int) -> int:
         region, offset = self._locate(address, number.size)
@@ -334,6 +413,24 @@ class GuestMemory:
             if offset >= 0 and 0 <= length <= region.size - offset:
                 return region, offset
         raise GuestMemoryError(f"{length} bytes at {address:#x} are not in the guest's memory")
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """The first and the last number of each run of adjacent numbers."""
+    runs: list[tuple[int, int]] = []
+    for number in sorted(numbers):
+        if runs and runs[-1][1] + 1 == number:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
+
+
+def _discard(region: MemoryRegion, offset: int, size: int) -> None:
+    try:
+        region.mapping.madvise(_advice(region), region.mapping_offset + offset, size)
+    except OSError as error:
+        raise HostError(f"the host does not free a guest's memory: {error.strerror}") from error
 
 
 def _check_ranges(ranges: Sequence[MemoryRange]) -> None:

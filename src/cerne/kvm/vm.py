@@ -28,6 +28,9 @@ from cerne.kvm.memory import PAGE_SIZE, GuestMemory, MemoryRegion
 from cerne.kvm.stats import Statistics, read_stats
 from cerne.kvm.vcpu import Vcpu
 
+_FIRST_BLOCK_SLOT = 16
+"""The memory slots from this one on are those of plugged blocks."""
+
 
 class IrqchipRoute(NamedTuple):
     """A GSI that leads to a pin of an interrupt controller in the kernel."""
@@ -100,9 +103,22 @@ class Vm(Descriptor):
         del self._slots[slot]
 
     def set_memory(self, memory: GuestMemory, flags: int = 0) -> None:
-        """Give the guest all regions of its memory, in slots from 0 on; flags as `MemoryFlag`."""
-        for slot, region in enumerate(memory.regions):
+        """Give the guest all of its memory; flags as `MemoryFlag`.
+
+        The regions have slots from 0 on, and each plugged block has its own.
+        """
+        for slot, region in enumerate(memory.fixed):
             self.set_user_memory_region(slot, region, flags)
+        for block in memory.plugged:
+            self.set_user_memory_region(_FIRST_BLOCK_SLOT + block, memory.block(block), flags)
+
+    def plug_block(self, memory: GuestMemory, block: int) -> None:
+        """Give the guest a block of the room behind its memory."""
+        self.set_user_memory_region(_FIRST_BLOCK_SLOT + block, memory.block(block))
+
+    def unplug_block(self, block: int) -> None:
+        """Take a block from the guest."""
+        self.delete_memory_region(_FIRST_BLOCK_SLOT + block)
 
     def get_dirty_log(self, slot: int) -> bytearray:
         """Which pages of a slot were written since the last call: a bit for each page."""

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -28,7 +29,7 @@ from cerne.vmm.jail.system import take_cores_alone
 from cerne.vmm.jail.title import Title
 from cerne.vmm.jail.walls import Confinement, Walls, enter
 from cerne.vmm.machine import Machine
-from cerne.vmm.snapshot import read_state
+from cerne.vmm.snapshot import read_state, restored_memory
 
 _SWITCH_INTERVAL = 0.0005
 """Seconds; Python's default is ten times as long."""
@@ -95,17 +96,24 @@ def _heed_signals(machine: Machine) -> None:
 
 def _origin(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:
     """The memory and the state with which a machine starts."""
-    ranges = layout.memory_ranges(config.memory)
     saved = config.saved
     if saved is not None:
-        memory, state = GuestMemory.private_file(ranges, saved.memory), read_state(saved.state)
+        state = read_state(saved.state)
+        memory = restored_memory(saved.memory, state)
         # The mapping keeps the files open.
         os.close(saved.memory)
         os.close(saved.state)
         return memory, state
+    ranges = layout.memory_ranges(config.memory)
     if config.backends:
         return GuestMemory.shared(ranges), None
-    return GuestMemory.anonymous(ranges, huge_pages=True), None
+    memory = GuestMemory.anonymous(ranges, huge_pages=True)
+    start, size = layout.room(config.memory, config.headroom)
+    if size:
+        # Some hosts count address space as memory: there the machine does not grow.
+        with contextlib.suppress(HostError):
+            memory.reserve(start, size)
+    return memory, None
 
 
 if __name__ == "__main__":

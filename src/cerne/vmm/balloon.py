@@ -44,8 +44,8 @@ class Balloon:
         self._polls = False
 
     def leave(self, size: int) -> None:
-        """Ask the guest to use only this much memory."""
-        self.device.want(max(0, self._memory.size - size))
+        """Ask the guest to use only this much of its memory without plugged blocks (as QEMU)."""
+        self.device.want(max(0, self._memory.fixed_size - size))
 
     def qmp_balloon(self, request: Request) -> object:
         """``balloon``: ask the guest to use only ``value`` bytes."""
@@ -75,7 +75,7 @@ class Balloon:
 
     @property
     def _left(self) -> int:
-        return self._memory.size - self.device.size
+        return max(0, self._memory.fixed_size - self.device.size)
 
     def _poll(self) -> None:
         self._polls = self._interval > 0

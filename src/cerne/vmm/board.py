@@ -115,7 +115,7 @@ class Board:
         write_command_line(self.memory, command_line)
         loaded = load_kernel(self.memory, kernel)
         ramdisk = None if initrd is None else load_initrd(self.memory, initrd, loaded)
-        entries = memory_map(self.memory.size)
+        entries = memory_map(self.memory.fixed_size)
         rsdp = write_tables(self.memory, len(self.vcpus))
         if mp_table:
             write_mp_table(self.memory, len(self.vcpus), self._signature())

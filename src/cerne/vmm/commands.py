@@ -10,6 +10,7 @@ from cerne.devices.power import POWER_BUTTON
 from cerne.errors import InputError
 from cerne.vmm.config import disk_from_json, nic_from_json
 from cerne.vmm.fork import fork, save
+from cerne.vmm.memory_plug import QOM_PATH
 from cerne.vmm.peripherals import Limits
 from cerne.vmm.qmp import After
 from cerne.vmm.runstate import RunState
@@ -58,7 +59,7 @@ def commands(machine: Machine) -> dict[str, Command]:
         "cerne-save": partial(_while_disks_rest, save),
         "cerne-fork": partial(_while_disks_rest, fork),
     }
-    balloon = machine.peripherals.balloon
+    balloon, plug = machine.peripherals.balloon, machine.peripherals.memory_plug
     return {
         **{
             name: partial(_without_arguments, partial(each, machine))
@@ -68,8 +69,18 @@ def commands(machine: Machine) -> dict[str, Command]:
         "balloon": balloon.qmp_balloon,
         "query-balloon": balloon.qmp_query_balloon,
         "qom-get": balloon.qmp_qom_get,
-        "qom-set": balloon.qmp_qom_set,
+        "qom-set": partial(_qom_set, machine),
+        "query-memory-size-summary": plug.qmp_query_memory_size_summary,
+        "query-memory-devices": plug.qmp_query_memory_devices,
     }
+
+
+def _qom_set(machine: Machine, request: Request) -> object:
+    """``qom-set`` of the devices with properties: the memory device, or else the balloon."""
+    if request.arguments.text("path", 256) != QOM_PATH:
+        return machine.peripherals.balloon.qmp_qom_set(request)
+    machine.peripherals.require_growable()
+    return machine.peripherals.memory_plug.qmp_qom_set(request)
 
 
 def _without_arguments(function: Callable[[], object], request: Request) -> object:

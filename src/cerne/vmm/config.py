@@ -154,6 +154,8 @@ class VmmConfig(NamedTuple):
     vsock: VsockConfig | None = None
     balloon: int | None = None
     """Bytes of memory that the guest may use; None for all, or for the saved value."""
+    headroom: int = 0
+    """Bytes that can be plugged in addition while it runs; a restored machine has its own."""
     backend_nics: tuple[BackendNicConfig, ...] = ()
     shares: tuple[ShareConfig, ...] = ()
     engine_log: int | None = None
@@ -259,6 +261,7 @@ class VmmConfig(NamedTuple):
             balloon=(
                 None if saved.is_none("balloon") else saved.integer("balloon", _MOST_BYTES, 1)
             ),
+            headroom=saved.integer("headroom", _MOST_BYTES) if "headroom" in saved else 0,
             backend_nics=tuple(
                 BackendNicConfig(_mac(part), _backend(part, descriptors))
                 for part in saved.sections("backend_nics", None)

@@ -49,7 +49,9 @@ def save(machine: Machine, request: Request) -> object:
 
     ``state`` and ``memory`` are descriptors of empty files; the process that writes them registers
     itself in ``registration``. ``report`` is a pipe for the result: ``digest`` (of the memory) or
-    ``error``. The machine goes on meanwhile, if it ran and ``resume`` is true.
+    ``error``. Answers with the length of the ``pause`` in nanoseconds, and the bytes of ``memory``
+    that the machine has or should have. The machine goes on meanwhile, if it ran and ``resume`` is
+    true.
     """
     _require_own_memory(machine)
     arguments = request.arguments
@@ -69,10 +71,11 @@ def save(machine: Machine, request: Request) -> object:
         faults.step("saver forked")
         former = machine.peripherals.switch_disks(disks) if disks else []
     pause = time.monotonic_ns() - began
+    memory = machine.memory.fixed_size + machine.peripherals.memory_plug.device.requested
 
     def finish() -> object:
         _close(former)
-        return {"pause": pause}
+        return {"pause": pause, "memory": memory}
 
     return Later(finish)
 

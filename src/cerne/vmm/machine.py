@@ -111,7 +111,9 @@ class Machine:
         """The machine's state without its memory; it must be paused."""
         return {
             "cpus": self.config.cpus,
-            "memory": self.memory.size,
+            "memory": self.memory.fixed_size,
+            "headroom": self.memory.room[1],
+            "plugged": sorted(self.memory.plugged),
             "board": self.board.state(),
             "pci": self.peripherals.state(),
         }
@@ -261,7 +263,7 @@ class Machine:
 
     def _restore(self, state: PlainState) -> None:
         saved = SavedState("a machine", state)
-        for what, value in (("cpus", self.config.cpus), ("memory", self.memory.size)):
+        for what, value in (("cpus", self.config.cpus), ("memory", self.memory.fixed_size)):
             if saved.integer(what, 1 << 52) != value:
                 raise DamagedError(f"the saved machine has other {what} than this one")
         self.memory.write(layout.GENERATION_ID, os.urandom(16))

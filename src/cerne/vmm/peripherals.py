@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
+from cerne.arch.x86 import layout
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.disk import Disk
 from cerne.devices.limiter import Limiter
@@ -30,6 +31,7 @@ from cerne.vmm.channel import Channel
 from cerne.vmm.config import BackendConfig, DiskConfig, NicConfig, VmmConfig, VsockConfig
 from cerne.vmm.disk_thread import DiskThread, Rest, Rested, end_all
 from cerne.vmm.loop import Loop, Ready
+from cerne.vmm.memory_plug import MemoryPlug
 from cerne.vmm.pci_host import PciHost, Watcher
 from cerne.vmm.slot_names import device_name
 from cerne.vmm.slots import Emit, Slots
@@ -93,7 +95,10 @@ class Peripherals:
         )
         self.balloon = Balloon(loop, board.memory, emit)
         self._pci.add(self.balloon.device)
+        self.memory_plug = MemoryPlug(board, emit)
         self._set_balloon()
+        if self.memory_plug.present:
+            self._pci.add(self.memory_plug.device, layout.MEMORY_SLOT)
         self._sockets = None if config.vsock is None else self._plug_vsock(config.vsock)
         self._disks: list[tuple[int | None, DiskThread]] = []
         self.slots = Slots(board, loop, self._pci, emit, self._after_rest_of)
@@ -183,6 +188,18 @@ class Peripherals:
         return Traffic(
             received + sum(card.received for card in cards), sent + sum(card.sent for card in cards)
         )
+
+    def require_growable(self) -> None:
+        """Refuse to plug memory that another process, or the kernel, would not see.
+
+        Raises:
+            EngineError: the host's kernel serves a network card.
+        """
+        if any(cable.is_of_kernel for cable in self._cables):
+            raise EngineError(
+                "the host's kernel serves a network card of the machine, and has its memory as it"
+                " was at the start"
+            )
 
     def state(self) -> PlainState:
         """The state of every device; no vCPU may be running."""
@@ -307,7 +324,8 @@ class Peripherals:
 
     def _set_balloon(self) -> None:
         if self._memory_left is not None:
-            self.balloon.leave(self._memory_left)
+            plugged = self.memory_plug.device.requested
+            self.balloon.leave(max(1, self._memory_left - plugged))
 
     def _plug_agent(self, listeners: tuple[int, ...]) -> ConsoleDevice:
         """Add the ports of the guest's agent, each with its socket."""

@@ -15,9 +15,10 @@ import os
 import struct
 from collections.abc import Iterator
 
-from cerne.devices.state import PlainState
+from cerne.arch.x86 import layout
+from cerne.devices.state import PlainState, SavedState
 from cerne.errors import DamagedError, StorageError
-from cerne.kvm.memory import PAGE_SIZE, GuestMemory
+from cerne.kvm.memory import BLOCK_SIZE, PAGE_SIZE, GuestMemory
 from cerne.vmm.upgrade import FORMAT, require_known, upgraded
 
 _MAGIC = b"CERNEVM\0"
@@ -27,6 +28,7 @@ _HEADER = struct.Struct("<8sIIQ32s")
 _LARGEST_STATE = 8 << 20
 """The most bytes of a state, which normally has 100 KB; reading a larger one would waste memory."""
 _PIECE = 2 << 20
+_MOST_MEMORY = 1 << 52
 _NO_PIECE = bytes(_PIECE)
 _NO_PAGE = bytes(PAGE_SIZE)
 
@@ -92,6 +94,45 @@ def write_memory(descriptor: int, memory: GuestMemory) -> str:
     return digest.hexdigest()
 
 
+def restored_memory(descriptor: int, state: PlainState) -> GuestMemory:
+    """The memory of a saved machine, which shares the file's pages until it writes to them.
+
+    Plugged blocks are copied, because they have room behind the memory.
+
+    Raises:
+        DamagedError: the state does not say which memory it had, or the file is too short.
+        HostError: the host does not map so much.
+    """
+    saved = SavedState("a machine", state)
+    size = saved.integer("memory", _MOST_MEMORY, PAGE_SIZE)
+    headroom = saved.integer("headroom", _MOST_MEMORY)
+    blocks = saved.integers("plugged", max(0, headroom // BLOCK_SIZE - 1))
+    if headroom % BLOCK_SIZE or size % PAGE_SIZE or blocks != sorted(set(blocks)):
+        raise DamagedError("the saved machine has blocks of memory that are not possible")
+    if os.fstat(descriptor).st_size != size + len(blocks) * BLOCK_SIZE:
+        raise DamagedError("the saved memory has another size than the machine")
+    memory = GuestMemory.private_file(layout.memory_ranges(size), descriptor)
+    if headroom:
+        start, room = layout.room(size, headroom)
+        if room != headroom:
+            raise DamagedError(f"the saved machine has {headroom} bytes of room for memory")
+        memory.reserve(start, room)
+    for index, block in enumerate(blocks):
+        memory.plug(block)
+        _read_block(descriptor, size + index * BLOCK_SIZE, memory.block(block).view)
+    return memory
+
+
+def _read_block(descriptor: int, offset: int, view: memoryview) -> None:
+    for piece in _pieces_with_data(descriptor, offset, offset + len(view)):
+        at = piece - offset
+        with _reading():
+            if os.preadv(descriptor, [view[at : at + _PIECE]], piece) != min(
+                _PIECE, len(view) - at
+            ):
+                raise DamagedError("the saved memory is truncated")
+
+
 def memory_digest(descriptor: int) -> str:
     """The digest of the file's present content, as `write_memory` computes it.
 
@@ -107,9 +148,10 @@ def memory_digest(descriptor: int) -> str:
     return digest.hexdigest()
 
 
-def _pieces_with_data(descriptor: int) -> Iterator[int]:
-    size = os.fstat(descriptor).st_size
-    offset = 0
+def _pieces_with_data(descriptor: int, offset: int = 0, end: int | None = None) -> Iterator[int]:
+    """The offsets of pieces of a file that are not all holes; pieces are aligned to `offset`."""
+    size = os.fstat(descriptor).st_size if end is None else end
+    first = offset
     while offset < size:
         try:
             found = os.lseek(descriptor, offset, os.SEEK_DATA)
@@ -117,9 +159,19 @@ def _pieces_with_data(descriptor: int) -> Iterator[int]:
             if error.errno == errno.ENXIO:
                 return
             raise StorageError(f"reading the saved memory failed: {error.strerror}") from error
-        piece = found - found % _PIECE
+        if found >= size:
+            return
+        piece = found - (found - first) % _PIECE
         yield piece
         offset = piece + _PIECE
+
+
+@contextlib.contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"reading the saved memory failed: {error.strerror}") from error
 
 
 def _number(number: int) -> bytes:

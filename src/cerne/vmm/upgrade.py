@@ -14,10 +14,16 @@ from cerne.upgrades import Upgrades, require_format
 _WHAT = "the saved state of the machine"
 
 OLDEST = 6
-FORMAT = 6
+FORMAT = 7
 """The format that is written."""
 
-UPGRADES: Upgrades = {}
+
+def _from_6(state: PlainState) -> PlainState:
+    """Before 7 no memory was plugged, and machines had no device for it."""
+    return {**state, "headroom": 0, "plugged": []}
+
+
+UPGRADES: Upgrades = {6: _from_6}
 """The function that converts a state from this format to the next one."""
 
 

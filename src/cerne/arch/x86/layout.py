@@ -7,7 +7,7 @@ may use all of it after its start.
 
 from __future__ import annotations
 
-from cerne.kvm.memory import GuestAddress
+from cerne.kvm.memory import BLOCK_SIZE, GuestAddress
 from cerne.units import GIB, MIB
 
 GDT = GuestAddress(0x500)
@@ -50,6 +50,10 @@ HOTPLUG_PORT = 0x610
 FIRST_HOTPLUG_SLOT = 24
 """The slots of PCI bus 0 from this one on are for devices that come and go."""
 HOTPLUG_SLOTS = 8
+MEMORY_SLOT = FIRST_HOTPLUG_SLOT - 1
+"""The slot of the device that plugs memory, the last that other devices take."""
+_ROOM_END = 1 << 39
+"""Every processor with 64 bits has so many addresses."""
 
 
 def memory_ranges(size: int) -> list[tuple[GuestAddress, int]]:
@@ -59,3 +63,14 @@ def memory_ranges(size: int) -> list[tuple[GuestAddress, int]]:
     if size > low:
         ranges.append((GuestAddress(HOLE_END), size - low))
     return ranges
+
+
+def room(memory: int, headroom: int) -> tuple[GuestAddress, int]:
+    """The (address, length) of the room for plugged memory behind a machine's `memory` bytes.
+
+    Its length is 0 if there is no address for it.
+    """
+    end = max(start + size for start, size in memory_ranges(memory))
+    start = -(-max(end, HOLE_END) // GIB) * GIB
+    size = max(0, min(headroom, _ROOM_END - start))
+    return GuestAddress(start), size - size % BLOCK_SIZE

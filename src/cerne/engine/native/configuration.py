@@ -5,9 +5,22 @@ from __future__ import annotations
 import os
 
 from cerne.engine.cards import connected_card
-from cerne.engine.native.backends import disk_backend, is_served_outside, share_backend
+from cerne.engine.native.backends import (
+    disk_backend,
+    is_served_outside,
+    needs_backends,
+    share_backend,
+)
 from cerne.engine.opened import Opened
-from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, NetworkNic, Nic, TapNic
+from cerne.engine.plan import (
+    PLUGGED_MEMORY,
+    DiskPlan,
+    KernelBoot,
+    LaunchPlan,
+    NetworkNic,
+    Nic,
+    TapNic,
+)
 from cerne.engine.record import InstanceRecord
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE
 from cerne.engine.vsock import GUEST_SOCKET
@@ -54,6 +67,8 @@ def configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmCon
         vsock=_vsock(plan, opened),
         nics=tuple(nic_configuration(plan, nic, opened) for nic in plan.nics),
         balloon=plan.balloon,
+        # Backends share its memory as it is at the start.
+        headroom=0 if needs_backends(plan) else plan.headroom,
         owner=os.geteuid(),
         strict=plan.strict,
         emulated=emulated,
@@ -93,7 +108,8 @@ def _boot(plan: LaunchPlan, opened: Opened) -> BootConfig:
     return BootConfig(
         kernel=opened.existing(boot.kernel),
         initrd=None if boot.initrd is None else opened.existing(boot.initrd),
-        command_line=f"{boot.command_line} panic=-1 reboot=k {plan.network_parameter}",
+        command_line=f"{boot.command_line} panic=-1 reboot=k {PLUGGED_MEMORY}"
+        f" {plan.network_parameter}",
     )
 
 

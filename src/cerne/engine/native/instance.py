@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cerne.vmm.config import DiskConfig, NicConfig
 
 _TIMEOUT = 60.0
+_MOST_MEMORY = 1 << 52
 _log = logging.getLogger(__name__)
 
 
@@ -64,7 +65,7 @@ class NativeInstance(QmpInstance):
                     "disks": [plain(disk_configuration(disk, opened)) for disk in disks if resume],
                     "resume": resume,
                 }
-                self._execute("cerne-save", arguments, opened)
+                answer = self._execute("cerne-save", arguments, opened)
             # The pipe ends when the writing child has closed it, or was killed.
             outcome = json.loads(report.read() or b'{"error": "it was killed"}')
         if "error" in outcome:
@@ -75,7 +76,10 @@ class NativeInstance(QmpInstance):
             raise EngineError(why)
         SavedMachine(
             fingerprint=self.record.fingerprint,
-            memory=self.record.memory,
+            # A VMM of before that says nothing plugs no memory.
+            memory=answer.integer("memory", _MOST_MEMORY)
+            if "memory" in answer
+            else self.record.memory,
             state_digest=file_digest(directory / STATE_FILE),
             memory_digest=str(outcome["digest"]),
             memory_stamp=stamp(directory / MEMORY_FILE),

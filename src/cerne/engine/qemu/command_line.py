@@ -17,8 +17,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import NamedTuple
 
 from cerne.engine.plan import (
+    PLUGGED_MEMORY,
     SLOTS,
     DiskPlan,
     FirmwareBoot,
@@ -31,7 +33,8 @@ from cerne.engine.plan import (
 )
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qmp.balloon import BALLOON
-from cerne.engine.saved import MEMORY_FILE
+from cerne.engine.qmp.memory import BLOCK_SIZE, DEVICE
+from cerne.engine.saved import MEMORY_FILE, SavedMachine
 from cerne.units import MIB
 from cerne.vmm.slot_names import device_name
 
@@ -48,6 +51,7 @@ MACHINE_VERSION = 2
 
 # A device number that no other device of this board has.
 _PORTS_PLACE = 0x1E
+_MEMORY_PLACE = 0x1D
 
 # QEMU's default name, so that saved memory works with and without a file.
 _RAM = "pc.ram"
@@ -60,7 +64,7 @@ _PROCESSORS = {
 }
 
 # A panicked kernel without pvpanic resets at once; otherwise it would spin for ever.
-_KERNEL_FLAGS = ("panic=-1",)
+_KERNEL_FLAGS = ("panic=-1", *PLUGGED_MEMORY.split())
 # Work that an emulated CPU does not need at boot: measure its clock against emulated timers, guard
 # against speculation, test its ciphers.
 _TCG_KERNEL_FLAGS = (
@@ -84,6 +88,7 @@ def command_line(
     sockets: Mapping[Path, int] = MappingProxyType({}),
     *,
     balloon: bool = True,
+    saved: SavedMachine | None = None,
 ) -> list[str]:
     """The arguments that start this machine; `qmp_descriptor` is a listening socket.
 
@@ -91,10 +96,12 @@ def command_line(
     because the file may get another name while the machine runs. Without them QEMU opens the disks
     by their names. `tap_descriptors` are those of cards on taps, by their addresses,
     `link_descriptors` those of sockets to which cards are connected, and `sockets` those of
-    listening sockets, by their paths; QEMU makes the others itself. With
+    listening sockets, by their paths; QEMU makes the others itself.
+    `saved` describes the saved machine from which it starts. With
     `vsock_cid` the guest has sockets, by the host's vhost-vsock. Without `balloon` it has no
     balloon.
     """
+    memory = _sizes(plan, saved)
     return [
         str(binary),
         *("-name", f"guest={_escaped(plan.name)},debug-threads=on"),
@@ -104,7 +111,7 @@ def command_line(
         # Write to the log, which is its standard error, why the machine ended.
         *("-trace", "enable=qemu_system_shutdown_request"),
         *("-trace", "enable=runstate_set"),
-        *_board(plan, accelerator),
+        *_board(plan, accelerator, memory),
         *_boot(plan, accelerator),
         *_qmp(qmp_descriptor),
         *(("-incoming", "defer") if plan.saved is not None else ()),
@@ -129,10 +136,35 @@ def command_line(
         *("-device", "vmgenid,guid=auto"),
         *_vsock(vsock_cid),
         *(_balloon(plan) if balloon else ()),
+        *_room(memory),
     ]
 
 
-def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
+class _Memory(NamedTuple):
+    """Bytes of memory."""
+
+    base: int
+    headroom: int
+
+
+def _sizes(plan: LaunchPlan, saved: SavedMachine | None) -> _Memory:
+    """What the machine starts with, and what may be plugged; a saved one has what it had."""
+    if saved is None:
+        return _Memory(plan.memory, plan.headroom - plan.headroom % BLOCK_SIZE)
+    return _Memory(plan.memory - saved.plugged, saved.headroom)
+
+
+def _room(memory: _Memory) -> Iterator[str]:
+    """The device that plugs memory, at a place where no other device is."""
+    if memory.headroom:
+        room = f"id=room,size={memory.headroom},reserve=off"
+        yield from ("-object", f"memory-backend-ram,{room}")
+        place = f"bus=pcie.0,addr={_MEMORY_PLACE:#x}"
+        device = f"id={DEVICE},memdev=room,block-size={BLOCK_SIZE},{place}"
+        yield from ("-device", f"virtio-mem-pci,{device}")
+
+
+def _board(plan: LaunchPlan, accelerator: Accelerator, sizes: _Memory) -> Iterator[str]:
     # Devices that our guests do not use are left out, because probing takes time at boot.
     absent = "smbus=off,sata=off,usb=off,vmport=off,hpet=off"
     # Without graphics the firmware, and the system that it boots, write to the serial port.
@@ -140,12 +172,13 @@ def _board(plan: LaunchPlan, accelerator: Accelerator) -> Iterator[str]:
     yield from ("-machine", f"q35,{absent},graphics=off,dump-guest-core=off,mem-merge=off")
     yield from _PROCESSORS[accelerator]
     yield from ("-smp", f"cpus={plan.cpus},maxcpus={plan.most_cpus}")
-    yield from ("-m", f"size={plan.memory // MIB}M")
+    most = f",slots=1,maxmem={(sizes.base + sizes.headroom) // MIB}M" if sizes.headroom else ""
+    yield from ("-m", f"size={sizes.base // MIB}M{most}")
     memory = _memory_file(plan)
     if memory is not None:
         # The writes of a machine from saved memory are private to it.
         share = "on" if plan.saved is None else "off"
-        backend = f"id={_RAM},size={plan.memory},mem-path={_escaped(memory)},share={share}"
+        backend = f"id={_RAM},size={sizes.base},mem-path={_escaped(memory)},share={share}"
         yield from ("-object", f"memory-backend-file,{backend}")
         yield from ("-machine", f"memory-backend={_RAM}")
 

@@ -37,6 +37,7 @@ _FORMATS = frozenset(("raw", "qcow2", "vdi", "vhdx", "vpc"))
 """Disks of other formats may have parts in files that only QEMU finds."""
 _MOST_THREADS = 1024
 """Of a user id of its own: a thread for each vCPU, and less than a hundred others."""
+_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
 def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
@@ -62,6 +63,8 @@ def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
 
 
 def _reads(plan: LaunchPlan) -> Iterator[Path]:
+    # QEMU reserves no memory for what may be plugged, and asks first whether the host allows that.
+    yield _OVERCOMMIT
     if isinstance(plan.boot, KernelBoot):
         yield plan.boot.kernel
         if plan.boot.initrd is not None:

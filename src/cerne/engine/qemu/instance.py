@@ -37,6 +37,7 @@ class QemuInstance(QmpInstance):
         from cerne.engine.qemu.disks import opened_disk
         from cerne.engine.qemu.saving import save
         from cerne.engine.qmp.balloon import has_balloon
+        from cerne.engine.qmp.memory import memory_of
         from cerne.engine.saved import STATE_FILE
         from cerne.images.files import storage_errors
 
@@ -50,10 +51,18 @@ class QemuInstance(QmpInstance):
                     if resume and not disk.shared
                 ]
                 apart = self.record.memory_file is not None
-                balloon = has_balloon(qmp)
+                balloon, memory = has_balloon(qmp), memory_of(qmp)
                 save(qmp, state, fresh, memory_apart=apart, resume=resume)
                 os.fsync(state)
-            self._describe(directory, balloon=balloon).write(directory)
+            described = self._describe(directory, balloon=balloon)
+            if memory is not None:
+                described = replace(
+                    described,
+                    memory=memory.size,
+                    headroom=memory.most,
+                    plugged=memory.requested,
+                )
+            described.write(directory)
 
     def break_off_saving(self) -> None:
         """End a migration, which would stop the machine at its end."""

@@ -59,6 +59,7 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
     """Start the machine's process; return when it answers and its vCPUs run."""
     (plan.logs / PID_FILE).parent.mkdir(mode=0o700, exist_ok=True)
     (plan.logs / PID_FILE).unlink(missing_ok=True)
+    saved = None if plan.saved is None else SavedMachine.read(plan.saved)
     with Opened() as opened:
         state = None if plan.saved is None else opened.existing(plan.saved / STATE_FILE)
         argv = command_line(
@@ -69,7 +70,8 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
             vsock_cid=cid,
             disk_descriptors=[opened_disk(disk, opened) for disk in plan.disks],
             # A guest that was saved without a balloon would never see one.
-            balloon=plan.saved is None or SavedMachine.read(plan.saved).balloon,
+            balloon=saved is None or saved.balloon,
+            saved=saved,
             tap_descriptors={
                 nic.mac: opened.tap(nic)
                 for nic in plan.nics

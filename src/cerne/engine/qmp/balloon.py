@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from cerne.engine.base import GuestMemoryUse
 from cerne.engine.qmp.client import LOOK_TIMEOUT, QmpClient
+from cerne.engine.qmp.memory import memory_of
 from cerne.errors import StateError
+from cerne.spec.limits import SMALLEST_MEMORY
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,8 +37,11 @@ def leave_memory(qmp: QmpClient, size: int, machine: str) -> None:
     """
     from cerne.engine.qmp.session import QmpCommandError
 
+    # A balloon is in the memory that the machine started with, without what is plugged.
+    present = memory_of(qmp)
+    plugged = 0 if present is None else present.requested
     try:
-        qmp.execute("balloon", {"value": size})
+        qmp.execute("balloon", {"value": max(SMALLEST_MEMORY, size - plugged)})
     except QmpCommandError as error:
         if error.error_class != "DeviceNotActive":
             raise
@@ -64,7 +69,9 @@ def has_balloon(qmp: QmpClient) -> bool:
 
 
 def guest_memory_use(socket: Path, memory: int, *, runs: bool = True) -> GuestMemoryUse | None:
-    """The present report of a guest with so much memory; None if there is no balloon.
+    """The present report of a guest; None if there is no balloon.
+
+    `memory` is what the machine started with, for processes that do not tell what they have.
 
     If it `runs`, the guest is asked and has a second to answer; a paused guest cannot answer.
 
@@ -77,16 +84,20 @@ def guest_memory_use(socket: Path, memory: int, *, runs: bool = True) -> GuestMe
         try:
             stats = _asked(qmp) if runs else None
             balloon = qmp.execute("query-balloon")
+            present = memory_of(qmp)
         except QmpCommandError:
             return None
-    given = _number(balloon, "actual")
-    if given is None:
+    actual = _number(balloon, "actual")
+    if actual is None:
         return None
+    plugged = 0 if present is None else present.plugged
+    total_memory = memory if present is None else present.base + plugged
+    given = actual + plugged
     total, available = (_number(stats, f"stat-{name}-memory") for name in ("total", "available"))
     if total is None or available is None:
         return GuestMemoryUse(given, None)
     # Linux counts pages in a self-deflating balloon as used.
-    return GuestMemoryUse(given, max(0, total - available - (memory - given)))
+    return GuestMemoryUse(given, max(0, total - available - (total_memory - given)))
 
 
 def _asked(qmp: QmpClient) -> object:

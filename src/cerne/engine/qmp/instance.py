@@ -68,6 +68,20 @@ class QmpInstance:
         assert isinstance(present, list)
         return len(present)
 
+    def resize_memory(self, size: int) -> int:
+        """Have its guest plug or unplug memory (see `Instance.resize_memory`)."""
+        from cerne.engine.qmp.memory import resize
+
+        return resize(lambda: QmpClient(self.record.qmp), size, self.record.name)
+
+    def memory(self) -> int:
+        """Bytes of memory that its guest has or should have."""
+        from cerne.engine.qmp.memory import memory_of
+
+        with QmpClient(self.record.qmp) as qmp:
+            found = memory_of(qmp)
+        return self.record.memory if found is None else found.size
+
     def set_resources(self, resources: Resources) -> None:
         """Give it these guarantees, limits and weights (see `Instance.set_resources`)."""
         from cerne.host.cell import Cell

@@ -1,12 +1,13 @@
 """Changing a machine: its memory, its resources, and, while it does not run, what it is made of.
 
-Its specification says so from then on, so that its next start and its forks have it too. What a
-machine that runs takes takes effect at once; all else is refused until it is stopped.
+Its specification says so from then on, so that its next start and its forks have it too. A machine
+that runs takes memory, a balloon and resources at once, and all else only while it is stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.cpus import add_cpus, require_growth, settle_cpus
 from cerne.manager.machines.disks import root_size, settle_disks
 from cerne.manager.machines.operation import operation
+from cerne.manager.machines.resources import RESIZING, note_memory
 from cerne.manager.machines.states import require_state
 from cerne.manager.networks import ensure_networks
 from cerne.manager.on_host import check_image, found_spec
@@ -30,17 +32,21 @@ from cerne.manager.store import State
 from cerne.units import format_size
 
 if TYPE_CHECKING:
+    from cerne.engine.base import Instance
     from cerne.manager.store import Record
     from cerne.manager.store.promises import Claim
     from cerne.spec.machine import MachineSpec
+
+_log = logging.getLogger(__name__)
 
 _BALLOON = "balloon"
 _CPUS = "cpus"
 _DISK = "disk"
 _OPTIONS = {"ports": "publish", "mounts": "mount", "max_cpus": "max-cpus"}
 """The options of values that have another name."""
-_AT_START = ("max_cpus", "memory", _DISK, "network", "ports", "mounts")
-"""What a machine takes when it starts."""
+_MEMORY = "memory"
+_AT_START = ("max_cpus", _DISK, "network", "ports", "mounts")
+"""What a machine takes only when it starts."""
 _CHANGEABLE = (
     State.RUNNING,
     State.PAUSED,
@@ -64,41 +70,61 @@ def adjust(context: MachineContext, asked: Mapping[str, object]) -> None:
         wanted = given.get(_CPUS)
         if isinstance(wanted, int) and (record.state.live or record.state is State.SUSPENDED):
             require_growth(context, record, wanted)
-        former, spec = context.spec, context.spec.changed(**given)
+        spec = context.spec.changed(**given)
         check_host(context.manager, spec)
         ensure_networks(context.manager, spec.nics)
         if not record.state.live:
             _define(context, record, spec, given)
             return
-        # It keeps both what it had and what it is to have until its process has the latter.
-        engine = context.engine()
-        before, after = (claim_to_run(context.home, each, engine) for each in (former, spec))
-        fitting(context.manager, lambda: context.store.promise(record, growing(before, after)))
-        faults.step("promised")
-        try:
-            _apply(context, record, spec, given)
-            _note(context, record, spec, _words(given), after)
-        except BaseException:
-            # What is promised too much here is found by the next command that needs it.
+        _change_running(context, record, spec, given)
+
+
+def _change_running(
+    context: MachineContext, record: Record, spec: MachineSpec, given: Mapping[str, object]
+) -> None:
+    # It keeps both what it had and what it is to have until its process has the latter.
+    engine, former = context.engine(), context.spec
+    before, after = (claim_to_run(context.home, each, engine) for each in (former, spec))
+    fitting(context.manager, lambda: context.store.promise(record, growing(before, after)))
+    faults.step("promised")
+    if spec.memory != former.memory:
+        record = context.store.begin(record, RESIZING)
+    try:
+        spec = _apply(context, record, spec, given)
+        after = claim_to_run(context.home, spec, engine)
+        _note(context, record, spec, _words(given), after)
+    except BaseException:
+        # What is promised too much here is found by the next command that needs it.
+        with contextlib.suppress(CerneError):
+            if record.doing:
+                note_memory(context, record, context.instance(record))
+            claim = claim_to_run(context.home, context.spec, engine)
+            context.store.promise(record, claim)
+        if _CPUS in given:
             with contextlib.suppress(CerneError):
-                context.store.promise(record, before)
-            if _CPUS in given:
-                with contextlib.suppress(CerneError):
-                    settle_cpus(context, record)
-            raise
+                settle_cpus(context, record)
+        raise
 
 
 def _require_start(record: Record, given: Mapping[str, object]) -> None:
-    """Refuse to change what a machine that has a process, or saved memory, is made of."""
-    found = [f"--{_OPTIONS.get(name, name)}" for name in _AT_START if name in given]
-    if not found or not (record.state.live or record.state is State.SUSPENDED):
+    """Refuse what a machine does not take that has a process, or saved memory."""
+    at_start = [name for name in _AT_START if name in given]
+    if _MEMORY in given and record.state is not State.RUNNING:
+        at_start.append(_MEMORY)
+    if not at_start or not (record.state.live or record.state is State.SUSPENDED):
         return
+    if at_start == [_MEMORY] and record.state is State.PAUSED:
+        raise StateError(
+            f"{record.name} is paused, so its guest plugs no memory",
+            hint=f"cerne resume {record.name}; then the same command",
+            machine=record.name,
+        )
     suspended = record.state is State.SUSPENDED
     why = "its saved memory has the former ones" if suspended else "its process has the former ones"
     wake = f"cerne wake {record.name}; " if suspended else ""
+    options = ", ".join(f"--{_OPTIONS.get(name, name)}" for name in at_start)
     raise StateError(
-        f"{record.name} is {record.state}, and takes {', '.join(found)} only while it is stopped:"
-        f" {why}",
+        f"{record.name} is {record.state}, and takes {options} only while it is stopped: {why}",
         hint=f"{wake}cerne stop {record.name}; then the same command; cerne start {record.name}",
         machine=record.name,
     )
@@ -111,7 +137,7 @@ def _define(
     former, claim = context.spec, None
     if "mounts" in given:
         spec = found_spec(spec)
-    if given.keys() & {"memory", _DISK}:
+    if given.keys() & {_MEMORY, _DISK}:
         check_image(spec, context.image())
     if _DISK in given:
         _require_larger(context, spec)
@@ -157,28 +183,52 @@ def _note(
 
 def _apply(
     context: MachineContext, record: Record, spec: MachineSpec, given: Mapping[str, object]
-) -> None:
-    """Change a process that runs: all of it, or nothing."""
-    former = context.spec
-    instance = context.instance(record)
+) -> MachineSpec:
+    """Change a process that runs: all of it, or nothing; what its specification is then."""
+    former, instance = context.spec, context.instance(record)
     if _CPUS in given:
         add_cpus(context, record, spec.cpus)
     if given.keys() == {_CPUS}:
-        return
+        return spec
     # A value that it has is given again: a command that gave it another may have been killed.
-    balloon = spec.balloon if _BALLOON in given else None
-    if balloon is not None:
-        instance.set_memory(balloon)
-    if given.keys() == {_BALLOON}:
-        return
+    if _MEMORY in given:
+        spec = _resized(context, instance, spec)
     try:
-        instance.set_resources(spec.resources)
-        faults.step("resources given")
+        if _BALLOON in given or (spec.balloon is not None and _MEMORY in given):
+            instance.set_memory(spec.memory if spec.balloon is None else spec.balloon)
+        if given.keys() - {_BALLOON, _MEMORY}:
+            instance.set_resources(spec.resources)
+            faults.step("resources given")
     except BaseException:
         # Some of them may have been given.
         with contextlib.suppress(CerneError):
-            instance.set_resources(former.resources)
-        if balloon is not None:
-            with contextlib.suppress(CerneError):
-                instance.set_memory(record.memory if former.balloon is None else former.balloon)
+            if given.keys() - {_BALLOON, _MEMORY}:
+                instance.set_resources(former.resources)
+        with contextlib.suppress(CerneError):
+            if _BALLOON in given:
+                instance.set_memory(former.memory if former.balloon is None else former.balloon)
+        with contextlib.suppress(CerneError):
+            if spec.memory != former.memory:
+                instance.resize_memory(former.memory)
         raise
+    return spec
+
+
+def _resized(context: MachineContext, instance: Instance, spec: MachineSpec) -> MachineSpec:
+    """Have the guest plug or unplug memory; the specification with what it has at the end."""
+    name, former = spec.name, context.spec.memory
+    faults.step("resizing")
+    has = instance.resize_memory(spec.memory)
+    faults.step("resized")
+    if has < spec.memory:
+        _log.warning(
+            "the guest of %s has plugged %s of its %s so far, and may continue",
+            *(name, format_size(has), format_size(spec.memory)),
+        )
+    elif has > spec.memory:
+        _log.warning(
+            "the guest of %s gave back %s, and keeps the rest, which it uses: it has %s",
+            *(name, format_size(former - has), format_size(has)),
+        )
+        return spec.changed(memory=has)
+    return spec

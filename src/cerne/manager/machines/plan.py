@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cerne.network.mac import mac_address
 from cerne.spec.limits import ROOT_SERIAL
 from cerne.spec.network import NetworkKind, parse_network
+from cerne.units import GIB
 
 if TYPE_CHECKING:
     from cerne.engine.plan import DiskPlan, FirmwareBoot, KernelBoot, LaunchPlan, NetworkNic, Nic
@@ -46,6 +47,7 @@ def launch_plan(
         nics=nic_plans(record.id, spec, named),
         shares=shares,
         balloon=spec.balloon,
+        headroom=_headroom(),
         runtime=home.machine_runtime(record.id),
         logs=home.machine_directory(record.id),
         agent=image.agent,
@@ -53,6 +55,13 @@ def launch_plan(
         strict=spec.strict,
         resources=spec.resources,
     )
+
+
+def _headroom() -> int:
+    """Bytes that a machine may grow by while it runs: all that its host has for machines."""
+    from cerne.host.supply import supplied_memory
+
+    return -(-supplied_memory() // GIB) * GIB
 
 
 def disk_plans(

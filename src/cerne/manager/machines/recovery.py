@@ -15,7 +15,7 @@ from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.disks import is_replaced, release_disks
 from cerne.manager.machines.ending import abandon, discard_saved, ended, forget, kill, not_started
 from cerne.manager.machines.notes import tell_notes
-from cerne.manager.machines.resources import give_resources
+from cerne.manager.machines.resources import RESIZING, give_resources, note_memory
 from cerne.manager.machines.states import refuse_stopped
 from cerne.manager.machines.telling import Untold, added, to_be_told
 from cerne.manager.recovery import discard
@@ -144,6 +144,8 @@ def _settled_start(context: MachineContext, record: Record) -> Record:
 
 def _settled_alive(context: MachineContext, record: Record) -> Record:
     refuse_stopped(record)
+    if record.doing == RESIZING:
+        return note_memory(context, record, context.instance(record))
     if record.doing or record.state is State.STOPPING:
         return observed(context, record, f"{record.doing or 'stop'} interrupted")
     # What was saved is of no use once it runs on, and all that there is where it never does.

@@ -1,4 +1,4 @@
-"""The guarantees, limits and weights of a machine."""
+"""The guarantees, limits and weights of a machine, and the memory that it has while it runs."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from cerne.manager.machines.context import MachineContext
 
 if TYPE_CHECKING:
     from cerne.engine.base import Instance
+    from cerne.manager.store import Record
+
+RESIZING = "set memory"
+"""What a command does to a machine (`Record.doing`) while its guest plugs or unplugs memory."""
 
 
 @contextlib.contextmanager
@@ -39,3 +43,16 @@ def give_resources(context: MachineContext, instance: Instance) -> None:
     if not resources.is_empty:
         instance.set_resources(resources)
         faults.step("resources given")
+
+
+def note_memory(context: MachineContext, record: Record, instance: Instance) -> Record:
+    """Note the memory that a machine has after a command that changed it was interrupted.
+
+    Raises:
+        EngineError: its process does not answer.
+    """
+    spec = context.spec.changed(memory=instance.memory())
+    detail, shape = f"memory {spec.memory}", (spec.cpus, spec.memory)
+    context.store.change_spec(record, spec.model_dump_json(), detail, shape=shape)
+    context.last = context.store.get(record.id)
+    return context.last

@@ -275,7 +275,7 @@ class Machines(Promises):
             if claim is not None:
                 promise(connection, record, claim, elsewhere)
             cpus, memory = shape or (record.cpus, record.memory)
-            values: dict[str, Value] = {"spec": spec, "cpus": cpus, "memory": memory}
+            values: dict[str, Value] = {"spec": spec, "cpus": cpus, "memory": memory, "doing": ""}
             _write(connection, record, values, "changed", {"change": detail})
             settle_cards(connection, record.id, record.name, spec)
 
