@@ -56,7 +56,7 @@ def test_what_was_given_is_taken_away_by_none(machine: Machine, tmp_path: Path) 
     assert (len(left.mounts), left.network) == (0, "none")
 
 
-@pytest.mark.parametrize("changes", [{"disk": "2G"}, {"cpus": 2}, {"ports": ["0:80"]}])
+@pytest.mark.parametrize("changes", [{"disk": "2G"}, {"ports": ["0:80"]}])
 def test_a_machine_that_runs_or_is_suspended_takes_none_of_it(
     machine: Machine, changes: Adjustment
 ) -> None:
