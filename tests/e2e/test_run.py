@@ -219,9 +219,17 @@ def test_a_file_that_a_guest_makes_gives_nobody_another_users_rights(
 
 def test_the_library_does_what_the_command_line_does(cerne: Cerne, engine: Engine) -> None:
     script = """
-import cerne, sys
+import cerne, os, sys
 with cerne.run("tiny", engine=sys.argv[1], memory="128M", labels={"of": "test"}) as vm:
     assert vm.state == "running"
+    first, *others = vm.walls
+    assert (first.role, first.pid) == ("machine", vm.record.process.pid)
+    assert {process.role for process in others} >= {"net0", "net0-supervisor"}
+    for process in vm.walls:
+        if os.geteuid() == 0:
+            assert {"limits", "namespaces", "root", "user", "capabilities"} <= set(process.up)
+        assert {"no-new-privileges", "seccomp"} <= set(process.up)
+    assert all(str(first.pid) in (group / "cgroup.procs").read_text() for group in vm.groups)
     done = vm.exec(["sh", "-c", "cat; exit 4"], stdin=b"round trip")
     assert (done.status, done.stdout) == (4, b"round trip"), done
     name = vm.name

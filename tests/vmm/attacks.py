@@ -207,7 +207,7 @@ def main() -> None:
     choices: dict[str, set[Wall]] = {"none": set(), "all": set(Wall)}
     choices |= {f"only {wall}": {wall} for wall in Wall}
     # An empty root is one of a mount namespace.
-    choices["only empty-root"].add(Wall.NAMESPACES)
+    choices["only root"].add(Wall.NAMESPACES)
     choices |= {f"without {wall}": set(Wall) - {wall} for wall in Wall}
     print(
         json.dumps(

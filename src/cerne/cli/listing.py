@@ -20,7 +20,7 @@ from cerne.errors import CerneError, NotFoundError
 from cerne.units import format_size
 
 if TYPE_CHECKING:
-    from cerne.client import CardRow, Event, Machine, Record
+    from cerne.client import CardRow, Event, Machine, ProcessWalls, Record
     from cerne.spec.machine import MachineSpec
     from cerne.spec.ports import PublishedPort
 
@@ -121,7 +121,8 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "created": _moment(record.created) or "",
         "started": _moment(record.started) or "",
         "ready": _moment(record.ready) or "",
-        "control groups": machine.cell,
+        "control groups": _groups(machine),
+        **{f"walls of {each.role}": _walls(each) for each in machine.walls},
         "vsock": machine.vsock,
         "console log": str(machine.console_log),
     }
@@ -277,9 +278,22 @@ def _details(machine: Machine, record: Record) -> dict[str, object]:
         "spec": machine.spec.model_dump(mode="json"),
         "vsock": machine.vsock or None,
         "control_groups": machine.cell or None,
+        "control_group_paths": [str(path) for path in machine.groups],
+        "processes": [asdict(process) for process in machine.walls],
         "console_log": str(machine.console_log),
         "engine_log": str(machine.engine_log),
     }
+
+
+def _groups(machine: Machine) -> str:
+    paths = ", ".join(str(path) for path in machine.groups)
+    return f"{machine.cell}: {paths}" if paths else machine.cell
+
+
+def _walls(process: ProcessWalls) -> str:
+    """The walls of one process for people, those that are missing last."""
+    missing = "".join(f"; without {wall} ({why})" for wall, why in process.missing.items())
+    return f"process {process.pid} of user {process.user}: {', '.join(process.up)}{missing}"
 
 
 def _moment(seconds: float | None) -> str | None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from cerne.client.host import Host, Machine, Network, Pool, Snapshot
     from cerne.guest import GuestProcess, Output, Stream, TerminalSize
     from cerne.host.finding import Finding
+    from cerne.host.process_walls import ProcessWalls
     from cerne.images import Image, Progress
     from cerne.images.recipe import Recipe
     from cerne.manager import Event, Rates, Record, Stats
@@ -28,6 +29,7 @@ _HOMES = {
     "Event": "cerne.manager",
     "Finding": "cerne.host.finding",
     "GuestProcess": "cerne.guest",
+    "ProcessWalls": "cerne.host.process_walls",
     "Host": "cerne.client.host",
     "Image": "cerne.images",
     "KILLED": "cerne.manager.machines.stop",
@@ -60,6 +62,7 @@ __all__ = [
     "OperationRow",
     "Output",
     "Pool",
+    "ProcessWalls",
     "Progress",
     "Rates",
     "Recipe",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cerne.guest import GuestProcess, TerminalSize
+    from cerne.host.process_walls import ProcessWalls
     from cerne.host.report import Report
     from cerne.images import Image, Progress
     from cerne.images.kernel import BuiltKernel
@@ -54,6 +55,10 @@ class Machine(Protocol):
     def unserved(self) -> list[str]: ...
     @property
     def cell(self) -> str: ...
+    @property
+    def groups(self) -> tuple[Path, ...]: ...
+    @property
+    def walls(self) -> Sequence[ProcessWalls]: ...
     @property
     def vsock(self) -> str: ...
     @property

@@ -123,6 +123,12 @@ class Cell:
             return ""
         return note.way or f"none: {note.why}"
 
+    @property
+    def groups(self) -> tuple[Path, ...]:
+        """The directories of its control groups."""
+        note = CellNote.read(self._path)
+        return () if note is None else note.groups
+
     def give(self, resources: Resources) -> None:
         """Give it other limits: all of them, or none.
 

@@ -34,7 +34,9 @@ def _missing(root: Path) -> Iterator[tuple[str, str]]:
         yield "namespaces", "allow them: see user_namespaces(7) and sysctl user"
     if "errno" not in read_text(root / "proc/sys/kernel/seccomp/actions_avail").split():
         yield "seccomp", "use a kernel with CONFIG_SECCOMP_FILTER"
-    version = _landlock()
+    if not _maps_owners():
+        yield "mounts with other owners", "use Linux 5.12 or later, so that QEMU is not root"
+    version = landlock()
     if version < _COMPLETE_LANDLOCK:
         what = f"parts of Landlock (version {version})" if version else "Landlock"
         yield what, "use Linux 6.12 or later with lsm=landlock"
@@ -51,7 +53,13 @@ def _has_namespaces(root: Path, is_root: bool) -> bool:
     return is_root or not (forbidden or restricted)
 
 
-def _landlock() -> int:
+def _maps_owners() -> bool:
+    from cerne.vmm.jail.system import has_mount_attributes
+
+    return has_mount_attributes()
+
+
+def landlock() -> int:
     """The version of this kernel's Landlock, or 0."""
     from cerne.vmm.jail.system import landlock_version
 

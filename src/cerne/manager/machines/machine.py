@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from cerne.engine.base import Vsock
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
+    from cerne.host.process_walls import ProcessWalls
     from cerne.images import Progress
     from cerne.manager.store import CardRow
     from cerne.manager.store.changes import Changes
@@ -583,6 +584,18 @@ class Machine:
     def cell(self) -> str:
         """The control groups of its processes in words, or why it has none; empty if it is down."""
         return Cell(self._context.home.machine_group(self.id)).words
+
+    @property
+    def groups(self) -> tuple[Path, ...]:
+        """The directories of these control groups: with version 1 one for each controller."""
+        return Cell(self._context.home.machine_group(self.id)).groups
+
+    @property
+    def walls(self) -> list[ProcessWalls]:
+        """Its processes with the walls around each; empty if it is down."""
+        from cerne.manager.machines.walls import walls
+
+        return walls(self._context)
 
     @property
     def vsock(self) -> str:

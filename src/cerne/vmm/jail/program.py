@@ -209,12 +209,12 @@ def confine(room: Room) -> None:
     _limit(room)
     kept = frozenset(room.capabilities)
     user = room.user
-    if room.own_root and not _put_up("a root and a user id of its own", lambda: _enter_root(room)):
+    if room.own_root and not _put_up("root", lambda: _enter_root(room)):
         # The files in it belong to others.
         user = None
         kept |= frozenset(FILE_CAPABILITIES)
     if os.geteuid() == 0 or room.own_root:
-        _put_up("no capabilities", lambda: _become(user, kept))
+        _put_up("capabilities", lambda: _become(user, kept))
     system.prctl(Prctl.SET_NO_NEW_PRIVS, 1)
     _put_up("landlock", lambda: system.deny_by_landlock(paths=False))
     _put_up("seccomp", lambda: system.set_filter(room.filter))
@@ -226,6 +226,7 @@ def _limit_beside(log: Log) -> None:
     if os.fork() == 0:
         try:
             register(log.registration)
+            system.prctl(Prctl.SET_DUMPABLE, 0)
             _keep_only((log.descriptor, reading))
             limit(log.descriptor, log.most, reading)
         finally:

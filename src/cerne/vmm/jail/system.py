@@ -157,6 +157,13 @@ def clone_mount(
     return tree
 
 
+def has_mount_attributes() -> bool:
+    """Whether the kernel knows mount_setattr(2), by which mounts have other owners."""
+    number, nowhere, zero = ctypes.c_long(_SYS_MOUNT_SETATTR), ctypes.c_long(-1), ctypes.c_long(0)
+    _libc.syscall(number, nowhere, b"", zero, None, zero)
+    return ctypes.get_errno() != errno.ENOSYS
+
+
 def attach_mount(tree: int, target: str) -> None:
     """Give a mount of `clone_mount` its place, and close it (move_mount(2)); raises OSError."""
     try:

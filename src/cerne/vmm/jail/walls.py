@@ -40,7 +40,7 @@ class Wall(StrEnum):
     """Limits of descriptors, threads and memory (setrlimit(2)); no core dump."""
     NAMESPACES = "namespaces"
     """Own mount, network, IPC and UTS namespaces; for a process without root a user one too."""
-    EMPTY_ROOT = "empty-root"
+    ROOT = "root"
     """No path leads to a file of the host."""
     USER = "user"
     """A user id that no other machine's processes have (for root)."""
@@ -96,7 +96,7 @@ def enter(confinement: Confinement) -> Walls:
     steps: dict[Wall, Callable[[], None]] = {
         Wall.LIMITS: lambda: _limit(confinement.threads),
         Wall.NAMESPACES: _leave_namespaces,
-        Wall.EMPTY_ROOT: lambda: _empty_root(up),
+        Wall.ROOT: lambda: _empty_root(up),
         Wall.USER: lambda: _become(confinement.user) if root else None,
         Wall.CAPABILITIES: lambda: _drop_capabilities(root),
         Wall.NO_NEW_PRIVILEGES: lambda: system.prctl(Prctl.SET_NO_NEW_PRIVS, 1),
@@ -118,7 +118,7 @@ def enter(confinement: Confinement) -> Walls:
     return Walls(tuple(up), missing)
 
 
-_OPTIONAL = (Wall.NAMESPACES, Wall.EMPTY_ROOT, Wall.LANDLOCK, Wall.SECCOMP)
+_OPTIONAL = (Wall.NAMESPACES, Wall.ROOT, Wall.LANDLOCK, Wall.SECCOMP)
 
 
 def _limit(threads: int) -> None:
