@@ -191,7 +191,7 @@ def _root(path: Path, resolv: str | None, behind: str | None = None) -> Path:
 def test_odd_resolv_confs(
     tmp_path: Path, resolv: str | None, behind: str | None, expected: list[str]
 ) -> None:
-    assert host_name_servers(_root(tmp_path, resolv, behind)) == expected
+    assert host_name_servers(str(_root(tmp_path, resolv, behind))) == expected
 
 
 @pytest.mark.parametrize(("kind", "found"), [(1, True), (28, False)])

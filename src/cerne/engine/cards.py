@@ -50,8 +50,8 @@ def connected_card(machine: LaunchPlan | InstanceRecord, nic: UserNic, opened: O
     program = require_program(PASST)
     name = f"net{0 if nic.slot is None else nic.slot + 1}"
     room = room_of(program, CONFINING_PROGRAM_CALLS, network=True)
-    if RESOLVER_DIRECTORY.is_dir():
-        room.reads.append(str(RESOLVER_DIRECTORY))
+    if Path(RESOLVER_DIRECTORY).is_dir():
+        room.reads.append(RESOLVER_DIRECTORY)
     if any(forward.host_port < FIRST_FREE_PORT for forward in nic.forwards):
         room.capabilities.append(NET_BIND_SERVICE)
     what = f"passt, which serves {name} of {machine.name},"
