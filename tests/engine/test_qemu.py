@@ -20,6 +20,7 @@ from cerne.engine.qmp import QmpClient
 from cerne.errors import ConflictError, EngineError, HostError, InputError, StorageError
 from cerne.host import user_ids
 from cerne.host.members import Members
+from cerne.host.process_walls import walls_of
 
 # 16-bit code, as a PC's firmware loads it at 0x7c00.
 HALT = bytes.fromhex("f4ebfd")  # again: hlt; jmp again
@@ -28,6 +29,7 @@ POWER_OFF = bytes.fromhex("ba0406b80020ef")  # mov dx, 0x604 (PM1a); mov ax, 0x2
 RESET = bytes.fromhex("b0fee664")  # mov al, 0xfe; out 0x64, al
 
 TIMEOUT = 60.0
+_CARD = UserNic("02:00:00:00:00:01")
 
 MakePlan: TypeAlias = Callable[..., LaunchPlan]
 
@@ -79,6 +81,19 @@ def test_a_guest_that_shuts_down_ends_in_order(engine: QemuEngine, make_plan: Ma
     assert ending.orderly
     assert ending.reason == "the guest shut down"
     assert "C" in plan.console_log.read_text()
+
+
+@pytest.mark.parametrize("change", [{}, {"headroom": 256 << 20}, {"nics": (_CARD,)}])
+def test_it_has_walls_whatever_it_needs(
+    root: None, engine: QemuEngine, make_plan: MakePlan, change: dict[str, object]
+) -> None:
+    if not user_ids.has_range():
+        pytest.skip("this user namespace has no user ids for machines")
+    plan = make_plan(**change)
+    seen = walls_of("machine", engine.start(plan).process.pid, plan.engine_log)
+    assert seen is not None
+    # A card that QEMU itself serves is one of the host's network.
+    assert seen.missing.keys() <= {"no-dump", "landlock", *(["network"] if plan.nics else [])}
 
 
 def test_a_guest_that_reboots_begins_anew(engine: QemuEngine, make_plan: MakePlan) -> None:

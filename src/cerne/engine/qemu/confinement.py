@@ -37,7 +37,6 @@ _FORMATS = frozenset(("raw", "qcow2", "vdi", "vhdx", "vpc"))
 """Disks of other formats may have parts in files that only QEMU finds."""
 _MOST_THREADS = 1024
 """Of a user id of its own: a thread for each vCPU, and less than a hundred others."""
-_OVERCOMMIT = Path("/proc/sys/vm/overcommit_memory")
 
 
 def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
@@ -53,6 +52,9 @@ def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
         reads=[str(path) for path in _reads(plan)] if known else [],
         writes=[str(path) for path in _writes(plan)] if known else [],
         network=_has_own_network(plan),
+        # QEMU reserves no memory for what may be plugged, and asks first whether the host allows
+        # that (/proc/sys/vm/overcommit_memory).
+        settings=bool(plan.headroom),
         capabilities=_capabilities(plan, None if lease is None else lease.user),
         threads=MOST_THREADS if lease is None else _MOST_THREADS,
         own_cores=plan.strict,
@@ -63,8 +65,6 @@ def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
 
 
 def _reads(plan: LaunchPlan) -> Iterator[Path]:
-    # QEMU reserves no memory for what may be plugged, and asks first whether the host allows that.
-    yield _OVERCOMMIT
     if isinstance(plan.boot, KernelBoot):
         yield plan.boot.kernel
         if plan.boot.initrd is not None:
