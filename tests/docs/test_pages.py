@@ -42,6 +42,7 @@ VARYING = {
     "cerne run --rm tiny -- uname -a": "names the kernel's build",
     "cerne events web": "has as many events as the engine has",
     "cerne capacity": "has what this host has",
+    "cerne balance": "has what this host has",
     "cerne image ls": "lists what can be built, too",
     "cerne kernel ls": "names the kernel of this host",
     "cerne create --name huge": "is refused with what this host has",

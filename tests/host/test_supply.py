@@ -11,7 +11,9 @@ import pytest
 from cerne.host.cgroup import Surface
 from cerne.host.supply import (
     Hugepages,
+    available_memory,
     hugepages,
+    memory_pressure,
     supplied_cpus,
     supplied_memory,
     supply_findings,
@@ -105,3 +107,42 @@ def test_the_doctor_says_what_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [each.value for each in supply_findings()] == [
         "1.5 CPUs, 8G of memory, within limits; this host has 4 CPUs, 8G"
     ]
+
+
+@pytest.mark.parametrize(
+    ("membership", "files"),
+    [
+        (
+            "0::/a\n",
+            {
+                "a/memory.max": str(2 * GIB),
+                "a/memory.current": str(GIB + 512 * MIB),
+                "a/memory.stat": f"anon 5\ninactive_file {256 * MIB}\n",
+            },
+        ),
+        (
+            "3:memory:/a\n",
+            {
+                "memory/a/memory.limit_in_bytes": str(2 * GIB),
+                "memory/a/memory.usage_in_bytes": str(GIB + 512 * MIB),
+                "memory/a/memory.stat": f"inactive_file 1\ntotal_inactive_file {256 * MIB}\n",
+            },
+        ),
+    ],
+)
+def test_what_is_available_is_within_the_groups_without_files_that_the_kernel_frees(
+    tmp_path: Path, membership: str, files: dict[str, str]
+) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text(f"MemTotal: 9 kB\nMemAvailable: {4 * GIB // 1024} kB\n")
+    assert available_memory(_surface(tmp_path / "x", "", {}), meminfo) == 4 * GIB
+    assert available_memory(_surface(tmp_path / "y", membership, files), meminfo) == 768 * MIB
+
+
+def test_pressure_is_a_percentage_and_nothing_if_the_kernel_counts_none(tmp_path: Path) -> None:
+    file = tmp_path / "memory"
+    assert memory_pressure(file) == 0.0
+    file.write_text("some avg10=12.50 avg60=3.00 avg300=1.00 total=5\nfull avg10=99.00 total=5\n")
+    assert memory_pressure(file) == 12.5
+    file.write_text("nothing")
+    assert memory_pressure(file) == 0.0

@@ -157,7 +157,7 @@ class FakeInstance:
         Cell(self.record.control_group).give(resources)
 
     def stats(self, *, runs: bool) -> GuestMemoryUse | None:
-        return None
+        return self.engine.uses.get(self.record.name)
 
     def activity(self) -> Activity:
         return Activity(disk_read=1024, disk_reads=2, disk_written=0, disk_writes=0)
@@ -205,6 +205,7 @@ class FakeEngine:
         self.saved_size = 4096
         self.needs_beside = 0
         self.guest_has: int | None = None
+        self.uses: dict[str, GuestMemoryUse] = {}
         self._processes: list[subprocess.Popen[bytes]] = []
 
     @property

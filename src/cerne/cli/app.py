@@ -40,7 +40,7 @@ _GROUPS = {
     "Look": ("ls", "inspect", "stats", "top", "events", "wait", "operation"),
     "Copy": ("fork", "snapshot", "pool"),
     "Attach": ("disk", "nic", "network", "publish"),
-    "Prepare": ("image", "kernel", "doctor", "capacity", "version"),
+    "Prepare": ("image", "kernel", "doctor", "capacity", "balance", "version"),
 }
 """The commands that ``cerne --help`` lists under each heading."""
 
@@ -198,5 +198,6 @@ app.add_typer(images.app, name="image")
 app.add_typer(images.kernel_app, name="kernel")
 app.command()(doctor.doctor)
 app.command()(capacity.capacity)
+app.command()(capacity.balance)
 app.command()(host.version)
 make_late(app)

@@ -19,6 +19,39 @@ _MEMORY = "memory"
 _MOST_NAMED = 5
 
 
+def balance(json: JsonOption = False) -> None:
+    """Ask guests for memory that this host lacks, or give back what it has to spare."""
+    from cerne.client import connect
+
+    found = connect().balance()
+    if json:
+        print_json(
+            {
+                "available_bytes": found.available,
+                "reserve_bytes": found.reserve,
+                "changes": [
+                    {
+                        "machine": each.machine,
+                        "before_bytes": each.before,
+                        "after_bytes": each.after,
+                    }
+                    for each in found.changes
+                ],
+            }
+        )
+        return
+    if found.changes:
+        rows = [
+            (each.machine, format_size(each.before), format_size(each.after))
+            for each in found.changes
+        ]
+        print_table(("NAME", "MEMORY", "ASKED"), rows)
+    print(
+        f"{format_size(found.available)} of memory are available, and"
+        f" {format_size(found.reserve)} are kept for the host"
+    )
+
+
 def capacity(
     overcommit: Annotated[
         list[str] | None,

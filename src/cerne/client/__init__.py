@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from cerne.images.recipe import Recipe
     from cerne.manager import Event, Rates, Record, Stats
     from cerne.manager.capacity import Capacity
+    from cerne.manager.machines.balance import Balance, Change
     from cerne.manager.machines.stop import KILLED
     from cerne.manager.store import CardRow, OperationRow
 
 _HOMES = {
+    "Balance": "cerne.manager.machines.balance",
     "Capacity": "cerne.manager.capacity",
+    "Change": "cerne.manager.machines.balance",
     "CardRow": "cerne.manager.store",
     "Event": "cerne.manager",
     "Finding": "cerne.host.finding",
@@ -50,8 +53,10 @@ _HOMES = {
 
 __all__ = [
     "KILLED",
+    "Balance",
     "Capacity",
     "CardRow",
+    "Change",
     "Event",
     "Finding",
     "GuestProcess",

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cerne.images.recipe import Recipe
     from cerne.manager import Event, Record, State, Stats
     from cerne.manager.capacity import Capacity
+    from cerne.manager.machines.balance import Balance
     from cerne.manager.networks import Reach
     from cerne.manager.snapshots.manifest import Manifest
     from cerne.manager.store import CardRow, NetworkRow, OperationRow
@@ -229,6 +230,8 @@ class Host(Protocol):
     ) -> Snapshot: ...
 
     def capacity(self) -> Capacity: ...
+
+    def balance(self) -> Balance: ...
     def set_overcommit(self, ratios: Mapping[str, float]) -> None: ...
 
     def pools(self) -> Sequence[Pool]: ...

@@ -10,6 +10,7 @@ machines, which do not use them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
@@ -21,6 +22,12 @@ from cerne.units import KIB, format_size
 
 _THOUSANDTH = Decimal("0.001")
 _NODES = Path("/sys/devices/system/node")
+_MEMINFO = Path("/proc/meminfo")
+_MEMORY_FILES = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""The limit, the use, and the name of the file cache in ``memory.stat``, of both versions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +69,31 @@ def supplied_memory(surface: Surface = HOST) -> int:
             # A group without a limit has the largest number of v1, or no number.
             total = total if limit is None else min(total, limit)
     return max(0, total)
+
+
+def available_memory(surface: Surface = HOST, meminfo: Path = _MEMINFO) -> int:
+    """Bytes that the processes of this user could use at this moment without a wait."""
+    words = next((line for line in _text(meminfo).splitlines() if "MemAvailable" in line), "")
+    digits = [word for word in words.split() if word.isdecimal()]
+    available = int(digits[0]) * KIB if digits else supplied_memory(surface)
+    for group in _groups(surface):
+        for limit, usage, cache in _MEMORY_FILES:
+            most, used = _number(group / limit), _number(group / usage)
+            if most is not None and used is not None:
+                available = min(available, most - used + _file_cache(group, cache))
+    return max(0, available)
+
+
+def memory_pressure(file: Path = Path("/proc/pressure/memory")) -> float:
+    """Percent of the last ten seconds in which a process waited for memory; 0 if not counted."""
+    found = re.search(r"^some avg10=([0-9]{1,3}\.[0-9]{1,2}) ", _text(file), re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def _file_cache(group: Path, name: str) -> int:
+    """Bytes of a control group's files in memory, which the kernel frees first."""
+    lines = (line.split() for line in _text(group / "memory.stat").splitlines())
+    return next((int(line[1]) for line in lines if line[0] == name and line[1].isdecimal()), 0)
 
 
 def hugepages(nodes: Path = _NODES) -> tuple[Hugepages, ...]:

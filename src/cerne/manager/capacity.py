@@ -293,6 +293,11 @@ def _less_reserve(resource: Resource, has: int) -> int:
     return max(0, has - _reserve(resource, has))
 
 
+def memory_reserve() -> int:
+    """Bytes of memory that are kept for the host itself."""
+    return _reserve(Resource.MEMORY, supplied_memory())
+
+
 def _has(home: Home, resource: Resource) -> Supply:
     match resource:
         case Resource.CPU:

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from cerne.engine.base import Engine
     from cerne.host.process import ProcessIdentity
     from cerne.images import Image, ImageStore, Progress
+    from cerne.manager.machines.balance import Balance
     from cerne.manager.machines.machine import Snapshot
     from cerne.spec.machine import MachineSpec
     from cerne.spec.named_network import NetworkSpec
@@ -427,6 +428,15 @@ class Manager:
     def capacity(self) -> Capacity:
         """What this host has for machines, what is promised to them, and what is free."""
         return capacity(self._context)
+
+    def balance(self) -> Balance:
+        """Ask guests for memory that the host lacks, or give back what it has to spare.
+
+        Only machines with a memory guarantee below their memory are asked, and never below it.
+        """
+        from cerne.manager.machines.balance import balance
+
+        return balance(self._context)
 
     def set_overcommit(self, ratios: Mapping[str, float]) -> None:
         """Change how much of ``cpu``, ``memory`` and ``disk`` may be promised.

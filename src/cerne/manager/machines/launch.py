@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cerne import faults
 from cerne.errors import CerneError, DamagedError
 from cerne.manager.capacity import claim_to_run, fitting
+from cerne.manager.machines.balance import make_room
 from cerne.manager.machines.cards import connecting
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import commit_disks, merge_layers, settle_disks
@@ -19,6 +20,7 @@ from cerne.manager.machines.resources import give_resources, in_cells
 from cerne.manager.machines.telling import to_be_told
 from cerne.manager.recovery import discard
 from cerne.manager.store import Record
+from cerne.manager.store.promises import Resource
 from cerne.spec.limits import ROOT_SERIAL
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def launch(
     under = [layer.stem for layer in (onto or {}).values()]
     claim = claim_to_run(context.home, context.spec, engine)
     fitting(context.manager, lambda: context.store.reserve(record, engine.name, claim, under))
+    make_room(context.manager, claim.needs[Resource.MEMORY])
     try:
         for serial, layer in (onto or {}).items():
             context.layers.replace(context.home.disk(context.id, serial), layer)
