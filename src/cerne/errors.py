@@ -18,6 +18,7 @@
     │   └── NotAnsweringError  it does not answer in time
     ├── GuestError           the guest failed or does not answer
     │   ├── CommandError     a command in the guest failed, and the caller checks for success
+    │   ├── NotRunError      the guest has no such program, or may not run it
     │   ├── GuestPanicError  the guest's kernel panicked
     │   └── GuestTimeoutError  the guest was not ready, or did not answer, in time
     ├── OperationCancelledError  another command cancelled the operation
@@ -63,9 +64,18 @@ class CerneError(Exception):
 
 
 class InputError(CerneError):
-    """The input is wrong; nothing was created."""
+    """The input is wrong; nothing was created.
+
+    ``field`` is the field's name with which the message begins, or an empty string.
+    """
 
     code = "invalid-input"
+
+    def __init__(
+        self, message: str, *, hint: str = "", machine: str | None = None, field: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint, machine=machine)
+        self.field = field
 
 
 class NotFoundError(CerneError):
@@ -186,6 +196,21 @@ class CommandResult(Protocol):
     @property
     def stderr(self) -> bytes | str:
         """Its standard error."""
+
+
+class NotRunError(GuestError):
+    """The guest did not run a command: it has no such program, or the user may not execute it.
+
+    ``missing`` is true if there is no such program.
+    """
+
+    code = "not-run"
+
+    def __init__(
+        self, message: str, *, hint: str = "", machine: str | None = None, missing: bool = False
+    ) -> None:
+        super().__init__(message, hint=hint, machine=machine)
+        self.missing = missing
 
 
 class CommandError(GuestError):

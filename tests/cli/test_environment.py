@@ -27,6 +27,16 @@ def test_a_file_has_a_variable_in_each_line(
     assert variables(["A=2"], [str(file)]) == {"A": "2", "B": "x y=z", "TOKEN": "secret"}
 
 
+@pytest.mark.parametrize("word", ["1A=x", "A B=x", "1A", "-=x"])
+def test_a_name_that_no_shell_takes_is_refused(word: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no shell takes"):
+        variables([word], [])
+    (tmp_path / "env").write_text(f"{word}\n")
+    with pytest.raises(InputError, match="no shell takes"):
+        variables([], [str(tmp_path / "env")])
+    assert variables(["_a.b-c=1"], []) == {"_a.b-c": "1"}
+
+
 def test_a_file_that_is_wrong_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=f"see: ls -l {tmp_path}/gone"):
         variables([], [str(tmp_path / "gone")])

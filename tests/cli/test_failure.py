@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from cerne.cli.app import app
 from cerne.cli.failure import own_failures_are_125, reported
-from cerne.errors import GuestError, InputError, NotFoundError
+from cerne.errors import GuestError, InputError, NotFoundError, NotRunError
+from cerne.spec.machine import machine_spec
 
 
 def _status(error: BaseException) -> object:
@@ -45,6 +46,34 @@ def test_cernes_own_failure_is_not_the_guests_status() -> None:
     with pytest.raises(SystemExit) as caught, own_failures_are_125():
         raise NotFoundError("there is no machine named x")
     assert caught.value.code == 125
+
+
+@pytest.mark.parametrize(("missing", "status"), [(True, 127), (False, 126)])
+def test_a_command_that_the_guest_does_not_run_has_the_status_of_shells(
+    missing: bool, status: int
+) -> None:
+    error = NotRunError("cannot run x: …", missing=missing)
+    with pytest.raises(SystemExit) as caught, own_failures_are_125():
+        raise error
+    assert caught.value.code == status
+    assert _status(error) == 8
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"pids_limit": 5}, "--pids-limit must be at least 64, not 5"),
+        ({"ports": 80}, "--publish must be a list, not 80"),
+        ({"cpus": "x"}, "--cpus must be an integer, not 'x'"),
+        ({"colour": 1}, "a machine has no field colour"),
+    ],
+)
+def test_an_error_names_the_option_that_was_typed(
+    asked: dict[str, object], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit), reported():
+        machine_spec(name="x", image="tiny", **asked)
+    assert capsys.readouterr().err.splitlines()[0] == f"cerne: {message}"
 
 
 def test_what_is_no_failure_passes() -> None:

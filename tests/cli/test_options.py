@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import typer
 
 from cerne.cli.fields import make_spec
 from cerne.cli.guests import _place
-from cerne.cli.options import command_words
+from cerne.cli.options import command_words, count
 from cerne.errors import InputError
 from cerne.units import GIB
 
@@ -17,6 +18,13 @@ def test_the_command_of_a_guest() -> None:
     assert command_words(None) == []
     with pytest.raises(InputError, match="--memory comes after"):
         command_words(["--memory", "1G"])
+
+
+@pytest.mark.parametrize("text", ["x", "-3", "1.5", ""])
+def test_a_count_is_a_whole_number_that_is_not_negative(text: str) -> None:
+    with pytest.raises(typer.BadParameter, match="; write it as"):
+        count(text)
+    assert count("0") == 0
 
 
 def test_options_become_a_specification() -> None:

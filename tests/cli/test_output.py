@@ -24,6 +24,22 @@ def test_a_table_is_aligned_and_has_no_colours_in_a_pipe(
     ]
 
 
+def test_a_table_has_the_columns_of_its_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [("1" * 12, "a-long-subject-of-an-operation", "p" * 60), ("2", "short", "q")]
+    print_table(("ID", "SUBJECT", "PROGRESS"), rows, shortened=("PROGRESS", "SUBJECT"))
+    assert "p" * 60 in capsys.readouterr().out
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    for columns in (80, 40):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        print_table(("ID", "SUBJECT", "PROGRESS"), rows, shortened=("PROGRESS", "SUBJECT"))
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) == columns
+        assert lines[1].endswith("…")
+
+
 def test_an_empty_table_has_its_headings(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("NAME", "STATE"), [])
     assert capsys.readouterr().out == "NAME  STATE\n"

@@ -14,7 +14,7 @@ from tests.manager.test_faults import run_killed_at
 
 from cerne.engine.base import RunState
 from cerne.engine.record import InstanceRecord
-from cerne.errors import EngineError, GuestError, StateError
+from cerne.errors import EngineError, GuestError, GuestTimeoutError, StateError
 from cerne.guest import ExecResult
 from cerne.images.parts import Parts
 from cerne.images.store import ImageStore
@@ -41,7 +41,7 @@ class FakeAgent:
         alive()
         self._say("ready")
 
-    def renew(self, *, hostname: str, mac: str | None = None) -> None:
+    def renew(self, *, hostname: str, mac: str | None = None, timeout: float = 30.0) -> None:
         if FakeAgent.failure is not None:
             raise FakeAgent.failure
         self._say(f"name {hostname}")
@@ -415,3 +415,22 @@ def test_what_an_older_cerne_started_is_reached_and_its_record_kept(
     assert (kept.process, kept.agent) == (found.record.process, True)
     found.kill()
     assert found.record.instance == ""
+
+
+def test_a_start_from_a_template_keeps_to_its_time(
+    manager: Manager, web: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its guest is slow, such as one whose processor has a tiny limit."""
+    _warm(manager, web)
+    times = []
+
+    def renew(_agent: FakeAgent, *, timeout: float, **_values: object) -> None:
+        times.append(timeout)
+        raise GuestTimeoutError("the guest's agent does not answer")
+
+    monkeypatch.setattr(FakeAgent, "renew", renew)
+    with pytest.raises(GuestTimeoutError, match="web was not ready after 5 s"):
+        manager.get("web").start(5)
+    assert len(times) == 1
+    assert 1 <= times[0] <= 5
+    assert manager.get("web").state is State.FAILED

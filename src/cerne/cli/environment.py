@@ -7,6 +7,7 @@ A value on a command line is seen by every user of this host (proc(5)); ``--env 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from shlex import quote
@@ -15,6 +16,8 @@ from cerne.errors import InputError, NotFoundError
 from cerne.spec.pairs import parse_pairs
 
 _LARGEST_FILE = 1 << 20
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
+"""Names of variables; some programs have points and dashes in theirs."""
 
 
 def variables(words: Iterable[str], files: Iterable[str]) -> dict[str, str]:
@@ -34,6 +37,12 @@ def variables(words: Iterable[str], files: Iterable[str]) -> dict[str, str]:
 def _of_words(words: Iterable[str], what: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in words:
+        name = word.partition("=")[0]
+        if name and not _NAME.fullmatch(name):
+            raise InputError(
+                f"{what} {word!r} names a variable {name!r}, which no shell takes",
+                hint="write it with letters, digits and _, with no digit at its beginning",
+            )
         if word and "=" not in word:
             found[word] = _inherited(word, what)
         else:

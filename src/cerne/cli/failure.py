@@ -14,12 +14,15 @@ from collections.abc import Iterator
 from shlex import quote
 
 from cerne.cli.output import paint, printable
-from cerne.errors import CerneError, StorageError, exit_status
+from cerne.errors import CerneError, InputError, NotRunError, StorageError, exit_status
 
 _log = logging.getLogger(__name__)
 
 OWN_FAILURE = 125
 """The exit status of ``run``, ``exec`` and ``shell`` if Cerne failed and not the guest."""
+
+NOT_EXECUTABLE, NOT_FOUND = 126, 127
+"""Their exit statuses if the guest does not run the command, as in shells."""
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as in shells: 128 plus SIGINT."""
@@ -40,6 +43,8 @@ def reported(own_failure: int | None = None) -> Iterator[None]:
         raise SystemExit(INTERRUPTED) from interrupt
     except CerneError as error:
         report(error)
+        if own_failure and isinstance(error, NotRunError):
+            raise SystemExit(NOT_FOUND if error.missing else NOT_EXECUTABLE) from error
         raise SystemExit(own_failure or exit_status(error)) from error
     except OSError as error:
         refused = refused_by_system(error)
@@ -107,7 +112,20 @@ class Failures:
 
 def report(error: CerneError) -> None:
     """Print an error on stderr: its message, then each line of its hint."""
-    _say(error.message, error.hint, "red")
+    _say(_by_option(error), error.hint, "red")
+
+
+def _by_option(error: CerneError) -> str:
+    """The message, which names the option in place of the field that it sets."""
+    if not isinstance(error, InputError) or not error.field:
+        return error.message
+    from cerne.spec.machine import flags
+
+    flag = flags().get(error.field)
+    if flag is None:
+        return error.message
+    option = next(iter(flag.names), f"--{error.field.replace('_', '-')}")
+    return option + error.message.removeprefix(error.field)
 
 
 def tell(message: str, hint: str = "") -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerne.cli.failure import Failures
-from cerne.cli.options import JsonOption, NameArgument, NamesArgument
+from cerne.cli.options import JsonOption, NameArgument, NamesArgument, count
 from cerne.cli.output import age, json_text, print_fields, print_json, print_table, printable
 from cerne.errors import CerneError, NotFoundError
 from cerne.units import format_size
@@ -136,7 +136,8 @@ def logs(
         bool, typer.Option("--engine", help="Print the log of its process instead of its console.")
     ] = False,
     tail: Annotated[
-        int | None, typer.Option(min=0, metavar="LINES", help="Print only so many last lines.")
+        int | None,
+        typer.Option(parser=count, metavar="LINES", help="Print only so many last lines."),
     ] = None,
 ) -> None:
     """Print the output of a machine's serial console in its last run."""

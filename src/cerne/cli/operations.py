@@ -36,7 +36,7 @@ def list_operations(json: JsonOption = False) -> None:
         (row.id, row.kind, row.subject, row.state, _progress(row), f"{age(_time(row.created))} ago")
         for row in operations
     ]
-    print_table(headings, rows, _COLOURS)
+    print_table(headings, rows, _COLOURS, shortened=("PROGRESS", "SUBJECT"))
 
 
 @app.command()

@@ -81,6 +81,18 @@ def number(text: str | int) -> int:
         raise typer.BadParameter(f"{text!r} is not a whole number; write it as 2") from error
 
 
+def count(text: str | int) -> int:
+    """The number of things that an option is, which is not negative.
+
+    Raises:
+        typer.BadParameter: it is not such a number.
+    """
+    found = number(text)
+    if found < 0:
+        raise typer.BadParameter(f"{text!r} is less than 0; write it as 20")
+    return found
+
+
 def command_words(words: list[str] | None) -> list[str]:
     """The command after the machine or the image, without its leading ``--``.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 _CONTROL = ("Cc", "Cf", "Cs")
 """Categories of Unicode: control characters, formats such as bidirectional ones, surrogates."""
+
+
+_LEAST_CELL = 8
+"""A cell that is shortened keeps so many characters."""
 
 
 def print_json(value: object) -> None:
@@ -54,16 +59,31 @@ def print_table(
     headings: Sequence[str],
     rows: Sequence[Sequence[str]],
     colours: Mapping[str, str] | None = None,
+    shortened: Sequence[str] = (),
 ) -> None:
     """Print rows under headings, each column as wide as its widest cell.
 
-    `colours` maps a cell's text to the name of its colour.
+    `colours` maps a cell's text to the name of its colour. If a terminal has too few columns for
+    all, the cells of those that are `shortened` end with an ellipsis, of the first ones first.
     """
     cells = [[printable(cell) for cell in row] for row in rows]
+    if sys.stdout.isatty():
+        for heading in shortened:
+            _shorten(headings, cells, headings.index(heading))
     widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
     print(paint(_line(headings, widths), "bold"))
     for row in cells:
         print(_line(row, widths, colours or {}))
+
+
+def _shorten(headings: Sequence[str], cells: list[list[str]], place: int) -> None:
+    """Shorten the cells of a column as far as the table is wider than the terminal."""
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    over = sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size().columns
+    most = max(len(headings[place]), _LEAST_CELL, widths[place] - max(0, over))
+    for row in cells:
+        if len(row[place]) > most:
+            row[place] = f"{row[place][: most - 1]}…"
 
 
 def print_fields(fields: Mapping[str, str]) -> None:

@@ -209,7 +209,9 @@ class GuestAgent:
             )
         self._ask(FrameType.ENTROPY, data)
 
-    def renew(self, *, hostname: str, mac: str | None = None) -> None:
+    def renew(
+        self, *, hostname: str, mac: str | None = None, timeout: float = _ANSWER_TIMEOUT
+    ) -> None:
         """Give a forked or restored guest its own identity, in one request.
 
         The guest gets fresh entropy, this host's time, its name, and the address of its first
@@ -217,6 +219,7 @@ class GuestAgent:
 
         Raises:
             InputError: the host name or the address is not valid.
+            GuestTimeoutError: the guest does not answer within `timeout` seconds.
             GuestError: a step failed in the guest, which did not do the later steps.
         """
         name = hostname.encode()
@@ -224,11 +227,12 @@ class GuestAgent:
             raise InputError(f"{hostname!r} is not a host name")
         entropy = os.urandom(wire.RENEWED_ENTROPY)
         address = b"" if mac is None else _address(mac)
-        with self._open(_ANSWER_TIMEOUT) as session:
+        deadline = time.monotonic() + timeout
+        with self._open(timeout) as session:
             now = divmod(time.time_ns(), 10**9)
             renewal = wire.RENEWAL.pack(*now, mac is not None, address, entropy)
             session.send(FrameType.RENEW, renewal + name)
-            session.expect(FrameType.DONE, _ANSWER_TIMEOUT)
+            session.expect(FrameType.DONE, max(0.0, deadline - time.monotonic()))
 
     def freeze(self, timeout: float = 10.0) -> int:
         """Freeze the guest's file systems for at most `timeout` seconds; return their number."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from cerne.errors import BusyError, GuestError, GuestTimeoutError, InputError
+from cerne.errors import BusyError, GuestError, GuestTimeoutError, InputError, NotRunError
 from cerne.guest import wire
 from cerne.guest.wire import Decoder, Frame, FrameType
 
@@ -334,16 +334,23 @@ class Session:
         self.close()
 
 
+_RUNNING = "cannot run "
+_NOT_RUN = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ENOTDIR, errno.EISDIR)
+
+
 def error_of(payload: bytes) -> GuestError:
     """The error that the agent reports."""
     if len(payload) < wire.ERROR.size:
         return wire.nonsense("an error that is not valid")
     words = wire.readable(payload[wire.ERROR.size :])
-    if wire.ERROR.unpack_from(payload)[0] == errno.ENOSYS:
+    code = wire.ERROR.unpack_from(payload)[0]
+    if code == errno.ENOSYS:
         return GuestError(
             f"the guest's agent is too old for this: {words}",
             hint="build its image again with this Cerne, and make the machine again from it",
         )
+    if code in _NOT_RUN and words.startswith(_RUNNING):
+        return NotRunError(words, missing=code == errno.ENOENT)
     return GuestError(words)
 
 

@@ -258,7 +258,8 @@ class MachineSpec(Part):
         try:
             return self.model_validate(values)
         except ValidationError as error:
-            raise InputError(_plainly(error, fields), hint="see: cerne create --help") from error
+            message, field = _plainly(error, fields)
+            raise InputError(message, hint="see: cerne create --help", field=field) from error
 
     def _other_cards(self, said: Mapping[str, object]) -> list[object]:
         """Its cards with other networks, or with other ports of the first one."""
@@ -421,7 +422,8 @@ def machine_spec(**asked: object) -> MachineSpec:
     try:
         return MachineSpec.model_validate(fields)
     except ValidationError as error:
-        raise InputError(_plainly(error, asked), hint=_what_to_write(error)) from error
+        message, field = _plainly(error, asked)
+        raise InputError(message, hint=_what_to_write(error), field=field) from error
 
 
 def _taken(
@@ -471,18 +473,21 @@ _SAID |= {word: f"resources.{place}" for word, place in RESOURCE_WORDS.items()}
 """The model's place of each shorter name, for errors."""
 
 
-def _plainly(error: ValidationError, asked: Mapping[str, object]) -> str:
-    """The error of the first wrong field, in our words and not in pydantic's."""
+def _plainly(error: ValidationError, asked: Mapping[str, object]) -> tuple[str, str]:
+    """The error of the first wrong field, in our words and not in pydantic's, and the field.
+
+    The field is empty if the error does not begin with it.
+    """
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"])
     for word in (word for word, place in _SAID.items() if place == where and word in asked):
         where = word
     if first["type"] == "extra_forbidden":
-        return f"a machine has no field {where}"
+        return f"a machine has no field {where}", ""
     if first["type"] == "missing":
-        return f"a machine needs a {where}"
+        return f"a machine needs a {where}", ""
     if not first["msg"].startswith("Input should be "):
-        return f"{where} {first['input']!r} was refused: {first['msg']}"
+        return f"{where} {first['input']!r} was refused: {first['msg']}", where
     wanted = (
         first["msg"]
         .removeprefix("Input should be ")
@@ -491,10 +496,12 @@ def _plainly(error: ValidationError, asked: Mapping[str, object]) -> str:
         .replace("a valid dictionary or instance of ", "a text or a ")
         .replace("a valid string", "a text")
         .replace("a valid", "a")
+        .replace("greater than or equal to", "at least")
+        .replace("less than or equal to", "at most")
     )
     if first["type"] != "literal_error":
         wanted = wanted.partition(",")[0]
-    return f"{where} must be {wanted}, not {first['input']!r}"
+    return f"{where} must be {wanted}, not {first['input']!r}", where
 
 
 def _what_to_write(error: ValidationError) -> str:

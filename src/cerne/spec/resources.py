@@ -268,7 +268,11 @@ RESOURCE_FLAGS = (
     _flag("disk_rate", "Bytes a second of all its disks at most, such as 20M.", "SIZE"),
     _flag("disk_weight", f"Its share of this host's disks: {_WEIGHTS}.", "NUMBER"),
     _flag("network_rate", "Bytes a second to and from its network at most.", "SIZE|RECEIVED/SENT"),
-    _flag("pids_limit", "Processes and threads of this host that it has at most.", "NUMBER"),
+    _flag(
+        "pids_limit",
+        f"Processes and threads of this host that it has at most, {LEAST_PROCESSES} or more.",
+        "NUMBER",
+    ),
 )
 """The options for values of `Resources`; `none` for an option of `cerne set` removes the value."""
 

@@ -86,8 +86,8 @@ def launch(
     return context.last
 
 
-def start_new(context: MachineContext, engine: Engine, template: Template | None) -> bool:
-    """Start a machine that never ran, from a template if there is one; whether it was.
+def start_new(context: MachineContext, engine: Engine, template: Template | None) -> None:
+    """Start a machine that never ran, from a template if there is one.
 
     A template that is damaged, or that its engine refuses, is removed, and the machine boots.
 
@@ -104,6 +104,5 @@ def start_new(context: MachineContext, engine: Engine, template: Template | None
             )
             discard(template.directory)
         else:
-            return True
+            return
     launch(context, engine)
-    return False

@@ -13,7 +13,7 @@ from cerne.manager.machines.readiness import await_ready
 from cerne.manager.machines.recovery import current_record
 from cerne.manager.machines.states import require_state
 from cerne.manager.machines.suspend import wake
-from cerne.manager.machines.telling import READY_TIMEOUT, tell
+from cerne.manager.machines.telling import READY_TIMEOUT
 from cerne.manager.store import State
 from cerne.manager.warm.template import Templates
 
@@ -51,8 +51,5 @@ def start(
         new = record.state is State.DEFINED and not cold and context.spec.balloon is None
         templates = Templates(context.manager)
         template = templates.find(context.spec, image, engine) if new else None
-        warm = start_new(context, engine, template)
-    if warm:
-        tell(context)
-    else:
-        await_ready(context, ready_timeout, progress)
+        start_new(context, engine, template)
+    await_ready(context, ready_timeout, progress)

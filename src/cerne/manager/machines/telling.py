@@ -7,6 +7,7 @@ before its guest was told leaves that to the next command which needs the guest.
 from __future__ import annotations
 
 import logging
+import time
 from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING
@@ -36,6 +37,9 @@ _MOUNT = (
 )
 """Mounts once: a command may have been killed after it did."""
 
+
+_LEAST_TIME = 1.0
+"""Seconds for a request that comes after a wait that took nearly all the time."""
 
 READY_TIMEOUT = 120.0
 """Seconds that a guest may take to become ready, unless a command says otherwise."""
@@ -93,6 +97,7 @@ def _say(
     context: MachineContext, record: Record, timeout: float, progress: Progress | None
 ) -> None:
     refuse_stopped(record)
+    deadline = time.monotonic() + timeout
     untold = record.untold.split(",")
     agent = context.instance(record).agent()
     if Untold.BOOT in untold:
@@ -106,7 +111,11 @@ def _say(
     from cerne.manager.machines.addresses import configure_cards
 
     restored = Untold.IDENTITY in untold
-    agent.renew(hostname=record.name, mac=context.first_mac() if restored else None)
+    agent.renew(
+        hostname=record.name,
+        mac=context.first_mac() if restored else None,
+        timeout=max(_LEAST_TIME, deadline - time.monotonic()),
+    )
     faults.step("renewed")
     configure_cards(context, agent, restored=restored)
 
