@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cerne.engine.opened import Opened
 from cerne.engine.plan import (
     AGENT_PORTS,
     PLUGGED_MEMORY,
@@ -26,6 +27,7 @@ from cerne.engine.plan import (
     TapNic,
     UserNic,
 )
+from cerne.engine.qemu import confinement
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import command_line
 from cerne.engine.qmp.memory import BLOCK_SIZE
@@ -269,3 +271,22 @@ def test_no_path_can_add_an_option(runtime: Path, source: Path) -> None:
     assert consoles[0]["path"] == str(plan.console_socket)
     assert consoles[0]["logfile"] == str(plan.console_log)
     assert len(arguments) == len(argv(dataclasses.replace(PLAN, shares=shares)))
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_the_memory_of_a_saved_machine_is_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: bool
+) -> None:
+    (tmp_path / "memory").touch()
+    plan = dataclasses.replace(PLAN, saved=tmp_path)
+    arguments = command_line(Path("/q"), plan, Accelerator.TCG, 7, reads_memory=reads)
+    [backend] = [each for each in values("-object", arguments) if "memory-backend-file" in each]
+    wanted = {"share": "off", **({"readonly": "on", "rom": "off"} if reads else {})}
+    found = options(backend)
+    assert {name: found[name] for name in ("share", "readonly", "rom") if name in found} == wanted
+    # What QEMU only reads it may not write.
+    monkeypatch.setattr(confinement, "limited_log", lambda *_: None)
+    with Opened() as opened:
+        words = confinement.confined(["/usr/bin/q"], plan, opened, reads_memory=reads)
+    assert (f"read={tmp_path}/memory" in words) == reads
+    assert (f"write={tmp_path}/memory" in words) != reads

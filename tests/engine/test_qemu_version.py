@@ -10,7 +10,7 @@ import pytest
 from cerne.engine.qemu import QemuEngine, launching
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import MACHINE_VERSION
-from cerne.engine.qemu.version import installed_series
+from cerne.engine.qemu.version import installed_series, maps_read_files
 from cerne.errors import HostError
 from cerne.host.processor import processor_fingerprint
 
@@ -69,6 +69,13 @@ def test_the_series_is_kept_for_the_program_that_printed_it(program: Path, tmp_p
     _install(program, "10.0.1", 5)
     assert installed_series(program, kept) == "10.0"
     assert _asked(program) == 2
+
+
+@pytest.mark.parametrize(
+    ("series", "maps"), [("7.2", False), ("8.1", False), ("8.2", True), ("10.0", True)]
+)
+def test_newer_series_map_what_they_only_read(series: str, maps: bool) -> None:
+    assert maps_read_files(series) == maps
 
 
 @pytest.mark.parametrize("version", ["", "of mine"])

@@ -89,6 +89,7 @@ def command_line(
     *,
     balloon: bool = True,
     saved: SavedMachine | None = None,
+    reads_memory: bool = False,
 ) -> list[str]:
     """The arguments that start this machine; `qmp_descriptor` is a listening socket.
 
@@ -97,9 +98,9 @@ def command_line(
     by their names. `tap_descriptors` are those of cards on taps, by their addresses,
     `link_descriptors` those of sockets to which cards are connected, and `sockets` those of
     listening sockets, by their paths; QEMU makes the others itself.
-    `saved` describes the saved machine from which it starts. With
-    `vsock_cid` the guest has sockets, by the host's vhost-vsock. Without `balloon` it has no
-    balloon.
+    `saved` describes the saved machine from which it starts. If QEMU only `reads_memory` that was
+    saved, it opens that file so. With `vsock_cid` the guest has sockets, by the host's vhost-vsock.
+    Without `balloon` it has no balloon.
     """
     memory = _sizes(plan, saved)
     return [
@@ -111,7 +112,7 @@ def command_line(
         # Write to the log, which is its standard error, why the machine ended.
         *("-trace", "enable=qemu_system_shutdown_request"),
         *("-trace", "enable=runstate_set"),
-        *_board(plan, accelerator, memory),
+        *_board(plan, accelerator, memory, reads_memory=reads_memory),
         *_boot(plan, accelerator),
         *_qmp(qmp_descriptor),
         *(("-incoming", "defer") if plan.saved is not None else ()),
@@ -164,7 +165,9 @@ def _room(memory: _Memory) -> Iterator[str]:
         yield from ("-device", f"virtio-mem-pci,{device}")
 
 
-def _board(plan: LaunchPlan, accelerator: Accelerator, sizes: _Memory) -> Iterator[str]:
+def _board(
+    plan: LaunchPlan, accelerator: Accelerator, sizes: _Memory, *, reads_memory: bool
+) -> Iterator[str]:
     # Devices that our guests do not use are left out, because probing takes time at boot.
     absent = "smbus=off,sata=off,usb=off,vmport=off,hpet=off"
     # Without graphics the firmware, and the system that it boots, write to the serial port.
@@ -177,8 +180,10 @@ def _board(plan: LaunchPlan, accelerator: Accelerator, sizes: _Memory) -> Iterat
     memory = _memory_file(plan)
     if memory is not None:
         # The writes of a machine from saved memory are private to it.
-        share = "on" if plan.saved is None else "off"
-        backend = f"id={_RAM},size={sizes.base},mem-path={_escaped(memory)},share={share}"
+        access = "on" if plan.saved is None else "off"
+        if plan.saved is not None and reads_memory:
+            access += ",readonly=on,rom=off"
+        backend = f"id={_RAM},size={sizes.base},mem-path={_escaped(memory)},share={access}"
         yield from ("-object", f"memory-backend-file,{backend}")
         yield from ("-machine", f"memory-backend={_RAM}")
 

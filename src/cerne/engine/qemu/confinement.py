@@ -39,8 +39,13 @@ _MOST_THREADS = 1024
 """Of a user id of its own: a thread for each vCPU, and less than a hundred others."""
 
 
-def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
-    """The command line that confines QEMU and executes it; `opened` gets its user id's lease."""
+def confined(
+    argv: list[str], plan: LaunchPlan, opened: Opened, *, reads_memory: bool = False
+) -> list[str]:
+    """The command line that confines QEMU and executes it; `opened` gets its user id's lease.
+
+    Older QEMUs map memory that was saved only from a file to which they may write.
+    """
     known = Path(argv[0]).resolve().is_relative_to(SYSTEM)
     known = known and all(disk.format in _FORMATS for disk in plan.disks)
     lease = user_ids.take() if known and not plan.shares else None
@@ -49,8 +54,8 @@ def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
     room = Room(
         own_root=known,
         user=None if lease is None else lease.user,
-        reads=[str(path) for path in _reads(plan)] if known else [],
-        writes=[str(path) for path in _writes(plan)] if known else [],
+        reads=[str(path) for path in _reads(plan, reads_memory)] if known else [],
+        writes=[str(path) for path in _writes(plan, reads_memory)] if known else [],
         network=_has_own_network(plan),
         # QEMU reserves no memory for what may be plugged, and asks first whether the host allows
         # that (/proc/sys/vm/overcommit_memory).
@@ -64,7 +69,9 @@ def confined(argv: list[str], plan: LaunchPlan, opened: Opened) -> list[str]:
     return [*START, "program", *room.words(), *argv]
 
 
-def _reads(plan: LaunchPlan) -> Iterator[Path]:
+def _reads(plan: LaunchPlan, reads_memory: bool) -> Iterator[Path]:
+    if reads_memory and (memory := _saved_memory(plan)) is not None:
+        yield memory
     if isinstance(plan.boot, KernelBoot):
         yield plan.boot.kernel
         if plan.boot.initrd is not None:
@@ -78,13 +85,18 @@ def _reads(plan: LaunchPlan) -> Iterator[Path]:
             yield share.source
 
 
-def _writes(plan: LaunchPlan) -> Iterator[Path]:
+def _saved_memory(plan: LaunchPlan) -> Path | None:
+    memory = None if plan.saved is None else plan.saved / MEMORY_FILE
+    return memory if memory is not None and memory.exists() else None
+
+
+def _writes(plan: LaunchPlan, reads_memory: bool) -> Iterator[Path]:
     yield (plan.logs / PID_FILE).parent
     yield plan.console_log
-    if plan.saved is not None and (plan.saved / MEMORY_FILE).exists():
-        # QEMU opens it for writing, and maps it privately.
-        yield plan.saved / MEMORY_FILE
-    elif plan.saved is None and plan.memory_file is not None:
+    memory = _saved_memory(plan)
+    if memory is not None and not reads_memory:
+        yield memory
+    if plan.saved is None and plan.memory_file is not None:
         plan.memory_file.touch(mode=0o600)
         yield plan.memory_file
     for share in plan.shares:

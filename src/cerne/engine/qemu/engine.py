@@ -70,7 +70,7 @@ class QemuEngine:
         """Start the machine's process; return when it answers and its vCPUs run."""
         from cerne.engine.qemu.launching import start
 
-        process = start(plan, self.accelerator, _cid(plan))
+        process = start(plan, self.accelerator, _cid(plan), self.kept_version)
         return self.attach(self.describe(plan, process))
 
     def attach(self, record: InstanceRecord) -> QemuInstance:

@@ -15,7 +15,7 @@ from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, command_line
 from cerne.engine.qemu.confinement import confined
 from cerne.engine.qemu.disks import opened_disk
-from cerne.engine.qemu.version import installed_series, program_stamp
+from cerne.engine.qemu.version import installed_series, maps_read_files, program_stamp
 from cerne.engine.qmp.balloon import leave_memory
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE, SavedMachine, check
 from cerne.engine.supervised import require_served
@@ -55,8 +55,15 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
         check(plan.saved, restores, plan.memory, memory_digest)
 
 
-def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> ProcessIdentity:
-    """Start the machine's process; return when it answers and its vCPUs run."""
+def start(
+    plan: LaunchPlan, accelerator: Accelerator, cid: int | None, kept: Path | None = None
+) -> ProcessIdentity:
+    """Start the machine's process; return when it answers and its vCPUs run.
+
+    `kept` is the file that keeps the series of QEMU (see `installed_series`).
+    """
+    series = None if plan.saved is None else installed_series(require_program(_BINARY), kept)
+    reads_memory = series is not None and maps_read_files(series)
     (plan.logs / PID_FILE).parent.mkdir(mode=0o700, exist_ok=True)
     (plan.logs / PID_FILE).unlink(missing_ok=True)
     saved = None if plan.saved is None else SavedMachine.read(plan.saved)
@@ -72,6 +79,7 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
             # A guest that was saved without a balloon would never see one.
             balloon=saved is None or saved.balloon,
             saved=saved,
+            reads_memory=reads_memory,
             tap_descriptors={
                 nic.mac: opened.tap(nic)
                 for nic in plan.nics
@@ -82,7 +90,7 @@ def start(plan: LaunchPlan, accelerator: Accelerator, cid: int | None) -> Proces
                 path: opened.listening(path) for path in (plan.console_socket, *plan.agent_sockets)
             },
         )
-        argv = confined(argv, plan, opened)
+        argv = confined(argv, plan, opened, reads_memory=reads_memory)
         pid = spawn(argv, plan.engine_log, opened.descriptors, plan.runtime, MACHINE)
     try:
         process = answering(pid, plan, "QEMU", partial(_prepare, plan, state))

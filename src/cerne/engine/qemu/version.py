@@ -28,6 +28,12 @@ def program_stamp(program: Path) -> str:
     return f"{status.st_size}:{status.st_mtime_ns}"
 
 
+def maps_read_files(series: str) -> bool:
+    """Whether it maps a file privately that it only reads (rom=off of memory-backend-file)."""
+    major, minor = map(int, series.split("."))
+    return (major, minor) >= (8, 2)
+
+
 def installed_series(program: Path, kept: Path | None) -> str:
     """The series of this program; `kept` is the file that keeps it, if there is one.
 
