@@ -139,7 +139,7 @@ class MachineSpec(Part):
             word="network",
             metavar="NETWORK",
             default=Nic().network,
-            uses=("make", "set"),
+            uses=("make", "template", "set"),
         ),
         Flag(
             "[ADDRESS:]HOST:GUEST[/udp], also ranges such as 8080-8082:80-82; may be repeated.",
