@@ -20,6 +20,7 @@ from cerne.manager.machines.cards import card_on, connected_nic, disconnect_nic
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.cpus import settle_cpus
+from cerne.manager.machines.detaching import unplug
 from cerne.manager.machines.disks import MADE, settle_disks
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.plan import disk_plan, nic_plan
@@ -284,7 +285,7 @@ def _unplug(
             machine=record.name,
         )
     if record.state.live:
-        context.instance(record).unplug(slot, timeout, force=force)
+        unplug(context, record, slot, timeout, force=force)
 
 
 def _change(context: MachineContext, spec: MachineSpec, detail: str) -> None:

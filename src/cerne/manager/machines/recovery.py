@@ -12,6 +12,7 @@ from cerne.host.members import MACHINE, Members
 from cerne.host.process import boot_id
 from cerne.manager.lock import held, is_held
 from cerne.manager.machines.context import MachineContext, ManagerContext
+from cerne.manager.machines.detaching import is_detaching, settle_detached
 from cerne.manager.machines.disks import is_replaced, release_disks
 from cerne.manager.machines.ending import abandon, discard_saved, ended, forget, kill, not_started
 from cerne.manager.machines.notes import tell_notes
@@ -144,6 +145,8 @@ def _settled_start(context: MachineContext, record: Record) -> Record:
 
 def _settled_alive(context: MachineContext, record: Record) -> Record:
     refuse_stopped(record)
+    if is_detaching(record):
+        return settle_detached(context, record)
     if record.doing == RESIZING:
         return note_memory(context, record, context.instance(record))
     if record.doing or record.state is State.STOPPING:

@@ -75,7 +75,7 @@ class Record:
     untold: str = ""
     """What its guest must still be told (`cerne.manager.machines.telling`), with commas between."""
     doing: str = ""
-    """The command that changes whether its vCPUs run: should it be killed, its process is asked."""
+    """The command that changes what its process does: should it be killed, the process is asked."""
     client: ProcessIdentity | None = None
     """The process that it is bound to, and without which it is removed; None where it stays."""
 
