@@ -32,6 +32,8 @@ _MASTER = 0x04
 _STATIC = 0x40
 """NUD_NOARP: the address of another port. With NUD_PERMANENT it would be the bridge's own."""
 _TABLE_MAIN = 254
+_ROOT = 0xFFFF_FFFF
+"""TC_H_ROOT."""
 _BURST_TIME = 10
 """A full bucket is what the rate gives in a tenth of a second."""
 _LEAST_BURST = 1 << 16
@@ -178,7 +180,7 @@ class Links:
         index = self._required(name)
         if rate is None:
             with contextlib.suppress(NetlinkError):
-                self._route.tc("del", index=index, root=True)
+                self._route.tc("del", index=index, parent=_ROOT)
             return
         burst = max(rate // _BURST_TIME, _LEAST_BURST)
         with _refused(f"limiting {name}", "sudo modprobe sch_tbf"):

@@ -144,11 +144,11 @@ class Network:
             HostError: a process does not end.
         """
         Members(self._plan.directory).end()
-        if self._plan.uplink is Uplink.NAT:
+        if self._plan.uplink in (Uplink.NAT, Uplink.BRIDGE):
             # Imported here, since most commands need no netlink.
-            from cerne.network.holder.uplinks import remove_nat_rules
+            from cerne.network.holder.uplinks import leave_host
 
-            remove_nat_rules(self._plan.id)
+            leave_host(self._plan.id)
         shutil.rmtree(self._plan.directory, ignore_errors=True)
 
     def _ask(self, action: str, **values: object) -> tuple[object, int | None]:

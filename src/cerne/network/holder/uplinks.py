@@ -263,8 +263,10 @@ def pair_name(network_id: str) -> str:
     return f"cerne-{network_id.replace('-', '')[:8]}"
 
 
-def remove_nat_rules(network_id: str) -> None:
-    """Remove the chains of a network from the host, if they are there."""
+def leave_host(network_id: str) -> None:
+    """Remove what a network has on the host, if it is there: its interface and its chains."""
+    with Links() as links:
+        links.remove(pair_name(network_id))
     names = [_chain(kind, network_id) for kind in ("forward", "postrouting")]
     there = [chain["name"] for chain in nft.chains() if chain.get("table") == TABLE]
     present = [name for name in names if name in there]
