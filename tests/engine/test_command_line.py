@@ -32,6 +32,7 @@ from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import command_line
 from cerne.engine.qmp.memory import BLOCK_SIZE
 from cerne.engine.saved import SavedMachine
+from cerne.spec.resources import MemoryResources, Resources
 from cerne.units import MIB
 
 PLAN = LaunchPlan(
@@ -141,6 +142,21 @@ def test_memory_is_plugged_by_a_device_that_a_saved_machine_has_as_it_was() -> N
     arguments = command_line(Path("/q"), plan, Accelerator.TCG, 7, saved=older)
     assert values("-m", arguments) == ["size=512M"]
     assert "virtio-mem-pci" not in devices(arguments)
+
+
+def test_hugepages_and_merging_are_only_for_machines_that_ask_for_them() -> None:
+    [machine] = [text for text in values("-machine", argv()) if text.startswith("q35")]
+    assert options(machine)["mem-merge"] == "off"
+    asked = Resources(memory=MemoryResources(merge=True))
+    arguments = argv(dataclasses.replace(PLAN, resources=asked))
+    [machine] = [text for text in values("-machine", arguments) if text.startswith("q35")]
+    assert options(machine)["mem-merge"] == "on"
+    asked = Resources(memory=MemoryResources(hugepages=True))
+    arguments = argv(dataclasses.replace(PLAN, resources=asked))
+    assert "memory-backend=pc.ram" in values("-machine", arguments)
+    [memory] = [text for text in values("-object", arguments) if "pc.ram" in text]
+    assert options(memory)["hugetlb"] == "on"
+    assert options(memory)["size"] == str(PLAN.memory)
 
 
 def test_a_guest_has_sockets_where_the_host_has_vhost_vsock() -> None:

@@ -34,6 +34,7 @@ _V2 = {
     "cpuset.cpus": "\n",
     "cpuset.mems": "\n",
     "memory.min": "0",
+    "memory.high": "max",
     "memory.max": "max",
     "memory.swap.max": "max",
     "memory.stat": "anon 1048576\nfile 0\nshmem 1048576\n",
@@ -132,6 +133,8 @@ def test_v2_has_a_group_beside_this_processs_own(
         assert values["cpu.weight"] == "300"
         assert values["cpu.max"].startswith("150000 100000")
         assert values["memory.min"] == str(64 * MIB)
+        # It is slowed down before it is ended.
+        assert values["memory.high"] == str(248 * MIB)
         assert values["memory.max"] == str(256 * MIB)
         assert values["memory.swap.max"].startswith("0")
         assert values["pids.max"] == "200"

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from cerne.errors import CapacityError, HostError
 from cerne.host.cgroup import Surface
 from cerne.host.supply import (
     Hugepages,
     available_memory,
     hugepages,
     memory_pressure,
+    require_hugepages,
+    require_merging,
     supplied_cpus,
     supplied_memory,
     supply_findings,
@@ -146,3 +149,30 @@ def test_pressure_is_a_percentage_and_nothing_if_the_kernel_counts_none(tmp_path
     assert memory_pressure(file) == 12.5
     file.write_text("nothing")
     assert memory_pressure(file) == 0.0
+
+
+def test_hugepages_that_are_reserved_are_not_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = (Hugepages(0, 2 * MIB, 80, 60), Hugepages(0, GIB, 4, 4))
+    reserved = tmp_path / "reserved"
+    reserved.write_text("44\n")
+    monkeypatch.setattr("cerne.host.supply.hugepages", lambda: pages)
+    monkeypatch.setattr("cerne.host.supply._RESERVED_PAGES", reserved)
+    require_hugepages("web", 160 * MIB, free=False)
+    require_hugepages("web", 32 * MIB, free=True)
+    with pytest.raises(CapacityError, match="64M in hugepages, of which 32M are free") as said:
+        require_hugepages("web", 64 * MIB, free=True)
+    assert "vm.nr_hugepages=96" in said.value.hint
+    with pytest.raises(CapacityError, match="of which 160M are set aside"):
+        require_hugepages("web", 162 * MIB, free=False)
+
+
+def test_a_host_merges_memory_only_if_it_was_told_to(tmp_path: Path) -> None:
+    file = tmp_path / "run"
+    for text in ("", "0\n", "2\n"):
+        file.write_text(text)
+        with pytest.raises(HostError, match="merges no memory"):
+            require_merging(file)
+    file.write_text("1\n")
+    require_merging(file)

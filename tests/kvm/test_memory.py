@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cerne.errors import InputError
+from cerne.errors import HostError, InputError
 from cerne.kvm._address import address_of
 from cerne.kvm.memory import (
     HUGE_PAGE_SIZE,
@@ -241,3 +241,47 @@ def test_cleared_memory_is_zero_whatever_is_under_it(tmp_path: Path) -> None:
                 memory.write(start, b"y" * size)
                 assert memory.read(start, size) == b"y" * size
     assert path.read_bytes() == b"x" * 3 * PAGE_SIZE
+
+
+def test_memory_in_hugepages_is_that_of_the_host_or_refused() -> None:
+    before = _hugepages()
+    ranges = [(GuestAddress(0), 4 << 20)]
+    if before < 2:
+        with pytest.raises(HostError):
+            GuestMemory.shared(ranges, hugepages=True)
+        pytest.skip("this host has no free hugepages: sysctl vm.nr_hugepages=2")
+    with GuestMemory.shared(ranges, hugepages=True) as memory:
+        memory.write(0, b"x")
+        memory.write(2 << 20, b"y")
+        assert _hugepages() == before - 2
+    assert _hugepages() == before
+
+
+def _hugepages() -> int:
+    file = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+    return int(file.read_text()) if file.exists() else 0
+
+
+def test_memory_may_be_merged_by_the_host_if_that_is_asked_for() -> None:
+    with GuestMemory.anonymous([(GuestAddress(0), 1 << 20)]) as memory:
+        assert "mg" not in _flags(memory)
+        try:
+            memory.merge()
+        except HostError:
+            pytest.skip("this kernel has no KSM")
+        assert "mg" in _flags(memory)
+
+
+def _flags(memory: GuestMemory) -> list[str]:
+    """The flags of the mapping of a memory's first region (proc_pid_smaps(5))."""
+    place = address_of(memory.regions[0].view)
+    found: list[str] = []
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first = line.split()[0]
+        if "-" in first:
+            start, end = (int(each, 16) for each in first.split("-"))
+            inside = start <= place < end
+        elif first == "VmFlags:" and inside:
+            found = line.split()[1:]
+    return found

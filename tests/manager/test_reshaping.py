@@ -11,7 +11,9 @@ from tests.manager.conftest import FakeEngine
 from cerne import faults
 from cerne.errors import CapacityError, InputError, StateError
 from cerne.manager import Home, Machine, Manager
+from cerne.manager.capacity import needs_of
 from cerne.manager.machines.disks import root_size
+from cerne.manager.store.promises import Resource
 from cerne.spec.asked import Adjustment
 from cerne.spec.machine import machine_spec
 from cerne.units import GIB, MIB
@@ -135,6 +137,33 @@ def test_a_snapshot_of_another_shape_is_not_restored_over_it(
     machine.adjust(disk="1G")
     with pytest.raises(StateError, match="another size of its root disk"):
         manager.snapshot("then").restore()
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"memory": "65M", "memory_hugepages": "yes"}, "65M of memory are not whole hugepages"),
+        ({"memory_hugepages": "yes", "memory_merge": "yes"}, "merges no hugepages"),
+        ({"memory_merge": "yes", "isolation": "strict"}, "strict isolation shares no memory"),
+        ({"memory_merge": "maybe"}, "neither yes nor no"),
+    ],
+)
+def test_kinds_of_memory_that_exclude_each_other_are_refused(
+    fields: dict[str, object], words: str
+) -> None:
+    with pytest.raises(InputError, match=words):
+        machine_spec(**{"name": "web", "image": "blank", "memory": "64M", **fields})
+
+
+def test_memory_in_hugepages_is_not_counted_as_memory(
+    manager: Manager, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = machine_spec(name="web", image="blank", memory="64M", memory_hugepages="yes")
+    monkeypatch.setattr("cerne.host.supply.hugepages", tuple)
+    with pytest.raises(CapacityError, match="64M in hugepages, of which 0 are set aside"):
+        manager.create(spec)
+    engine.needs_beside = 8 * MIB
+    assert needs_of(spec, engine.overhead)[Resource.MEMORY] == 8 * MIB
 
 
 def test_a_new_machine_is_made_of_the_same_options() -> None:

@@ -89,7 +89,7 @@ def capacity(
     for pages in found.hugepages:
         print(
             f"node {pages.node}: {pages.free} of {pages.total} hugepages of"
-            f" {format_size(pages.size)} are free; machines do not use them"
+            f" {format_size(pages.size)} are free, for machines with --memory-hugepages"
         )
     print(f"Machines may be pinned to {found.topology.words}.")
     holders = [each for each in found.promises if each.resource == _MEMORY]

@@ -40,6 +40,10 @@ class Setting(NamedTuple):
         return self.file.partition(".")[0]
 
 
+_LAST_PART = 32
+"""The part of a limit of memory in which a machine is slowed down before it is ended."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The limits, guarantees and weights of one cell; None for no limit."""
@@ -56,12 +60,20 @@ class Limits:
     disk_weight: int = DEFAULT_WEIGHT
     placement: Placement = field(default_factory=Placement)
 
+    @property
+    def memory_high(self) -> int | None:
+        """Bytes above which the kernel takes memory back, and slows the processes down for it."""
+        if self.memory_most is None:
+            return None
+        return self.memory_most - self.memory_most // _LAST_PART
+
     def unified(self) -> list[Setting]:
         """The values for version 2 (Documentation/admin-guide/cgroup-v2.rst)."""
         return [
             _setting("cpu.weight", self.cpu_weight, DEFAULT_WEIGHT),
             _setting("cpu.max", f"{_most(self.cpu_quota)} {PERIOD}", f"max {PERIOD}"),
             _setting("memory.min", self.memory_least, 0),
+            Setting("memory.high", _most(self.memory_high), needed=False),
             _setting("memory.max", _most(self.memory_most), "max"),
             _setting("memory.swap.max", "max" if self.swap else 0, "max"),
             self._processes(),
@@ -97,6 +109,7 @@ class Limits:
             f"CPUWeight={_unless(self.cpu_weight, DEFAULT_WEIGHT)}",
             f"CPUQuota={quota}",
             f"MemoryMin={self.memory_least}",
+            f"MemoryHigh={_most(self.memory_high, 'infinity')}",
             f"MemoryMax={_most(self.memory_most, 'infinity')}",
             f"MemorySwapMax={'infinity' if self.swap else 0}",
             f"TasksMax={self.processes or DEFAULT_PROCESSES}",

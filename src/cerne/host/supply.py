@@ -3,8 +3,8 @@
 A process has no more than its affinity (sched_setaffinity(2)) and the control groups around it
 allow. These limits are read in both versions: v2's ``cpu.max`` and ``memory.max``
 (Documentation/admin-guide/cgroup-v2.rst), and v1's ``cpu.cfs_quota_us`` and
-``memory.limit_in_bytes`` (Documentation/admin-guide/cgroup-v1). Memory in hugepages is not for
-machines, which do not use them.
+``memory.limit_in_bytes`` (Documentation/admin-guide/cgroup-v1). Memory in hugepages is only for
+machines that ask for them.
 """
 
 from __future__ import annotations
@@ -16,13 +16,17 @@ from dataclasses import dataclass
 from decimal import ROUND_DOWN, Decimal
 from pathlib import Path
 
+from cerne.errors import CapacityError, HostError
 from cerne.host.cgroup import HOST, Surface, memberships
 from cerne.host.finding import Finding
+from cerne.spec.limits import HUGEPAGE
 from cerne.units import KIB, format_size
 
 _THOUSANDTH = Decimal("0.001")
 _NODES = Path("/sys/devices/system/node")
 _MEMINFO = Path("/proc/meminfo")
+_RESERVED_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages")
+_KSM = Path("/sys/kernel/mm/ksm/run")
 _MEMORY_FILES = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -107,6 +111,42 @@ def hugepages(nodes: Path = _NODES) -> tuple[Hugepages, ...]:
             free = _number(directory / "free_hugepages") or 0
             found.append(Hugepages(node, size, total, free))
     return tuple(found)
+
+
+def require_hugepages(machine: str, size: int, *, free: bool) -> None:
+    """Refuse a machine for whose memory this host has not enough hugepages, or `free` ones.
+
+    Raises:
+        CapacityError: it has not.
+    """
+    ours = [pages for pages in hugepages() if pages.size == HUGEPAGE]
+    # Reserved pages are free until they are touched.
+    reserved = (_number(_RESERVED_PAGES) or 0) if free else 0
+    count = sum(pages.free if free else pages.total for pages in ours)
+    have = max(0, count - reserved) * HUGEPAGE
+    if size > have:
+        state = "are free" if free else "are set aside"
+        total = sum(pages.total for pages in ours) + -(-(size - have) // HUGEPAGE)
+        raise CapacityError(
+            f"{machine} needs {format_size(size)} in hugepages, of which"
+            f" {format_size(have)} {state}",
+            hint=f"set more aside: sudo sysctl vm.nr_hugepages={total}; or leave"
+            " --memory-hugepages out",
+            machine=machine,
+        )
+
+
+def require_merging(file: Path = _KSM) -> None:
+    """Refuse to let this host merge memory if it does not do so.
+
+    Raises:
+        HostError: its kernel cannot, or was not told to.
+    """
+    if _number(file) != 1:
+        raise HostError(
+            "this host merges no memory: KSM is off, or not in its kernel",
+            hint=f"turn it on: echo 1 | sudo tee {file}; or leave --memory-merge out",
+        )
 
 
 def _groups(surface: Surface) -> Iterator[Path]:

@@ -127,15 +127,22 @@ class GuestMemory:
         return memory
 
     @classmethod
-    def shared(cls, ranges: Sequence[MemoryRange], *, name: str = "cerne-guest") -> Self:
+    def shared(
+        cls, ranges: Sequence[MemoryRange], *, name: str = "cerne-guest", hugepages: bool = False
+    ) -> Self:
         """Zeroed memory in one memfd, which other processes can map (vhost-user).
+
+        With `hugepages` it is in those of 2 MiB that the host has set aside.
 
         Raises:
             InputError: the ranges are empty, overlap, or are not aligned to pages.
             HostError: the host does not have that much memory.
         """
         _check_ranges(ranges)
-        descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+        if hugepages:
+            flags |= os.MFD_HUGETLB | os.MFD_HUGE_2MB
+        descriptor = _memfd(name, flags)
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, descriptor)
             os.ftruncate(descriptor, sum(size for _, size in ranges))
@@ -200,6 +207,18 @@ class GuestMemory:
     def plugged(self) -> frozenset[int]:
         """The numbers of the plugged blocks."""
         return self._plugged
+
+    def merge(self) -> None:
+        """Let the host merge equal pages of this memory with others' (KSM).
+
+        Raises:
+            HostError: the host's kernel does not merge pages.
+        """
+        for region in (*self._fixed, *([] if self._room is None else [self._room])):
+            try:
+                region.mapping.madvise(mmap.MADV_MERGEABLE)
+            except OSError as error:
+                raise HostError(f"the host merges no memory: {error.strerror}") from error
 
     def reserve(self, start: GuestAddress, size: int) -> None:
         """Make room for blocks, once; it takes address space and no memory.
@@ -499,6 +518,13 @@ def _file_regions(
         regions.append(region)
         offset += size
     return regions
+
+
+def _memfd(name: str, flags: int) -> int:
+    try:
+        return os.memfd_create(name, flags)
+    except OSError as error:
+        raise HostError(f"the host makes no memory file: {error.strerror}") from error
 
 
 def _map(descriptor: int, size: int, flags: int, offset: int) -> mmap.mmap:

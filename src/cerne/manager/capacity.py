@@ -18,7 +18,14 @@ from cerne.errors import CapacityError, CerneError, InputError
 from cerne.host.cell import require_limits
 from cerne.host.placement import Topology, topology
 from cerne.host.side_channels import require_own_cores
-from cerne.host.supply import Hugepages, hugepages, supplied_cpus, supplied_memory
+from cerne.host.supply import (
+    Hugepages,
+    hugepages,
+    require_hugepages,
+    require_merging,
+    supplied_cpus,
+    supplied_memory,
+)
 from cerne.manager.lock import held, is_held
 from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.recovery import noticed
@@ -136,6 +143,9 @@ def needs_of(spec: MachineSpec, overhead: int) -> Amounts:
     cpus = resources.cpu.guarantee or 0
     guaranteed = resources.memory.guarantee
     memory = spec.memory if guaranteed is None else guaranteed
+    if resources.memory.hugepages:
+        # The kernel itself promises hugepages, when the process maps them.
+        memory = 0
     return {Resource.CPU: int(cpus * 1000), Resource.MEMORY: memory + overhead}
 
 
@@ -224,6 +234,10 @@ def check_host(manager: ManagerContext, spec: MachineSpec) -> None:
             where it does not have it.
     """
     require_limits(spec.resources)
+    if spec.resources.memory.hugepages:
+        require_hugepages(spec.name, spec.memory, free=False)
+    if spec.resources.memory.merge:
+        require_merging()
     if spec.strict:
         require_own_cores()
     cpus = len(os.sched_getaffinity(0))
@@ -243,7 +257,7 @@ def check_host(manager: ManagerContext, spec: MachineSpec) -> None:
         )
     ratio = manager.store.ratios()[Resource.MEMORY]
     limit = int(_supply(manager.home, Resource.MEMORY).whole() * ratio) - engine.overhead
-    if spec.memory > limit:
+    if spec.memory > limit and not spec.resources.memory.hugepages:
         raise CapacityError(
             f"{spec.name} needs {format_size(spec.memory)} of memory, and this host can give"
             f" {format_size(max(0, limit))}",

@@ -34,6 +34,10 @@ class ResourceFields(TypedDict, total=False):
     """Memory that all its processes have at most, in bytes or as ``1G``."""
     memory_swap: bool | str | None
     """Whether the host may swap its memory out."""
+    memory_hugepages: bool | str | None
+    """Whether its guest's memory is in hugepages that the host has set aside."""
+    memory_merge: bool | str | None
+    """Whether the host may merge its memory with equal memory of others (KSM)."""
     disk_iops: int | str | None
     """Requests a second to all its disks at most."""
     disk_rate: int | str | None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from cerne.units import GIB, MIB
 
 SMALLEST_MEMORY = 32 * MIB
+HUGEPAGE = 2 * MIB
+"""Bytes of the hugepages that hold guests' memory."""
 LARGEST_MEMORY = 64 * 1024 * GIB
 MOST_CPUS = 255
 LAST_NODE = 1023

@@ -18,6 +18,7 @@ from cerne.errors import InputError
 from cerne.spec.disk import Disk, free_serial
 from cerne.spec.flag import Flag
 from cerne.spec.limits import (
+    HUGEPAGE,
     LARGEST_MEMORY,
     LONGEST_LABEL,
     MOST_CPUS,
@@ -376,6 +377,21 @@ class MachineSpec(Part):
                 f" {format_size(self.memory)}",
                 hint=f"guarantee at most {format_size(self.memory)}, or make a machine with more"
                 " --memory",
+            )
+        if memory.hugepages and self.memory % HUGEPAGE:
+            raise InputError(
+                f"{format_size(self.memory)} of memory are not whole hugepages",
+                hint=f"give an even number of megabytes: --memory {self.memory // HUGEPAGE * 2}M",
+            )
+        if memory.hugepages and memory.merge:
+            raise InputError(
+                "the host merges no hugepages",
+                hint="leave --memory-hugepages or --memory-merge out",
+            )
+        if memory.merge and self.strict:
+            raise InputError(
+                "a machine of strict isolation shares no memory, which --memory-merge asks for",
+                hint="leave --memory-merge out, or ask for --isolation standard",
             )
         if memory.limit is not None and memory.limit < self.memory:
             raise InputError(

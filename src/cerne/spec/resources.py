@@ -160,6 +160,10 @@ class MemoryResources(_Strict):
     """Bytes that all its processes have at most, with what they need beside the guest's memory."""
     swap: Annotated[bool, BeforeValidator(_yes_or_no)] | None = None
     """Whether the host may swap it out; None for the host's own setting."""
+    hugepages: Annotated[bool, BeforeValidator(_yes_or_no)] | None = None
+    """Whether the guest's memory is in hugepages of the host; None for no."""
+    merge: Annotated[bool, BeforeValidator(_yes_or_no)] | None = None
+    """Whether the host may merge equal pages of it with others' (KSM); None for no."""
 
     @model_validator(mode="after")
     def _sizes_are_possible(self) -> Self:
@@ -264,6 +268,18 @@ RESOURCE_FLAGS = (
     ),
     _flag("memory_limit", "Memory that all its processes have at most, such as 1G.", "SIZE"),
     _flag("memory_swap", "Whether this host may swap its memory out.", "yes|no"),
+    _flag(
+        "memory_hugepages",
+        "Whether its guest's memory is in hugepages that this host has set aside.",
+        "yes|no",
+        "no",
+    ),
+    _flag(
+        "memory_merge",
+        "Whether this host may merge its memory with equal memory of others (KSM).",
+        "yes|no",
+        "no",
+    ),
     _flag("disk_iops", "Requests a second to all its disks at most.", "NUMBER"),
     _flag("disk_rate", "Bytes a second of all its disks at most, such as 20M.", "SIZE"),
     _flag("disk_weight", f"Its share of this host's disks: {_WEIGHTS}.", "NUMBER"),
@@ -285,6 +301,8 @@ RESOURCE_WORDS = {
     "memory_guarantee": "memory.guarantee",
     "memory_limit": "memory.limit",
     "memory_swap": "memory.swap",
+    "memory_hugepages": "memory.hugepages",
+    "memory_merge": "memory.merge",
     "disk_iops": "disk.iops",
     "disk_rate": "disk.rate",
     "disk_weight": "disk.weight",

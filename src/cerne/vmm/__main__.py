@@ -96,6 +96,13 @@ def _heed_signals(machine: Machine) -> None:
 
 def _origin(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:
     """The memory and the state with which a machine starts."""
+    memory, state = _made(config)
+    if config.merge:
+        memory.merge()
+    return memory, state
+
+
+def _made(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:
     saved = config.saved
     if saved is not None:
         state = read_state(saved.state)
@@ -105,8 +112,8 @@ def _origin(config: VmmConfig) -> tuple[GuestMemory, PlainState | None]:
         os.close(saved.state)
         return memory, state
     ranges = layout.memory_ranges(config.memory)
-    if config.backends:
-        return GuestMemory.shared(ranges), None
+    if config.backends or config.hugepages:
+        return GuestMemory.shared(ranges, hugepages=config.hugepages), None
     memory = GuestMemory.anonymous(ranges, huge_pages=True)
     start, size = layout.room(config.memory, config.headroom)
     if size:

@@ -156,6 +156,10 @@ class VmmConfig(NamedTuple):
     """Bytes of memory that the guest may use; None for all, or for the saved value."""
     headroom: int = 0
     """Bytes that can be plugged in addition while it runs; a restored machine has its own."""
+    hugepages: bool = False
+    """Whether its memory is in hugepages, so that it is neither forked nor saved."""
+    merge: bool = False
+    """Whether the host may merge pages of its memory with others'."""
     backend_nics: tuple[BackendNicConfig, ...] = ()
     shares: tuple[ShareConfig, ...] = ()
     engine_log: int | None = None
@@ -262,6 +266,8 @@ class VmmConfig(NamedTuple):
                 None if saved.is_none("balloon") else saved.integer("balloon", _MOST_BYTES, 1)
             ),
             headroom=saved.integer("headroom", _MOST_BYTES) if "headroom" in saved else 0,
+            hugepages="hugepages" in saved and saved.flag("hugepages"),
+            merge="merge" in saved and saved.flag("merge"),
             backend_nics=tuple(
                 BackendNicConfig(_mac(part), _backend(part, descriptors))
                 for part in saved.sections("backend_nics", None)

@@ -85,6 +85,8 @@ def _require_own_memory(machine: Machine) -> None:
 
     The state of the backends is in other processes, so it is not saved either.
     """
+    if machine.config.hugepages:
+        raise EngineError("the machine's memory is in hugepages, which are not copied")
     if machine.config.backends:
         raise EngineError("other processes serve devices of the machine, and share its memory")
 

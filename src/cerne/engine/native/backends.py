@@ -82,6 +82,11 @@ def needs_backends(plan: LaunchPlan) -> bool:
     return bool(plan.shares) or any(is_served_outside(disk) for disk in plan.disks)
 
 
+def keeps_memory(plan: LaunchPlan) -> bool:
+    """Whether a machine has the memory of its start for all its run: it does not fork or grow."""
+    return needs_backends(plan) or bool(plan.resources.memory.hugepages)
+
+
 def is_served_outside(disk: DiskPlan) -> bool:
     """Whether a separate process serves a disk."""
     return disk.outside or disk.format not in _READ_FORMATS

@@ -8,7 +8,7 @@ from cerne.engine.cards import connected_card
 from cerne.engine.native.backends import (
     disk_backend,
     is_served_outside,
-    needs_backends,
+    keeps_memory,
     share_backend,
 )
 from cerne.engine.opened import Opened
@@ -67,8 +67,10 @@ def configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmCon
         vsock=_vsock(plan, opened),
         nics=tuple(nic_configuration(plan, nic, opened) for nic in plan.nics),
         balloon=plan.balloon,
-        # Backends share its memory as it is at the start.
-        headroom=0 if needs_backends(plan) else plan.headroom,
+        # Backends share its memory as it is at the start, and hugepages are set aside for that.
+        headroom=0 if keeps_memory(plan) else plan.headroom,
+        hugepages=bool(plan.resources.memory.hugepages),
+        merge=bool(plan.resources.memory.merge),
         owner=os.geteuid(),
         strict=plan.strict,
         emulated=emulated,

@@ -66,9 +66,9 @@ class NativeEngine:
 
     def describe(self, plan: LaunchPlan, process: ProcessIdentity) -> InstanceRecord:
         """The record of a running machine (see `Engine.describe`)."""
-        from cerne.engine.native.backends import needs_backends
+        from cerne.engine.native.backends import keeps_memory
 
-        return native_record(plan, process, self.fingerprint(), shares_memory=needs_backends(plan))
+        return native_record(plan, process, self.fingerprint(), shares_memory=keeps_memory(plan))
 
     def fingerprint(self) -> str:
         """The format of saved machines, and the processor that guests see."""

@@ -269,8 +269,9 @@ def require_own_memory(name: str, *, shares_memory: bool) -> None:
     """
     if shares_memory:
         raise InputError(
-            f"the engine neither saves nor forks {name}: other processes serve its devices",
-            hint="make it without --mount, and copy the files into it: cerne cp",
+            f"the engine neither saves nor forks {name}: other processes serve its devices, or its"
+            " memory is in hugepages",
+            hint="make it without --memory-hugepages and --mount, and copy files into it: cerne cp",
         )
 
 

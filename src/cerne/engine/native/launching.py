@@ -12,8 +12,8 @@ from cerne.engine.cards import require_card_programs
 from cerne.engine.detached import START, answering, kill, reap, spawn
 from cerne.engine.native.backends import (
     is_served_outside,
+    keeps_memory,
     last_words,
-    needs_backends,
     require_backends,
     require_readable,
 )
@@ -39,6 +39,7 @@ from cerne.host.members import MACHINE
 from cerne.host.probe import KVM_DEVICE
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
+from cerne.host.supply import require_hugepages
 from cerne.kvm.hints import missing_hint, permission_hint
 from cerne.network.ports import require_free
 from cerne.network.tap import require_tap
@@ -68,11 +69,13 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
             hint="use --engine qemu, or leave out --max-cpus",
         )
     require_backends(plan)
+    if plan.resources.memory.hugepages:
+        require_hugepages(plan.name, plan.memory, free=True)
     for disk in plan.disks:
         require_readable(disk)
     _require_limits(plan)
     if plan.saved is not None:
-        require_own_memory(plan.name, shares_memory=needs_backends(plan))
+        require_own_memory(plan.name, shares_memory=keeps_memory(plan))
     require_card_programs(plan, always=True)
     for nic in plan.taps:
         require_tap(nic.interface)

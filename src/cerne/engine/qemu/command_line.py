@@ -171,8 +171,9 @@ def _board(
     # Devices that our guests do not use are left out, because probing takes time at boot.
     absent = "smbus=off,sata=off,usb=off,vmport=off,hpet=off"
     # Without graphics the firmware, and the system that it boots, write to the serial port.
-    # The host's KSM merges no guest's pages, from which others could read whether they are equal.
-    yield from ("-machine", f"q35,{absent},graphics=off,dump-guest-core=off,mem-merge=off")
+    # The host's KSM merges a guest's pages only if asked to: others could find out which are equal.
+    merge = "on" if plan.resources.memory.merge else "off"
+    yield from ("-machine", f"q35,{absent},graphics=off,dump-guest-core=off,mem-merge={merge}")
     yield from _PROCESSORS[accelerator]
     yield from ("-smp", f"cpus={plan.cpus},maxcpus={plan.most_cpus}")
     most = f",slots=1,maxmem={(sizes.base + sizes.headroom) // MIB}M" if sizes.headroom else ""
@@ -185,6 +186,10 @@ def _board(
             access += ",readonly=on,rom=off"
         backend = f"id={_RAM},size={sizes.base},mem-path={_escaped(memory)},share={access}"
         yield from ("-object", f"memory-backend-file,{backend}")
+        yield from ("-machine", f"memory-backend={_RAM}")
+    elif plan.resources.memory.hugepages:
+        backend = f"id={_RAM},size={sizes.base},hugetlb=on,hugetlbsize=2M,share=on"
+        yield from ("-object", f"memory-backend-memfd,{backend}")
         yield from ("-machine", f"memory-backend={_RAM}")
 
 

@@ -24,6 +24,7 @@ from cerne.host.members import MACHINE
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
+from cerne.host.supply import require_hugepages
 from cerne.network.passt import has_passt
 from cerne.network.ports import require_free
 from cerne.network.tap import require_tap
@@ -42,6 +43,8 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
     """Refuse a plan, before anything is created (see `Engine.require`)."""
     require_program(_BINARY)
     _require_short_paths(plan)
+    if plan.resources.memory.hugepages:
+        require_hugepages(plan.name, plan.memory, free=True)
     if isinstance(plan.boot, FirmwareBoot) and not plan.disks:
         raise InputError(f"{plan.name} has neither a kernel nor a disk to boot from")
     require_card_programs(plan, always=False)

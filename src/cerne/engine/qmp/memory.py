@@ -112,8 +112,8 @@ def resize(connect: Connect, size: int, machine: str) -> int:
 def _require(memory: MachineMemory | None, size: int, machine: str) -> None:
     if memory is None or not memory.most:
         raise StateError(
-            f"{machine} has no device to plug memory: an older Cerne started it, or other processes"
-            " share its memory, as for --mount on the engine native",
+            f"{machine} has no device to plug memory: an older Cerne started it, its memory is in"
+            " hugepages, or other processes share it, as for --mount on the engine native",
             hint=f"{_stopped(machine, size)}; or to limit what its guest uses: cerne set {machine}"
             " --balloon SIZE",
             machine=machine,

@@ -42,10 +42,13 @@ _log = logging.getLogger(__name__)
 _BALLOON = "balloon"
 _CPUS = "cpus"
 _DISK = "disk"
-_OPTIONS = {"ports": "publish", "mounts": "mount", "max_cpus": "max-cpus"}
+_OPTIONS = {"ports": "publish", "mounts": "mount"}
 """The options of values that have another name."""
 _MEMORY = "memory"
-_AT_START = ("max_cpus", _DISK, "network", "ports", "mounts")
+_AT_START = (
+    *("max_cpus", _DISK, "network", "ports", "mounts"),
+    *("memory_hugepages", "memory_merge"),
+)
 """What a machine takes only when it starts."""
 _CHANGEABLE = (
     State.RUNNING,
@@ -122,7 +125,7 @@ def _require_start(record: Record, given: Mapping[str, object]) -> None:
     suspended = record.state is State.SUSPENDED
     why = "its saved memory has the former ones" if suspended else "its process has the former ones"
     wake = f"cerne wake {record.name}; " if suspended else ""
-    options = ", ".join(f"--{_OPTIONS.get(name, name)}" for name in at_start)
+    options = ", ".join(f"--{_OPTIONS.get(name, name).replace('_', '-')}" for name in at_start)
     raise StateError(
         f"{record.name} is {record.state}, and takes {options} only while it is stopped: {why}",
         hint=f"{wake}cerne stop {record.name}; then the same command; cerne start {record.name}",

@@ -146,7 +146,7 @@ def _guest(context: MachineContext, record: Record) -> Guest | None:
         spec = context.spec
         least = spec.resources.memory.guarantee
         most = spec.memory if spec.balloon is None else spec.balloon
-        if least is None or least >= most:
+        if least is None or least >= most or spec.resources.memory.hugepages:
             return None
         use = context.instance(record).stats(runs=True)
         if use is None or use.used is None:

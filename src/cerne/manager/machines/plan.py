@@ -47,7 +47,7 @@ def launch_plan(
         nics=nic_plans(record.id, spec, named),
         shares=shares,
         balloon=spec.balloon,
-        headroom=_headroom(),
+        headroom=0 if spec.resources.memory.hugepages else _headroom(),
         runtime=home.machine_runtime(record.id),
         logs=home.machine_directory(record.id),
         agent=image.agent,

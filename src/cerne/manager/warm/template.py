@@ -170,7 +170,9 @@ def may_have_template(spec: MachineSpec, image: Image) -> bool:
     # What is mounted from the host cannot be saved, other machines' disks are not in a template, a
     # tap of the host is one machine's, and without an agent nobody tells a guest who it is.
     # A template's memory is shared, which a strict machine forbids.
-    alone = not (spec.strict or spec.mounts or spec.data_disks or spec.added_nics)
+    # Hugepages are not copied when they are written to.
+    shared = spec.strict or spec.resources.memory.hugepages
+    alone = not (shared or spec.mounts or spec.data_disks or spec.added_nics)
     alone = alone and parse_network(spec.network).kind in _TEMPLATE_NETWORKS
     return image.agent and alone and os.environ.get(VARIABLE) != "never"
 
