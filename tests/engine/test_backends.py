@@ -6,9 +6,11 @@ Here the test is the machine: it has the connection, the leash and the address.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import socket
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from tests.devices.test_vhost_user import Served
+from tests.engine.fuse import MODE, OWNERS, Files, Refused
 from tests.network.test_guest_frames import tcp, udp
 from tests.processes import commands, parents
 from tests.waiting import PATIENCE
@@ -401,6 +404,40 @@ def test_a_directory_is_served_and_goes_with_its_machine(
     opened.__exit__()
     opened._descriptors.clear()
     eventually(lambda: kept.processes() == {})
+
+
+def test_a_guest_makes_no_setuid_file_and_no_device(
+    home: Path, opened: Opened, root: None, memory: GuestMemory
+) -> None:
+    _require("virtiofsd")
+    source = home / "a,b"
+    source.mkdir()
+    former = source / "former"
+    former.touch()
+    former.chmod(0o6777)
+    config = share_backend(_plan(home, (), (SharePlan("share0", source, False),)), 0, opened)
+    files = Files(memory, Kept(config), "share0")
+    with contextlib.closing(files.served):
+        node = files.create("new", 0o755)
+        for mode in (0o4755, 0o2755, 0o6755):
+            for refused in (
+                partial(files.set, node, MODE, mode),
+                partial(files.create, f"{mode:o}", mode),
+                partial(files.make_node, f"node-{mode:o}", stat.S_IFREG | mode),
+            ):
+                with pytest.raises(Refused, match=str(errno.EPERM)):
+                    refused()
+        with pytest.raises(Refused, match=str(errno.EPERM)):
+            files.make_node("device", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+        files.write(files.look_up("former"), b"#!/bin/sh")
+        # Owners and other modes are the guest's.
+        files.set(node, OWNERS, user=1234, group=1235)
+        files.set(node, MODE, 0o1751)
+    status = (source / "new").stat()
+    assert (status.st_uid, status.st_gid, status.st_mode & 0o7777) == (1234, 1235, 0o1751)
+    assert former.read_bytes() == b"#!/bin/sh"
+    assert former.stat().st_mode & 0o7777 == 0o777
+    assert {path.name for path in source.iterdir()} == {"new", "former"}
 
 
 @pytest.mark.parametrize(
