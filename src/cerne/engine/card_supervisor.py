@@ -45,8 +45,8 @@ _AT_ONCE = 32 * 1024
 _READ = 256 * 1024
 _LARGEST = 128 * 1024
 """Bytes of a longest frame; a longer one means that the other side is not what it should be."""
-_MOST_WAITING = 512 * 1024
-"""Bytes for the card that may wait; answers of our own over that are lost, as on a network."""
+_MOST_WAITING = 4 * 1024 * 1024
+"""Bytes for the card that may wait; passt waits then, and answers of our own are lost."""
 _MEMORY = 5.0
 """Seconds for which a judgement of an address is kept."""
 
@@ -122,6 +122,8 @@ class _Watched:
 
     def set(self, wanted: dict[int, int]) -> None:
         """Wait for these events of these descriptors, and for the end of each."""
+        if wanted == self._events:
+            return
         for descriptor in self._events.keys() - wanted.keys():
             self._poll.unregister(descriptor)
         for descriptor, events in wanted.items():
@@ -155,6 +157,7 @@ class CardSupervisor(Supervisor):
         self._mac = bytes.fromhex(card.mac.replace(":", ""))
         self._card = _Way(socket.socket(fileno=card.link), whole=False)
         self._rest = b""
+        self._room = memoryview(bytearray(_READ))
         self._frames = GuestFrames(OwnAddresses().has, card.host_access)
         self._names = NameServers()
         self._forgotten = 0.0
@@ -167,6 +170,8 @@ class CardSupervisor(Supervisor):
     def _serve(self) -> int | None:
         """Run passt once; return its status, or None if the card is gone."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        # passt loses what has no room, and sends it again; the kernel gives less than this.
+        theirs.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _MOST_WAITING)
         reading, writing = os.pipe()
         with ours, os.fdopen(reading, "rb") as ready:
             with theirs, os.fdopen(writing, "wb"):
@@ -184,7 +189,7 @@ class CardSupervisor(Supervisor):
         self._to_passt(passt, [framed(arp_request(self._mac, ADDRESS, GATEWAY))])
         while True:
             watched.set({watch: select.POLLIN, **self._waited(passt)})
-            found = watched.wait(self._names.wait(time.monotonic()))
+            found = watched.wait(self._names.wait(time.monotonic()) if self._names.waits else None)
             if watch in found:
                 return status_of(passt.child)
             if passt.ready in found:
@@ -198,10 +203,10 @@ class CardSupervisor(Supervisor):
                 return None
 
     def _waited(self, passt: _Passt) -> dict[int, int]:
-        # What comes from one side is read while there is room at the other.
+        # What comes from one side is read while there is room for it at the other.
         wanted = {self._card.link.fileno(): _events(not passt.way.waits, self._card.waits)}
         if passt.talks:
-            wanted[passt.way.link.fileno()] = _events(not self._card.waits, passt.way.waits)
+            wanted[passt.way.link.fileno()] = _events(not self._card.is_full, passt.way.waits)
         if passt.ready is not None:
             wanted[passt.ready] = select.POLLIN
         return {**wanted, **dict.fromkeys(self._names.descriptors(), select.POLLIN)}
@@ -218,7 +223,7 @@ class CardSupervisor(Supervisor):
         if not events & ~select.POLLOUT:
             return
         try:
-            data = self._card.link.recv(_READ)
+            data = self._received(self._card.link)
         except BlockingIOError:
             return
         except OSError as error:
@@ -269,7 +274,7 @@ class CardSupervisor(Supervisor):
         if not events & ~select.POLLOUT:
             return
         try:
-            data = passt.way.link.recv(_READ)
+            data = self._received(passt.way.link)
         except BlockingIOError:
             return
         except OSError:
@@ -290,7 +295,14 @@ class CardSupervisor(Supervisor):
         if end:
             self._to_card(buffer[:end])
 
+    def _received(self, link: socket.socket) -> bytes:
+        # Memory of this size, made for each read, would take longer than the read.
+        size = link.recv_into(self._room)
+        return bytes(self._room[:size])
+
     def _serve_names(self, found: dict[int, int]) -> None:
+        if not self._names.waits:
+            return
         now = time.monotonic()
         for descriptor in [each for each in self._names.descriptors() if each in found]:
             self._answer_names(self._names.receive(descriptor, now))

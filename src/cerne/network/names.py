@@ -98,6 +98,11 @@ class NameServers:
         self._questions: list[_Question] = []
         self._good = ""
 
+    @property
+    def waits(self) -> bool:
+        """Whether there are open questions."""
+        return bool(self._questions)
+
     def descriptors(self) -> list[int]:
         """The sockets at which answers come."""
         return list(self._open)
