@@ -35,6 +35,7 @@ SLOW_PAGES = {
     "snapshots": "starts six machines",
     "templates": "boots five machines",
     "network": "boots what test_run.py boots too",
+    "networks": "boots what test_networks.py boots too",
 }
 """Pages that `make test-all` alone follows, and why."""
 

@@ -22,7 +22,9 @@ def report(home: Home | None = None) -> Report:
     """
     from cerne.engine.select import ENGINES, choose_engine
     from cerne.host.report import make_report
+    from cerne.network.finding import network_finding
 
     speeds = (home or Home.of_this_user()).guest_speed
     able = {name: asdict(choose_engine(name, speeds).capabilities) for name in ENGINES}
-    return make_report(speeds, choose_engine("auto", speeds).name, able)
+    auto = choose_engine("auto", speeds).name
+    return make_report(speeds, auto, able, [network_finding()])

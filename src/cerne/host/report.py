@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -69,11 +69,16 @@ class Report:
         }
 
 
-def make_report(cache: Path, auto: str, capabilities: Mapping[str, Mapping[str, bool]]) -> Report:
-    """Examine this host; this takes less than a second.
+def make_report(
+    cache: Path,
+    auto: str,
+    capabilities: Mapping[str, Mapping[str, bool]],
+    others: Sequence[Finding] = (),
+) -> Report:
+    """Examine this host; this takes about a second.
 
-    `cache` is the file for measured speeds, `auto` the engine that ``auto`` takes, and
-    `capabilities` what each engine can do here.
+    `cache` is the file for measured speeds, `auto` the engine that ``auto`` takes, `capabilities`
+    what each engine can do here, and `others` what else was found.
     """
     speed = cached_guest_speed(cache)
     verdict = judge(auto, speed, has_qemu=find_program(_QEMU) is not None)
@@ -89,6 +94,7 @@ def make_report(cache: Path, auto: str, capabilities: Mapping[str, Mapping[str, 
         walls_finding(),
         *side_channel_findings(),
         cell_finding(),
+        *others,
         *(capability_finding(name, can) for name, can in capabilities.items()),
         engine_finding(verdict),
     )
