@@ -20,8 +20,8 @@ from cerne.kvm.memory import GuestAddress, GuestMemory
 from cerne.units import GIB, MIB
 
 
-def _tables() -> list[Table]:
-    return build_tables(4, (PciIrq(1, 0, 16),))
+def _tables(most: int = 0) -> list[Table]:
+    return build_tables(4, (PciIrq(1, 0, 16),), most)
 
 
 def test_every_table_sums_to_zero_and_none_overlaps() -> None:
@@ -36,30 +36,63 @@ def test_every_table_sums_to_zero_and_none_overlaps() -> None:
         assert not any(one.address < other.address < end for other in tables)
 
 
+@pytest.mark.parametrize("most", [0, 8, 255])
 @pytest.mark.parametrize("signature", ["DSDT", "FACP", "APIC", "MCFG", "XSDT"])
-def test_acpicas_compiler_reads_every_table(tmp_path: Path, signature: str) -> None:
+def test_acpicas_compiler_reads_every_table(tmp_path: Path, signature: str, most: int) -> None:
+    text = _disassembled(tmp_path, signature, most)
+    if signature == "DSDT":
+        again = subprocess.run(
+            [str(find_program("iasl")), "-ve", tmp_path / f"{signature}.dsl"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert all(name in text for name in ("PNP0A08", "PNP0C0C", "ACPI0013", "_S5", "_EJ0"))
+        assert text.count("ACPI0007") == most
+
+
+def _disassembled(directory: Path, signature: str, most: int) -> str:
     iasl = find_program("iasl")
     if iasl is None:
         pytest.skip(f"iasl is not installed: {install_command('iasl')}")
-    table = next(each for each in _tables() if each.signature == signature.encode())
-    path = tmp_path / f"{signature}.aml"
+    table = next(each for each in _tables(most) if each.signature == signature.encode())
+    path = directory / f"{signature}.aml"
     path.write_bytes(table.content)
     read = subprocess.run([iasl, "-d", path], capture_output=True, text=True, check=False)
     assert read.returncode == 0, read.stderr
     text = path.with_suffix(".dsl").read_text()
     assert "Invalid" not in text
     assert "Warning" not in text
-    if signature == "DSDT":
-        again = subprocess.run(
-            [iasl, "-ve", path.with_suffix(".dsl")], capture_output=True, text=True, check=False
-        )
-        assert again.returncode == 0, again.stdout + again.stderr
-        assert all(name in text for name in ("PNP0A08", "PNP0C0C", "ACPI0013", "_S5", "_EJ0"))
+    return text
+
+
+def test_processors_that_may_come_are_described(tmp_path: Path) -> None:
+    apic = next(each.content for each in _tables(6) if each.signature == b"APIC")
+    entries = [apic[44 + 8 * index : 52 + 8 * index] for index in range(6)]
+    assert [(entry[0], entry[2], entry[4]) for entry in entries] == [
+        (0, index, 1 if index < 4 else 2) for index in range(6)
+    ]
+    words = " ".join(_disassembled(tmp_path, "DSDT", 6).split())
+    assert "If ((0x05 < CPRS)) { Return (0x0F) } Return (Zero)" in words
+    assert "(0x05 < Local0) && " in words
+    assert "{ Notify (C005, One) // Device Check }" in words
+    assert "CANN = Local0" in words
+    assert "If ((Local0 & 0x08)) { \\_SB.CPUS.CSCN () }" in words
+    # Without room for others nothing of this is there.
+    assert "CPUS" not in _disassembled(tmp_path, "DSDT", 0)
 
 
 def test_more_processors_than_the_tables_hold_are_refused() -> None:
     with pytest.raises(InputError):
         build_tables(20_000)
+    with pytest.raises(InputError):
+        build_tables(1, most=2000)
+    with (
+        GuestMemory.anonymous([(GuestAddress(0), MIB)]) as memory,
+        pytest.raises(InputError, match="MP table"),
+    ):
+        write_mp_table(memory, 60, 0x800F12)
 
 
 def test_the_memory_map_has_all_memory_and_no_overlap() -> None:

@@ -15,6 +15,7 @@ from typing import Protocol
 from tests.devices.vhost_backend import VhostBackend
 
 from cerne.devices.block.raw import RawDisk
+from cerne.devices.cpu_hotplug import CpuHotplug
 from cerne.devices.i8042 import I8042
 from cerne.devices.pci.function import PciFunction, PciIdentity
 from cerne.devices.pci.hotplug import PciHotplug
@@ -208,6 +209,12 @@ def _change_hotplug(device: Stateful) -> None:
     device.ask_back(25)
 
 
+def _change_processors(device: Stateful) -> None:
+    assert isinstance(device, CpuHotplug)
+    device.add(4)
+    device.write(4, 4, 3)
+
+
 def _msix() -> MsixTable:
     function = PciFunction(PciIdentity(1, 2, 3))
     table = MsixTable(3, _Routes())
@@ -243,6 +250,7 @@ PARTS: dict[type, Contract] = {
     I8042: Contract(lambda: I8042(lambda: None), _change_keyboard),
     Power: Contract(lambda: Power(_Line(), lambda: None, lambda: None), _change_power),
     ConfigPorts: Contract(lambda: PciRoot(_Mapper()).ports, _change_ports),
+    CpuHotplug: Contract(lambda: CpuHotplug(2), _change_processors),
     PciHotplug: Contract(_hotplug, _change_hotplug),
     MsixTable: Contract(_msix, _change_msix),
     Queue: Contract(_queue, _change_queue),

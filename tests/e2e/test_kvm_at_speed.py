@@ -36,8 +36,9 @@ END
 """
 
 _STEPS = {
-    "run": "cerne run -d --name m --cpus 2 --memory 192M --host-access 8000 --timeout 600s"
+    "run": "cerne run -d --name m --max-cpus 2 --memory 192M --host-access 8000 --timeout 600s"
     f" {GUEST}",
+    "grow": "inside m nproc; cerne set m --cpus 2",
     "inspect": "cerne inspect --json m",
     "processors": "inside m 'true & nproc; wait'",
     "tables": "inside m ls /sys/firmware/acpi/tables",
@@ -149,6 +150,12 @@ def test_its_guest_has_two_processors_and_acpi(report: Report) -> None:
     assert "Linux version" in log
     for complaint in ("ACPI Error", "ACPI BIOS Error", "ACPI Warning", "Call Trace", "BUG:"):
         assert complaint not in log
+
+
+def test_a_processor_comes_by_acpi(report: Report) -> None:
+    # What is forked, restored and rebooted below has two as well.
+    assert report.said("grow") == "1\nm\n"
+    assert "CPU1 has been hot-added" in report.said("kernel-log")
 
 
 def test_its_guest_has_a_network(report: Report) -> None:

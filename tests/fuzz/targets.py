@@ -25,6 +25,7 @@ from tests.fuzz.hostile import FUZZED, Hostile
 
 from cerne.arch.x86.kernel import load_initrd, load_kernel
 from cerne.devices.block.chain import open_chain
+from cerne.devices.cpu_hotplug import CpuHotplug
 from cerne.devices.i8042 import I8042
 from cerne.devices.pci.function import Bar, PciFunction, PciIdentity
 from cerne.devices.pci.hotplug import PciHotplug
@@ -164,14 +165,15 @@ def ports(data: bytes) -> None:
         Rtc(),
         I8042(lambda: None),
         Power(_Line(), lambda: None, lambda: None),
-        PciHotplug(lambda: None, lambda slot: None, lambda slot: None),
+        slots := PciHotplug(lambda: None, lambda slot: None, lambda slot: None),
+        CpuHotplug(2),
     )
-    devices[-1].ask_back(30)
+    slots.ask_back(30)
     while cursor.left:
         chosen = cursor.number(1)
-        device, size = devices[chosen % 5], (1, 2, 4)[cursor.number(1) % 3]
-        offset = chosen // 5 % (2 if isinstance(device, Rtc) else 4)
-        if isinstance(device, PciHotplug):
+        device, size = devices[chosen % len(devices)], (1, 2, 4)[cursor.number(1) % 3]
+        offset = chosen // len(devices) % (2 if isinstance(device, Rtc) else 4)
+        if isinstance(device, PciHotplug | CpuHotplug):
             offset *= 4
         device.write(offset, size, cursor.number(size))
         assert 0 <= device.read(offset, size) < 1 << 8 * size

@@ -21,8 +21,10 @@ POWER_BUTTON = 1
 GENERATION_CHANGED = 2
 PCI_CHANGED = 4
 """A PCI slot has a new device, or should be freed (`cerne.devices.pci.hotplug`)."""
+CPUS_CHANGED = 8
+"""A processor has come (`cerne.devices.cpu_hotplug`)."""
 
-_ALL_EVENTS = POWER_BUTTON | GENERATION_CHANGED | PCI_CHANGED
+_ALL_EVENTS = POWER_BUTTON | GENERATION_CHANGED | PCI_CHANGED | CPUS_CHANGED
 _SLEEP_TYPE_SHIFT = 2
 _SLEEP_TYPE_MASK = 0b111
 
@@ -40,7 +42,7 @@ class Power:
         self._events = 0
 
     def signal(self, event: int) -> None:
-        """Tell the guest of an event: one of the three above."""
+        """Tell the guest of an event: one of those above."""
         with self._lock:
             self._events |= event
             self._line.set(True)

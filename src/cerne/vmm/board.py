@@ -24,13 +24,16 @@ from cerne.arch.x86.cpuid import guest_cpuid
 from cerne.arch.x86.kernel import Protocol, load_initrd, load_kernel
 from cerne.arch.x86.mptable import write_mp_table
 from cerne.devices.bus import Bus
+from cerne.devices.cpu_hotplug import REGISTERS as CPU_REGISTERS
+from cerne.devices.cpu_hotplug import CpuHotplug
 from cerne.devices.i8042 import I8042, PORTS
+from cerne.devices.power import CPUS_CHANGED, Power
 from cerne.devices.power import REGISTERS as POWER_REGISTERS
-from cerne.devices.power import Power
 from cerne.devices.rtc import Rtc
 from cerne.devices.serial import REGISTERS as SERIAL_REGISTERS
 from cerne.devices.serial import Serial
 from cerne.devices.state import PlainState, SavedState
+from cerne.errors import DamagedError
 from cerne.kvm.abi import kvm_cpuid_entry2
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
@@ -82,12 +85,17 @@ class Board:
         cpus: int,
         wishes: GuestRequests,
         change_cpuid: Callable[[Sequence[kvm_cpuid_entry2]], None] = lambda leaves: None,
+        most_cpus: int = 0,
     ) -> None:
-        """Assemble it; `change_cpuid` may change the CPUID of each processor."""
+        """Assemble it; `change_cpuid` may change the CPUID of each processor.
+
+        With `most_cpus` further processors may come, up to so many altogether.
+        """
         self.memory = memory
         self.wishes = wishes
         self._kvm = kvm
         self._cpus = cpus
+        self._most_cpus = most_cpus
         self._change_cpuid = change_cpuid
         self._msrs = kvm.get_msr_index_list()
         self._make_vm()
@@ -102,6 +110,9 @@ class Board:
         ports.insert(_RTC_PORT, 2, self._rtc)
         # Port 0x61, between the controller's ports, belongs to the kernel's timer.
         ports.insert(_I8042_PORT, PORTS, self._keyboard)
+        self._processors = CpuHotplug(cpus) if most_cpus else None
+        if self._processors is not None:
+            ports.insert(layout.CPU_PORT, CPU_REGISTERS, self._processors)
         self._at_power_on = self._devices_state()
 
     def load(self, kernel: int, initrd: int | None, command_line: str, *, mp_table: bool) -> None:
@@ -116,9 +127,10 @@ class Board:
         loaded = load_kernel(self.memory, kernel)
         ramdisk = None if initrd is None else load_initrd(self.memory, initrd, loaded)
         entries = memory_map(self.memory.fixed_size)
-        rsdp = write_tables(self.memory, len(self.vcpus))
+        rsdp = write_tables(self.memory, len(self.vcpus), most=self._most_cpus)
         if mp_table:
-            write_mp_table(self.memory, len(self.vcpus), self._signature())
+            possible = max(len(self.vcpus), self._most_cpus)
+            write_mp_table(self.memory, possible, self._signature())
         if loaded.protocol is Protocol.PVH:
             write_pvh_info(self.memory, entries, ramdisk, rsdp)
         else:
@@ -128,6 +140,28 @@ class Board:
         set_entry(self.memory, loaded, sregs, regs)
         first.set_sregs(sregs)
         first.set_regs(regs)
+
+    def add_vcpus(self, count: int) -> list[Vcpu]:
+        """Make vCPUs until there are so many; return the new ones. `announce_vcpus` follows.
+
+        Raises:
+            KvmError: the kernel makes no other vCPU.
+        """
+        with contextlib.ExitStack() as stack:
+            new = [self._vcpu(stack, index) for index in range(len(self.vcpus), count)]
+            for vcpu in new:
+                # The kernel finds a vCPU by the ID of its APIC only after one's state was set.
+                vcpu.set_lapic(vcpu.get_lapic())
+            self._resources.enter_context(stack.pop_all())
+        self.vcpus += new
+        self._cpus = len(self.vcpus)
+        return new
+
+    def announce_vcpus(self) -> None:
+        """Tell the guest of all vCPUs."""
+        if self._processors is not None:
+            self._processors.add(self._cpus)
+            self.power.signal(CPUS_CHANGED)
 
     def let_ticks_be_missed(self) -> None:
         """Drop ticks of the timer that came while the guest did not run.
@@ -156,7 +190,8 @@ class Board:
         self._resources.close()
         self.memory.clear()
         self._make_vm()
-        self._restore_devices(SavedState("a machine", self._at_power_on))
+        present = {"processors": CpuHotplug(self._cpus).state()}
+        self._restore_devices(SavedState("a machine", {**self._at_power_on, **present}))
 
     def restore(self, state: PlainState) -> None:
         """Restore `state` over the memory of that time, before any vCPU runs.
@@ -189,7 +224,9 @@ class Board:
         self.close()
 
     def _devices_state(self) -> PlainState:
+        processors = self._processors
         return {
+            **({} if processors is None else {"processors": processors.state()}),
             "serial": self.serial.state(),
             "power": self.power.state(),
             "rtc": self._rtc.state(),
@@ -197,6 +234,10 @@ class Board:
         }
 
     def _restore_devices(self, saved: SavedState) -> None:
+        if self._processors is not None:
+            self._processors.restore(saved.plain("processors"))
+            if self._processors.present != len(self.vcpus):
+                raise DamagedError("the saved machine says another number of its processors")
         self.serial.restore(saved.plain("serial"))
         self.power.restore(saved.plain("power"))
         self._rtc.restore(saved.plain("rtc"))
@@ -222,11 +263,16 @@ class Board:
         vcpu = self.vm.create_vcpu(index)
         stack.callback(vcpu.close)
         vcpu.count_exits()
-        leaves = guest_cpuid(self._kvm.get_supported_cpuid(), index, self._cpus)
+        leaves = guest_cpuid(self._kvm.get_supported_cpuid(), index, self._possible)
         self._change_cpuid(leaves)
         vcpu.set_cpuid2(leaves)
         vcpu.set_msrs({_MISC_ENABLE: _FAST_STRINGS})
         return vcpu
+
+    @property
+    def _possible(self) -> int:
+        """The number of processors that may be there; those that are there know it at once."""
+        return max(self._cpus, self._most_cpus)
 
     def _signature(self) -> int:
         leaves = self.vcpus[0].get_cpuid2()

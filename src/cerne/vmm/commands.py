@@ -28,6 +28,7 @@ _LONG_PATIENCE = 45.0
 """The same for commands whose clients wait longer."""
 
 _FASTEST = 1 << 52
+_MOST_CPUS = 1 << 12
 
 
 def commands(machine: Machine) -> dict[str, Command]:
@@ -48,6 +49,7 @@ def commands(machine: Machine) -> dict[str, Command]:
         "cerne-query-walls": _query_walls,
     }
     functions: dict[str, Callable[[Machine, Request], object]] = {
+        "cerne-add-cpus": _add_cpus,
         "cerne-plug-disk": _plug_disk,
         "cerne-plug-nic": _plug_nic,
         "device_del": _ask_back,
@@ -106,6 +108,12 @@ def _while_disks_rest(
 def _query_walls(machine: Machine) -> object:
     """``cerne-query-walls``: the walls around the process, and those that the host lacks."""
     return {"up": [*machine.walls.up], "missing": dict(machine.walls.missing)}
+
+
+def _add_cpus(machine: Machine, request: Request) -> object:
+    """``cerne-add-cpus``: plug in vCPUs until there are ``count``."""
+    machine.add_cpus(request.arguments.integer("count", _MOST_CPUS, 1))
+    return {}
 
 
 def _plug_disk(machine: Machine, request: Request) -> object:

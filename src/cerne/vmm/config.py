@@ -174,6 +174,8 @@ class VmmConfig(NamedTuple):
     """The open file that keeps the user id from other machines (`cerne.host.user_ids`)."""
     doors: tuple[int, ...] = ()
     """The files by which it then enters the machine's control groups."""
+    max_cpus: int = 0
+    """The vCPUs for which its guest has room, if it can get more while it runs."""
     strict: bool = False
     """Whether it shares no core's threads with other processes (core scheduling)."""
     emulated: bool = False
@@ -283,6 +285,7 @@ class VmmConfig(NamedTuple):
             user=saved.optional_integer("user", _LARGEST_ID),
             lease=None if saved.is_none("lease") else descriptor(saved, "lease"),
             doors=tuple(descriptors(each) for each in saved.integers("doors", _LARGEST_DESCRIPTOR)),
+            max_cpus=saved.integer("max_cpus", _MOST_CPUS),
             strict=saved.flag("strict"),
             emulated=saved.flag("emulated"),
         )

@@ -13,12 +13,13 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from cerne.arch.x86 import layout
 from cerne.devices.power import GENERATION_CHANGED
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import CerneError, DamagedError, EngineError
+from cerne.kvm.abi import kvm_cpuid_entry2
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
@@ -78,8 +79,8 @@ class Machine:
             crash_loaded=lambda: self._loop.ask(self._announce_crash_kernel),
             console=self._console_output,
         )
-        changes = (without_hypercalls,) if config.emulated else ()
-        self.board = Board(kvm, memory, config.cpus, wishes, *changes)
+        change = without_hypercalls if config.emulated else _unchanged
+        self.board = Board(kvm, memory, config.cpus, wishes, change, config.max_cpus)
         self._console_log = ConsoleLog(config.console_log)
         self._console = Channel(self._loop, _socket(config.console), self.board.serial.feed)
         self.peripherals = Peripherals(self.board, self._loop, config, self.emit)
@@ -141,6 +142,31 @@ class Machine:
     def vcpu_threads(self) -> list[int]:
         """The kernel's IDs of its vCPUs' threads."""
         return [thread.native_id for thread in self._threads]
+
+    def add_cpus(self, count: int) -> None:
+        """Add vCPUs until there are so many, and tell the guest.
+
+        Raises:
+            EngineError: it has ended, or has no room for so many.
+            KvmError: the kernel makes no other vCPU.
+        """
+        self.require("to add CPUs", RunState.RUNNING, RunState.PAUSED)
+        if count > max(self.config.cpus, self.config.max_cpus):
+            raise EngineError(f"the machine has room for {self.config.max_cpus} CPUs")
+        if count <= self.config.cpus:
+            return
+        first = len(self._threads)
+        new = [
+            self._new_thread(first + index, vcpu)
+            for index, vcpu in enumerate(self.board.add_vcpus(count))
+        ]
+        self.config = self.config._replace(cpus=count)
+        self._threads += new
+        for thread in new:
+            thread.start()
+            if self._running:
+                thread.resume()
+        self.board.announce_vcpus()
 
     def emit(self, event: str, data: Mapping[str, object] | None = None) -> None:
         """Send an event to all clients of the control socket."""
@@ -233,6 +259,8 @@ class Machine:
         told = boot.command_line
         if emulated:
             told += f" {command_line(self.board.vcpus[0].get_tsc_khz())}"
+            # Without ACPI the guest takes all that may come for there; the others stay offline.
+            told += f" maxcpus={self.config.cpus}" if self.config.max_cpus else ""
         self.board.load(boot.kernel, boot.initrd, told, mp_table=emulated)
         # After the guest has started, which does not wait for this.
         self._loop.ask(self.board.let_ticks_be_missed)
@@ -278,12 +306,11 @@ class Machine:
 
     def _new_threads(self) -> list[VcpuThread]:
         self._assists: list[EmulationAssist] = []
-        return [
-            VcpuThread(
-                index, vcpu, self.memory, self.board.buses, self._crashed, self._assist(vcpu)
-            )
-            for index, vcpu in enumerate(self.board.vcpus)
-        ]
+        return [self._new_thread(index, vcpu) for index, vcpu in enumerate(self.board.vcpus)]
+
+    def _new_thread(self, index: int, vcpu: Vcpu) -> VcpuThread:
+        assist = self._assist(vcpu)
+        return VcpuThread(index, vcpu, self.memory, self.board.buses, self._crashed, assist)
 
     def _start_threads(self, *, run: bool) -> None:
         for thread in self._threads:
@@ -331,6 +358,10 @@ class Machine:
     def _write_end(self, end: End) -> None:
         said = {"orderly": end.orderly, "reason": end.reason}
         os.write(self.config.ending, json.dumps(said).encode())
+
+
+def _unchanged(_leaves: Sequence[kvm_cpuid_entry2]) -> None:
+    """A guest where KVM runs guests' kernels has what KVM has."""
 
 
 def _socket(descriptor: int) -> socket.socket:

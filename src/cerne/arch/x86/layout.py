@@ -47,6 +47,8 @@ POWER_PORT = 0x600
 POWER_IRQ = 9
 HOTPLUG_PORT = 0x610
 """The registers of `cerne.devices.pci.hotplug`."""
+CPU_PORT = 0x620
+"""The registers of `cerne.devices.cpu_hotplug`."""
 FIRST_HOTPLUG_SLOT = 24
 """The slots of PCI bus 0 from this one on are for devices that come and go."""
 HOTPLUG_SLOTS = 8

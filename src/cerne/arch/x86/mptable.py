@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from cerne.arch.x86 import layout
+from cerne.errors import InputError
 from cerne.kvm.memory import GuestAddress, GuestMemory
 
 _APIC_VERSION = 0x14
 _ISA_BUS, _PCI_BUS = 1, 0
+_SPACE = 1 << 10
+"""Bytes; what follows is not memory on a PC."""
 _EDGE_HIGH, _LEVEL_LOW = 0, 0xF
 
 
@@ -34,6 +37,9 @@ def write_mp_table(
     """Write the floating pointer and the configuration table into the last KiB of base memory.
 
     The PCI IRQ routing table has no routes.
+
+    Raises:
+        InputError: the table has no room for so many processors.
     """
     io_apic = cpus
     entries = [
@@ -70,6 +76,8 @@ def write_mp_table(
     ]
     body = b"".join(entries)
     table = layout.MP_TABLE + 16
+    if 16 + 44 + len(body) > _SPACE:
+        raise InputError(f"{cpus} processors are more than the machine's MP table describes")
     header = struct.pack(
         "<4sHBB8s12sIHHIHBB",
         b"PCMP",

@@ -72,6 +72,7 @@ def configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmCon
         hugepages=bool(plan.resources.memory.hugepages),
         merge=bool(plan.resources.memory.merge),
         owner=os.geteuid(),
+        max_cpus=plan.max_cpus,
         strict=plan.strict,
         emulated=emulated,
     )

@@ -63,11 +63,6 @@ def require(plan: LaunchPlan, restores: Callable[[str], bool]) -> None:
             f"{plan.name} boots by firmware, which the native engine does not have",
             hint="use --engine qemu",
         )
-    if plan.max_cpus > plan.cpus:
-        raise InputError(
-            f"{plan.name} has room for more CPUs, which the native engine does not plug in",
-            hint="use --engine qemu, or leave out --max-cpus",
-        )
     require_backends(plan)
     if plan.resources.memory.hugepages:
         require_hugepages(plan.name, plan.memory, free=True)

@@ -9,37 +9,37 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.errors import GuestError, InputError, StateError
+from cerne.errors import GuestError, GuestTimeoutError, InputError, StateError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.store import State
 
 if TYPE_CHECKING:
+    from cerne.guest import GuestAgent
     from cerne.manager.store import Record
 
 _ONLINE = """
 cd /sys/devices/system/cpu || exit
-wanted=$1 tries=0
-while :; do
-    found=1
-    for cpu in cpu[0-9]*; do
-        [ -e "$cpu/online" ] || continue
-        read -r online <"$cpu/online"
-        # A CPU beyond those that it was given may be there, and must stay off.
-        if [ "$online" = 0 ] && [ "${cpu#cpu}" -lt "$wanted" ]; then
-            echo 1 >"$cpu/online" && online=1
+number=1 tries=0
+while [ "$number" -lt "$1" ]; do
+    if read -r online <"cpu$number/online"; then
+        if [ "$online" = 1 ] || echo 1 >"cpu$number/online"; then
+            number=$((number + 1))
+            continue
         fi
-        found=$((found + online))
-    done
-    [ "$found" -ge "$wanted" ] && exit 0
+        echo "its kernel does not start CPU $number" >&2
+        exit 1
+    fi
     tries=$((tries + 1))
-    [ "$tries" -gt 100 ] && break
+    if [ "$tries" -gt 100 ]; then
+        echo "its kernel does not find CPU $number" >&2
+        exit 1
+    fi
     sleep 0.1
 done
-echo "it has $found of $wanted CPUs online" >&2
-exit 1
 """
 """Brings CPUs online: the kernel itself leaves that to programs."""
-_PATIENCE = 60.0
+_PATIENCE = 120.0
+"""Seconds; a kernel waits 10 s for each CPU that does not start."""
 
 
 def require_growth(context: MachineContext, record: Record, wanted: int) -> None:
@@ -84,15 +84,24 @@ def add_cpus(context: MachineContext, record: Record, count: int) -> None:
     faults.step("CPUs plugged in")
     if not instance.record.agent:
         return
-    done = instance.agent().run(["sh", "-c", _ONLINE, "sh", str(count)], timeout=_PATIENCE)
-    if done.status != 0:
-        said = done.stderr.decode(errors="replace").strip()
+    said = _bring_online(instance.agent(), count)
+    if said:
         raise GuestError(
             f"{record.name} has {count} CPUs now, which its guest does not use: {said}",
             hint=f"see what its kernel says: cerne exec {record.name} dmesg",
             machine=record.name,
         )
     faults.step("CPUs online")
+
+
+def _bring_online(agent: GuestAgent, count: int) -> str:
+    """Have a guest use so many CPUs; why it does not, if so."""
+    try:
+        done = agent.run(["sh", "-c", _ONLINE, "sh", str(count)], timeout=_PATIENCE)
+    except GuestTimeoutError:
+        return f"its kernel takes more than {_PATIENCE:g} s to start them"
+    lines = done.stderr.decode(errors="replace").strip().splitlines()
+    return "" if done.status == 0 else (lines or [f"status {done.status}"])[-1]
 
 
 def settle_cpus(context: MachineContext, record: Record) -> None:

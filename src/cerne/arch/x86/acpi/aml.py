@@ -134,6 +134,22 @@ def equal(left: bytes, right: bytes) -> bytes:
     return b"\x93" + left + right
 
 
+def less(left: bytes, right: bytes) -> bytes:
+    return b"\x95" + left + right
+
+
+def negated(value: bytes) -> bytes:
+    return b"\x92" + value
+
+
+def both(left: bytes, right: bytes) -> bytes:
+    return b"\x90" + left + right
+
+
+def returned(value: bytes) -> bytes:
+    return b"\xa4" + value
+
+
 def call(path: str, *arguments: bytes) -> bytes:
     """A call of a method, which the table has defined before."""
     return name_string(path) + b"".join(arguments)
@@ -143,7 +159,7 @@ def when(predicate: bytes, *terms: bytes) -> bytes:
     return _sized(b"\xa0", predicate + b"".join(terms))
 
 
-LOCAL0 = b"\x60"
+LOCAL0, LOCAL1 = b"\x60", b"\x61"
 ARGUMENT0, ARGUMENT1, ARGUMENT2 = b"\x68", b"\x69", b"\x6a"
 _BYTE_ACCESS, _DWORD_ACCESS = 1, 3
 

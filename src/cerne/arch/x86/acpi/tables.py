@@ -28,9 +28,15 @@ RESET_VALUE = 1
 EVENT_POWER_BUTTON = 1
 EVENT_GENERATION = 2
 EVENT_PCI = 4
+EVENT_CPUS = 8
 
+_ENABLED, _ONLINE_CAPABLE = 1, 2
+_FIRST_X2APIC = 255
+_WORKS = 0xF
+"""_STA of a device that is present, enabled, shown and works."""
 _DEVICE_CHECK, _EJECT_REQUEST = 1, 3
 _HOTPLUG_REGISTERS = 16
+_CPU_REGISTERS = 8
 
 
 class PciIrq(NamedTuple):
@@ -49,15 +55,19 @@ class Table(NamedTuple):
     content: bytes
 
 
-def write_tables(memory: GuestMemory, cpus: int, irqs: tuple[PciIrq, ...] = ()) -> GuestAddress:
+def write_tables(
+    memory: GuestMemory, cpus: int, irqs: tuple[PciIrq, ...] = (), most: int = 0
+) -> GuestAddress:
     """Write all tables; return the address of the RSDP."""
-    for table in build_tables(cpus, irqs):
+    for table in build_tables(cpus, irqs, most):
         memory.write(table.address, table.content)
     return layout.ACPI_TABLES
 
 
-def build_tables(cpus: int, irqs: tuple[PciIrq, ...] = ()) -> list[Table]:
+def build_tables(cpus: int, irqs: tuple[PciIrq, ...] = (), most: int = 0) -> list[Table]:
     """All tables with their addresses; the RSDP first.
+
+    With `most` further processors may come, up to so many altogether.
 
     Raises:
         InputError: the tables have no room for so many processors.
@@ -72,15 +82,17 @@ def build_tables(cpus: int, irqs: tuple[PciIrq, ...] = ()) -> list[Table]:
         position = position + len(content) + 15 & ~15
         return table.address
 
-    dsdt = place(b"DSDT", _dsdt(irqs))
+    dsdt = place(b"DSDT", _dsdt(irqs, most))
     listed = [
         place(b"FACP", _fadt(dsdt)),
-        place(b"APIC", _madt(cpus)),
+        place(b"APIC", _madt(cpus, most)),
         place(b"MCFG", _mcfg()),
     ]
     xsdt = place(b"XSDT", _table(b"XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed)))
     if position > layout.ACPI_TABLES + _SPACE:
-        raise InputError(f"{cpus} processors are more than the machine's ACPI tables describe")
+        raise InputError(
+            f"{max(cpus, most)} processors are more than the machine's ACPI tables describe"
+        )
     return [Table(b"RSD PTR ", layout.ACPI_TABLES, _rsdp(xsdt)), *tables]
 
 
@@ -117,16 +129,20 @@ def _fadt(dsdt: int) -> bytes:
     return _table(b"FACP", 6, bytes(body))
 
 
-def _madt(cpus: int) -> bytes:
+def _madt(cpus: int, most: int) -> bytes:
     body = struct.pack("<II", layout.LAPIC, 0)
-    for index in range(cpus):
-        if index < 255:
-            body += struct.pack("<BBBBI", 0, 8, index, index, 1)
-        else:
-            body += struct.pack("<BBHIII", 9, 16, 0, index, 1, index)
+    for index in range(max(cpus, most)):
+        body += _processor_entry(index, _ENABLED if index < cpus else _ONLINE_CAPABLE)
     body += struct.pack("<BBBBII", 1, 12, 0, 0, layout.IOAPIC, 0)
     body += struct.pack("<BBBBIH", 2, 10, 0, 0, 2, 0)
     return _table(b"APIC", 5, body)
+
+
+def _processor_entry(index: int, flags: int) -> bytes:
+    """A local APIC, or a local x2APIC (ACPI 6.5, 5.2.12.2 and 5.2.12.12)."""
+    if index < _FIRST_X2APIC:
+        return struct.pack("<BBBBI", 0, 8, index, index, flags)
+    return struct.pack("<BBHIII", 9, 16, 0, index, flags, index)
 
 
 def _mcfg() -> bytes:
@@ -134,7 +150,7 @@ def _mcfg() -> bytes:
     return _table(b"MCFG", 1, body)
 
 
-def _dsdt(irqs: tuple[PciIrq, ...]) -> bytes:
+def _dsdt(irqs: tuple[PciIrq, ...], most: int) -> bytes:
     system = aml.scope(
         "\\_SB",
         _pci_root(irqs),
@@ -155,7 +171,8 @@ def _dsdt(irqs: tuple[PciIrq, ...]) -> bytes:
             aml.name("_UID", aml.integer(0)),
         ),
         _generation(),
-        _events(),
+        *([_processors(most)] if most else []),
+        _events(processors=bool(most)),
     )
     off = [aml.integer(value) for value in (SLEEP_TYPE_OFF, 0, 0, 0)]
     return _table(b"DSDT", 6, aml.name("_S5", aml.package(off)) + system)
@@ -268,7 +285,57 @@ def _generation() -> bytes:
     )
 
 
-def _events() -> bytes:
+def _processors(most: int) -> bytes:
+    """The processors, of which some may come later, with our registers for them."""
+    present, announced = aml.name_string("CPRS"), aml.name_string("CANN")
+    return aml.device(
+        "CPUS",
+        aml.name("_HID", aml.string("ACPI0010")),
+        aml.name("_CID", aml.eisa_id("PNP0A05")),
+        aml.operation_region("CREG", layout.CPU_PORT, _CPU_REGISTERS),
+        aml.dword_fields("CREG", "CPRS", "CANN"),
+        *(_processor(index) for index in range(most)),
+        aml.method(
+            "CSCN",
+            aml.store(present, aml.LOCAL0),
+            aml.store(announced, aml.LOCAL1),
+            *(
+                aml.when(
+                    aml.both(
+                        aml.less(aml.integer(index), aml.LOCAL0),
+                        aml.negated(aml.less(aml.integer(index), aml.LOCAL1)),
+                    ),
+                    aml.notify(_processor_name(index), _DEVICE_CHECK),
+                )
+                for index in range(1, most)
+            ),
+            aml.store(aml.LOCAL0, announced),
+            serialized=True,
+        ),
+    )
+
+
+def _processor(index: int) -> bytes:
+    number = aml.integer(index)
+    return aml.device(
+        _processor_name(index),
+        aml.name("_HID", aml.string("ACPI0007")),
+        aml.name("_UID", number),
+        aml.name("_MAT", aml.buffer(_processor_entry(index, _ENABLED))),
+        aml.method(
+            "_STA",
+            aml.when(aml.less(number, aml.name_string("CPRS")), aml.returned(aml.integer(_WORKS))),
+            aml.returned(aml.integer(0)),
+            serialized=True,
+        ),
+    )
+
+
+def _processor_name(index: int) -> str:
+    return f"C{index:03X}"
+
+
+def _events(*, processors: bool) -> bytes:
     """The generic event device: one line, and a byte with its events, which reading clears."""
     pending = aml.name_string("EVTS")
     return aml.device(
@@ -293,7 +360,13 @@ def _events() -> bytes:
                 aml.bitwise_and(aml.LOCAL0, aml.integer(EVENT_PCI)),
                 aml.call("\\_SB.PCI0.PSCN"),
             ),
+            *([_when_processors_come()] if processors else []),
             arguments=1,
             serialized=True,
         ),
     )
+
+
+def _when_processors_come() -> bytes:
+    came = aml.bitwise_and(aml.LOCAL0, aml.integer(EVENT_CPUS))
+    return aml.when(came, aml.call("\\_SB.CPUS.CSCN"))
