@@ -32,7 +32,7 @@ def side_channel_findings(root: Path = Path("/")) -> Iterator[Finding]:
     if read_text(root / "sys/kernel/mm/ksm/run") == "1":
         yield Finding(
             "equal pages",
-            "the host merges equal pages (KSM); Cerne's machines are not among them",
+            "the host merges equal pages (KSM); those of machines with --memory-merge",
         )
 
 
