@@ -14,13 +14,13 @@ from pathlib import Path
 
 from cerne.engine.detached import START
 from cerne.engine.opened import Opened
-from cerne.engine.plan import KernelBoot, LaunchPlan, UserNic
+from cerne.engine.plan import KernelBoot, LaunchPlan
 from cerne.engine.qemu.command_line import PID_FILE
 from cerne.engine.qemu.console_log import limited_log
+from cerne.engine.qemu.user_cards import has_own_user_mode
 from cerne.engine.saved import MEMORY_FILE
 from cerne.errors import DamagedError
 from cerne.host import user_ids
-from cerne.network.passt import has_passt
 from cerne.storage.overlay import chain
 from cerne.vmm.jail.bpf import ALLOW, program
 from cerne.vmm.jail.calls import PROGRAM_CALLS
@@ -56,7 +56,7 @@ def confined(
         user=None if lease is None else lease.user,
         reads=[str(path) for path in _reads(plan, reads_memory)] if known else [],
         writes=[str(path) for path in _writes(plan, reads_memory)] if known else [],
-        network=_has_own_network(plan),
+        network=has_own_user_mode(plan),
         # QEMU reserves no memory for what may be plugged, and asks first whether the host allows
         # that (/proc/sys/vm/overcommit_memory).
         settings=bool(plan.headroom),
@@ -108,10 +108,5 @@ def _capabilities(plan: LaunchPlan, user: int | None) -> Iterator[int]:
     if user is None and os.geteuid() == 0:
         yield from FILE_CAPABILITIES
     low = any(forward.host_port < FIRST_FREE_PORT for forward in plan.forwards)
-    if low and _has_own_network(plan):
+    if low and has_own_user_mode(plan):
         yield NET_BIND_SERVICE
-
-
-def _has_own_network(plan: LaunchPlan) -> bool:
-    """Whether QEMU itself serves network cards, by connections of this host."""
-    return not has_passt() and any(isinstance(nic, UserNic) for nic in plan.nics)

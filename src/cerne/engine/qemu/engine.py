@@ -79,15 +79,23 @@ class QemuEngine:
 
     def describe(self, plan: LaunchPlan, process: ProcessIdentity) -> InstanceRecord:
         """The record of a running machine (see `Engine.describe`)."""
+        from cerne.engine.qemu.user_cards import by_passt
         from cerne.engine.record import InstanceRecord
 
-        return InstanceRecord.of(plan, process, self.name, self.fingerprint(), vsock_cid=_cid(plan))
+        fingerprint = self._fingerprint(passt=by_passt(plan))
+        return InstanceRecord.of(plan, process, self.name, fingerprint, vsock_cid=_cid(plan))
 
     def fingerprint(self) -> str:
-        """This QEMU's series and machine, its accelerator, and the processor."""
+        """This QEMU's series and machine, its accelerator, the processor, and passt."""
+        from cerne.network.passt import has_passt
+
+        return self._fingerprint(passt=has_passt())
+
+    def _fingerprint(self, *, passt: bool) -> str:
         from cerne.engine.qemu.launching import fingerprint
 
-        return fingerprint(self.accelerator, vsock=_has_vsock(), kept=self.kept_version)
+        kept = self.kept_version
+        return fingerprint(self.accelerator, vsock=_has_vsock(), passt=passt, kept=kept)
 
     def restores(self, fingerprint: str) -> bool:
         """Whether a machine with this fingerprint can be restored: by releases of one series."""

@@ -15,6 +15,7 @@ from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qemu.command_line import MACHINE_VERSION, PID_FILE, command_line
 from cerne.engine.qemu.confinement import confined
 from cerne.engine.qemu.disks import opened_disk
+from cerne.engine.qemu.user_cards import MARK, by_passt
 from cerne.engine.qemu.version import installed_series, maps_read_files, program_stamp
 from cerne.engine.qmp.balloon import leave_memory
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE, SavedMachine, check
@@ -25,7 +26,6 @@ from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
 from cerne.host.supply import require_hugepages
-from cerne.network.passt import has_passt
 from cerne.network.ports import require_free
 from cerne.network.tap import require_tap
 from cerne.storage.locking import require_unlocked
@@ -111,19 +111,22 @@ def start(
 
 def _links(plan: LaunchPlan, opened: Opened) -> dict[str, int]:
     """The cards that passt serves, if this host has it; QEMU serves the others itself."""
-    if not has_passt():
+    if not by_passt(plan):
         return {}
     user = [nic for nic in plan.nics if isinstance(nic, UserNic)]
     return {nic.mac: connected_card(plan, nic, opened) for nic in user}
 
 
-def fingerprint(accelerator: Accelerator, *, vsock: bool, kept: Path | None = None) -> str:
-    """This QEMU's series and machine, its accelerator, and the processor.
+def fingerprint(
+    accelerator: Accelerator, *, vsock: bool, passt: bool, kept: Path | None = None
+) -> str:
+    """This QEMU's series and machine, its accelerator, the processor, and what serves cards.
 
     `kept` is the file that keeps the series (see `installed_series`).
     """
     series = installed_series(require_program(_BINARY), kept)
-    return _fingerprint(f"pc-q35-{series}", accelerator, vsock=vsock)
+    mark = MARK if passt else ""
+    return _fingerprint(f"pc-q35-{series}", accelerator, vsock=vsock) + mark
 
 
 def restores(
@@ -134,7 +137,8 @@ def restores(
     The first fingerprints had the size and the time of QEMU's program in place of its series; they
     are known while that program is installed.
     """
-    if fingerprint_ == fingerprint(accelerator, vsock=vsock, kept=kept):
+    fingerprint_ = fingerprint_.removesuffix(MARK)
+    if fingerprint_ == fingerprint(accelerator, vsock=vsock, passt=False, kept=kept):
         return True
     stamp = program_stamp(require_program(_BINARY))
     return fingerprint_ == _fingerprint(stamp, accelerator, vsock=vsock)
