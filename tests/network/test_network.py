@@ -20,8 +20,8 @@ from cerne.host.programs import find_program
 _ROOT = 0
 _QUICK = {
     _ROOT: (
-        *("addresses", "again", "apart", "bridge", "egress", "names", "neighbours"),
-        *("outside_nat", "outside_user", "picked", "published", "repair", "spoofing"),
+        *("addresses", "again", "apart", "bridge", "egress", "killed", "names"),
+        *("neighbours", "outside_nat", "outside_user", "picked", "published", "repair", "spoofing"),
     ),
     USER: ("egress", "neighbours", "outside_user", "published", "repair", "spoofing"),
 }

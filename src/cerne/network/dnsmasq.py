@@ -11,12 +11,15 @@ import re
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
+from cerne.network.names import HOST_NAME
 from cerne.network.plan import NetworkPlan
-from cerne.network.rules import BRIDGE, TABLE, Card
+from cerne.network.rules import BRIDGE, CLOSED_PORT, TABLE, Card
 
-CONFIGURATION, HOSTS, CARDS, LEASES = "dnsmasq.conf", "hosts", "cards", "leases"
+CONFIGURATION, CLOSED, HOSTS = "dnsmasq.conf", "closed.conf", "hosts"
+CARDS, LEASES = "cards", "leases"
 """Names of the files. dnsmasq reads `HOSTS` and `CARDS` again when it gets SIGHUP."""
 LEASE_TIME = "1h"
+_DNS = 53
 _LOCAL_NAME = re.compile("[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII | re.IGNORECASE)
 
 
@@ -28,30 +31,16 @@ def configuration(
     `servers` are ports of 127.0.0.1 in the namespace, at which name servers of the host answer.
     """
     lines = [
-        "port=53",
-        f"interface={BRIDGE}",
-        "except-interface=lo",
-        "bind-interfaces",
-        "no-resolv",
-        "no-hosts",
-        "no-poll",
+        *_answering(plan, directory, _DNS),
         "no-ping",
-        "domain-needed",
-        "pid-file",
-        "log-facility=-",
         "quiet-dhcp",
         "quiet-dhcp6",
         "quiet-ra",
-        "cache-size=1000",
         "dhcp-authoritative",
         "dhcp-ignore=tag:!known",
-        f"domain={plan.domain}",
-        f"local=/{plan.domain}/",
-        f"addn-hosts={directory}/{HOSTS}",
         f"dhcp-hostsfile={directory}/{CARDS}",
         f"dhcp-leasefile={directory}/{LEASES}",
         f"dhcp-option=option:mtu,{plan.mtu}",
-        "all-servers",
     ]
     lines += [f"server=127.0.0.1#{port}" for port in servers]
     if plan.ipv4 is not None:
@@ -68,11 +57,48 @@ def configuration(
         lines.append(f"dhcp-option=option6:domain-search,{plan.domain}")
         lines.append("enable-ra")
         lines.append(f"ra-param={BRIDGE},mtu:{plan.mtu},60,1800")
+    lines += _name_sets(cards)
+    return "\n".join(lines) + "\n"
+
+
+def closed_configuration(
+    plan: NetworkPlan, directory: str, servers: Sequence[int], cards: Sequence[Card]
+) -> str:
+    """The configuration of a second server, for machines that may not reach everything outside.
+
+    It asks only for the names that such machines may reach: a question for any other name would
+    carry data out.
+    """
+    names = {allowed.target for card in cards for _, allowed in card.named()}
+    lines = _answering(plan, directory, CLOSED_PORT)
+    lines += [f"server=/{name}/127.0.0.1#{port}" for name in sorted(names) for port in servers]
+    lines += _name_sets(cards)
+    return "\n".join(lines) + "\n"
+
+
+def _answering(plan: NetworkPlan, directory: str, port: int) -> list[str]:
+    """What both servers have: the names of the network, at its gateway."""
+    lines = [
+        f"port={port}",
+        f"interface={BRIDGE}",
+        "except-interface=lo",
+        "bind-interfaces",
+        "no-resolv",
+        "no-hosts",
+        "no-poll",
+        "domain-needed",
+        "pid-file",
+        "log-facility=-",
+        "cache-size=1000",
+        f"domain={plan.domain}",
+        f"local=/{plan.domain}/",
+        f"addn-hosts={directory}/{HOSTS}",
+        "all-servers",
+    ]
     for subnet in (plan.ipv4, plan.ipv6):
         if subnet is not None:
             lines += [f"local=/{zone}/" for zone in reverse_zones(subnet)]
-    lines += _name_sets(cards)
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _name_sets(cards: Iterable[Card]) -> Iterable[str]:
@@ -89,7 +115,7 @@ def hosts(plan: NetworkPlan, cards: Iterable[Card]) -> str:
     """The names of the machines and of the network itself (hosts(5))."""
     lines = []
     gateways = [address for address in (plan.gateway4, plan.gateway6) if address is not None]
-    lines += [f"{address} gateway.{plan.domain} gateway" for address in gateways]
+    lines += [f"{address} gateway.{plan.domain} gateway {HOST_NAME}" for address in gateways]
     for card in cards:
         if not _LOCAL_NAME.fullmatch(card.plan.name):
             continue

@@ -165,9 +165,9 @@ def _started(plan: NetworkPlan, members: Members) -> NetworkRecord:
     fresh = not members.alive(_ANCHOR)
     try:
         (plan.directory / _PLAN).write_bytes(stored.network_plan().dump_json(plan))
-        step("network-planned")
+        step("network planned")
         _run(plan, members)
-        step("network-running")
+        step("network started")
         running = members.alive(_HOLDER)
         if not running:
             raise EngineError(f"the process of the network {plan.name} ended at once")

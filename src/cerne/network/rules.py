@@ -23,6 +23,8 @@ TABLE = "cerne"
 BRIDGE = "net0"
 OUTSIDE = "out0"
 """The interface of the namespace that leads outside."""
+CLOSED_PORT = 5399
+"""Where the name server answers that asks outside only for names that machines may reach."""
 ROUTER = "fe80::1"
 """The network's own link-local address, which router advertisements come from."""
 
@@ -95,11 +97,12 @@ def routing_rules(
 ) -> Json:
     """The rules of the namespace's routing."""
     family = "inet"
-    own = ("input", "forward", "postrouting")
+    own = ("input", "forward", "prerouting", "postrouting")
     commands = [
         _add("table", family=family, name=TABLE),
         _base_chain(family, "input", "filter", 0, "drop"),
         _base_chain(family, "forward", "filter", 0, "drop"),
+        _base_chain(family, "prerouting", "nat", -100, "accept"),
         _base_chain(family, "postrouting", "nat", 100, "accept"),
         *(_chain(family, card.tap) for card in cards),
         *(_flush(family, name) for name in (*own, *(card.tap for card in cards), *stale)),
@@ -111,6 +114,7 @@ def routing_rules(
             commands += [_address_set(card.named_set(index, each), each) for each in (4, 6)]
     commands += [_rule(family, "input", *rule) for rule in _input_rules(plan, cards)]
     commands += [_rule(family, "forward", *rule) for rule in _forward_rules(cards)]
+    commands += [_rule(family, "prerouting", *rule) for rule in _question_rules(cards)]
     for card in cards:
         commands += [_rule(family, card.tap, *rule) for rule in _egress_rules(card)]
     if plan.uplink in (Uplink.USER, Uplink.NAT):
@@ -204,8 +208,8 @@ def _input_rules(plan: NetworkPlan, cards: Sequence[Card]) -> Iterable[list[Json
         return
     yield [inside, _is(_payload("icmp", "type"), "echo-request"), _ACCEPT]
     yield [inside, _is(kind, 128), _ACCEPT]
-    yield [inside, _is(_payload("udp", "dport"), {"set": [53, 67, 547]}), _ACCEPT]
-    yield [inside, _is(_payload("tcp", "dport"), 53), _ACCEPT]
+    yield [inside, _is(_payload("udp", "dport"), {"set": [53, 67, 547, CLOSED_PORT]}), _ACCEPT]
+    yield [inside, _is(_payload("tcp", "dport"), {"set": [53, CLOSED_PORT]}), _ACCEPT]
     for card in cards:
         if card.plan.host_ports:
             ports = _is(_payload("tcp", "dport"), {"set": sorted(card.plan.host_ports)})
@@ -227,6 +231,19 @@ def _forward_rules(cards: Sequence[Card]) -> Iterable[list[Json]]:
         for source in _sources(card.plan):
             yield [inside, out, source, {"goto": {"target": card.tap}}]
     yield [inside, _REJECT]
+
+
+def _question_rules(cards: Sequence[Card]) -> Iterable[list[Json]]:
+    """Questions of machines that may not reach everything go to the name server for them."""
+    inside = _is(_meta("iifname"), BRIDGE)
+    to_gateway = _is({"fib": {"result": "type", "flags": ["daddr"]}}, "local")
+    for card in cards:
+        if card.plan.egress is None:
+            continue
+        for source in _sources(card.plan):
+            for protocol in ("udp", "tcp"):
+                dns = _is(_payload(protocol, "dport"), 53)
+                yield [inside, source, to_gateway, dns, {"redirect": {"port": CLOSED_PORT}}]
 
 
 def _egress_rules(card: Card) -> Iterable[list[Json]]:

@@ -33,6 +33,7 @@ from tests.network.lab.lab import (
 )
 from tests.waiting import PATIENCE, eventually
 
+from cerne import faults
 from cerne.errors import CapacityError, ConflictError, HostError, InputError, NotFoundError
 from cerne.host.members import Members
 from cerne.host.process import ProcessIdentity
@@ -231,6 +232,10 @@ def egress(lab: Lab) -> None:
     here, other = (outside.ADDRESS4, outside.PORT), (outside.OTHER4, outside.PORT)
     eventually(lambda: not network.state().faults)
     assert not machine.connect(*here)
+    # A question for a name carries data out too.
+    lab.machine(network, 6)
+    eventually(lambda: machine.resolve("m6") == [str(SUBNET4[6])])
+    assert machine.resolve("outside.example") == []
 
     def allow(*texts: str) -> None:
         network.set_card(replace(machine.plan, egress=tuple(map(parse_allowed, texts))))
@@ -247,10 +252,11 @@ def egress(lab: Lab) -> None:
     assert not machine.connect(*other)
     eventually(lambda: machine.resolve("other.example") == [outside.OTHER4])
     assert machine.connect(*other)
-    assert machine.resolve("outside.example") == [outside.ADDRESS4]
+    assert machine.resolve("outside.example") == []
     assert not machine.connect(*here)
     network.set_card(replace(machine.plan, egress=None))
     assert machine.connect(*here)
+    eventually(lambda: machine.resolve("outside.example") == [outside.ADDRESS4])
 
 
 def spoofing(lab: Lab) -> None:
@@ -378,6 +384,29 @@ def again(lab: Lab) -> None:
     with pytest.raises((HostError, InputError)):
         start_network(bad)
     assert not bad.directory.exists()
+
+
+def killed(lab: Lab) -> None:
+    """A command that is killed while it starts a network leaves what the next one takes over."""
+    plan = lab.plan(Uplink.NONE)
+    for step in ("network planned", "network started"):
+        child = os.fork()
+        if child == 0:
+            faults.hook = partial(_end_at, step)
+            start_network(plan)
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        network = lab.network(plan)
+        assert len(_left(lab, "holder")) == 1
+        assert len(_left(lab, "anchor")) == 1
+        lab.machine(network, 5).require("busybox", "ping", "-c", "1", "-W", "10", str(GATEWAY4))
+        network.stop()
+        assert not _left(lab, "holder", "anchor", "dnsmasq")
+
+
+def _end_at(wanted: str, step: str) -> None:
+    if step == wanted:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def bridge(lab: Lab) -> None:

@@ -236,7 +236,7 @@ class Holder:
         if not self._uplink.connected():
             self._uplink.connect()
             done.append(f"connected the uplink {self._plan.uplink} again")
-        if self._services is not None and self._services.pid is None:
+        if self._services is not None and self._services.lost(self._all()):
             self._services.repair(self._all())
             done.append("started dnsmasq again")
         return done
@@ -249,7 +249,7 @@ class Holder:
             faults.append("the rules are missing")
         if not self._uplink.connected():
             faults.append(f"the uplink {self._plan.uplink} is not connected")
-        if self._services is not None and self._services.pid is None:
+        if self._services is not None and self._services.lost(self._all()):
             faults.append(f"dnsmasq does not run: {self._services.said}")
         return faults
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 from collections.abc import Iterable, Sequence
+from ipaddress import ip_address
 from pathlib import Path
 
 from cerne.errors import StorageError
@@ -15,14 +17,15 @@ from cerne.network import dnsmasq
 from cerne.network.holder.children import Child
 from cerne.network.holder.namespace import Inside
 from cerne.network.holder.relay import Address, Relay, bound, relay
+from cerne.network.names import host_name_servers
 from cerne.network.plan import NetworkPlan
-from cerne.network.resolvers import name_servers
 from cerne.network.rules import Card
 from cerne.spec.network import Uplink
 from cerne.spec.ports import Protocols
 
 _FIRST_PORT = 5301
 _DNS = 53
+_MOST_SERVERS = 6
 _DIRECTORY = "dns"
 _MOUNTED = "/mnt"
 """Where dnsmasq sees its files as another user, who may not enter the directories above."""
@@ -41,8 +44,20 @@ class Services:
         self._relays: list[Relay] = []
         self._written: dict[str, str] = {}
         self._dnsmasq = Child(
-            "dnsmasq", members, self._command, inside=inside, directory=plan.directory
+            "dnsmasq",
+            members,
+            lambda: self._command(dnsmasq.CONFIGURATION),
+            inside=inside,
+            directory=plan.directory,
         )
+        self._closed = Child(
+            "closed-dnsmasq",
+            members,
+            lambda: self._command(dnsmasq.CLOSED),
+            inside=inside,
+            directory=plan.directory,
+        )
+        """Serves the machines that may not reach everything; runs while there is one."""
 
     @property
     def pid(self) -> int | None:
@@ -71,15 +86,23 @@ class Services:
         self.ask_host()
         self._write_all(cards)
         self._dnsmasq.start()
+        if _restricted(cards):
+            self._closed.start()
 
     def update(self, cards: Sequence[Card]) -> None:
         """Have other machines."""
-        before = self._written.get(dnsmasq.CONFIGURATION)
         changed = self._write_all(cards)
-        if self._written[dnsmasq.CONFIGURATION] != before:
+        hosts = bool(changed & {dnsmasq.HOSTS, dnsmasq.CARDS})
+        if dnsmasq.CONFIGURATION in changed:
             self._dnsmasq.restart()
-        elif changed:
+        elif hosts:
             self._dnsmasq.signal(signal.SIGHUP)
+        if not _restricted(cards):
+            self._closed.stop()
+        elif dnsmasq.CLOSED in changed or self._closed.pid is None:
+            self._closed.restart()
+        elif hosts:
+            self._closed.signal(signal.SIGHUP)
 
     def repair(self, cards: Sequence[Card]) -> None:
         """Start it if it does not run, with all files written again."""
@@ -87,10 +110,16 @@ class Services:
         self._write_all(cards)
         if self._dnsmasq.pid is None:
             self._dnsmasq.restart()
+        if self._closed.pid is None and _restricted(cards):
+            self._closed.restart()
+
+    def lost(self, cards: Sequence[Card]) -> bool:
+        """Whether a server does not run."""
+        return self.pid is None or (self._closed.pid is None and _restricted(cards))
 
     def ask_host(self) -> bool:
         """Have the host's present name servers; return whether their number has changed."""
-        servers = [] if self._plan.uplink is Uplink.NONE else name_servers()
+        servers = [] if self._plan.uplink is Uplink.NONE else _name_servers()
         before = len(self._relays)
         self._servers = servers
         for index in range(len(self._relays) // 2, len(servers)):
@@ -110,26 +139,27 @@ class Services:
     def _make_inside(self, family: socket.AddressFamily, kind: socket.SocketKind) -> socket.socket:
         return self._inside.call(socket.socket, family, kind)
 
-    def _write_all(self, cards: Iterable[Card]) -> bool:
-        """Write the files that have changed; return whether one has."""
+    def _write_all(self, cards: Iterable[Card]) -> set[str]:
+        """Write the files that have changed; return their names."""
         cards = list(cards)
         ports = [_FIRST_PORT + index for index in range(len(self._relays) // 2)]
         files = {
             dnsmasq.CONFIGURATION: dnsmasq.configuration(self._plan, self._seen_at(), ports, cards),
+            dnsmasq.CLOSED: dnsmasq.closed_configuration(self._plan, self._seen_at(), ports, cards),
             dnsmasq.HOSTS: dnsmasq.hosts(self._plan, cards),
             dnsmasq.CARDS: dnsmasq.cards_file(cards),
         }
-        changed = [name for name, text in files.items() if self._written.get(name) != text]
+        changed = {name for name, text in files.items() if self._written.get(name) != text}
         for name in changed:
             _write(self._place / name, files[name])
         self._written = files
-        return bool(changed)
+        return changed
 
     def _seen_at(self) -> str:
         return _MOUNTED if self._as_other else str(self._place)
 
-    def _command(self) -> list[str]:
-        file = f"{self._seen_at()}/{dnsmasq.CONFIGURATION}"
+    def _command(self, configuration: str) -> list[str]:
+        file = f"{self._seen_at()}/{configuration}"
         program = str(require_program("dnsmasq"))
         command = [program, "--keep-in-foreground", f"--conf-file={file}"]
         if not self._as_other:
@@ -144,6 +174,20 @@ class Services:
             *(f"--inh-caps={kept}", f"--ambient-caps={kept}", f"--bounding-set={kept}"),
             *("--no-new-privs", "--pdeathsig=KILL", "--", *command),
         ]
+
+
+def _restricted(cards: Iterable[Card]) -> bool:
+    """Whether a machine may not reach everything outside."""
+    return any(card.plan.egress is not None for card in cards)
+
+
+def _name_servers() -> list[str]:
+    found = []
+    for server in host_name_servers():
+        with contextlib.suppress(ValueError):
+            ip_address(server)
+            found.append(server)
+    return found[:_MOST_SERVERS]
 
 
 def _write(path: Path, text: str) -> None:
