@@ -245,3 +245,34 @@ def test_the_room_of_another_user_than_root_has_none_of_that_users_files(root: N
         command = [python, *START[1:], "program", *room.words(), "/bin/cat", str(own)]
         run = subprocess.run(command, capture_output=True, text=True, check=False, **nobody)  # type: ignore[call-overload]
         assert (run.returncode, run.stderr) == (0, "")
+
+
+def test_where_no_owners_are_mapped_a_program_keeps_roots_id_and_its_own_root(
+    root: None, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    own.write_text("words")
+    own.chmod(0o600)
+    # No mount of its file system has other owners.
+    unmapped = "/dev/pts/ptmx"
+    if not Path(unmapped).exists():
+        pytest.skip(f"there is no {unmapped}")
+    with contextlib.ExitStack() as leaving:
+        targets = _targets(tmp_path, leaving)
+        room = _room(
+            PROGRAM_CALLS,
+            user=int(targets["user"]),
+            reads=[str(own)],
+            writes=[unmapped],
+            programs=["/bin/cat"],
+        )
+        command = [*START, "program", *room.words(), "/bin/cat", str(own)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (run.stdout, run.stderr) == (
+            "words",
+            "this host lacks user: Invalid argument\n",
+        )
+        assert run.stderr == "this host lacks user: Invalid argument\n"
+        command = [*START, "program", *room.words(), "/bin/cat", "/etc/shadow"]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "No such file" in run.stderr

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 # No file of a program is there.
 _MOUNT_POINT = "/sys"
 _SEARCHED_BY_ALL = 0o022
+_ALL_READ, _ALL_READ_FOLDER = 0o004, 0o005
 _SETPCAP = 8
 NET_BIND_SERVICE = 10
 """The capability to listen at a port below 1024."""
@@ -207,17 +208,25 @@ def confine(room: Room) -> None:
         except OSError as error:
             raise RefusedError(f"core scheduling failed: {error.strerror}") from error
     _limit(room)
-    kept = frozenset(room.capabilities)
-    user = room.user
-    if room.own_root and not _put_up("root", lambda: _enter_root(room)):
-        # The files in it belong to others.
-        user = None
-        kept |= frozenset(FILE_CAPABILITIES)
+    if room.own_root:
+        files: list[_Files] = []
+        # Before anything has changed, because not every file system maps owners.
+        if room.user is not None and not _put_up("user", lambda: files.append(_Files(room))):
+            _keep_user(room)
+        if not _put_up("root", lambda: _enter_root(room, files)) and room.user is not None:
+            _keep_user(room)
     if os.geteuid() == 0 or room.own_root:
-        _put_up("capabilities", lambda: _become(user, kept))
+        kept = frozenset(room.capabilities)
+        _put_up("capabilities", lambda: _become(room.user, kept))
     system.prctl(Prctl.SET_NO_NEW_PRIVS, 1)
     _put_up("landlock", lambda: system.deny_by_landlock(paths=False))
     _put_up("seccomp", lambda: system.set_filter(room.filter))
+
+
+def _keep_user(room: Room) -> None:
+    """Have the present user, who may use the files of others."""
+    room.user = None
+    room.capabilities += FILE_CAPABILITIES
 
 
 def _limit_beside(log: Log) -> None:
@@ -285,15 +294,12 @@ def _become(user: int | None, kept: frozenset[int]) -> None:
     system.set_capabilities(kept)
 
 
-def _enter_root(room: Room) -> None:
+def _enter_root(room: Room, prepared: list[_Files]) -> None:
     """Make a root with only the program's files; without root, in a user namespace."""
     namespaces = Namespace.MOUNT | Namespace.IPC | Namespace.UTS
     if not room.network:
         namespaces |= Namespace.NET
-    with_root = os.geteuid() == 0
-    # Before anything has changed: a file system may not map owners.
-    files = _Files(room) if with_root else None
-    if with_root:
+    if os.geteuid() == 0:
         system.unshare(namespaces)
     else:
         _leave_user_namespace(namespaces)
@@ -308,7 +314,8 @@ def _enter_root(room: Room) -> None:
     for path in (*room.reads, *room.writes):
         if stat.S_ISBLK(os.stat(path).st_mode):
             _device(path, owner)
-    (files or _Files(room)).attach()
+    files = prepared[0] if prepared else _Files(room)
+    files.attach()
     os.makedirs(f"{_MOUNT_POINT}/tmp", exist_ok=True)
     _show_own_processes(room)
     os.umask(mask)
@@ -355,18 +362,15 @@ class _Files:
         status = os.stat(path)
         if stat.S_ISBLK(status.st_mode):
             return
-        ids = None
-        if self._user is not None:
+        folder = stat.S_ISDIR(status.st_mode)
+        ids, readable = None, _ALL_READ_FOLDER if folder else _ALL_READ
+        open_to_all = attributes & Attribute.READ_ONLY and status.st_mode & readable == readable
+        if self._user is not None and not open_to_all:
             owners = (status.st_uid, status.st_gid)
             if owners not in self._maps:
                 self._maps[owners] = _id_map(*owners, self._user)
             ids = self._maps[owners]
-        self._trees.append(
-            (
-                path,
-                system.clone_mount(path, attributes, folder=stat.S_ISDIR(status.st_mode), ids=ids),
-            )
-        )
+        self._trees.append((path, system.clone_mount(path, attributes, folder=folder, ids=ids)))
 
 
 def _copy(path: str) -> None:
