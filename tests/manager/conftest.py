@@ -201,6 +201,7 @@ class FakeEngine:
         self.failure: BaseException | None = None
         self.how_it_ended = Ending(orderly=False, reason="its process was killed")
         self.forks = True
+        self.cards: int | None = None
         self.version = "fake"
         self.saved_size = 4096
         self.needs_beside = 0
@@ -256,6 +257,10 @@ class FakeEngine:
 
     def restores(self, fingerprint: str) -> bool:
         return fingerprint == self.version
+
+    def saved_cards(self, directory: Path) -> int | None:
+        assert (directory / "state").exists()
+        return self.cards
 
     def ending(self, logs: Path) -> Ending:
         return self.how_it_ended

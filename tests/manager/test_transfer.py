@@ -134,6 +134,17 @@ def test_another_processor_is_refused_before_anything_is_loaded(
     assert list(elsewhere.images.list()) == []
 
 
+def test_cards_that_the_memory_does_not_have_are_refused(
+    snapshot: Snapshot, exported: Path, elsewhere: Manager, engine: FakeEngine
+) -> None:
+    engine.cards = len(snapshot.manifest.spec.nics) + 1
+    with pytest.raises(DamagedError, match="with 2 network cards, and its specification has 1"):
+        elsewhere.import_snapshot(exported)
+    assert _left(elsewhere) == []
+    engine.cards -= 1
+    assert elsewhere.import_snapshot(exported).name == "old"
+
+
 def test_what_is_no_snapshot_is_refused(elsewhere: Manager, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=f"see: ls -l {tmp_path}/missing"):
         elsewhere.import_snapshot(tmp_path / "missing")

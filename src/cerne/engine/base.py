@@ -368,5 +368,14 @@ class Engine(Protocol):
         Always true for the engine's own fingerprint; maybe true for one of an older Cerne.
         """
 
+    def saved_cards(self, directory: Path) -> int | None:
+        """How many network cards a saved machine has; None if its state does not say.
+
+        The state may come from anywhere, and nothing of it is loaded.
+
+        Raises:
+            DamagedError: it is not a saved machine of this engine.
+        """
+
     def ending(self, logs: Path) -> Ending:
         """How the machine's process ended, from its `LaunchPlan.logs`."""

@@ -82,6 +82,12 @@ class NativeEngine:
 
         return restores(fingerprint)
 
+    def saved_cards(self, directory: Path) -> int | None:
+        """How many network cards a saved machine has."""
+        from cerne.engine.native.saved_cards import saved_cards
+
+        return saved_cards(directory)
+
     def ending(self, logs: Path) -> Ending:
         """How the process with these logs ended."""
         from cerne.engine.native.launching import ending

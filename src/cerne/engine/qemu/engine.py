@@ -103,6 +103,12 @@ class QemuEngine:
 
         return restores(fingerprint, self.accelerator, vsock=_has_vsock(), kept=self.kept_version)
 
+    def saved_cards(self, directory: Path) -> int | None:
+        """How many network cards a saved machine has."""
+        from cerne.engine.qemu.saved_cards import saved_cards
+
+        return saved_cards(directory)
+
     def ending(self, logs: Path) -> Ending:
         """How the process with these logs ended."""
         from cerne.engine.detached import reap

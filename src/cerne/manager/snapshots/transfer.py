@@ -106,6 +106,7 @@ def import_snapshot(
                 created=time.time(),
             )
             _check_disk(image, work, manifest)
+            _check_cards(manager, manifest, work)
             with Layers(manager.home, manager.store).locked():
                 _keep_disk(image, work, manager.home.layer(row.layer))
                 _keep_memory(work, manifest)
@@ -223,6 +224,19 @@ def _check_disk(image: Image, work: Path, manifest: Manifest) -> None:
             raise DamagedError("the snapshot's disk is missing", hint="export it again")
         size = manifest.spec.root_size or image.disk.virtual_size
         require_strange_layer(disk, size, "the snapshot's disk")
+
+
+def _check_cards(manager: ManagerContext, manifest: Manifest, work: Path) -> None:
+    """Refuse saved memory of a machine with other network cards than its specification has."""
+    if not manifest.has_memory:
+        return
+    saved, said = manager.choose_engine(manifest.engine).saved_cards(work), len(manifest.spec.nics)
+    if saved is not None and saved != said:
+        raise DamagedError(
+            f"the snapshot's memory is of a machine with {saved} network cards, and its"
+            f" specification has {said}",
+            hint="if you trust it, export the snapshot again",
+        )
 
 
 def _keep_disk(image: Image, work: Path, layer: Path) -> None:
