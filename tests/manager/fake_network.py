@@ -57,6 +57,7 @@ class FakeNetwork:
     def add_card(self, card: CardPlan) -> int:
         self._require()
         (self.plan.directory / f"card-{card.mac}").write_bytes(pickle.dumps(card))
+        (self.plan.directory / f"lost-{card.mac}").unlink(missing_ok=True)
         return os.open("/dev/null", os.O_RDWR)
 
     def set_card(self, card: CardPlan) -> CardState:
@@ -72,7 +73,13 @@ class FakeNetwork:
         return self.state().cards
 
     def state(self) -> NetworkState:
-        cards = tuple(_state(card) for card in cards_in(self.plan.directory))
+        cards = tuple(
+            replace(
+                _state(card),
+                connected=not (self.plan.directory / f"lost-{card.mac}").exists(),
+            )
+            for card in cards_in(self.plan.directory)
+        )
         return NetworkState(cards, {"holder": self.record.holder.pid}, (), ())
 
     def repair(self, cards: Iterable[CardPlan]) -> tuple[str, ...]:
@@ -83,7 +90,8 @@ class FakeNetwork:
         self.networks.repaired.append([*wanted])
         missing = wanted.keys() - {card.mac for card in cards_in(self.plan.directory)}
         for mac in missing:
-            os.close(self.add_card(wanted[mac]))
+            (self.plan.directory / f"card-{mac}").write_bytes(pickle.dumps(wanted[mac]))
+            (self.plan.directory / f"lost-{mac}").touch()
         return tuple(f"the card {mac} was missing" for mac in sorted(missing))
 
     def stop(self) -> None:

@@ -14,6 +14,7 @@ from tests.manager.test_faults import run_killed_at
 from cerne.client.local import LocalHost
 from cerne.engine.plan import LaunchPlan, NetworkNic
 from cerne.errors import ConflictError, HostError, InputError, NotFoundError, StateError
+from cerne.host.process import ProcessIdentity
 from cerne.manager import Machine, Manager
 from cerne.network import addresses, preflight
 from cerne.network import network as mechanism
@@ -242,7 +243,7 @@ def test_a_network_whose_process_was_killed_is_repaired(
     network = manager.network("lan")
     assert network.repair() == ()
     end(networks.started[-1].directory)
-    assert len(network.repair()) == 1
+    assert network.repair()[-1] == "the card of a lost its namespace: cerne restart a"
     assert network.runs
     assert [card.name for card in _cards(manager)] == ["a"]
     machine.kill()
@@ -334,3 +335,18 @@ def test_a_command_that_is_killed_leaves_networks_that_the_next_one_puts_right(
             assert step > 0
             return
     pytest.fail("it has too many steps")
+
+
+@pytest.mark.usefixtures("lan")
+def test_a_network_starts_again_after_a_reboot(manager: LocalHost, networks: FakeNetworks) -> None:
+    machine = _create(manager, "a")
+    machine.start()
+    row = manager.network("lan").row
+    end(networks.started[-1].directory)
+    machine.kill()
+    # As after a reboot: the process that is noted was one of another boot.
+    manager._store.set_holder(row, ProcessIdentity(1, 1, "another boot"))
+    assert not manager.network("lan").runs
+    machine.start()
+    assert manager.network("lan").runs
+    assert [str(card.ipv4) for card in _cards(manager)] == ["10.64.0.2"]

@@ -33,7 +33,8 @@ OtherTapOption = Annotated[
     str | None,
     typer.Option(
         "--network",
-        help="tap:INTERFACE, another tap, if the machine has a tap.",
+        help="Another tap (tap:INTERFACE) if the machine has a tap, or another network with a name"
+        " if it is on one.",
         show_default="its network",
     ),
 ]

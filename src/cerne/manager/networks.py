@@ -132,9 +132,15 @@ class Network:
                 return ()
             found = attached(self._context, row, dead=True) or started(self._context, row)
             done = found.repair(cards)
+            faults.step("network repaired")
             if found.record.holder != row.holder:
                 self._context.store.set_holder(row, found.record.holder)
-            return done
+            lost = sorted({card.plan.name for card in found.cards() if not card.connected})
+            return (*done, *(_lost(name) for name in lost))
+
+
+def _lost(name: str) -> str:
+    return f"the card of {name} lost its namespace: cerne restart {name}"
 
 
 def spec_of(row: NetworkRow) -> NetworkSpec:
