@@ -142,6 +142,23 @@ def test_only_answers_pass_to_the_clients_of_published_ports(frames: GuestFrames
         assert frames.judge(udp(client, 51001, own_port=81)) is Verdict.DROP
 
 
+@pytest.mark.parametrize("flags", [SYN | ACK, 0x14])
+def test_a_connection_from_the_host_begins_again_until_it_is_answered(
+    frames: GuestFrames, flags: int
+) -> None:
+    begins = _to_guest(TCP, "10.0.2.2", (51000, 80))
+    frames.note(begins)
+    frames.note(_to_guest(TCP, "192.0.2.80", (51000, 80)))
+    assert frames.repeated() == []
+    assert frames.waits
+    assert frames.repeated() == [begins]
+    frames.judge(tcp("10.0.2.2", 51000, flags, own_port=80))
+    assert frames.repeated() == []
+    frames.note(begins)
+    assert sum(bool(frames.repeated()) for _ in range(30)) < 10
+    assert not frames.waits
+
+
 def test_an_address_that_becomes_the_hosts_is_closed_then() -> None:
     own: set[bytes] = set()
     frames = GuestFrames(own.__contains__)

@@ -47,6 +47,7 @@ _LARGEST = 128 * 1024
 """Bytes of a longest frame; a longer one means that the other side is not what it should be."""
 _MOST_WAITING = 4 * 1024 * 1024
 """Bytes for the card that may wait; passt waits then, and answers of our own are lost."""
+_SECOND = 1.0
 _MEMORY = 5.0
 """Seconds for which a judgement of an address is kept."""
 
@@ -160,7 +161,7 @@ class CardSupervisor(Supervisor):
         self._room = memoryview(bytearray(_READ))
         self._frames = GuestFrames(OwnAddresses().has, card.host_access)
         self._names = NameServers()
-        self._forgotten = 0.0
+        self._forgotten = self._repeated = 0.0
 
     def _has_ended(self, patience: float) -> bool:
         poll = select.poll()
@@ -189,7 +190,7 @@ class CardSupervisor(Supervisor):
         self._to_passt(passt, [framed(arp_request(self._mac, ADDRESS, GATEWAY))])
         while True:
             watched.set({watch: select.POLLIN, **self._waited(passt)})
-            found = watched.wait(self._names.wait(time.monotonic()) if self._names.waits else None)
+            found = watched.wait(self._patience())
             if watch in found:
                 return status_of(passt.child)
             if passt.ready in found:
@@ -198,9 +199,23 @@ class CardSupervisor(Supervisor):
                 self._serve_card(found.get(self._card.link.fileno(), 0), passt)
                 self._serve_passt(found.get(passt.way.link.fileno(), 0), passt)
                 self._serve_names(found)
+                self._repeat()
             except _CardGoneError:
                 self._end(passt.child, watch)
                 return None
+
+    def _patience(self) -> float | None:
+        """Seconds until something is due."""
+        due = [_SECOND] if self._frames.waits else []
+        if self._names.waits and (wait := self._names.wait(time.monotonic())) is not None:
+            due.append(wait)
+        return min(due, default=None)
+
+    def _repeat(self) -> None:
+        if self._frames.waits and (now := time.monotonic()) > self._repeated + _SECOND:
+            self._repeated = now
+            for frame in self._frames.repeated():
+                self._answer(frame)
 
     def _waited(self, passt: _Passt) -> dict[int, int]:
         # What comes from one side is read while there is room for it at the other.

@@ -52,6 +52,7 @@ _SYN, _RST, _ACK, _SYN_ACK = 0x02, 0x04, 0x10, 0x12
 _PLAIN = 0x45
 """The first byte of an IPv4 packet without options."""
 _FRAGMENT = 0x3F
+_REPEATS = 10
 _MOST_KNOWN = _MOST_ANSWERABLE = 4096
 
 
@@ -79,6 +80,7 @@ class GuestFrames:
         self._ports = frozenset(host_access)
         self._known: dict[bytes, bool] = {}
         self._answerable: dict[tuple[int, bytes, bytes], bool] = {}
+        self._unanswered: dict[tuple[int, bytes, bytes], tuple[bytes, int]] = {}
 
     def forget(self) -> None:
         """Ask again for each address, because the host's addresses change."""
@@ -101,11 +103,32 @@ class GuestFrames:
         else:
             noted = protocol == _UDP and not self._is_open(source)
         if noted:
-            ports = frame[at + 2 : at + 4] + frame[at : at + 2]
-            self._answerable.pop((protocol, source, ports), None)
-            self._answerable[protocol, source, ports] = True
-            if len(self._answerable) > _MOST_ANSWERABLE:
-                del self._answerable[next(iter(self._answerable))]
+            key = (protocol, source, frame[at + 2 : at + 4] + frame[at : at + 2])
+            self._answerable.pop(key, None)
+            self._answerable[key] = True
+            if protocol == _TCP and not self._is_open(source):
+                self._unanswered[key] = (frame, 0)
+            for noted_ones in (self._answerable, self._unanswered):
+                if len(noted_ones) > _MOST_ANSWERABLE:
+                    del noted_ones[next(iter(noted_ones))]
+
+    @property
+    def waits(self) -> bool:
+        """Whether `repeated` has something to do, each second."""
+        return bool(self._unanswered)
+
+    def repeated(self) -> list[bytes]:
+        """The first segments of connections from this host that the guest has not answered.
+
+        A guest drops them while its server has many others to accept, and passt (2023-03) sends
+        each only once, and resets the connection after ten seconds.
+        """
+        waiting = self._unanswered
+        self._unanswered = {
+            key: (frame, count + 1) for key, (frame, count) in waiting.items() if count < _REPEATS
+        }
+        # The first time, one may have come just now.
+        return [frame for frame, count in self._unanswered.values() if count > 1]
 
     def judge(self, frame: bytes) -> Verdict:
         """What becomes of a frame of the guest, which may be anything."""
@@ -181,6 +204,7 @@ class GuestFrames:
             return key in self._answerable
         if protocol != _TCP or len(frame) <= at + 13:
             return False
+        self._unanswered.pop(key, None)
         if not frame[at + 13] & _SYN:
             # passt takes it for a part of a connection that exists, or drops it.
             return True
