@@ -26,6 +26,7 @@ SOURCES = {
     "balloon": ("start.S", "interrupts.c", "balloon.c"),
     "ipxe": (*_ONLY_PVH, f'-DKERNEL="{IPXE}"', "bios.S"),
     "disk": ("start.S", "interrupts.c", "disk.c"),
+    "memory": ("start.S", "interrupts.c", "memory.c"),
     "machine": ("start.S", "interrupts.c", "machine.c"),
     "exerciser": ("start.S", "interrupts.c", "exerciser.c"),
     "pvh": (*_ONLY_PVH, "pvh.S"),

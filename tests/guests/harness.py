@@ -114,6 +114,7 @@ def running(
     disks: Sequence[Path] = (),
     nics: int = 0,
     vsock: bool = False,
+    headroom: int = 0,
     emulated: bool = False,
     program: Sequence[str] = ("-m", "cerne.vmm"),
 ) -> Iterator[Running]:
@@ -144,6 +145,7 @@ def running(
                 for at, (link, _) in enumerate(links)
             ),
             vsock=_vsock(home / "vsock", opened) if vsock else None,
+            headroom=headroom,
             emulated=emulated,
         )
         config.write(home / "config")
