@@ -21,13 +21,22 @@ _ROOT = 0
 _QUICK = {
     _ROOT: (
         *("addresses", "again", "apart", "bridge", "egress", "killed", "names"),
-        *("neighbours", "outside_nat", "outside_user", "picked", "published", "repair", "spoofing"),
+        *(
+            "neighbours",
+            "outside_nat",
+            "outside_user",
+            "picked",
+            "published",
+            "reboot",
+            "repair",
+            "spoofing",
+        ),
     ),
     USER: ("egress", "neighbours", "outside_user", "published", "repair", "spoofing"),
 }
 _SLOW = {
     _ROOT: ("crowd", "flood", "rates"),
-    USER: ("addresses", "again", "apart", "names", "picked", "rates"),
+    USER: ("addresses", "killed", "reboot", "again", "apart", "names", "picked", "rates"),
 }
 _PROGRAMS = ("nft", "dnsmasq", "pasta", "ip", "tc", "busybox", "setpriv", "setsid")
 

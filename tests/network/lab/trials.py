@@ -90,15 +90,24 @@ def addresses(lab: Lab) -> None:
     """A machine gets the planned addresses by DHCP, and a route by a router advertisement."""
     network = lab.network()
     machine = lab.connected(network, card_plan(5))
+    said = _leased(lab, machine)
+    assert f"{SUBNET4[5]}/24 {GATEWAY4} {GATEWAY4} m5 1500 {DOMAIN}" in said, said
+    eventually(lambda: "default via fe80::1" in machine.require("ip", "-6", "route"))
+    _inside(lab, "ip link del net0")
+    assert "made the bridge again" in network.repair([machine.plan])
+    machine.require("ip", "addr", "flush", "dev", "eth0")
+    assert str(SUBNET4[5]) in _leased(lab, machine)
+    unknown = lab.connected(network, card_plan(6, ipv4=None, ipv6=None, name="unknown"))
+    assert unknown.run("busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-t", "2", "-T", "1")[0] != 0
+
+
+def _leased(lab: Lab, machine: Machine) -> str:
+    """What a machine gets by DHCP."""
     script = lab.directory / "udhcpc"
     script.write_text(_SCRIPT)
     script.chmod(0o755)
     options = ("-n", "-q", "-f", "-t", "20", "-T", "1", "-O", "hostname", "-O", "mtu")
-    said = machine.require("busybox", "udhcpc", "-i", "eth0", *options, "-s", str(script))
-    assert f"{SUBNET4[5]}/24 {GATEWAY4} {GATEWAY4} m5 1500 {DOMAIN}" in said, said
-    eventually(lambda: "default via fe80::1" in machine.require("ip", "-6", "route"))
-    unknown = lab.connected(network, card_plan(6, ipv4=None, ipv6=None, name="unknown"))
-    assert unknown.run("busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-t", "2", "-T", "1")[0] != 0
+    return machine.require("busybox", "udhcpc", "-i", "eth0", *options, "-s", str(script))
 
 
 def names(lab: Lab) -> None:
@@ -352,6 +361,24 @@ def repair(lab: Lab) -> None:
 
 def _is_another(network: Network, name: str, former: int) -> bool:
     return network.state().processes.get(name, former) != former
+
+
+def reboot(lab: Lab) -> None:
+    """A network whose processes are all gone is made again; machines that start get new taps."""
+    plan = lab.plan()
+    network = lab.network(plan)
+    first = lab.machine(network, 5, ports=(_published(0, 80),))
+    for process in _left(lab, "holder", "anchor", "dnsmasq", "pasta"):
+        process.send(signal.SIGKILL)
+    eventually(lambda: not _left(lab, "holder", "anchor", "dnsmasq", "pasta"))
+    first.end()
+    network.repair([first.plan])
+    assert [card.connected for card in network.cards()] == [False]
+    again = lab.connected(network, first.plan)
+    again.configure()
+    again.serve(80)
+    second = lab.machine(network, 6)
+    _works(network, again, second)
 
 
 def _works(network: Network, first: Machine, second: Machine) -> None:

@@ -20,7 +20,7 @@ from cerne.network.control import Message
 from cerne.network.holder import nft
 from cerne.network.holder.namespace import Inside
 from cerne.network.holder.relay import Address, Relay, bound, relay
-from cerne.network.holder.services import Services
+from cerne.network.holder.services import Services, require_name_sets
 from cerne.network.holder.uplinks import make_uplink
 from cerne.network.links import Links, set_sysctl
 from cerne.network.plan import CardPlan, CardState, NetworkPlan, NetworkState
@@ -228,6 +228,11 @@ class Holder:
             self._inside.call(_make_bridge, self._plan)
             self._inside.call(_join_taps, self._all())
             done.append("made the bridge again")
+            if self._services is not None:
+                # Its sockets are those of the former bridge.
+                self._services.restart()
+            if self._plan.uplink is Uplink.BRIDGE:
+                self._uplink.connect()
         if self._inside.call(_lost_rules):
             self._applied = set()
             self._applied_sets = set()
@@ -278,7 +283,9 @@ class Holder:
         return self._cards[mac]
 
     def _require_free(self, plan: CardPlan) -> None:
-        """Refuse a card whose address or name another machine's card has."""
+        """Refuse a card that does not work here, or whose address or name another machine has."""
+        if any(allowed.is_name for allowed in plan.egress or ()):
+            require_name_sets()
         for mac, held in self._cards.items():
             other = held.card.plan
             if mac == plan.mac:

@@ -6,11 +6,13 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Iterable, Sequence
+from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
 
-from cerne.errors import StorageError
+from cerne.errors import HostError, StorageError
 from cerne.host.members import Members
 from cerne.host.programs import require_program
 from cerne.network import dnsmasq
@@ -19,7 +21,7 @@ from cerne.network.holder.namespace import Inside
 from cerne.network.holder.relay import Address, Relay, bound, relay
 from cerne.network.names import host_name_servers
 from cerne.network.plan import NetworkPlan
-from cerne.network.rules import Card
+from cerne.network.rules import TABLE, Card
 from cerne.spec.network import Uplink
 from cerne.spec.ports import Protocols
 
@@ -104,6 +106,12 @@ class Services:
         elif hosts:
             self._closed.signal(signal.SIGHUP)
 
+    def restart(self) -> None:
+        """End it, and start it again."""
+        for child in (self._dnsmasq, self._closed):
+            if child.pid is not None:
+                child.restart()
+
     def repair(self, cards: Sequence[Card]) -> None:
         """Start it if it does not run, with all files written again."""
         self._written.clear()
@@ -174,6 +182,22 @@ class Services:
             *(f"--inh-caps={kept}", f"--ambient-caps={kept}", f"--bounding-set={kept}"),
             *("--no-new-privs", "--pdeathsig=KILL", "--", *command),
         ]
+
+
+@cache
+def require_name_sets() -> None:
+    """Refuse what needs a dnsmasq that adds the addresses of names to sets of nft.
+
+    Raises:
+        HostError: this one does not; it would not start.
+    """
+    option = f"--nftset=/name.example/4#inet#{TABLE}#trial"
+    command = [str(require_program("dnsmasq")), "--test", "--conf-file=/dev/null", option]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        raise HostError(
+            "the dnsmasq of this host does not know nftset, which allows targets by DNS name",
+            hint="install dnsmasq 2.87 or later with nftset; or allow addresses instead of names",
+        )
 
 
 def _restricted(cards: Iterable[Card]) -> bool:
