@@ -265,6 +265,12 @@ def test_listings_are_also_for_programs(cerne: Cerne, web: str) -> None:
     assert used["all_cpu_seconds"] > 0
     if os.geteuid() == 0:
         assert 10_000_000 < used["proportional_bytes"] <= 2 * used["resident_bytes"]
+    inspected = json.loads(cerne.ok("inspect", "--json", "web"))
+    roles = {process["role"]: process["missing"] for process in inspected["processes"]}
+    assert "no-new-privileges" not in roles["machine"]
+    assert all(Path(path).is_dir() for path in inspected["control_group_paths"])
+    said = cerne.ok("inspect", "web")
+    assert all(f"\nwalls of {role} " in said for role in roles)
     (shown,) = json.loads(cerne.ok("top", "--json", "--interval", "200ms"))
     assert shown["name"] == "web"
     assert shown["rates"]["cpus"] >= 0

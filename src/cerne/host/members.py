@@ -2,8 +2,9 @@
 
 Each process registers itself first: before it is started, a file for it is made in the machine's
 runtime directory, and the process writes its pid and start time to this file. A shell writes them
-for a program, and then executes the program; a forked VMM, which does not see its start time, calls
-`cerne.vmm.registration.register`.
+for a program, and then executes the program; a forked process, which does not see its start time,
+calls `cerne.vmm.registration.register`. A supervisor has one registration for all starts of its
+program.
 
 To withdraw a registration, a command removes the file and then reads it; a process that has
 registered checks that its file is still there before it goes on. So either the process is found and
