@@ -16,6 +16,8 @@ from cerne.client import Host
 from cerne.errors import CerneError, ChecksumError, DamagedError, ImageError, InputError
 from cerne.images.parts import Parts
 from cerne.manager import Machine, Manager
+from cerne.manager.snapshots.manifest import Manifest
+from cerne.manager.snapshots.outside import strange_manifest
 from cerne.spec.machine import machine_spec
 
 Index = dict[str, object]
@@ -154,3 +156,10 @@ def test_an_image_of_another_digest_is_not_kept(manager: Manager, tmp_path: Path
     with pytest.raises(ChecksumError, match="was given"):
         manager.images.add("new", Parts(kernel=kernel), source="x", digest="sha256:" + "0" * 64)
     assert [image.name for image in manager.images.list()] == ["blank"]
+
+
+def test_access_to_another_host_is_not_access_to_this_one() -> None:
+    spec = machine_spec(name="m", image="tiny", host_access=[8000])
+    digest = f"sha256:{'0' * 64}"
+    given = Manifest(machine="m", spec=spec, image="tiny", digest=digest, engine="", fingerprint="")
+    assert strange_manifest(given, "it").spec.nics[0].host_access == ()
