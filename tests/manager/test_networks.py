@@ -243,6 +243,7 @@ def test_a_network_whose_process_was_killed_is_repaired(
     network = manager.network("lan")
     assert network.repair() == ()
     end(networks.started[-1].directory)
+    assert network.state() is not None
     assert network.repair()[-1] == "the card of a lost its namespace: cerne restart a"
     assert network.runs
     assert [card.name for card in _cards(manager)] == ["a"]

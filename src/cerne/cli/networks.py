@@ -147,7 +147,7 @@ def inspect(network: NetworkArgument, json: JsonOption = False) -> None:
     fields = {
         "name": found.name,
         "id": found.row.id,
-        "state": "running" if state else "idle: it starts with the first machine on it",
+        "state": _state_words(found, state),
         "uplink": spec.uplink + (f" on {spec.parent}" if spec.parent else ""),
         "vlan": "" if spec.vlan is None else str(spec.vlan),
         "ipv4": found.row.ipv4 or "",
@@ -331,6 +331,14 @@ def list_ports(name: NameArgument, json: JsonOption = False) -> None:
 def _print_ports(ports: tuple[PublishedPort, ...]) -> None:
     rows = [(str(port), str(port.guest_port)) for port in ports]
     print_table(("HOST", "GUEST"), rows)
+
+
+def _state_words(network: Network, state: object) -> str:
+    if network.runs:
+        return "running"
+    if state is not None:
+        return f"ended: cerne network repair {network.name}"
+    return "idle: it starts with the first machine on it"
 
 
 def _given(**values: object) -> dict[str, object]:

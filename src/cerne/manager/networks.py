@@ -93,13 +93,14 @@ class Network:
         return sorted(found, key=lambda card: (card.machine, card.number))
 
     def state(self) -> NetworkState | None:
-        """What it has and what is wrong with it; None if it does not run.
+        """What it has and what is wrong with it; None if it does not run and need not.
 
         Raises:
             EngineError: it does not answer.
         """
         row = self._context.store.network(self.row.id)
-        found = attached(self._context, row)
+        needed = bool(self._context.store.cards_on(row.id, live=True))
+        found = attached(self._context, row, dead=needed)
         return None if found is None else found.state()
 
     def remove(self) -> None:
@@ -135,7 +136,8 @@ class Network:
             faults.step("network repaired")
             if found.record.holder != row.holder:
                 self._context.store.set_holder(row, found.record.holder)
-            lost = sorted({card.plan.name for card in found.cards() if not card.connected})
+            there = {card.plan.mac for card in found.cards() if card.connected}
+            lost = sorted({card.name for card in cards if card.mac not in there})
             return (*done, *(_lost(name) for name in lost))
 
 
