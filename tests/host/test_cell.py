@@ -165,9 +165,14 @@ def test_v2_pins_a_machine_and_releases_it(
         group = unified.groups / "user.slice/cerne-1234"
         assert (group / "cpuset.cpus").read_text().strip() == first
         assert (group / "cpuset.mems").read_text().strip() == "0"
+    # The kernel does not empty a cpuset that has processes: it gets what the group around has.
+    around = unified.groups / "user.slice"
+    (around / "cpuset.cpus.effective").write_text("0-7\n")
+    (around / "cpuset.mems.effective").write_text("0-1\n")
     cell = Cell(plan(pinned).note, unified.surface)
     cell.give(Resources())
-    assert (group / "cpuset.cpus").read_text().startswith("\n")
+    assert (group / "cpuset.cpus").read_text().strip() == "0-7"
+    assert (group / "cpuset.mems").read_text().strip() == "0-1"
     with pytest.raises(CapacityError, match="no CPU 8000"):
         cell.give(Resources(cpu=CpuResources(pin="8000")))
 
@@ -176,7 +181,7 @@ def test_v1_has_all_cpus_where_none_are_asked_for() -> None:
     written = {each.file: each for each in Limits().legacy("0-7", "0-1")}
     assert (written["cpuset.cpus"].text, written["cpuset.mems"].text) == ("0-7", "0-1")
     assert not written["cpuset.mems"].needed
-    limits = Limits(placement=Placement("2-3", 1))
+    limits = Limits(placement=Placement("2-3", "1"))
     written = {each.file: each for each in limits.legacy("0-7", "0-1")}
     assert (written["cpuset.cpus"].text, written["cpuset.mems"].text) == ("2-3", "1")
     assert written["cpuset.mems"].needed
@@ -366,6 +371,6 @@ def test_systemd_has_the_defaults_as_empty_values() -> None:
     assert "CPUQuota=150.0%" in given
     assert "AllowedCPUs=" in properties
     assert "AllowedMemoryNodes=" in properties
-    placed = Limits(placement=Placement("0-1", 0)).properties()
+    placed = Limits(placement=Placement("0-1", "0")).properties()
     assert {"AllowedCPUs=0-1", "AllowedMemoryNodes=0"} <= set(placed)
     assert f"MemoryMax={MIB}" in given

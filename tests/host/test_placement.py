@@ -54,8 +54,8 @@ def test_what_there_is(host: Topology) -> None:
     [
         ({}, Placement()),
         ({"pin": "4,0"}, Placement("0,4")),
-        ({"numa_node": 0}, Placement("0-2", 0)),
-        ({"numa_node": 3, "pin": "1-2"}, Placement("1-2", 3)),
+        ({"numa_node": 0}, Placement("0-2", "0")),
+        ({"numa_node": 3, "pin": "1-2"}, Placement("1-2", "3")),
     ],
 )
 def test_a_machine_is_placed(asked: dict[str, object], placed: Placement, host: Topology) -> None:

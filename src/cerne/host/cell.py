@@ -14,7 +14,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -146,11 +146,12 @@ class Cell:
                 hint="restart it: cerne restart NAME",
             )
         _require_room(note, limits)
+        given = replace(limits, placement=cgroup.released(note.groups, limits.placement))
         try:
             if note.unit:
-                Scopes(self._surface).give(note.unit, limits)
+                Scopes(self._surface).give(note.unit, given)
             else:
-                cgroup.apply(note.groups, _groups(self._surface).settings(limits))
+                cgroup.apply(note.groups, _groups(self._surface).settings(given))
             self._pin(note, limits)
         except HostError as error:
             raise _refusal(error) from error

@@ -14,12 +14,13 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from cerne.errors import HostError
 from cerne.host.limits import Limits, Setting
+from cerne.host.placement import Placement
 from cerne.host.process import ProcessIdentity
 from cerne.spec.cpu_list import format_cpu_list
 
@@ -216,7 +217,7 @@ def apply(groups: Sequence[Path], settings: Iterable[Setting]) -> None:
     except BaseException:
         for file, before in reversed(former):
             with contextlib.suppress(OSError):
-                _write(file, before.strip() or "\n")
+                _write(file, before.strip() or _around(file) or "\n")
         raise
 
 
@@ -253,6 +254,25 @@ def end(groups: Sequence[Path]) -> None:
 def has_cpuset(groups: Sequence[Path]) -> bool:
     """Whether the kernel keeps the processes of groups on CPUs of their own."""
     return any((group / "cpuset.cpus").exists() for group in groups)
+
+
+def released(groups: Sequence[Path], placement: Placement) -> Placement:
+    """What a cpuset of version 2 that has processes is given for a placement.
+
+    The kernel does not empty it again: in place of nothing it has what the group around has.
+    """
+    for group in groups:
+        cpus, nodes = group / "cpuset.cpus", group / "cpuset.mems"
+        if _words(cpus):
+            placement = replace(placement, cpus=placement.cpus or _around(cpus) or None)
+        if _words(nodes):
+            placement = replace(placement, nodes=placement.nodes or _around(nodes) or None)
+    return placement
+
+
+def _around(file: Path) -> str:
+    """What the group around has of a cpuset's file; empty in version 1, and for other files."""
+    return "".join(_words(file.parent.parent / f"{file.name}.effective"))
 
 
 def pids_in(groups: Sequence[Path]) -> frozenset[int]:

@@ -115,14 +115,14 @@ class Limits:
             f"TasksMax={self.processes or DEFAULT_PROCESSES}",
             f"IOWeight={_unless(self.disk_weight, DEFAULT_WEIGHT)}",
             f"AllowedCPUs={self.placement.cpus or ''}",
-            f"AllowedMemoryNodes={'' if self.placement.node is None else self.placement.node}",
+            f"AllowedMemoryNodes={self.placement.nodes or ''}",
         ]
 
     def _placed(self, cpus: str, nodes: str) -> list[Setting]:
         """The cpuset, in which these are the defaults; threads are pinned where there is none."""
-        node = self.placement.node
+        asked = self.placement.nodes
         return [
-            Setting("cpuset.mems", nodes if node is None else str(node), needed=node is not None),
+            Setting("cpuset.mems", asked or nodes, needed=asked is not None),
             Setting("cpuset.cpus", self.placement.cpus or cpus, needed=False),
         ]
 

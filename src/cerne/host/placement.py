@@ -59,10 +59,10 @@ class Topology:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The CPUs and the node of a machine, as cpusets have them; None for all that Cerne has."""
+    """The CPUs and the nodes of a machine, as cpusets have them; None for all that Cerne has."""
 
     cpus: str | None = None
-    node: int | None = None
+    nodes: str | None = None
 
 
 def topology(system: Path = _SYSTEM, status: Path = _STATUS) -> Topology:
@@ -109,7 +109,8 @@ def placement_of(asked: CpuResources, host: Topology | None = None) -> Placement
                 f"the NUMA node {node.number} has no CPU that Cerne may use",
                 hint=f"name CPUs too: --cpu-pin {format_cpu_list(host.allowed)}",
             )
-    return Placement(None if cpus is None else format_cpu_list(cpus), asked.numa_node)
+    nodes = None if asked.numa_node is None else str(asked.numa_node)
+    return Placement(None if cpus is None else format_cpu_list(cpus), nodes)
 
 
 def pin_processes(pids: Iterable[int], cpus: frozenset[int]) -> None:
