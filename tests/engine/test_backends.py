@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from tests.processes import commands, parents
 from tests.waiting import PATIENCE
 
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs
+from cerne.engine import supervised
 from cerne.engine.cards import connected_card
 from cerne.engine.native.backends import disk_backend, require_readable, share_backend
 from cerne.engine.opened import Opened
@@ -404,6 +406,19 @@ def test_a_directory_is_served_and_goes_with_its_machine(
     opened.__exit__()
     opened._descriptors.clear()
     eventually(lambda: kept.processes() == {})
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_serves_a_strict_machine_shares_no_core(
+    home: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    _require("virtiofsd")
+    started: list[list[str]] = []
+    monkeypatch.setattr(supervised, "spawn", lambda argv, *_: started.append(argv))
+    plan = replace(_plan(home, (), (SharePlan("share0", home, False),)), strict=strict)
+    share_backend(plan, 0, opened)
+    (argv,) = started
+    assert ("own-cores" in json.loads(argv[-1])["room"]) == strict
 
 
 def test_a_guest_makes_no_setuid_file_and_no_device(

@@ -47,6 +47,16 @@ def test_a_missing_wall_is_named(host: Path, name: str, text: str, missing: str)
     assert finding.advice
 
 
+def test_a_kernel_without_mounts_of_other_owners_is_named(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert system.has_mount_attributes()
+    monkeypatch.setattr(system, "has_mount_attributes", lambda: False)
+    finding = walls_finding(host)
+    assert finding.value == "without mounts with other owners"
+    assert "5.12" in finding.advice
+
+
 def test_landlock_is_named_with_its_version(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "landlock_version", lambda: 4)
     assert walls_finding(host).value == "without parts of Landlock (version 4)"
