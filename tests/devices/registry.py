@@ -47,8 +47,8 @@ from cerne.kvm.memory import BLOCK_SIZE, GuestAddress, GuestMemory
 # Shared by all of a kind, of which there may be thousands.
 _disk = os.memfd_create("disk")
 _memory = GuestMemory.anonymous([(GuestAddress(0), 1 << 20)])
-_growing = GuestMemory.anonymous([(GuestAddress(0), 1 << 20)])
-_growing.reserve(GuestAddress(1 << 32), 2 * BLOCK_SIZE)
+GROWING = GuestMemory.anonymous([(GuestAddress(0), 1 << 20)])
+GROWING.reserve(GuestAddress(1 << 32), 2 * BLOCK_SIZE)
 _cable = socket.socketpair()
 for _end in _cable:
     _end.setblocking(False)
@@ -127,7 +127,7 @@ def vhost_net() -> VhostUserDevice:
 
 
 def mem() -> MemDevice:
-    return MemDevice(_growing, _growing.plug, _growing.unplug)
+    return MemDevice(GROWING, GROWING.plug, GROWING.unplug)
 
 
 VIRTIO: dict[type[VirtioDevice], Callable[[], VirtioDevice]] = {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from tests.devices.pci_guest import Guest
 from tests.devices.queue_driver import INDIRECT, NEXT, WRITE
-from tests.devices.registry import MAC, VIRTIO
+from tests.devices.registry import GROWING, MAC, VIRTIO
 from tests.fuzz.cursor import Cursor
 
 from cerne.devices.virtio.balloon import BalloonDevice
@@ -117,6 +117,9 @@ class Hostile:
             return VsockDevice(3, self._programs)
         if kind is BalloonDevice:
             return BalloonDevice(_memory)
+        if kind is MemDevice:
+            for block in GROWING.plugged:
+                GROWING.unplug(block)
         if kind is NetDevice:
             for end in (_near, _far):
                 _empty(end)
