@@ -333,8 +333,8 @@ def test_ports_of_a_child_are_checked_and_kept_as_ports(
     assert not recwarn.list
     with pytest.raises(InputError, match="does not name a port"):
         machine.fork(ports=[8080])  # type: ignore[list-item]
-    with pytest.raises(InputError, match="only IPv4 addresses"):
-        machine.fork(ports=["[::1]:8080:80"])
+    with pytest.raises(InputError, match="is not an address"):
+        machine.fork(ports=["[::1::]:8080:80"])
 
 
 def test_a_child_has_another_tap_or_the_same_user_network(host: Host, engine: FakeEngine) -> None:
