@@ -214,8 +214,8 @@ class Manager:
         if not may_have_template(spec, image):
             raise InputError(
                 f"machines of {spec.image} boot each time",
-                hint="a template needs an image with the agent, no --mount, and not "
-                "CERNE_TEMPLATES=never",
+                hint="a template needs an image with the agent, no --mount, standard isolation, "
+                "and not CERNE_TEMPLATES=never",
             )
         engine = self._context.choose_engine(wanted_engine(spec, image))
         if self.templates.find(spec, image, engine) is not None:
