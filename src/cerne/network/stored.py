@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 from pydantic import TypeAdapter
 
 from cerne.network.plan import CardPlan, CardState, NetworkPlan, NetworkRecord, NetworkState
+from cerne.spec.ports import PublishedPort
 
 
 @cache
@@ -39,7 +41,17 @@ def network_state() -> TypeAdapter[NetworkState]:
     return TypeAdapter(NetworkState)
 
 
+@dataclass(frozen=True, slots=True)
+class HeldCard:
+    """A card as a holder stores it, for a holder that comes after it."""
+
+    number: int
+    plan: CardPlan
+    ports: tuple[PublishedPort, ...]
+    """The ports that are published."""
+
+
 @cache
-def numbered_cards() -> TypeAdapter[list[tuple[int, CardPlan]]]:
-    """Reads and writes the cards that a holder has, with their numbers."""
-    return TypeAdapter(list[tuple[int, CardPlan]])
+def held_cards() -> TypeAdapter[list[HeldCard]]:
+    """Reads and writes the cards that a holder has."""
+    return TypeAdapter(list[HeldCard])

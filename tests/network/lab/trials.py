@@ -344,7 +344,7 @@ def repair(lab: Lab) -> None:
     assert not network.state().faults
     _works(network, first, second)
     # The holder is killed, and all that it started ends with it, but for the namespace.
-    holder = network.record.holder
+    holder, ports = network.record.holder, network.cards()[0].ports
     holder.send(signal.SIGKILL)
     eventually(lambda: not _left(lab, "dnsmasq", "pasta"))
     assert not network.alive()
@@ -352,6 +352,8 @@ def repair(lab: Lab) -> None:
     assert "started the network's process again" in network.repair(plans)
     assert network.record.holder != holder
     assert all(card.connected for card in network.cards())
+    # A port that Cerne chose keeps its number.
+    assert network.cards()[0].ports == ports
     _works(network, first, second)
     network.stop()
     assert not _left(lab, "holder", "anchor", "dnsmasq", "pasta")

@@ -10,6 +10,7 @@ import socket
 import struct
 import subprocess
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from ipaddress import IPv4Interface, IPv6Interface
 from pathlib import Path
 
@@ -94,17 +95,18 @@ class Holder:
         Raises:
             CerneError: one of them failed.
         """
-        for number, plan in self._stored():
-            self._cards[plan.mac] = _Held(Card(number, plan))
+        former = self._stored()
+        for card in former:
+            self._cards[card.plan.mac] = _Held(Card(card.number, card.plan))
         self._ensure_anchor()
         self._inside.call(_make_bridge, self._plan)
         self._apply_rules()
         self._uplink.connect()
         if self._services is not None:
             self._services.start(self._all())
-        for held in self._cards.values():
+        for card in former:
             with contextlib.suppress(ConflictError, HostError, InputError):
-                self._publish(held, held.card.plan)
+                self._publish(self._cards[card.plan.mac], card.plan, card.ports)
         self._sync_host_ports()
         self._watch_rules(self._inside.call(_rule_changes))
         if self._plan.uplink is Uplink.NAT:
@@ -305,8 +307,11 @@ class Holder:
             if number not in used and f"card{number}" not in links
         )
 
-    def _publish(self, held: _Held, plan: CardPlan) -> None:
-        """Have exactly the ports of a plan published; if one is not free, nothing changes."""
+    def _publish(self, held: _Held, plan: CardPlan, before: Iterable[PublishedPort] = ()) -> None:
+        """Have exactly the ports of a plan published; if one is not free, nothing changes.
+
+        A port that Cerne chooses has the number that it had `before`, if that is free.
+        """
         if plan.ports and self._plan.uplink is Uplink.BRIDGE:
             raise InputError(
                 f"{plan.name} publishes ports, and its network is a part of {self._plan.parent}",
@@ -316,7 +321,7 @@ class Holder:
         bound_now: dict[PublishedPort, tuple[PublishedPort, socket.socket]] = {}
         try:
             for port in new:
-                bound_now[port] = _bind(port)
+                bound_now[port] = _bound_as_before(port, before)
         except BaseException:
             for _, listener in bound_now.values():
                 listener.close()
@@ -370,16 +375,19 @@ class Holder:
 
     def _tell(self) -> None:
         """Store the cards, and tell dnsmasq."""
-        numbered = [(held.card.number, held.card.plan) for held in self._cards.values()]
+        cards = [
+            stored.HeldCard(held.card.number, held.card.plan, held.ports)
+            for held in self._cards.values()
+        ]
         new = Path(f"{CARDS}.new")
-        new.write_bytes(stored.numbered_cards().dump_json(numbered))
+        new.write_bytes(stored.held_cards().dump_json(cards))
         new.rename(CARDS)
         if self._services is not None:
             self._services.update(self._all())
 
-    def _stored(self) -> list[tuple[int, CardPlan]]:
+    def _stored(self) -> list[stored.HeldCard]:
         try:
-            return stored.numbered_cards().validate_json(Path(CARDS).read_bytes())
+            return stored.held_cards().validate_json(Path(CARDS).read_bytes())
         except (OSError, ValueError):
             return []
 
@@ -438,6 +446,16 @@ def _leading(held: _Held, port: PublishedPort) -> Callable[[], Address | None]:
 
 def _always(address: Address) -> Callable[[], Address]:
     return lambda: address
+
+
+def _bound_as_before(
+    port: PublishedPort, before: Iterable[PublishedPort]
+) -> tuple[PublishedPort, socket.socket]:
+    for former in before if port.host_port == 0 else ():
+        if replace(former, host_port=0) == port:
+            with contextlib.suppress(CerneError):
+                return _bind(former)
+    return _bind(port)
 
 
 def _bind(port: PublishedPort) -> tuple[PublishedPort, socket.socket]:
