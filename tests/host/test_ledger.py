@@ -69,7 +69,7 @@ def test_a_promise_is_seen_as_long_as_the_process_runs(
     assert b.others() == []
 
 
-def test_a_promise_that_is_withdrawn_is_not_seen(home: Home, root: None) -> None:
+def test_a_promise_that_is_withdrawn_is_not_seen(home: Home, base: Path, root: None) -> None:
     a, b = home("a"), home("b")
     a.publish("1", WEB)
     assert _names(b) == ["web"]
@@ -77,6 +77,10 @@ def test_a_promise_that_is_withdrawn_is_not_seen(home: Home, root: None) -> None
     a.withdraw("1")
     assert _names(b) == []
     assert not a.published("1")
+    # A home that is gone leaves nothing.
+    assert [*(base / "root").iterdir()] == []
+    a.publish("2", WEB)
+    assert _names(b) == ["web"]
 
 
 def _in_child(function: Callable[[], object], user: int = 0) -> int:

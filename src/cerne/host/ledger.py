@@ -141,13 +141,14 @@ class HostLedger:
                 "process": _identity(entry.process),
             }
         )
-        fresh = self._own / f".{machine_id}.{os.getpid()}"
         try:
-            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            with os.fdopen(descriptor, "w") as file:
-                os.fchmod(descriptor, 0o644)
-                file.write(text)
-            fresh.rename(self._own / machine_id)
+            try:
+                self._write(machine_id, text)
+            except FileNotFoundError:
+                # Another command has just withdrawn the last promise of this home.
+                with contextlib.suppress(FileExistsError):
+                    self._own.mkdir(mode=0o755)
+                self._write(machine_id, text)
         except OSError as error:
             # The home's own ledger holds in any case.
             _log.warning("the host's ledger is not writable: %s", error)
@@ -161,6 +162,8 @@ class HostLedger:
         """Show nothing of a machine any more."""
         with contextlib.suppress(OSError):
             (self._own / machine_id).unlink(missing_ok=True)
+            # A home may be gone for good after that.
+            self._own.rmdir()
 
     def others(self) -> list[Published]:
         """What is promised to machines of other homes that run, or are being started."""
@@ -173,7 +176,8 @@ class HostLedger:
         counts: dict[int, int] = {}
         try:
             with os.scandir(directory) as entries:
-                names = [each.name for each in islice(entries, _MOST_HOMES)]
+                most = None if of_root else _MOST_HOMES
+                names = [each.name for each in islice(entries, most)]
         except OSError:
             return
         for name in names:
@@ -183,10 +187,18 @@ class HostLedger:
                 user = os.fstat(descriptor).st_uid
                 if of_root != (user == _ROOT):
                     continue
-                most = _MOST_OF_HOME if of_root else _MOST_OF_USER
-                for entry in _entries(descriptor, user, most - counts.get(user, 0)):
+                left = _MOST_OF_HOME if of_root else _MOST_OF_USER - counts.get(user, 0)
+                for entry in _entries(descriptor, user, left):
                     counts[user] = counts.get(user, 0) + 1
                     yield entry
+
+    def _write(self, machine_id: str, text: str) -> None:
+        fresh = self._own / f".{machine_id}.{os.getpid()}"
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        with os.fdopen(descriptor, "w") as file:
+            os.fchmod(descriptor, 0o644)
+            file.write(text)
+        fresh.rename(self._own / machine_id)
 
     def _join(self) -> str:
         """Make this home's directory; return why that is not possible."""
