@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from cerne.errors import HostError, InputError
 from cerne.kvm._address import address_of
+from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import (
+    BLOCK_SIZE,
     HUGE_PAGE_SIZE,
     PAGE_SIZE,
     GuestAddress,
@@ -285,3 +287,33 @@ def _flags(memory: GuestMemory) -> list[str]:
         elif first == "VmFlags:" and inside:
             found = line.split()[1:]
     return found
+
+
+def test_a_forked_process_has_the_plugged_blocks_and_gives_them_to_a_guest(
+    kvm_device: Path,
+) -> None:
+    with GuestMemory.anonymous([(GuestAddress(0), 1 << 20)]) as memory:
+        start = GuestAddress(4 << 30)
+        memory.reserve(start, 4 * BLOCK_SIZE)
+        memory.plug(1)
+        memory.plug(2)
+        memory.write(start + 2 * BLOCK_SIZE - 2, b"fork")
+        pid = os.fork()
+        if pid == 0:
+            _give_and_end(memory, start)
+        memory.write(start + 2 * BLOCK_SIZE - 2, b"mine")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+def _give_and_end(memory: GuestMemory, start: int) -> None:
+    """In a child: make a VM over the memory, take a block away, and end with 7 if all is well."""
+    try:
+        with Kvm() as kvm, kvm.create_vm() as vm:
+            vm.set_memory(memory)
+            same = memory.read(start + 2 * BLOCK_SIZE - 2, 4) == b"fork"
+            vm.unplug_block(1)
+            memory.unplug(1)
+            vm.plug_block(memory, 2 + 1)
+            os._exit(7 if same and memory.plugged == {2} else 1)
+    finally:
+        os._exit(2)
