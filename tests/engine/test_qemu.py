@@ -13,14 +13,23 @@ from typing import TypeAlias
 import pytest
 from tests.processes import naming
 
+from cerne.engine import cards
 from cerne.engine.plan import DiskPlan, FirmwareBoot, LaunchPlan, PortForward, UserNic
 from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.accelerator import Accelerator
 from cerne.engine.qmp import QmpClient
-from cerne.errors import ConflictError, EngineError, HostError, InputError, StorageError
+from cerne.errors import (
+    ConflictError,
+    EngineError,
+    HostError,
+    InputError,
+    MissingProgramError,
+    StorageError,
+)
 from cerne.host import user_ids
 from cerne.host.members import Members
 from cerne.host.process_walls import walls_of
+from cerne.host.programs import require_program
 
 # 16-bit code, as a PC's firmware loads it at 0x7c00.
 HALT = bytes.fromhex("f4ebfd")  # again: hlt; jmp again
@@ -231,7 +240,15 @@ def test_a_machine_with_nothing_to_boot_is_refused(engine: QemuEngine, make_plan
         engine.require(make_plan(disks=()))
 
 
-def test_ports_of_ipv6_are_refused(engine: QemuEngine, make_plan: MakePlan) -> None:
+def test_ports_of_ipv6_need_passt(
+    engine: QemuEngine, make_plan: MakePlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> Path:
+        if name == "passt":
+            raise MissingProgramError("passt is not installed")
+        return require_program(name)
+
+    monkeypatch.setattr(cards, "require_program", missing)
     nic = UserNic("02:00:00:00:00:01", (PortForward("::1", 8080, 80),))
-    with pytest.raises(InputError, match="only IPv4 addresses"):
+    with pytest.raises(MissingProgramError, match="passt"):
         engine.require(make_plan(nics=(nic,)))
