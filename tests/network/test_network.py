@@ -35,7 +35,7 @@ _QUICK = {
     USER: ("egress", "neighbours", "outside_user", "published", "repair", "spoofing"),
 }
 _SLOW = {
-    _ROOT: ("crowd", "flood", "rates"),
+    _ROOT: ("crowd", "flood", "rates", "without_ipv6"),
     USER: ("addresses", "killed", "reboot", "again", "apart", "names", "picked", "rates"),
 }
 _PROGRAMS = ("nft", "dnsmasq", "pasta", "ip", "tc", "busybox", "setpriv", "setsid")

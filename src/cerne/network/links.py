@@ -236,6 +236,11 @@ def set_sysctl(name: str, value: str) -> bool:
     return True
 
 
+def has_ipv6() -> bool:
+    """Whether this host's kernel has IPv6, which ``ipv6.disable=1`` at its start takes away."""
+    return (_SYSCTL / "ipv6/conf").exists()
+
+
 def read_sysctl(name: str) -> str:
     """A value below net/ in this thread's namespace; empty if the host has none."""
     try:

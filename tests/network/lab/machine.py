@@ -52,7 +52,9 @@ def main() -> None:
     card = make_tap(_CARD)
     for command in f"ip link set lo up, ip link set {_CARD} address {mac} up".split(", "):
         subprocess.run(command.split(), check=True)
-    Path(f"/proc/sys/net/ipv6/conf/{_CARD}/accept_dad").write_text("0")
+    accept = Path(f"/proc/sys/net/ipv6/conf/{_CARD}/accept_dad")
+    if accept.exists():
+        accept.write_text("0")
     threading.Thread(target=_carry, args=(network, card, _seen), daemon=True).start()
     threading.Thread(target=_carry, args=(card, network), daemon=True).start()
     print("ready", flush=True)

@@ -438,6 +438,22 @@ def _end_at(wanted: str, step: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def without_ipv6(lab: Lab) -> None:
+    """A host without IPv6 has networks too."""
+    _sh("mount -t tmpfs none /proc/sys/net/ipv6")
+    for uplink in (Uplink.USER, Uplink.NAT):
+        network = lab.network(lab.plan(uplink, uplink.value))
+        machine = lab.machine(network, 5)
+        eventually(partial(_is_whole, network))
+        assert any("has no IPv6" in note for note in network.state().notes)
+        assert machine.connect(outside.ADDRESS4, outside.PORT)
+        assert machine.resolve("m5") == [str(SUBNET4[5])]
+
+
+def _is_whole(network: Network) -> bool:
+    return not network.state().faults
+
+
 def bridge(lab: Lab) -> None:
     """Machines are a part of a network of the host, by a bridge or by an interface."""
     _sh("ip link add lan0 type bridge")

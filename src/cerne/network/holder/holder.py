@@ -23,7 +23,7 @@ from cerne.network.holder.namespace import Inside
 from cerne.network.holder.relay import Address, Relay, bound, relay
 from cerne.network.holder.services import Services, require_name_sets
 from cerne.network.holder.uplinks import make_uplink
-from cerne.network.links import Links, set_sysctl
+from cerne.network.links import Links, has_ipv6, set_sysctl
 from cerne.network.plan import CardPlan, CardState, NetworkPlan, NetworkState
 from cerne.network.ports import refusal
 from cerne.network.rules import BRIDGE, Card
@@ -35,6 +35,7 @@ ANCHOR = "anchor"
 """The role of the process that has the namespace if the holder is killed."""
 CARDS = "cards.json"
 _ROUTER = IPv6Interface(f"{rules.ROUTER}/64")
+_NO_IPV6 = "this host's kernel has no IPv6, and so this network has none"
 _LOOPBACK = "127.0.0.1"
 _LOOK_AGAIN = 30.0
 _SETTLE = 0.3
@@ -78,6 +79,8 @@ class Holder:
     """One network."""
 
     def __init__(self, plan: NetworkPlan, inside: Inside, members: Members) -> None:
+        if not has_ipv6():
+            plan = replace(plan, ipv6=None, gateway6=None)
         self._plan = plan
         self._inside = inside
         self._members = members
@@ -268,7 +271,7 @@ class Holder:
             cards=tuple(self._card_state(held) for held in self._cards.values()),
             processes={name: pid for name, pid in processes.items() if pid is not None},
             faults=tuple(self._faults()),
-            notes=tuple(self._uplink.notes()),
+            notes=(*self._uplink.notes(), *([] if has_ipv6() else [_NO_IPV6])),
             interfaces=self._uplink.interfaces,
         )
 

@@ -20,7 +20,7 @@ from cerne.host.programs import require_program
 from cerne.network.holder import nft
 from cerne.network.holder.children import Child
 from cerne.network.holder.namespace import Inside, Worker, privileged
-from cerne.network.links import Links, read_sysctl, set_sysctl
+from cerne.network.links import Links, has_ipv6, read_sysctl, set_sysctl
 from cerne.network.plan import NetworkPlan
 from cerne.network.rules import BRIDGE, OUTSIDE, TABLE, Json
 from cerne.network.tap import TUN_DEVICE
@@ -170,7 +170,8 @@ class NatUplink(_Pair):
             links.add_pair(self._name, OUTSIDE, self._inside.descriptor)
             links.without_own_address(self._name)
             links.add_address(self._name, IPv4Interface((four[1], four.prefixlen)))
-            links.add_address(self._name, IPv6Interface((six[1], six.prefixlen)))
+            if has_ipv6():
+                links.add_address(self._name, IPv6Interface((six[1], six.prefixlen)))
             links.up(self._name, mtu=self._plan.mtu)
             outward = {interface for _, interface in links.routes()} | links.default_interfaces()
         self._inside.call(_configure_pair, four, six, self._plan.mtu)
@@ -187,7 +188,7 @@ class NatUplink(_Pair):
             drops = chain.get("hook") == "forward" and chain.get("policy") == "drop"
             if drops and chain["family"] in ("ip", "inet"):
                 yield self._dropped(f"{chain['family']} {chain['table']} {chain['name']}")
-        if not _forwards6(self._name):
+        if has_ipv6() and not _forwards6(self._name):
             yield (
                 "IPv6 does not leave this network, because the host does not forward IPv6:"
                 " sudo sysctl net.ipv6.conf.all.forwarding=1"
@@ -346,10 +347,12 @@ def _free_links(links: Links) -> tuple[IPv4Network, ipaddress.IPv6Network]:
 def _configure_pair(four: IPv4Network, six: ipaddress.IPv6Network, mtu: int) -> None:
     with Links() as links:
         links.add_address(OUTSIDE, IPv4Interface((four[2], four.prefixlen)))
-        links.add_address(OUTSIDE, IPv6Interface((six[2], six.prefixlen)))
+        if has_ipv6():
+            links.add_address(OUTSIDE, IPv6Interface((six[2], six.prefixlen)))
         links.up(OUTSIDE, mtu=mtu)
         links.set_default_route(OUTSIDE, IPv4Address(four[1]))
-        links.set_default_route(OUTSIDE, IPv6Address(six[1]))
+        if has_ipv6():
+            links.set_default_route(OUTSIDE, IPv6Address(six[1]))
 
 
 def _forwards6(interface: str) -> bool:
