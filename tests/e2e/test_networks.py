@@ -129,6 +129,7 @@ def test_published_ports_lead_to_the_machine(lan: Cerne, tmp_path: Path) -> None
     eventually(lambda: _fetched(_port(lan, 80)) == "web")
 
 
+@pytest.mark.slow
 def test_what_another_machine_has_is_refused(lan: Cerne) -> None:
     for network, said in (
         ("lan:address=10.211.7.9", "db has the address 10.211.7.9"),
@@ -176,6 +177,7 @@ def test_a_network_that_was_damaged_is_repaired(lan: Cerne) -> None:
     lan.ok("exec", "db", "--", "ping", "-c", "1", "-W", "10", "web")
 
 
+@pytest.mark.slow
 def test_addresses_stay_when_the_last_machine_has_ended(lan: Cerne) -> None:
     """The network ends with its last machine, and starts with the next one."""
     before = lan.machine("other")["addresses"]
