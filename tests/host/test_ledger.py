@@ -39,6 +39,8 @@ def base(short_path: Path) -> Path:
 @pytest.fixture
 def home(base: Path) -> Callable[[str], HostLedger]:
     """Makes the ledger as a home sees it."""
+    for each in ("a", "b", "theirs"):
+        (base.parent / each).mkdir()
 
     def made(name: str) -> HostLedger:
         return HostLedger(base.parent / name, base.parent / name / "run/m", base)

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -31,7 +30,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from cerne.host.members import Members
 from cerne.host.process import ProcessIdentity, boot_id
 
 DIRECTORY_VARIABLE = "CERNE_LEDGER"
@@ -92,7 +90,9 @@ class HostLedger:
         self._home = str(home.resolve())
         self._runtime = str(machines_runtime)
         self._why: str | None = None
-        key = hashlib.sha256(self._home.encode()).hexdigest()[:16]
+        # The import of hashlib takes longer than the rest of a command that only looks.
+        status = home.stat()
+        key = f"{status.st_dev:x}-{status.st_ino:x}"
         root = os.geteuid() == _ROOT
         self._lock = self._base / "lock" if root else self._base / "users" / f"{os.geteuid()}.lock"
         self._own = self._base / ("root" if root else "users") / f"{os.geteuid()}-{key}"
@@ -327,6 +327,8 @@ def _counts(entry: Published, command: ProcessIdentity | None, runtime: Path) ->
     except PermissionError:
         # Another user's command may not see it: what may be promised counts.
         return True
+    from cerne.host.members import Members
+
     return bool(Members(runtime).alive())
 
 
