@@ -114,7 +114,7 @@ class Unified:
         """Make the group, with all controllers that there are."""
         (place,) = places
         control = place.parent / "cgroup.subtree_control"
-        wanted = self.controllers(places) & frozenset(_CONTROLLERS)
+        wanted = self.controllers(places) & _turned_on()
         with _refusals():
             for controller in sorted(wanted - frozenset(_words(control))):
                 _write(control, f"+{controller}")
@@ -131,7 +131,7 @@ class Unified:
         return self._surface.groups
 
     def _may_divide(self, parent: Path) -> bool:
-        there = set(_words(parent / "cgroup.controllers")) & set(_CONTROLLERS)
+        there = set(_words(parent / "cgroup.controllers")) & _turned_on()
         if not there:
             return False
         # Only the root group may contain both groups and processes; it has no type.
@@ -141,6 +141,14 @@ class Unified:
         if there - set(_words(parent / "cgroup.subtree_control")):
             needed.append(parent / "cgroup.subtree_control")
         return all(os.access(each, os.W_OK) for each in needed)
+
+
+def _turned_on() -> frozenset[str]:
+    """The controllers that are turned on for groups of version 2: cpusets by root alone.
+
+    Threads of other users' machines are pinned one by one (`cerne.host.placement`).
+    """
+    return frozenset(_CONTROLLERS) - (frozenset() if os.geteuid() == 0 else {"cpuset"})
 
 
 class Legacy:
