@@ -32,11 +32,21 @@ _QUICK = {
             "spoofing",
         ),
     ),
-    USER: ("egress", "neighbours", "outside_user", "published", "repair", "spoofing"),
+    USER: ("egress", "outside_user", "published", "repair", "spoofing"),
 }
 _SLOW = {
     _ROOT: ("crowd", "flood", "rates", "without_ipv6"),
-    USER: ("addresses", "killed", "reboot", "again", "apart", "names", "picked", "rates"),
+    USER: (
+        "addresses",
+        "killed",
+        "reboot",
+        "again",
+        "apart",
+        "names",
+        "neighbours",
+        "picked",
+        "rates",
+    ),
 }
 _PROGRAMS = ("nft", "dnsmasq", "pasta", "ip", "tc", "busybox", "setpriv", "setsid")
 
