@@ -22,7 +22,7 @@ from cerne.errors import EngineError
 from cerne.host.members import Members
 from cerne.host.process import ProcessIdentity
 from cerne.units import MIB
-from cerne.vmm.jail.walls import MOST_DESCRIPTORS
+from cerne.vmm.jail.system import MOST_DESCRIPTORS
 
 _LOOP = bytes.fromhex("ebfe")
 

@@ -29,7 +29,8 @@ from cerne.vmm.jail.calls import (
     PROGRAM_CALLS,
 )
 from cerne.vmm.jail.program import FILE_CAPABILITIES, Room
-from cerne.vmm.jail.walls import MOST_DESCRIPTORS, Wall
+from cerne.vmm.jail.system import MOST_DESCRIPTORS
+from cerne.vmm.jail.walls import Wall
 
 _DOCUMENT = Path(__file__).parents[2] / "docs" / "isolation.md"
 _SCRIPT = Path(__file__).with_name("attacks.py")

@@ -19,12 +19,11 @@ import socket
 import sys
 import time
 from collections import deque
-from typing import NamedTuple
 
 if not __package__:
     sys.path.append(__file__.rpartition("/cerne/")[0])
 
-from cerne.engine.supervisor import GOOD, Supervisor, Task, run, status_of
+from cerne.engine.supervisor import GOOD, CardTask, Supervisor, Task, run, status_of
 from cerne.network.guest_frames import (
     GuestFrames,
     Verdict,
@@ -50,16 +49,6 @@ _MOST_WAITING = 4 * 1024 * 1024
 _SECOND = 1.0
 _MEMORY = 5.0
 """Seconds for which a judgement of an address is kept."""
-
-
-class CardTask(NamedTuple):
-    """The card that a supervisor serves."""
-
-    link: int
-    """The stream socket to the machine's process."""
-    mac: str
-    host_access: tuple[int, ...]
-    """Ports of the host's loopback that the guest reaches at its gateway."""
 
 
 class _Way:

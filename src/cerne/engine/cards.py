@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cerne.engine.card_supervisor import CardTask
 from cerne.engine.opened import Opened
 from cerne.engine.plan import LaunchPlan, UserNic
 from cerne.engine.record import InstanceRecord
 from cerne.engine.supervised import room_of, start_supervisor
-from cerne.engine.supervisor import LINK, READY, Task
+from cerne.engine.supervisor import LINK, READY, CardTask, Task
 from cerne.host.programs import require_program
-from cerne.network.names import RESOLVER_DIRECTORY
 from cerne.network.passt import PASST, has_passt, passt_command, require_ipv6, require_one_address
+from cerne.network.user import RESOLVER_DIRECTORY
 from cerne.vmm.jail.calls import CONFINING_PROGRAM_CALLS
 from cerne.vmm.jail.program import FIRST_FREE_PORT, NET_BIND_SERVICE
 

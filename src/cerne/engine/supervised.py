@@ -15,6 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from cerne.engine.detached import spawn
 from cerne.engine.opened import Opened, Report
@@ -25,11 +26,13 @@ from cerne.errors import EngineError
 from cerne.host import user_ids
 from cerne.host.members import Members, supervisor_of
 from cerne.host.notes import Notes
-from cerne.vmm.config import BACKEND_SOCKET, BackendConfig
 from cerne.vmm.jail.bpf import ALLOW, Rule
 from cerne.vmm.jail.bpf import program as compiled
 from cerne.vmm.jail.program import SYSTEM, Room
-from cerne.vmm.jail.walls import MOST_DESCRIPTORS
+from cerne.vmm.jail.system import MOST_DESCRIPTORS
+
+if TYPE_CHECKING:
+    from cerne.vmm.config import BackendConfig
 
 _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _SEARCHED_BY_ALL = 0o711
@@ -89,6 +92,9 @@ def supervised(
     except OSError as error:
         link.close()
         raise EngineError(f"connecting to {path} failed: {error.strerror}") from error
+    # A machine whose cards alone are served by others needs nothing of it.
+    from cerne.vmm.config import BackendConfig
+
     return BackendConfig(
         link=opened.take(link.detach()),
         address=opened.take(os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)),
@@ -143,6 +149,8 @@ def backend_socket(machine: LaunchPlan | InstanceRecord, name: str) -> Path:
     directory = machine.runtime / name
     directory.mkdir(exist_ok=True)
     directory.chmod(_SEARCHED_BY_ALL)
+    from cerne.vmm.config import BACKEND_SOCKET
+
     return directory / BACKEND_SOCKET
 
 

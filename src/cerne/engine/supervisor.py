@@ -72,6 +72,16 @@ class Task(NamedTuple):
         return [*self.inherited, *own, *optional]
 
 
+class CardTask(NamedTuple):
+    """The card that a supervisor serves."""
+
+    link: int
+    """The stream socket to the machine's process."""
+    mac: str
+    host_access: tuple[int, ...]
+    """Ports of the host's loopback that the guest reaches at its gateway."""
+
+
 class Supervisor:
     """Supervises one process."""
 

@@ -13,10 +13,8 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cerne.network.user import GATEWAY
+from cerne.network.user import GATEWAY, RESOLVER_DIRECTORY
 
-RESOLVER_DIRECTORY = "/run/systemd/resolve"
-"""Where systemd-resolved has the name servers behind itself."""
 _FILES = ("/etc/resolv.conf", f"{RESOLVER_DIRECTORY}/resolv.conf")
 _USUAL = "127.0.0.1"
 """The server of a host that names none (resolv.conf(5))."""

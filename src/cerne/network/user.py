@@ -21,6 +21,8 @@ GATEWAY6 = "fe80::2"
 GATEWAY_MAC = "52:55:0a:00:02:02"
 """The hardware address of the gateway, the same after each restart of what serves it."""
 MTU = 1500
+RESOLVER_DIRECTORY = "/run/systemd/resolve"
+"""Where systemd-resolved has the name servers behind itself."""
 
 
 def address6(mac: str) -> str:

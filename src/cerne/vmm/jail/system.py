@@ -15,6 +15,8 @@ from enum import IntEnum, IntFlag
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
+MOST_DESCRIPTORS = 1 << 16
+"""The limit of open files: enough for 256 children at once, and for thousands of sockets."""
 MOST_THREADS = 1 << 14
 """The limit of threads of a user: enough for thousands of forks, which have one user."""
 # What a kernel answers that lacks a facility, or a container or security module that forbids it.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from cerne.errors import HostError
 from cerne.vmm.jail import system
 from cerne.vmm.jail.bpf import Rule, fail, program
-from cerne.vmm.jail.system import LACKING, MOST_THREADS, Mount, Namespace, Prctl
+from cerne.vmm.jail.system import LACKING, MOST_DESCRIPTORS, MOST_THREADS, Mount, Namespace, Prctl
 
 NOBODY = 65534
 """The user of a machine's process that has no user id of its own."""
@@ -28,8 +28,6 @@ _OWNER_ALONE = 0o077
 _MOUNT_POINT = "/tmp"
 _MIB = 1 << 20
 _NAMESPACES = Namespace.MOUNT | Namespace.NET | Namespace.IPC | Namespace.UTS
-MOST_DESCRIPTORS = 1 << 16
-"""The limit of open files: enough for 256 children at once, and for thousands of sockets."""
 _MORE_MEMORY = 1024 * _MIB
 
 
