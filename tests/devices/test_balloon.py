@@ -183,8 +183,9 @@ def test_reported_pages_are_given_back(memory: GuestMemory, queue: int) -> None:
 
 
 def test_memory_that_the_host_keeps_stays_the_guests(monkeypatch: pytest.MonkeyPatch) -> None:
-    def locked(mapping: mmap.mmap, *_: int) -> None:
-        raise OSError(22, "Invalid argument")
+    def locked(mapping: mmap.mmap, advice: int, *_: int) -> None:
+        if advice == mmap.MADV_DONTNEED:
+            raise OSError(22, "Invalid argument")
 
     class Locked(mmap.mmap):
         madvise = locked

@@ -168,7 +168,7 @@ def test_what_qemu_refuses_leaves_nothing(machines: Machines, home: Path) -> Non
     with pytest.raises(EngineError):
         instance.plug(replace(disk, path=bad))
     with pytest.raises(EngineError):
-        instance.plug(UserNic("no address", slot=3))
+        instance.plug(UserNic("0200:0000:0001", slot=3))
     instance.plug(disk)
     assert instance.plugged() == {3}
 

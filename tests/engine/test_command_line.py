@@ -294,6 +294,7 @@ def test_the_memory_of_a_saved_machine_is_private(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: bool
 ) -> None:
     (tmp_path / "memory").touch()
+    SavedMachine("qemu", PLAN.memory, "0" * 64).write(tmp_path)
     plan = dataclasses.replace(PLAN, saved=tmp_path)
     arguments = command_line(Path("/q"), plan, Accelerator.TCG, 7, reads_memory=reads)
     [backend] = [each for each in values("-object", arguments) if "memory-backend-file" in each]
