@@ -48,6 +48,15 @@ def test_its_next_start_has_all_of_it(
     assert manager.get("web").spec.root_size == GIB
 
 
+def test_ports_of_the_host_are_opened_and_closed_for_the_next_start(machine: Machine) -> None:
+    machine.adjust(ports=["8080:80"], host_access=[5432])
+    (card,) = machine.spec.nics
+    assert (len(card.ports), card.host_access) == (1, (5432,))
+    machine.adjust(host_access=["none"])
+    (card,) = machine.spec.nics
+    assert (len(card.ports), card.host_access) == (1, ())
+
+
 def test_what_was_given_is_taken_away_by_none(machine: Machine, tmp_path: Path) -> None:
     machine.adjust(ports=["8080:80"], mounts=[f"{tmp_path}:/srv"])
     machine.adjust(ports=["none"])
@@ -58,7 +67,7 @@ def test_what_was_given_is_taken_away_by_none(machine: Machine, tmp_path: Path) 
     assert (len(left.mounts), left.network) == (0, "none")
 
 
-@pytest.mark.parametrize("changes", [{"disk": "2G"}, {"ports": ["0:80"]}])
+@pytest.mark.parametrize("changes", [{"disk": "2G"}, {"ports": ["0:80"]}, {"host_access": [5432]}])
 def test_a_machine_that_runs_or_is_suspended_takes_none_of_it(
     machine: Machine, changes: Adjustment
 ) -> None:

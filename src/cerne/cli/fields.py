@@ -59,7 +59,7 @@ class FieldOptions:
         own = [*_without_asked(self._function).parameters.values()]
         last = [parameter for parameter in own if parameter.kind is parameter.KEYWORD_ONLY]
         first = [parameter for parameter in own if parameter not in last]
-        options = [_parameter(word, flag) for word, flag in known.items()]
+        options = [_parameter(word, flag, self._use) for word, flag in known.items()]
         self.__signature__ = inspect.Signature([*first, *options, *last])
         self._words = frozenset(known)
 
@@ -133,12 +133,13 @@ def _without_asked(function: Callable[..., None]) -> inspect.Signature:
     )
 
 
-def _parameter(word: str, flag: Flag) -> inspect.Parameter:
+def _parameter(word: str, flag: Flag, use: Use) -> inspect.Parameter:
     option = typer.Option(
         *(flag.names or (f"--{word.replace('_', '-')}",)),
         help=flag.help,
         metavar=flag.metavar or None,
-        show_default=flag.default or True,
+        # A value that is not given stays as it is.
+        show_default=use != "set" and (flag.default or True),
         parser=number if flag.kind == "number" else None,
     )
     return inspect.Parameter(

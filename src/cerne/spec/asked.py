@@ -66,6 +66,8 @@ class ShapeFields(TypedDict, total=False):
     options such as ``lan:address=10.20.0.5``; several are a card each."""
     ports: Sequence[PublishedPort | str]
     """Published ports of the first card, such as ``8080:80`` and ``18500-18502:80-82``."""
+    host_access: Sequence[int | str]
+    """Ports of this host's loopback that the guest reaches at its gateway."""
     mounts: Sequence[Mount | str]
     """Directories of this host, as ``SOURCE:TARGET[:ro]``."""
 
@@ -82,8 +84,6 @@ class MachineFields(ResourceFields, ShapeFields, total=False):
 
     data_disks: Sequence[Disk | str]
     """Additional disks: sizes or paths of files, as ``SIZE|PATH[:ro][:format=raw]``."""
-    host_access: Sequence[int | str]
-    """Ports of this host's loopback that the guest reaches at its gateway."""
     allow: Sequence[Allowed | str]
     """What alone the first card may reach outside of a network with a name."""
     egress: Literal["all", "none"]

@@ -164,6 +164,7 @@ class MachineSpec(Part):
             names=("--host-access",),
             word="host_access",
             metavar="PORT",
+            uses=("make", "set"),
         ),
         Flag(
             "all, or none: on a network with a name, whether it may reach what is outside.",
@@ -253,7 +254,7 @@ class MachineSpec(Part):
             values["resources"] = asked_resources(said, self.resources)
         if said := _taken(values, ("disk",)):
             values["disks"] = _asked_disks(said["disk"], self.data_disks)
-        if said := _taken(values, ("network", "ports")):
+        if said := _taken(values, ("network", "ports", "host_access")):
             values["nics"] = self._other_cards(said)
         values["mounts"] = _listed(values["mounts"])
         try:
@@ -265,7 +266,7 @@ class MachineSpec(Part):
     def _other_cards(self, said: Mapping[str, object]) -> list[object]:
         """Its cards with other networks, or with other ports of the first one."""
         first = next((nic for nic in self.nics if nic.slot is None), None)
-        ports = {"ports": _listed(said["ports"])} if "ports" in said else {}
+        ports = {word: _listed(said[word]) for word in ("ports", "host_access") if word in said}
         if "network" in said:
             kept = {}
             if first is not None:

@@ -46,7 +46,7 @@ _OPTIONS = {"ports": "publish", "mounts": "mount"}
 """The options of values that have another name."""
 _MEMORY = "memory"
 _AT_START = (
-    *("max_cpus", _DISK, "network", "ports", "mounts"),
+    *("max_cpus", _DISK, "network", "ports", "host_access", "mounts"),
     *("memory_hugepages", "memory_merge"),
 )
 """What a machine takes only when it starts."""
