@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import subprocess
 import sys
@@ -18,32 +17,38 @@ from cerne.units import MIB
 SHARED = 256 * MIB
 
 
+# The test's own process is as large as what they share.
+_TWO_WITH_SHARED_PAGES = f"""
+import mmap, os, sys
+memory = mmap.mmap(-1, {SHARED})
+memory.write(b"x" * {SHARED})
+pids = []
+for _ in range(2):
+    ready, told = os.pipe()
+    child = os.fork()
+    if child == 0:
+        sum(memory[place] for place in range(0, {SHARED}, mmap.PAGESIZE))
+        os.write(told, b".")
+        os.read(0, 1)
+        os._exit(0)
+    os.read(ready, 1)
+    pids.append(child)
+memory.close()
+print(*pids, flush=True)
+os.read(0, 1)
+for child in pids:
+    os.waitpid(child, 0)
+"""
+
+
 @pytest.fixture
 def sharing() -> Iterator[list[ProcessIdentity]]:
     """Two processes that hold the same pages, and wait."""
-    ready, told = os.pipe()
-    ends, holds = os.pipe()
-    with mmap.mmap(-1, SHARED) as memory:
-        memory.write(b"x" * SHARED)
-        children = []
-        for _ in range(2):
-            child = os.fork()
-            if child == 0:
-                os.close(holds)
-                memory[0], memory[SHARED - 1]
-                sum(memory[place] for place in range(0, SHARED, mmap.PAGESIZE))
-                os.write(told, b".")
-                os.read(ends, 1)
-                os._exit(0)
-            children.append(child)
-        assert os.read(ready, 1) + os.read(ready, 1) == b".."
-    found = [ProcessIdentity.of(child) for child in children]
-    yield [each for each in found if each is not None]
-    os.close(holds)
-    for child in children:
-        os.waitpid(child, 0)
-    for descriptor in (ready, told, ends):
-        os.close(descriptor)
+    command = [sys.executable, "-I", "-S", "-c", _TWO_WITH_SHARED_PAGES]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pids = map(int, parent.stdout.readline().split())
+        yield [found for pid in pids if (found := ProcessIdentity.of(pid))]
 
 
 def test_a_page_that_processes_share_counts_once(sharing: list[ProcessIdentity]) -> None:
