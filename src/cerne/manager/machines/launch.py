@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from cerne import faults
 from cerne.errors import CerneError, DamagedError
 from cerne.manager.capacity import claim_to_run, fitting
-from cerne.manager.machines.balance import make_room
 from cerne.manager.machines.cards import connecting
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.disks import commit_disks, merge_layers, settle_disks
@@ -53,6 +52,9 @@ def launch(
     settle_disks(context)
     sweep_abandoned(context.manager)
     under = [layer.stem for layer in (onto or {}).values()]
+    # Imported only now, because each command loads this module.
+    from cerne.manager.machines.balance import make_room
+
     claim = claim_to_run(context.home, context.spec, engine)
     fitting(context.manager, lambda: context.store.reserve(record, engine.name, claim, under))
     make_room(context.manager, claim.needs[Resource.MEMORY])
