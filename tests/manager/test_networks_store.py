@@ -86,12 +86,13 @@ def test_a_machine_gets_addresses_that_stay(
 
 def test_addresses_are_given_as_asked(store: Store, lan: NetworkRow, new_record: NewRecord) -> None:
     text = "lan:address=10.20.0.5,fd00:20::5,mac=02:00:00:00:00:05"
-    record = _on(new_record("a"), text, "lan:mac=02:00:00:00:00:06")
+    record, other = _on(new_record("a"), text), _on(new_record("b"), "lan:mac=02:00:00:00:00:06")
     store.add(record)
-    first, second = store.cards_of(record.id)[0], store.cards_of(record.id)[8]
+    store.add(other)
+    first, second = store.cards_of(record.id)[0], store.cards_of(other.id)[0]
     assert (first.mac, first.ipv4, first.ipv6) == ("02:00:00:00:00:05", "10.20.0.5", "fd00:20::5")
     assert (second.ipv4, second.ipv6) == ("10.20.0.2", "fd00:20::ff:fe00:6")
-    # Another address is taken over, and a card that is gone leaves no row.
+    # Another address is taken over, and the former one leaves no row.
     store.change_spec(record, _on(record, "lan:address=10.20.0.6").spec, "address")
     assert [card.ipv4 for card in store.cards_of(record.id).values()] == ["10.20.0.6"]
 

@@ -84,6 +84,7 @@ def test_a_card_has_addresses_and_what_it_may_reach() -> None:
         ({"network": "lan:address=ff02::1"}, "is not an address for a network card"),
         ({"network": "lan:mac=01:00:00:00:00:05"}, "is not an address of a network card"),
         ({"network": "lan:mac=nonsense"}, "is not an address of a network card"),
+        ({"network": ["lan", "lan"]}, "the network lan is given twice"),
         ({"network": "lan", "allow": ["8080"]}, "is not a target"),
         ({"network": "lan", "allow": ["host"]}, "is not a target"),
         ({"network": "lan", "allow": ["10.0.0.300:80"]}, "is not a target"),

@@ -333,6 +333,8 @@ class MachineSpec(Part):
         devices = (*self.data_disks, *self.added_nics)
         require_unique([device.slot for device in devices], "slot")
         require_unique([nic.mac for nic in self.nics if nic.mac], "card's address")
+        # Its name would lead to two addresses, and its answers leave by one card alone.
+        require_unique([nic.network for nic in self.nics if nic.is_named], "network")
         require_unique([str(port) for port in self.ports if port.host_port], "port")
         if any(nic.slot is None for nic in self.nics[1:]):
             raise InputError(

@@ -116,12 +116,12 @@ def set_cards(context: MachineContext, record: Record, only: int | None = None) 
 
 
 def card_on(context: MachineContext, network: str) -> Nic:
-    """The card of a machine on a network; the last one, if there are several.
+    """The card of a machine on a network.
 
     Raises:
         NotFoundError: it has none.
     """
-    for nic in reversed(context.spec.nics):
+    for nic in context.spec.nics:
         if nic.network == network:
             return nic
     raise NotFoundError(
