@@ -192,6 +192,15 @@ def theirs() -> Iterator[ProcessIdentity]:
         running.kill()
 
 
+def test_a_directory_that_a_killed_command_left_is_opened_to_others(
+    home: Home, base: Path, root: None
+) -> None:
+    assert home("a").why_not == ""
+    (base / "users").chmod(0o700)
+    assert home("b").why_not == ""
+    assert (base / "users").stat().st_mode & 0o7777 == 0o1777
+
+
 def test_hostile_files_count_for_nothing(
     home: Home, base: Path, root: None, process: ProcessIdentity, theirs: ProcessIdentity
 ) -> None:
@@ -211,6 +220,8 @@ def test_hostile_files_count_for_nothing(
         _said(theirs, memory=True),
         _said(theirs, name="x" * 65),
         _said(theirs, name=None),
+        _said(theirs, name="x\x1b[2J"),
+        _said(theirs, name="x\n"),
         _said(theirs, process=[1]),
         _said(theirs, process=[theirs.pid, theirs.start_time + 1]),
         _said(theirs, process=None),

@@ -185,6 +185,8 @@ def test_a_card_is_connected_and_disconnected_while_its_machine_runs(
     assert (nic.slot, machine.nics()[1]) == (0, machine.cards[0].mac)
     (card,) = _cards(manager)
     assert (str(card.ipv4), card.ports[0].host_port) == ("10.64.0.9", 8080)
+    with pytest.raises(InputError, match="is not a text"):
+        machine.publish(["8081:81"])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="lan is given twice"):
         machine.attach_nic("lan")
     assert len(_cards(manager)) == 1

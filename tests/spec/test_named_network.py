@@ -28,7 +28,7 @@ def test_a_network_has_a_way_out_and_subnets() -> None:
 @pytest.mark.parametrize(
     ("name", "asked", "said"),
     [
-        ("user", {}, "is not valid as a network's name"),
+        ("user", {}, "is a reserved word"),
         ("UPPER", {}, "is not valid as a network's name"),
         ("lan", {"ipv4": "10.20.0.1/24"}, "is not a subnet"),
         ("lan", {"ipv4": "10.20.0.0/30"}, "is not an IPv4 subnet of /8 to /29"),

@@ -110,7 +110,7 @@ def list_networks(json: JsonOption = False) -> None:
             network.row.ipv4 or "",
             network.row.ipv6 or "",
             str(len({card.machine for card in network.cards()})),
-            "running" if network.runs else "idle",
+            _state_word(network),
         )
         for network in networks
     ]
@@ -147,7 +147,7 @@ def inspect(network: NetworkArgument, json: JsonOption = False) -> None:
     fields = {
         "name": found.name,
         "id": found.row.id,
-        "state": _state_words(found, state),
+        "state": _state_words(found),
         "uplink": spec.uplink + (f" on {spec.parent}" if spec.parent else ""),
         "vlan": "" if spec.vlan is None else str(spec.vlan),
         "ipv4": found.row.ipv4 or "",
@@ -276,7 +276,7 @@ def repair(network: NetworkArgument) -> None:
     """Make again what is missing of a network, and print what was done."""
     from cerne.client import connect
 
-    for done in connect().network(network).repair():
+    for done in connect().network(network).repair() or [f"nothing of {network} was missing"]:
         print(done)
 
 
@@ -333,12 +333,19 @@ def _print_ports(ports: tuple[PublishedPort, ...]) -> None:
     print_table(("HOST", "GUEST"), rows)
 
 
-def _state_words(network: Network, state: object) -> str:
+def _state_word(network: Network) -> str:
     if network.runs:
         return "running"
-    if state is not None:
-        return f"ended: cerne network repair {network.name}"
-    return "idle: it starts with the first machine on it"
+    return "idle" if network.state() is None else "ended"
+
+
+def _state_words(network: Network) -> str:
+    word = _state_word(network)
+    more = {
+        "ended": f": cerne network repair {network.name}",
+        "idle": ": it starts with the first machine on it",
+    }
+    return word + more.get(word, "")
 
 
 def _given(**values: object) -> dict[str, object]:

@@ -225,6 +225,10 @@ class HostLedger:
 def _make(path: Path, mode: int) -> None:
     with contextlib.suppress(FileExistsError):
         path.mkdir(mode=0o700)
+    # A command may have been killed before this.
+    status = path.lstat()
+    ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if ours and stat.S_IMODE(status.st_mode) != mode:
         path.chmod(mode)
 
 
@@ -364,6 +368,7 @@ def _amount(said: object) -> int:
 
 
 def _text(said: object, longest: int) -> str:
-    if not isinstance(said, str) or len(said) > longest:
-        raise ValueError("a text is missing or too long")
+    # Others wrote it, and it is shown on root's terminal.
+    if not isinstance(said, str) or len(said) > longest or not said.isprintable():
+        raise ValueError("a text is missing, too long, or not printable")
     return said

@@ -266,13 +266,20 @@ class Manager:
                 return pool
         raise NotFoundError(f"there is no pool named {name}", hint="see: cerne pool ls")
 
-    def create_network(self, spec: NetworkSpec) -> Network:
+    def create_network(self, spec: NetworkSpec | str) -> Network:
         """Make a network with a name; it runs while a machine on it runs.
 
+        A text is the name of a network with the defaults; `cerne.network_spec` makes others.
+
         Raises:
+            InputError: the name is not valid.
             ConflictError: its name or a subnet is in use, or this host routes a subnet.
             HostError: this host lacks what it needs; the hint is what to type.
         """
+        if isinstance(spec, str):
+            from cerne.spec.named_network import network_spec
+
+            spec = network_spec(spec)
         return Network(self._context, create_network(self._context, spec))
 
     def networks(self) -> list[Network]:

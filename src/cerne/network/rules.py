@@ -37,9 +37,14 @@ _TARGET = 64
 """The bit at which an advertisement has its target."""
 _SOLICITATIONS = [130, 131, 132, 133, 135, 143]
 """ICMPv6 types that a machine without an address sends: multicast listeners, solicitations."""
-_CLOSED4 = ("169.254.0.0/16", "127.0.0.0/8")
-"""The metadata addresses of clouds, and loopback."""
-_CLOSED6 = ("fd00:ec2::254/128", "fd20:ce::254/128", "fe80::/10")
+_CLOSED4 = ("169.254.0.0/16", "127.0.0.0/8", "100.100.100.200/32", "168.63.129.16/32")
+"""The metadata addresses and host services of clouds, and loopback."""
+_CLOSED6 = (
+    *("fd00:ec2::/32", "fd20:ce::254/128", "fe80::/10"),
+    # The closed addresses of IPv4 behind NAT64 (RFC 6052).
+    *("64:ff9b::a9fe:0/112", "64:ff9b::7f00:0/104"),
+    *("64:ff9b::6464:64c8/128", "64:ff9b::a83f:8110/128"),
+)
 
 
 class Card(NamedTuple):
@@ -156,7 +161,9 @@ def _arp_rules(card: CardPlan) -> Iterable[list[Json]]:
 
 def _ipv4_rules(card: CardPlan) -> Iterable[list[Json]]:
     ip = _is(_payload("ether", "type"), "ip")
+    # Some clients take an answer by its destination alone.
     yield [ip, _is(_payload("udp", "sport"), 67), _DROP]
+    yield [ip, _is(_payload("udp", "dport"), 68), _DROP]
     if card.ipv4 is not None:
         yield [ip, _is(_payload("ip", "saddr"), str(card.ipv4)), _ACCEPT]
         asking = [_is(_payload("udp", "sport"), 68), _is(_payload("udp", "dport"), 67)]
@@ -171,6 +178,7 @@ def _ipv6_rules(card: CardPlan) -> Iterable[list[Json]]:
     kind = _payload("icmpv6", "type")
     yield [six, _is(kind, {"set": [_ROUTER_ADVERTISEMENT, _REDIRECT]}), _DROP]
     yield [six, _is(_payload("udp", "sport"), 547), _DROP]
+    yield [six, _is(_payload("udp", "dport"), 546), _DROP]
     sources = {"set": [str(card.ipv6), "::", _prefix("fe80::/64")]}
     source = _payload("ip6", "saddr")
     yield [six, _is(source, ROUTER), _DROP]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cerne.errors import InputError
-from cerne.spec.names import check_name
 
 # The names of interfaces that the kernel takes (dev_valid_name), without its patterns.
 _INTERFACE = re.compile(r"[!-$&-.0-9;-~]{1,15}", re.ASCII)
@@ -102,11 +101,13 @@ def check_network_name(name: str) -> str:
     Raises:
         InputError: it is not valid, or means something else.
     """
-    check_name(name, "a network's")
-    if name in _RESERVED or not _NAME.fullmatch(name):
+    if name in _RESERVED:
+        raise InputError(
+            f"{name!r} is a reserved word, and no network's name", hint="give another name: lan"
+        )
+    if not _NAME.fullmatch(name):
         raise InputError(
             f"{name!r} is not valid as a network's name",
-            hint="use up to 32 small letters, digits and dashes inside; user, none, tap and host"
-            " mean other networks",
+            hint="use up to 32 small letters, digits, and dashes inside",
         )
     return name

@@ -189,10 +189,10 @@ class Nic(Device):
         kind = parse_network(self.network).kind
         _check_ports(self.ports)
         if self.ports and kind not in (NetworkKind.USER, NetworkKind.NAMED):
+            tap = ": with a tap the guest has its own address" if kind is NetworkKind.TAP else ""
             raise InputError(
                 f"a machine with the network {self.network!r} publishes no ports",
-                hint="leave --publish out, or write --publish none to remove ports: with a tap the"
-                " guest has its own address",
+                hint=f"leave --publish out, or write --publish none to remove ports{tap}",
             )
         if self.ports and self.slot is not None and kind is NetworkKind.USER:
             raise InputError(

@@ -65,10 +65,13 @@ def adjust(context: MachineContext, asked: Mapping[str, object]) -> None:
     given = {name: value for name, value in asked.items() if value is not None}
     if not given:
         raise InputError(
-            "no value to change was given", hint="give one: cerne set NAME --balloon 256M"
+            "no value to change was given",
+            hint=f"give one: cerne set {context.last.name} --cpu-limit 50%",
         )
     with operation(context, "set") as record:
         require_state(record, *_CHANGEABLE)
+        # What is wrong in any state is said first; a running machine has words of its own for CPUs.
+        context.spec.changed(**{name: given[name] for name in given if name != _CPUS})
         _require_start(record, given)
         wanted = given.get(_CPUS)
         if isinstance(wanted, int) and (record.state.live or record.state is State.SUSPENDED):

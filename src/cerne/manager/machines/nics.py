@@ -28,6 +28,8 @@ def change_nic(context: MachineContext, number: int, fields: Mapping[str, object
 
 def publish(context: MachineContext, text: str) -> Ports:
     """Publish another port, or a range of them (see `Machine.publish`)."""
+    if not isinstance(text, str):
+        raise InputError(f"{text!r} is not a text", hint="write one port as '8080:80'")
     new = parse_publishes(text)
     with operation(context, "publish"):
         nic = _publishing_card(context)
