@@ -292,7 +292,7 @@ def _run(examples: int, *, same: bool) -> None:
 
 
 def test_a_few_sequences(small_host: None) -> None:
-    _run(25, same=True)
+    _run(12, same=True)
 
 
 @pytest.mark.slow

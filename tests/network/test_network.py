@@ -32,14 +32,16 @@ _QUICK = {
             "spoofing",
         ),
     ),
-    USER: ("egress", "outside_user", "published", "repair", "spoofing"),
+    USER: ("outside_user", "published", "spoofing"),
 }
 _SLOW = {
     _ROOT: ("crowd", "flood", "rates", "without_ipv6"),
     USER: (
         "addresses",
+        "egress",
         "killed",
         "reboot",
+        "repair",
         "again",
         "apart",
         "names",
