@@ -161,6 +161,7 @@ def test_a_running_machine_is_saved_with_its_memory_and_runs_on(guests: Guests) 
     assert _said(agent, "cat /tmp/count") == "2"
 
 
+@pytest.mark.slow
 def test_a_clone_that_frees_memory_takes_it_from_no_other(guests: Guests) -> None:
     saved = guests.saved("full")
     memory = saved / MEMORY_FILE

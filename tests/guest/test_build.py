@@ -35,6 +35,7 @@ def test_it_is_built_once(agent_program: Path) -> None:
     assert agent_program.stat().st_ino == before.st_ino
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("agent_program")
 def test_builds_at_once_leave_one_program(tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:

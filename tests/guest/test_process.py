@@ -79,6 +79,7 @@ def test_an_error_in_the_middle(session_pair: Pair) -> None:
     assert caught.value.message == "the disk ?[31mburns"
 
 
+@pytest.mark.slow
 def test_many_small_pieces_of_output_take_little_memory(session_pair: Pair) -> None:
     session, far = session_pair
     process, piece, pieces = GuestProcess(session, 1), b"ab", 100_000

@@ -205,6 +205,7 @@ def bench(kvm_device: Path, disk: Path) -> Iterator[Bench]:
         made.close()
 
 
+@pytest.mark.slow
 def test_a_thousand_cycles_leave_nothing(bench: Bench) -> None:
     def cycle(plug: Callable[[], socket.socket | None]) -> None:
         far = plug()
