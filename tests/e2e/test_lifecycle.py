@@ -49,6 +49,7 @@ def test_a_life(cerne: Cerne, engine: Engine) -> None:
     assert cerne.names() == []
 
 
+@pytest.mark.slow_if_emulated
 def test_one_that_is_killed(cerne: Cerne, engine: Engine) -> None:
     cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
     cerne.ok("kill", "a")
@@ -76,6 +77,7 @@ def test_a_guest_that_shuts_itself_down_is_stopped(cerne: Cerne, engine: Engine)
     assert cerne.ok("wait", "--timeout", "120s", "a") == "stopped\n"
 
 
+@pytest.mark.slow_if_emulated
 def test_a_process_killed_by_hand_is_noticed(cerne: Cerne, engine: Engine) -> None:
     cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
     os.kill(_pid(cerne, "a"), signal.SIGKILL)
@@ -83,6 +85,7 @@ def test_a_process_killed_by_hand_is_noticed(cerne: Cerne, engine: Engine) -> No
     assert "killed" in str(cerne.machine("a")["reason"])
 
 
+@pytest.mark.slow_if_emulated
 def test_a_guest_that_does_not_shut_down_is_killed(cerne: Cerne, engine: Engine) -> None:
     cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
     os.kill(_pid(cerne, "a"), signal.SIGSTOP)
