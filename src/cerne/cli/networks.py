@@ -110,7 +110,7 @@ def list_networks(json: JsonOption = False) -> None:
             network.row.ipv4 or "",
             network.row.ipv6 or "",
             str(len({card.machine for card in network.cards()})),
-            _state_word(network),
+            _state_word(network, None if network.runs else network.state()),
         )
         for network in networks
     ]
@@ -147,7 +147,7 @@ def inspect(network: NetworkArgument, json: JsonOption = False) -> None:
     fields = {
         "name": found.name,
         "id": found.row.id,
-        "state": _state_words(found),
+        "state": _state_words(found, state),
         "uplink": spec.uplink + (f" on {spec.parent}" if spec.parent else ""),
         "vlan": "" if spec.vlan is None else str(spec.vlan),
         "ipv4": found.row.ipv4 or "",
@@ -333,14 +333,14 @@ def _print_ports(ports: tuple[PublishedPort, ...]) -> None:
     print_table(("HOST", "GUEST"), rows)
 
 
-def _state_word(network: Network) -> str:
+def _state_word(network: Network, state: object) -> str:
     if network.runs:
         return "running"
-    return "idle" if network.state() is None else "ended"
+    return "idle" if state is None else "ended"
 
 
-def _state_words(network: Network) -> str:
-    word = _state_word(network)
+def _state_words(network: Network, state: object) -> str:
+    word = _state_word(network, state)
     more = {
         "ended": f": cerne network repair {network.name}",
         "idle": ": it starts with the first machine on it",
