@@ -51,16 +51,17 @@ def confined(
     lease = user_ids.take() if known and not plan.shares else None
     if lease is not None:
         opened.take(lease.descriptor)
+    own_network = has_own_user_mode(plan)
     room = Room(
         own_root=known,
         user=None if lease is None else lease.user,
         reads=[str(path) for path in _reads(plan, reads_memory)] if known else [],
         writes=[str(path) for path in _writes(plan, reads_memory)] if known else [],
-        network=has_own_user_mode(plan),
+        network=own_network,
         # QEMU reserves no memory for what may be plugged, and asks first whether the host allows
         # that (/proc/sys/vm/overcommit_memory).
         settings=bool(plan.headroom),
-        capabilities=_capabilities(plan, None if lease is None else lease.user),
+        capabilities=_capabilities(plan, None if lease is None else lease.user, own_network),
         threads=MOST_THREADS if lease is None else _MOST_THREADS,
         own_cores=plan.strict,
         log=limited_log(plan, opened),
@@ -104,9 +105,9 @@ def _writes(plan: LaunchPlan, reads_memory: bool) -> Iterator[Path]:
             yield share.source
 
 
-def _capabilities(plan: LaunchPlan, user: int | None) -> Iterator[int]:
+def _capabilities(plan: LaunchPlan, user: int | None, own_network: bool) -> Iterator[int]:
     if user is None and os.geteuid() == 0:
         yield from FILE_CAPABILITIES
     low = any(forward.host_port < FIRST_FREE_PORT for forward in plan.forwards)
-    if low and has_own_user_mode(plan):
+    if low and own_network:
         yield NET_BIND_SERVICE
