@@ -13,6 +13,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum, auto
 
+from cerne.network.clouds import SERVICES4, SERVICES6
 from cerne.network.user import GATEWAY, GATEWAY6, NAME_SERVER
 
 LARGEST_FRAME = 16384
@@ -29,11 +30,8 @@ _CLOSED_NETWORKS = (
     "::/16",
     "fe80::/10",
     "ff00::/8",
-    # Metadata and host services of clouds: Alibaba, Azure, Amazon, Google.
-    "100.100.100.200/32",
-    "168.63.129.16/32",
-    "fd00:ec2::/32",
-    "fd20:ce::254/128",
+    *SERVICES4,
+    *SERVICES6,
 )
 _TRANSLATED = socket.inet_pton(socket.AF_INET6, "64:ff9b::")[:12]
 """The start of IPv6 addresses that are IPv4 addresses behind NAT64 (RFC 6052)."""

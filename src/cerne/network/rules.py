@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Address, ip_network
 from typing import NamedTuple
 
+from cerne.network.clouds import SERVICES4, SERVICES6
 from cerne.network.plan import CardPlan, NetworkPlan
 from cerne.spec.egress import Allowed
 from cerne.spec.network import Uplink
@@ -37,10 +38,11 @@ _TARGET = 64
 """The bit at which an advertisement has its target."""
 _SOLICITATIONS = [130, 131, 132, 133, 135, 143]
 """ICMPv6 types that a machine without an address sends: multicast listeners, solicitations."""
-_CLOSED4 = ("169.254.0.0/16", "127.0.0.0/8", "100.100.100.200/32", "168.63.129.16/32")
+_CLOSED4 = ("169.254.0.0/16", "127.0.0.0/8", *SERVICES4)
 """The metadata addresses and host services of clouds, and loopback."""
 _CLOSED6 = (
-    *("fd00:ec2::/32", "fd20:ce::254/128", "fe80::/10"),
+    *SERVICES6,
+    "fe80::/10",
     # The closed addresses of IPv4 behind NAT64 (RFC 6052).
     *("64:ff9b::a9fe:0/112", "64:ff9b::7f00:0/104"),
     *("64:ff9b::6464:64c8/128", "64:ff9b::a83f:8110/128"),
