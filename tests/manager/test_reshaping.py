@@ -57,6 +57,12 @@ def test_ports_of_the_host_are_opened_and_closed_for_the_next_start(machine: Mac
     assert (len(card.ports), card.host_access) == (1, ())
 
 
+def test_values_that_go_together_are_checked_together(machine: Machine) -> None:
+    machine.adjust(cpus=2)
+    machine.adjust(cpus=1, max_cpus=1)
+    assert (machine.spec.cpus, machine.spec.max_cpus) == (1, 1)
+
+
 def test_what_was_given_is_taken_away_by_none(machine: Machine, tmp_path: Path) -> None:
     machine.adjust(ports=["8080:80"], mounts=[f"{tmp_path}:/srv"])
     machine.adjust(ports=["none"])

@@ -70,13 +70,15 @@ def adjust(context: MachineContext, asked: Mapping[str, object]) -> None:
         )
     with operation(context, "set") as record:
         require_state(record, *_CHANGEABLE)
-        # What is wrong in any state is said first; a running machine has words of its own for CPUs.
-        context.spec.changed(**{name: given[name] for name in given if name != _CPUS})
-        _require_start(record, given)
         wanted = given.get(_CPUS)
         if isinstance(wanted, int) and (record.state.live or record.state is State.SUSPENDED):
+            _require_start(record, given)
             require_growth(context, record, wanted)
-        spec = context.spec.changed(**given)
+            spec = context.spec.changed(**given)
+        else:
+            # What is wrong in any state is said first.
+            spec = context.spec.changed(**given)
+            _require_start(record, given)
         check_host(context.manager, spec)
         ensure_networks(context.manager, spec.nics)
         if not record.state.live:
