@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 from tests.manager.conftest import FakeEngine
+from tests.manager.killed import adjust_killed_at
 
-from cerne import faults
 from cerne.errors import CapacityError, InputError, StateError
-from cerne.manager import Home, Machine, Manager
+from cerne.manager import Machine, Manager
 from cerne.manager.capacity import needs_of
 from cerne.manager.machines.disks import root_size
 from cerne.manager.store.promises import Resource
 from cerne.spec.asked import Adjustment
 from cerne.spec.machine import machine_spec
 from cerne.units import GIB, MIB
-
-
-def _grow_and_die(home: Home, step: str) -> None:
-    def die(name: str) -> None:
-        if name == step:
-            os._exit(99)
-
-    try:
-        faults.hook = die
-        engine = FakeEngine()
-        Manager(home, lambda _requested: engine).get("web").adjust(disk="2G")
-    finally:
-        os._exit(0)
 
 
 def test_its_next_start_has_all_of_it(
@@ -128,10 +114,7 @@ def test_a_disk_that_the_host_has_no_room_for_stays(manager: Manager, machine: M
 def test_a_command_that_is_killed_is_finished_by_the_next_start(
     manager: Manager, machine: Machine, step: str
 ) -> None:
-    pid = os.fork()
-    if pid == 0:
-        _grow_and_die(manager.home, step)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 99
+    adjust_killed_at(step, manager.home, disk="2G")
     machine.start()
     assert machine.spec.root_size == 2 * GIB
     assert root_size(machine._context) == 2 * GIB

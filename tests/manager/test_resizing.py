@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import pytest
 from tests.manager.conftest import FakeEngine
+from tests.manager.killed import adjust_killed_at
 
-from cerne import faults
 from cerne.errors import CapacityError, EngineError, GuestError, StateError
-from cerne.manager import Home, Machine, Manager
+from cerne.manager import Machine, Manager
 from cerne.manager.store.promises import Resource
 from cerne.units import MIB
 
@@ -125,25 +124,9 @@ def test_a_paused_machine_says_what_to_type(running: Machine) -> None:
 def test_a_command_that_is_killed_leaves_what_the_guest_has(
     manager: Manager, running: Machine, step: str, expected: int
 ) -> None:
-    pid = os.fork()
-    if pid == 0:
-        _grow_and_die(manager.home, step)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 99
+    adjust_killed_at(step, manager.home, memory="192M")
     # Any command that looks at machines puts it right.
     found = manager.get("web")
     assert found.record.memory == found.spec.memory == expected * MIB
     assert _promised(manager) == expected * MIB
     found.snapshot("now")
-
-
-def _grow_and_die(home: Home, step: str) -> None:
-    def die(name: str) -> None:
-        if name == step:
-            os._exit(99)
-
-    try:
-        faults.hook = die
-        engine = FakeEngine()
-        Manager(home, lambda _requested: engine).get("web").adjust(memory="192M")
-    finally:
-        os._exit(0)
