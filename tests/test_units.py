@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerne.errors import InputError
-from cerne.units import GIB, KIB, MIB, format_size, parse_duration, parse_size
+from cerne.units import GIB, KIB, MIB, counted, format_size, parse_duration, parse_size
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,16 @@ def test_durations(text: str | float, seconds: float) -> None:
 def test_no_durations(text: str) -> None:
     with pytest.raises(InputError):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "words"),
+    [
+        (1, "CPU", "1 CPU"),
+        (0, "CPU", "0 CPUs"),
+        ("1.5", "CPU", "1.5 CPUs"),
+        (2, "entry", "2 entries"),
+    ],
+)
+def test_counted(number: int | str, noun: str, words: str) -> None:
+    assert counted(number, noun) == words

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import typer
 
 from cerne import errors
 from cerne.cli.app import app
+from cerne.units import counted
 
 _ROOT = Path(__file__).parents[1]
 _SOURCE = _ROOT / "src" / "cerne"
@@ -139,6 +141,40 @@ def test_errors_are_in_plain_words() -> None:
     texts = list(_errors())
     assert len(texts) > 300
     assert [wrong for text in texts for wrong in _wrong(text)] == []
+
+
+def _nouns(trees: Mapping[Path, ast.AST]) -> set[str]:
+    """The nouns that any module counts by `cerne.units.counted`."""
+    found = set()
+    for call in (node for tree in trees.values() for node in ast.walk(tree)):
+        match call:
+            case ast.Call(ast.Name(counted.__name__), [_, ast.Constant(str() as noun)]):
+                found.add(noun)
+    return found
+
+
+def _is_constant(value: ast.expr) -> bool:
+    return isinstance(value, ast.Name) and value.id.isupper()
+
+
+def test_a_number_of_things_may_be_one() -> None:
+    trees = {path: ast.parse(path.read_text()) for path in _SOURCE.rglob("*.py")}
+    nouns = _nouns(trees)
+    assert {"CPU", "byte", "hugepage"} <= nouns
+    plurals = "|".join(counted(2, noun).removeprefix("2 ") for noun in nouns)
+    after = re.compile(rf" (?:{plurals})\b")
+    wrong = [
+        f"{path.relative_to(_ROOT)}:{hole.lineno}: {{…}}{rest.value!r}: write counted(…)"
+        for path, tree in trees.items()
+        for text in ast.walk(tree)
+        if isinstance(text, ast.JoinedStr)
+        for hole, rest in pairwise(text.values)
+        if isinstance(hole, ast.FormattedValue)
+        and not _is_constant(hole.value)
+        and isinstance(rest, ast.Constant)
+        and after.match(str(rest.value))
+    ]
+    assert wrong == []
 
 
 @pytest.mark.parametrize(

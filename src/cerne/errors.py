@@ -63,6 +63,10 @@ class CerneError(Exception):
         return _restored, (type(self), self.args, self.__dict__)
 
 
+SEE_OPTIONS = "see: cerne create --help"
+"""The hint of a wrong value that says no better; a command puts its own help in its place."""
+
+
 class InputError(CerneError):
     """The input is wrong; nothing was created.
 

@@ -52,6 +52,12 @@ def format_size(size: int) -> str:
     return str(size)
 
 
+def counted(number: int | str, noun: str) -> str:
+    """A number with its noun, in the plural unless it is 1: ``1 CPU``, ``1.5 CPUs``."""
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number} {noun if str(number) == '1' else plural}"
+
+
 def parse_duration(text: str | float) -> float:
     """Parse a duration, in seconds, such as ``90``, ``1.5s``, ``250ms``, ``2m`` or ``1h``.
 

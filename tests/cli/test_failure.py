@@ -76,6 +76,17 @@ def test_an_error_names_the_option_that_was_typed(
     assert capsys.readouterr().err.splitlines()[0] == f"cerne: {message}"
 
 
+def test_a_wrong_value_leads_to_the_help_of_its_own_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit), reported():
+        app(["create", "--pids-limit", "5", "tiny"], prog_name="cerne")
+    with pytest.raises(SystemExit), reported():
+        app(["run", "--pids-limit", "5", "tiny"], prog_name="cerne")
+    hints = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  ")]
+    assert hints == ["  see: cerne create --help", "  see: cerne run --help"]
+
+
 def test_what_is_no_failure_passes() -> None:
     with reported(), own_failures_are_125():
         pass

@@ -47,7 +47,7 @@ def test_a_new_field_is_a_row_of_the_table(home: object, monkeypatch: pytest.Mon
     known = machine.flags()
     new = Flag("The colour of its case.", default="grey")
     monkeypatch.setattr("cerne.spec.machine.flags", lambda: known | {"case_colour": new})
-    assert "--case-colour <str> The colour of its case. [default: (grey)]" in _help("run")
+    assert "--case-colour TEXT The colour of its case. [default: (grey)]" in _help("run")
     ran = CliRunner().invoke(app, ["create", "--case-colour", "red", "tiny"])
     assert isinstance(ran.exception, InputError)
     assert ran.exception.message == "a machine has no field case_colour"

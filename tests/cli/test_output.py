@@ -50,6 +50,20 @@ def test_fields_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == "id     1\nstate  on\n"
 
 
+def test_fields_have_the_columns_of_their_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("NO_COLOR", "1")
+    print_fields({"id": "1", "walls": "limits, namespaces, network, root, user, seccomp"})
+    assert capsys.readouterr().out.splitlines() == [
+        "id     1",
+        "walls  limits, namespaces, network,",
+        "       root, user, seccomp",
+    ]
+
+
 def test_json_keeps_letters_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     print_json({"name": "é"})
     assert '"é"' in capsys.readouterr().out

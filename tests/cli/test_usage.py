@@ -159,6 +159,14 @@ def test_a_machine_that_ends_leaves_the_table() -> None:
     assert _screen([])[-1].startswith("No machine runs.")
 
 
+def test_a_narrow_terminal_shows_names_and_the_columns_that_fit() -> None:
+    lines = _screen(_lines(FakeMachine("a-machine-with-a-long-name", BUSY, LATER)), width=40)
+    assert lines[0].split() == ["NAME", "CPU%", "ST%", "MEM", "BALL", "READ"]
+    assert lines[1].startswith("a-mach")
+    assert lines[-1].startswith("q ends. Not shown: 6 columns.")
+    assert max(map(len, lines)) <= 40
+
+
 def test_a_machine_that_does_not_answer_says_so_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,7 +62,7 @@ def test_what_it_does_not_take_is_refused(machine: Machine, engine: FakeEngine) 
 def test_a_machine_without_room_does_not_grow(host: Host) -> None:
     machine = host.create(machine_spec(name="a", image="blank", memory="64M", network="none"))
     machine.start()
-    with pytest.raises(InputError, match="room for 1 CPUs"):
+    with pytest.raises(InputError, match="room for 1 CPU,"):
         machine.adjust(cpus=2)
     machine.stop(0)
     machine.adjust(cpus=2, max_cpus=3)
@@ -75,6 +75,12 @@ def test_a_host_with_fewer_cpus_refuses(machine: Machine, monkeypatch: pytest.Mo
     monkeypatch.setattr("cerne.manager.capacity.os.sched_getaffinity", lambda _pid: {0, 1})
     with pytest.raises(CapacityError, match="this host has 2"):
         machine.adjust(cpus=3)
+    # More than its room, too: no hint says to ask for what the host lacks.
+    with pytest.raises(CapacityError, match="this host has 2") as refused:
+        machine.adjust(cpus=99)
+    assert refused.value.hint == "ask for at most --cpus 2"
+    with pytest.raises(InputError, match="cpus is 0"):
+        machine.adjust(cpus=0)
     assert machine.spec.cpus == 1
 
 

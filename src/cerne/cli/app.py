@@ -135,17 +135,7 @@ def options(
 # All words after the machine or the image belong to the command that runs in the guest.
 _GUEST_COMMAND = {"allow_interspersed_args": False}
 
-_RUN_EXAMPLES = """\b
-Examples:
-  cerne run --rm tiny -- uname -a         a command; the machine is removed
-  cerne run debian:12                     a shell in a new Debian
-  cerne run -d --name web -p 8080:80 tiny  a machine that stays, with a port
-  cerne run --rm --mount "$PWD:/work" tiny -- ls /work
-"""
-
-app.command(cls=_PassesStatusThrough, context_settings=_GUEST_COMMAND, epilog=_RUN_EXAMPLES)(
-    guests.run
-)
+app.command(cls=_PassesStatusThrough, context_settings=_GUEST_COMMAND)(guests.run)
 app.command(name="exec", cls=_PassesStatusThrough, context_settings=_GUEST_COMMAND)(guests.exec_)
 app.command(cls=_PassesStatusThrough)(guests.shell)
 app.command()(guests.cp)

@@ -28,7 +28,8 @@ ForceOption = Annotated[
     bool, typer.Option("--force", "-f", help="Remove it without asking the guest.")
 ]
 TimeoutOption = Annotated[
-    str, typer.Option("--timeout", help="How long the guest may take to release it.")
+    str,
+    typer.Option("--timeout", metavar="TIME", help="How long the guest may take to release it."),
 ]
 
 
@@ -43,7 +44,10 @@ def attach_disk(
         ),
     ],
     serial: Annotated[
-        str | None, typer.Option(help="The serial that the guest sees; made up if not given.")
+        str | None,
+        typer.Option(
+            metavar="SERIAL", help="The serial that the guest sees; made up if not given."
+        ),
     ] = None,
     read_only: Annotated[
         bool, typer.Option("--read-only", help="The guest may only read it.")
@@ -98,7 +102,7 @@ def list_disks(name: NameArgument, json: JsonOption = False) -> None:
 def attach_nic(
     name: NameArgument,
     network: Annotated[
-        str, typer.Option(help="user, tap:INTERFACE, or the name of a network.")
+        str, typer.Option(metavar="NETWORK", help="user, tap:INTERFACE, or the name of a network.")
     ] = "user",
 ) -> None:
     """Add a network card to a machine, and print its number."""

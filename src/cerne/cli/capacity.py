@@ -9,7 +9,7 @@ import typer
 from cerne.cli.options import JsonOption
 from cerne.cli.output import print_json, print_table, printable
 from cerne.errors import InputError
-from cerne.units import format_size
+from cerne.units import counted, format_size
 
 if TYPE_CHECKING:
     from cerne.client import Capacity
@@ -88,7 +88,7 @@ def capacity(
     print_table(headings, rows)
     for pages in found.hugepages:
         print(
-            f"node {pages.node}: {pages.free} of {pages.total} hugepages of"
+            f"node {pages.node}: {pages.free} of {counted(pages.total, 'hugepage')} of"
             f" {format_size(pages.size)} are free, for machines with --memory-hugepages"
         )
     print(f"Machines may be pinned to {found.topology.words}.")
@@ -97,7 +97,7 @@ def capacity(
         # A template that is being made is a machine too, which `cerne ls` does not show.
         named = [f"{each.machine} {format_size(each.amount)}" for each in holders[:_MOST_NAMED]]
         if len(holders) > _MOST_NAMED:
-            named.append(f"{len(holders) - _MOST_NAMED} others")
+            named.append(counted(len(holders) - _MOST_NAMED, "other"))
         print(printable(f"Memory is promised to {', '.join(named)}."))
     print(printable(_counted(found)))
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import textwrap
 from typing import TYPE_CHECKING
 
 import typer
 
 from cerne.cli.options import JsonOption
-from cerne.cli.output import paint, print_json, printable
+from cerne.cli.output import paint, print_json, wrapped
 
 if TYPE_CHECKING:
     from cerne.client import Finding
 
 _INDENT = 6
-_NARROWEST = 20
 _MARKS = {True: ("ok", "green"), False: ("--", "yellow"), None: ("  ", "dim")}
 
 
@@ -38,17 +34,9 @@ def _print(findings: tuple[Finding, ...]) -> None:
     for finding in findings:
         mark, colour = _MARKS[finding.good]
         topic = finding.topic.ljust(width)
-        first, *more = _lines(finding.value, width + _INDENT)
+        first, *more = wrapped(finding.value, width + _INDENT)
         print(f"{paint(mark, colour)}  {paint(topic, 'bold')}  {first}")
         for line in more:
             print(f"{' ' * (width + _INDENT)}{line}")
-        for line in _lines(finding.advice, width + _INDENT):
+        for line in wrapped(finding.advice, width + _INDENT):
             print(f"{' ' * (width + _INDENT)}{paint(line, 'dim')}")
-
-
-def _lines(text: str, indent: int) -> list[str]:
-    """The text in lines that fit to the right of the topics; one line in a pipe."""
-    if not sys.stdout.isatty():
-        return [printable(text)] if text else []
-    room = max(shutil.get_terminal_size().columns - indent, _NARROWEST)
-    return textwrap.wrap(printable(text), room, break_on_hyphens=False, break_long_words=False)

@@ -7,6 +7,7 @@ of Cerne itself, as podman does, so that a caller can tell the two apart.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import errno
 import logging
 import sys
@@ -14,7 +15,7 @@ from collections.abc import Iterator
 from shlex import quote
 
 from cerne.cli.output import paint, printable
-from cerne.errors import CerneError, InputError, NotRunError, StorageError, exit_status
+from cerne.errors import SEE_OPTIONS, CerneError, InputError, NotRunError, StorageError, exit_status
 
 _log = logging.getLogger(__name__)
 
@@ -26,6 +27,14 @@ NOT_EXECUTABLE, NOT_FOUND = 126, 127
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as in shells: 128 plus SIGINT."""
+
+
+_command: contextvars.ContextVar[str] = contextvars.ContextVar("command", default="")
+
+
+def begins(command: str) -> None:
+    """Note the command that begins, for hints: ``cerne set``."""
+    _command.set(command)
 
 
 @contextlib.contextmanager
@@ -112,7 +121,14 @@ class Failures:
 
 def report(error: CerneError) -> None:
     """Print an error on stderr: its message, then each line of its hint."""
-    _say(_by_option(error), error.hint, "red")
+    _say(_by_option(error), _hint(error), "red")
+
+
+def _hint(error: CerneError) -> str:
+    """Its hint; the help of the command that was given a wrong value, if it says no better."""
+    command = _command.get()
+    general = isinstance(error, InputError) and error.hint in ("", SEE_OPTIONS)
+    return f"see: {command} --help" if general and command else error.hint
 
 
 def _by_option(error: CerneError) -> str:

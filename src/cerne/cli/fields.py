@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer.core import TyperCommand
 
+from cerne.cli.failure import begins
 from cerne.cli.options import number
 
 if TYPE_CHECKING:
     from typer._click.core import Context
+    from typer._click.formatting import HelpFormatter
 
     from cerne.spec.flag import Flag, Use
     from cerne.spec.machine import MachineSpec
@@ -27,6 +29,10 @@ _KINDS: Mapping[str, object] = {
     "text": str | None,
     "list": list[str] | None,
 }
+
+
+_METAVARS: Mapping[str, str] = {"number": "NUMBER", "size": "SIZE", "text": "TEXT", "list": "TEXT"}
+"""What stands for values, if nothing says it better."""
 
 
 class FieldOptions:
@@ -97,7 +103,18 @@ class LateCommand(TyperCommand):
             whole.command()(late.function)
             made = typer.main.get_command(whole)
             self.params, self.callback = made.params, made.callback
-        return super().make_context(info_name, args, parent, **extra)
+        context = super().make_context(info_name, args, parent, **extra)
+        begins(context.command_path)
+        return context
+
+    def format_epilog(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """Write the examples of the command."""
+        from cerne.cli.examples import example_lines
+
+        lines = example_lines(ctx.command_path.partition(" ")[2])
+        if lines:
+            with formatter.section("Examples"):
+                formatter.write("".join(f"  {line}\n" for line in lines))
 
 
 def make_late(commands: typer.Typer) -> None:
@@ -134,10 +151,11 @@ def _without_asked(function: Callable[..., None]) -> inspect.Signature:
 
 
 def _parameter(word: str, flag: Flag, use: Use) -> inspect.Parameter:
+    metavar = flag.metavar or _METAVARS[flag.kind]
     option = typer.Option(
         *(flag.names or (f"--{word.replace('_', '-')}",)),
         help=flag.help,
-        metavar=flag.metavar or None,
+        metavar=f"{metavar}|none" if use == "set" and flag.removable else metavar,
         # A value that is not given stays as it is.
         show_default=use != "set" and (flag.default or True),
         parser=number if flag.kind == "number" else None,

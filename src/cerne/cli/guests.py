@@ -34,11 +34,18 @@ if TYPE_CHECKING:
 WorkdirOption = Annotated[
     str | None,
     typer.Option(
-        "--workdir", "-w", help="The directory to run it in.", show_default="the user's home"
+        "--workdir",
+        "-w",
+        metavar="DIRECTORY",
+        help="The directory to run it in.",
+        show_default="the user's home",
     ),
 ]
 UserOption = Annotated[
-    str | None, typer.Option("--user", "-u", help="The user to run it as.", show_default="root")
+    str | None,
+    typer.Option(
+        "--user", "-u", metavar="USER", help="The user to run it as.", show_default="root"
+    ),
 ]
 
 
@@ -147,8 +154,12 @@ def shell(name: NameArgument, user: UserOption = None) -> None:
 
 
 def cp(
-    source: Annotated[str, typer.Argument(help="PATH here, or NAME:PATH in a machine.")],
-    target: Annotated[str, typer.Argument(help="PATH here, or NAME:PATH in a machine.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="PATH here, or NAME:PATH in a machine.")
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="PATH here, or NAME:PATH in a machine.")
+    ],
 ) -> None:
     """Copy files and directories into a machine or out of it."""
     from cerne.client import connect
@@ -178,7 +189,7 @@ def console(name: NameArgument) -> None:
 
 def vsock(
     name: NameArgument,
-    port: Annotated[int, typer.Argument(help="A port of AF_VSOCK.", parser=number)],
+    port: Annotated[int, typer.Argument(metavar="PORT", help="A port of AF_VSOCK.", parser=number)],
     listen: Annotated[
         bool, typer.Option("--listen", "-l", help="Wait for the guest to connect to the port.")
     ] = False,

@@ -15,7 +15,7 @@ from cerne.cli.options import (
     JsonOption,
     TimeoutOption,
 )
-from cerne.cli.output import age, print_fields, print_json, print_table, progress
+from cerne.cli.output import age, print_fields, print_json, print_table, progress, short_digest
 from cerne.units import format_size
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def list_images(json: JsonOption = False) -> None:
     rows = [
         (
             image.name,
-            image.digest.removeprefix("sha256:")[:12],
+            short_digest(image.digest),
             format_size(image.size),
             "yes" if image.agent else "no",
             f"{age(datetime.fromtimestamp(image.created, UTC))} ago",
@@ -92,18 +92,27 @@ def warm(
 def import_image(
     source: Annotated[
         str,
-        typer.Argument(help="A path or an http(s) address: qcow2, raw, vmdk, vdi, vhdx, VHD, ISO."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="A path or an http(s) address: qcow2, raw, vmdk, vdi, vhdx, VHD, ISO.",
+        ),
     ],
     name: Annotated[
-        str | None, typer.Option(help="Its name; taken from the source if not given.")
+        str | None,
+        typer.Option(metavar="NAME", help="Its name; taken from the source if not given."),
     ] = None,
     checksum: Annotated[
-        str | None, typer.Option(help="The digest that it must have, as sha256:HEX or sha512:HEX.")
+        str | None,
+        typer.Option(
+            metavar="DIGEST", help="The digest that it must have, as sha256:HEX or sha512:HEX."
+        ),
     ] = None,
     format_: Annotated[
         str | None,
         typer.Option(
-            "--format", help="Its format; give raw for a raw disk that looks like another format."
+            "--format",
+            metavar="FORMAT",
+            help="Its format; give raw for a raw disk that looks like another format.",
         ),
     ] = None,
     replace: Annotated[
@@ -164,9 +173,9 @@ def rm(
 @app.command()
 def export(
     name: ImageName,
-    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
     format_: Annotated[
-        str, typer.Option("--format", help="qcow2, raw, vmdk, vdi or vhdx.")
+        str, typer.Option("--format", metavar="FORMAT", help="qcow2, raw, vmdk, vdi or vhdx.")
     ] = "qcow2",
 ) -> None:
     """Write an image's disk to a file."""

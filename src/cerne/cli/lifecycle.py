@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 StopTimeoutOption = Annotated[
     str,
     typer.Option(
-        "--timeout", help="How long the guest may take to shut down before the machine is killed."
+        "--timeout",
+        metavar="TIME",
+        help="How long the guest may take to shut down before the machine is killed.",
     ),
 ]
 
@@ -108,7 +110,8 @@ def rm(
 
 
 def rename(
-    name: NameArgument, new_name: Annotated[str, typer.Argument(help="The new name.")]
+    name: NameArgument,
+    new_name: Annotated[str, typer.Argument(metavar="NEW_NAME", help="The new name.")],
 ) -> None:
     """Give a machine another name."""
     from cerne.client import connect
@@ -118,7 +121,10 @@ def rename(
 
 @field_options("set")
 def set_(name: NameArgument, **asked: object) -> None:
-    """Change a machine, at once if it runs, and for its next start."""
+    """Change a machine, at once if it runs, and for its next start.
+
+    The word none removes the value of each option that has it in its description.
+    """
     from cerne.client import connect
 
     machine = connect().get(name)

@@ -15,7 +15,15 @@ import typer
 
 from cerne.cli.failure import Failures
 from cerne.cli.options import JsonOption, NameArgument, NamesArgument, count
-from cerne.cli.output import age, json_text, print_fields, print_json, print_table, printable
+from cerne.cli.output import (
+    age,
+    json_text,
+    print_fields,
+    print_json,
+    print_table,
+    printable,
+    short_digest,
+)
 from cerne.errors import CerneError, NotFoundError
 from cerne.units import format_size
 
@@ -96,7 +104,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "name": record.name,
         "id": record.id,
         "state": record.state + (f" ({record.reason})" if record.reason else ""),
-        "image": f"{record.image} ({record.digest})",
+        "image": f"{record.image} ({short_digest(record.digest)})",
         "cpus": str(record.cpus),
         "memory": format_size(record.memory),
         "balloon": "" if spec.balloon is None else f"leaves {format_size(spec.balloon)}",
@@ -182,7 +190,9 @@ def events(
 
 def wait(
     names: NamesArgument,
-    timeout: Annotated[str | None, typer.Option(help="How long to wait, such as 90s.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="TIME", help="How long to wait, such as 90s.")
+    ] = None,
 ) -> None:
     """Wait until machines have ended, and print the state of each."""
     from cerne.client import connect

@@ -32,11 +32,14 @@ ForceOption = Annotated[
     bool, typer.Option("--force", "-f", help="Remove it without asking the guest.")
 ]
 TimeoutOption = Annotated[
-    str, typer.Option("--timeout", help="How long the guest may take to release it.")
+    str,
+    typer.Option("--timeout", metavar="TIME", help="How long the guest may take to release it."),
 ]
 PublishOption = Annotated[
     list[str] | None,
-    typer.Option("--publish", "-p", help="[ADDRESS:]HOST:GUEST[/udp]; may be repeated."),
+    typer.Option(
+        "--publish", "-p", metavar="PORTS", help="[ADDRESS:]HOST:GUEST[/udp]; may be repeated."
+    ),
 ]
 AllowOption = Annotated[
     list[str] | None,
@@ -49,6 +52,7 @@ AllowOption = Annotated[
 EgressOption = Annotated[
     str | None,
     typer.Option(
+        metavar="all|none",
         help="all or none: whether it may reach what is outside of the network.",
         show_default="all",
     ),
@@ -64,22 +68,34 @@ def create(
     uplink: Annotated[
         str | None,
         typer.Option(
+            metavar="UPLINK",
             help="What connects it to this host's networks: user, nat, bridge or none.",
             show_default="user",
         ),
     ] = None,
     ipv4: Annotated[
         str | None,
-        typer.Option(help="Its IPv4 subnet, such as 10.20.0.0/24.", show_default="a free one"),
+        typer.Option(
+            metavar="SUBNET",
+            help="Its IPv4 subnet, such as 10.20.0.0/24.",
+            show_default="a free one",
+        ),
     ] = None,
     ipv6: Annotated[
         str | None,
-        typer.Option(help="Its IPv6 subnet, such as fd00:20::/64.", show_default="a free one"),
+        typer.Option(
+            metavar="SUBNET",
+            help="Its IPv6 subnet, such as fd00:20::/64.",
+            show_default="a free one",
+        ),
     ] = None,
     parent: Annotated[
-        str | None, typer.Option(help="The bridge or interface for the uplink bridge.")
+        str | None,
+        typer.Option(metavar="INTERFACE", help="The bridge or interface for the uplink bridge."),
     ] = None,
-    vlan: Annotated[int | None, typer.Option(help="The VLAN of the parent.", parser=number)] = None,
+    vlan: Annotated[
+        int | None, typer.Option(metavar="NUMBER", help="The VLAN of the parent.", parser=number)
+    ] = None,
     force: Annotated[
         bool,
         typer.Option("--force", help="Use the interface of this host's default route as parent."),
@@ -202,12 +218,14 @@ def connect_machine(
     address: Annotated[
         str | None,
         typer.Option(
+            metavar="ADDRESS",
             help="Its address on the network: an IPv4, an IPv6, or both with a comma between.",
             show_default="a free one",
         ),
     ] = None,
     mac: Annotated[
-        str | None, typer.Option(help="Its hardware address.", show_default="made up")
+        str | None,
+        typer.Option(metavar="MAC", help="Its hardware address.", show_default="made up"),
     ] = None,
     publish: PublishOption = None,
     allow: AllowOption = None,

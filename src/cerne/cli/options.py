@@ -24,15 +24,20 @@ CommandArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-NameOption = Annotated[str | None, typer.Option(help="Its name.", show_default="made up")]
+NameOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Its name.", show_default="made up")
+]
 PublishOption = Annotated[
     list[str] | None,
-    typer.Option("--publish", "-p", help="[ADDRESS:]HOST:GUEST[/udp]; may be repeated."),
+    typer.Option(
+        "--publish", "-p", metavar="PORTS", help="[ADDRESS:]HOST:GUEST[/udp]; may be repeated."
+    ),
 ]
 OtherTapOption = Annotated[
     str | None,
     typer.Option(
         "--network",
+        metavar="NETWORK",
         help="Another tap (tap:INTERFACE) if the machine has a tap, or another network with a name"
         " if it is on one.",
         show_default="its network",
@@ -44,6 +49,7 @@ EnvOption = Annotated[
     typer.Option(
         "--env",
         "-e",
+        metavar="KEY[=VALUE]",
         help="KEY=VALUE for the command, or KEY with the value of this environment;"
         " may be repeated.",
     ),
@@ -52,7 +58,7 @@ EnvFileOption = Annotated[
     list[str] | None,
     typer.Option(
         "--env-file",
-        metavar="PATH",
+        metavar="FILE",
         help="A file with a line KEY=VALUE for each variable; may be repeated.",
     ),
 ]
@@ -65,7 +71,9 @@ TerminalOption = Annotated[
 TimeoutOption = Annotated[
     str | None,
     typer.Option(
-        help="How long to wait until the machine is ready, such as 90s.", show_default="2m"
+        metavar="TIME",
+        help="How long to wait until the machine is ready, such as 90s.",
+        show_default="2m",
     ),
 ]
 

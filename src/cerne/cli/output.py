@@ -25,6 +25,8 @@ _CONTROL = ("Cc", "Cf", "Cs")
 """Categories of Unicode: control characters, formats such as bidirectional ones, surrogates."""
 
 
+_NARROWEST = 20
+"""Columns that a text has on the narrowest terminal."""
 _LEAST_CELL = 8
 """A cell that is shortened keeps so many characters."""
 
@@ -87,10 +89,23 @@ def _shorten(headings: Sequence[str], cells: list[list[str]], place: int) -> Non
 
 
 def print_fields(fields: Mapping[str, str]) -> None:
-    """Print names and values, one a line, the values aligned."""
+    """Print names and values, the values aligned, and as wide as the terminal."""
     width = max(map(len, fields), default=0) + 2
     for name, value in fields.items():
-        print(f"{paint(name.ljust(width), 'bold')}{printable(value)}")
+        first, *more = wrapped(value, width) or [""]
+        print(f"{paint(name.ljust(width), 'bold')}{first}")
+        for line in more:
+            print(f"{' ' * width}{line}")
+
+
+def wrapped(text: str, indent: int) -> list[str]:
+    """The text in lines that fit to the right of so many columns; one line in a pipe."""
+    if not sys.stdout.isatty():
+        return [printable(text)] if text else []
+    import textwrap
+
+    room = max(shutil.get_terminal_size().columns - indent, _NARROWEST)
+    return textwrap.wrap(printable(text), room, break_on_hyphens=False, break_long_words=False)
 
 
 def tell_chosen_ports(machine: Machine) -> None:
@@ -132,6 +147,11 @@ def age(moment: datetime) -> str:
         if seconds >= unit:
             return f"{seconds // unit}{name}"
     return f"{seconds}s"
+
+
+def short_digest(digest: str) -> str:
+    """The beginning of a digest, for people."""
+    return digest.removeprefix("sha256:")[:12]
 
 
 @contextlib.contextmanager

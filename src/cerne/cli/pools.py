@@ -30,9 +30,14 @@ PoolArgument = Annotated[
 @field_options("template")
 def create(
     name: Annotated[str, typer.Argument(metavar="POOL", help="Its name.")],
-    image: Annotated[str, typer.Option(help="The image of its machines.")] = "tiny",
+    image: Annotated[
+        str, typer.Option(metavar="IMAGE", help="The image of its machines.")
+    ] = "tiny",
     ready: Annotated[
-        int, typer.Option(help="How many machines the pool keeps ready.", parser=number)
+        int,
+        typer.Option(
+            metavar="NUMBER", help="How many machines the pool keeps ready.", parser=number
+        ),
     ] = 3,
     **asked: object,
 ) -> None:

@@ -119,7 +119,7 @@ def rm(
 @app.command()
 def export(
     snapshot: SnapshotArgument,
-    target: Annotated[Path, typer.Argument(help="The file to write.")],
+    target: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
 ) -> None:
     """Write a snapshot and its image to one file for another host."""
     from cerne.client import connect
@@ -131,9 +131,11 @@ def export(
 
 @app.command("import")
 def import_snapshot(
-    source: Annotated[Path, typer.Argument(help="A file that `cerne snapshot export` wrote.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A file that `cerne snapshot export` wrote.")
+    ],
     name: Annotated[
-        str | None, typer.Option(help="Its name; the exported name if not given.")
+        str | None, typer.Option(metavar="NAME", help="Its name; the exported name if not given.")
     ] = None,
 ) -> None:
     """Import a snapshot that another host exported, and print its name."""
@@ -147,11 +149,14 @@ def import_snapshot(
 def fork(
     name: NameArgument,
     count: Annotated[
-        int | None, typer.Option(help="How many; one if not given.", parser=number)
+        int | None,
+        typer.Option(metavar="NUMBER", help="How many; one if not given.", parser=number),
     ] = None,
     names: Annotated[
         list[str] | None,
-        typer.Option("--name", help="A child's name; may be repeated. Made up if not given."),
+        typer.Option(
+            "--name", metavar="NAME", help="A child's name; may be repeated. Made up if not given."
+        ),
     ] = None,
     network: OtherTapOption = None,
     publish: PublishOption = None,

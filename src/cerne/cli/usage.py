@@ -17,7 +17,7 @@ from cerne.cli.listing import present_machines
 from cerne.cli.options import JsonOption
 from cerne.cli.output import print_json, print_table, printable
 from cerne.errors import CerneError, InputError, NotFoundError, StateError
-from cerne.units import GIB, KIB, MIB, TIB, format_size
+from cerne.units import GIB, KIB, MIB, TIB, counted, format_size
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -39,7 +39,8 @@ _HEADINGS = (
 )
 _WIDTHS = {"ST%": 4, "MEM": 6}
 """The widest cells of columns, if they are not of five characters."""
-_FOOT = "Bytes and exits are a second's. q ends."
+_NARROWEST_NAME = 8
+_FOOT = "Bytes and exits are a second's."
 
 
 def stats(names: NamesOfRunning = None, json: JsonOption = False) -> None:
@@ -74,7 +75,7 @@ def stats(names: NamesOfRunning = None, json: JsonOption = False) -> None:
 def top(
     names: NamesOfRunning = None,
     interval: Annotated[
-        str, typer.Option(help="The time between two measurements, such as 500ms.")
+        str, typer.Option(metavar="TIME", help="The time between two measurements, such as 500ms.")
     ] = "2s",
     once: Annotated[
         bool, typer.Option("--once", help="Print the table once, as in a pipe.")
@@ -238,10 +239,10 @@ def _screen(lines: Sequence[_Line], console: Console) -> Group:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 1, 0, 0), expand=False, header_style="bold")
-    widths = {heading: _WIDTHS.get(heading, 5) for heading in _HEADINGS[1:]}
+    widths = _fitting(console.width)
     # Only names are shortened; a space is after each column.
-    room = console.width - sum(widths.values()) - len(_HEADINGS)
-    table.add_column("NAME", no_wrap=True, overflow="ellipsis", max_width=max(8, room))
+    room = console.width - sum(widths.values()) - len(widths) - 1
+    table.add_column("NAME", no_wrap=True, overflow="ellipsis", max_width=room)
     for heading, width in widths.items():
         table.add_column(heading, justify="right", no_wrap=True, min_width=width)
     ordered = sorted(lines, key=_cpu_used, reverse=True)
@@ -249,15 +250,32 @@ def _screen(lines: Sequence[_Line], console: Console) -> Group:
     most = max(1, console.height - 4 - min(2, len(troubles)))
     for line in ordered[:most]:
         style = "red" if line.trouble is not None else ""
-        table.add_row(*(Text(cell) for cell in _row(line)), style=style)
+        table.add_row(*(Text(cell) for cell in _row(line)[: len(widths) + 1]), style=style)
     foot = [f"and {len(ordered) - most} more."] if len(ordered) > most else []
-    foot += [_FOOT] if ordered else ["No machine runs. q ends."]
+    foot += [] if ordered else ["No machine runs."]
+    foot.append("q ends.")
+    hidden = len(_HEADINGS) - 1 - len(widths)
+    foot += [f"Not shown: {counted(hidden, 'column')}."] if hidden else []
+    foot += [_FOOT] if ordered else []
     said = [line.trouble.message for line in troubles[:2] if line.trouble is not None]
     return Group(
         table,
         *(Text(printable(words), style="red", no_wrap=True, overflow="ellipsis") for words in said),
         Text(" ".join(foot), style="dim", no_wrap=True, overflow="ellipsis"),
     )
+
+
+def _fitting(columns: int) -> dict[str, int]:
+    """The headings that fit beside a name into so many columns, with their widths."""
+    found: dict[str, int] = {}
+    left = columns - _NARROWEST_NAME - 1
+    for heading in _HEADINGS[1:]:
+        width = _WIDTHS.get(heading, 5)
+        left -= width + 1
+        if left < 0:
+            break
+        found[heading] = width
+    return found
 
 
 def _cpu_used(line: _Line) -> float:

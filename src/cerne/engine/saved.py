@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cerne.devices.state import SavedState
 from cerne.errors import DamagedError, StorageError
+from cerne.units import counted
 from cerne.upgrades import Upgrades, require_format, upgraded
 
 MANIFEST_FILE = "manifest.json"
@@ -119,7 +120,9 @@ def check(
             hint="restore it on the host that saved it, or boot the machine",
         )
     if saved.memory != memory:
-        raise DamagedError(f"{directory} has {saved.memory} bytes of memory, not {memory}")
+        raise DamagedError(
+            f"{directory} has {counted(saved.memory, 'byte')} of memory, not {memory}"
+        )
     try:
         if file_digest(directory / STATE_FILE) != saved.state_digest:
             raise DamagedError(f"{directory / STATE_FILE} is truncated or was altered")

@@ -19,7 +19,7 @@ from cerne.guest import files, wire
 from cerne.guest.process import ExecResult, GuestProcess, Stream, TerminalSize
 from cerne.guest.session import Session
 from cerne.guest.wire import FrameType
-from cerne.units import MIB
+from cerne.units import MIB, counted
 
 _ANSWER_TIMEOUT = 30.0
 _POWER_OFF, _REBOOT = b"\x01", b"\x02"
@@ -205,7 +205,7 @@ class GuestAgent:
         """
         if not 0 < len(data) <= _MAX_ENTROPY:
             raise InputError(
-                f"the entropy has {len(data)} bytes; the agent takes 1 to {_MAX_ENTROPY}"
+                f"the entropy has {counted(len(data), 'byte')}; the agent takes 1 to {_MAX_ENTROPY}"
             )
         self._ask(FrameType.ENTROPY, data)
 

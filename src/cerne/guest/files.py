@@ -22,7 +22,7 @@ from cerne.errors import ConflictError, GuestError, InputError, NotFoundError, S
 from cerne.guest import wire
 from cerne.guest.session import Session, error_of
 from cerne.guest.wire import MAX_DEPTH, MAX_PAYLOAD, Entry, EntryKind, FrameType
-from cerne.units import MIB, TIB, format_size
+from cerne.units import MIB, TIB, counted, format_size
 
 _NAME_MAX = 255
 _OPEN_TO_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -495,7 +495,9 @@ class _Receiver:
 
     def _begin_file(self, name: str, entry: Entry) -> None:
         if self._holes and entry.size > _LARGEST_FILE:
-            raise wire.nonsense(f"a file of {entry.size} bytes; the most are {_LARGEST_FILE}")
+            raise wire.nonsense(
+                f"a file of {counted(entry.size, 'byte')}; the most are {_LARGEST_FILE}"
+            )
         self._file_name, self._file_entry, self._left = name, entry, entry.size
         self._temporary = _temporary_name()
         self._file = os.open(self._temporary, _OPEN_NEW, 0o600, dir_fd=self._place)

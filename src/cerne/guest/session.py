@@ -26,6 +26,7 @@ from typing import Self
 from cerne.errors import BusyError, GuestError, GuestTimeoutError, InputError, NotRunError
 from cerne.guest import wire
 from cerne.guest.wire import Decoder, Frame, FrameType
+from cerne.units import counted
 
 _CHUNK = 256 * 1024
 _CLAIM_TIMEOUT = 10.0
@@ -220,7 +221,7 @@ class Session:
         joined = b"".join(text + b"\0" for text in encoded)
         if len(joined) > wire.MAX_ARGUMENTS or len(encoded) > wire.MAX_STRINGS:
             raise InputError(
-                f"the command and its environment are {len(joined)} bytes, and at most "
+                f"the command and its environment are {counted(len(joined), 'byte')}, and at most "
                 f"{wire.MAX_ARGUMENTS} are taken",
                 hint="copy long data into the guest, or send it on the standard input",
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from cerne.errors import GuestError
+from cerne.units import counted
 
 VERSION = 2
 """The newest version; an agent answers with it or an older one, which both sides then speak."""
@@ -166,7 +167,7 @@ class Decoder:
         while len(self._buffer) - start >= HEADER.size:
             kind, length = HEADER.unpack_from(self._buffer, start)
             if length > MAX_PAYLOAD or kind not in _FRAME_TYPES:
-                raise nonsense(f"a frame of type {kind} with {length} bytes")
+                raise nonsense(f"a frame of type {kind} with {counted(length, 'byte')}")
             end = start + HEADER.size + length
             if len(self._buffer) < end:
                 break

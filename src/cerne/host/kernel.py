@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cerne.host.finding import Finding, read_text
-from cerne.units import KIB, MIB, format_size
+from cerne.units import KIB, MIB, counted, format_size
 
 _CONTROLLERS = ("cpu", "cpuset", "io", "memory", "pids")
 _ENOUGH_MEMORY = 512 * MIB
@@ -151,4 +151,4 @@ def processors(root: Path) -> Finding:
 def numa(root: Path) -> Finding:
     """How many memory nodes there are."""
     nodes = len(list((root / "sys/devices/system/node").glob("node[0-9]*")))
-    return Finding("NUMA", "1 node" if nodes <= 1 else f"{nodes} nodes")
+    return Finding("NUMA", counted(max(1, nodes), "node"))

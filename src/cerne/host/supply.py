@@ -20,7 +20,7 @@ from cerne.errors import CapacityError, HostError
 from cerne.host.cgroup import HOST, Surface, memberships
 from cerne.host.finding import Finding
 from cerne.spec.limits import HUGEPAGE
-from cerne.units import KIB, format_size
+from cerne.units import KIB, counted, format_size
 
 _THOUSANDTH = Decimal("0.001")
 _NODES = Path("/sys/devices/system/node")
@@ -49,9 +49,10 @@ def supply_findings() -> Iterator[Finding]:
     """What there is for machines, as lines of the doctor's report."""
     cpus, memory = supplied_cpus(), supplied_memory()
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    found = f"{cpus.normalize():f} CPUs, {format_size(memory)} of memory"
+    found = f"{counted(f'{cpus.normalize():f}', 'CPU')}, {format_size(memory)} of memory"
     if cpus < (os.cpu_count() or 1) or memory < physical:
-        found += f", within limits; this host has {os.cpu_count()} CPUs, {format_size(physical)}"
+        whole = counted(os.cpu_count() or 1, "CPU")
+        found += f", within limits; this host has {whole}, {format_size(physical)}"
     yield Finding("for machines", found)
 
 

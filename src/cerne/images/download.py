@@ -13,7 +13,7 @@ from pathlib import Path
 from cerne.errors import ChecksumError, ImageError, NotFoundError, StorageError
 from cerne.images.files import locked, require_checksum
 from cerne.images.progress import Progress
-from cerne.units import GIB, format_size
+from cerne.units import GIB, counted, format_size
 
 _CHUNK = 1 << 20
 _SILENCE = 60.0
@@ -106,7 +106,7 @@ def _receive_rest(url: str, part: Path, progress: Progress) -> None:
                 progress("Fetching the image", done, total)
     if total is not None and done != total:
         raise ImageError(
-            f"the download of {url} broke after {done} of {total} bytes",
+            f"the download of {url} broke after {done} of {counted(total, 'byte')}",
             hint=_AGAIN,
         )
 

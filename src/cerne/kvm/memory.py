@@ -22,6 +22,7 @@ from typing import NamedTuple, NewType, Self
 
 from cerne.errors import GuestError, HostError, InputError
 from cerne.kvm._address import address_of
+from cerne.units import counted
 
 GuestAddress = NewType("GuestAddress", int)
 """A guest-physical address."""
@@ -172,7 +173,9 @@ class GuestMemory:
                 f"the offset {offset} of the memory file is not a multiple of the page size"
             )
         if os.fstat(descriptor).st_size < wanted:
-            raise InputError(f"the memory file is shorter than the {wanted} bytes it should have")
+            raise InputError(
+                f"the memory file is shorter than the {counted(wanted, 'byte')} it should have"
+            )
         with contextlib.ExitStack() as undo:
             memory = cls(_file_regions(ranges, descriptor, offset, Backing.PRIVATE_FILE, undo))
             undo.pop_all()
@@ -229,7 +232,9 @@ class GuestMemory:
         """
         behind = start >= max(region.end for region in self._fixed)
         if self._room is not None or not behind or size <= 0 or size % BLOCK_SIZE:
-            raise InputError(f"room of {size} bytes at {start:#x} is not behind the memory")
+            raise InputError(
+                f"room of {counted(size, 'byte')} at {start:#x} is not behind the memory"
+            )
         self._room = _anonymous_region(start, size, huge_pages=True)
 
     def block(self, number: int) -> MemoryRegion:
@@ -329,7 +334,7 @@ class GuestMemory:
         """
         if address % PAGE_SIZE or length % PAGE_SIZE:
             raise GuestMemoryError(
-                f"{length} bytes at {address:#x} of the guest are not whole pages"
+                f"{counted(length, 'byte')} at {address:#x} of the guest are not whole pages"
             )
         for region, offset, size in self._pieces(address, length):
             _discard(region, offset, size)
@@ -423,7 +428,9 @@ class GuestMemory:
                 pieces.append((region, at - region.start, size))
                 at += size
         if at != end:
-            raise GuestMemoryError(f"{length} bytes at {address:#x} are not in the guest's memory")
+            raise GuestMemoryError(
+                f"{counted(length, 'byte')} at {address:#x} are not in the guest's memory"
+            )
         return pieces
 
     def _locate(self, address: int, length: int) -> tuple[MemoryRegion, int]:
@@ -431,7 +438,9 @@ class GuestMemory:
             offset = address - region.start
             if offset >= 0 and 0 <= length <= region.size - offset:
                 return region, offset
-        raise GuestMemoryError(f"{length} bytes at {address:#x} are not in the guest's memory")
+        raise GuestMemoryError(
+            f"{counted(length, 'byte')} at {address:#x} are not in the guest's memory"
+        )
 
 
 def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -458,7 +467,9 @@ def _check_ranges(ranges: Sequence[MemoryRange]) -> None:
     end = 0
     for start, size in sorted(ranges):
         if size <= 0 or start < 0 or start % PAGE_SIZE or size % PAGE_SIZE:
-            raise InputError(f"memory of {size} bytes at {start:#x} is not a whole number of pages")
+            raise InputError(
+                f"memory of {counted(size, 'byte')} at {start:#x} is not a whole number of pages"
+            )
         if start < end:
             raise InputError(f"memory at {start:#x} overlaps the memory before it")
         end = start + size
@@ -533,11 +544,13 @@ def _map(descriptor: int, size: int, flags: int, offset: int) -> mmap.mmap:
         mapping = mmap.mmap(descriptor, size, flags=flags, prot=access, offset=offset)
     except OSError as error:
         raise HostError(
-            f"the host does not map {size} bytes as guest memory: {error.strerror}",
+            f"the host does not map {counted(size, 'byte')} as guest memory: {error.strerror}",
             hint="give the machine less memory",
         ) from error
     except OverflowError as error:
-        raise InputError(f"{size} bytes are more than a process can map") from error
+        raise InputError(
+            f"{counted(size, 'byte')} of memory is more than a process can map"
+        ) from error
     # A crash report of this process never has what the guest has in memory.
     mapping.madvise(mmap.MADV_DONTDUMP)
     return mapping

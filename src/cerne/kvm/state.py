@@ -15,6 +15,7 @@ from cerne.kvm import abi
 from cerne.kvm.abi import Irqchip, MpState
 from cerne.kvm.vcpu import Vcpu
 from cerne.kvm.vm import Vm
+from cerne.units import counted
 
 _State = TypeVar("_State", bound=Structure)
 
@@ -121,14 +122,16 @@ def restore_vm(vm: Vm, state: VmState) -> None:
 
 def _structure(kind: type[_State], data: bytes) -> _State:
     if len(data) != sizeof(kind):
-        raise DamagedError(f"the saved {kind.__name__} has {len(data)} bytes, not {sizeof(kind)}")
+        raise DamagedError(
+            f"the saved {kind.__name__} has {counted(len(data), 'byte')}, not {sizeof(kind)}"
+        )
     return kind.from_buffer_copy(data)
 
 
 def _entries(data: bytes) -> list[abi.kvm_cpuid_entry2]:
     size = sizeof(abi.kvm_cpuid_entry2)
     if len(data) % size:
-        raise DamagedError(f"the saved CPUID leaves have {len(data)} bytes")
+        raise DamagedError(f"the saved CPUID leaves have {counted(len(data), 'byte')}")
     return [
         abi.kvm_cpuid_entry2.from_buffer_copy(data, start) for start in range(0, len(data), size)
     ]

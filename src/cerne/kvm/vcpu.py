@@ -27,6 +27,7 @@ from cerne.kvm._structure import offset_of
 from cerne.kvm.abi import ExitReason, Flexible, GuestDebug, InternalError, Ioctl, MpState
 from cerne.kvm.msr import read_msrs, write_msrs
 from cerne.kvm.stats import Counter, Statistics, read_stats
+from cerne.units import counted
 
 KICK_SIGNAL = signal.SIGRTMIN
 """The signal that takes a vCPU out of the guest; `handle_kicks` installs its handler."""
@@ -190,7 +191,8 @@ class Vcpu(Descriptor):
         """
         if len(state) != self._xsave_size:
             raise ValueError(
-                f"the XSAVE state has {len(state)} bytes, and this host's has {self._xsave_size}"
+                f"the XSAVE state has {counted(len(state), 'byte')}, and this host's has"
+                f" {self._xsave_size}"
             )
         ioctl(self._descriptor, Ioctl.KVM_SET_XSAVE, bytearray(state))
 

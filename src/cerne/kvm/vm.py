@@ -27,6 +27,7 @@ from cerne.kvm.abi import (
 from cerne.kvm.memory import PAGE_SIZE, GuestMemory, MemoryRegion
 from cerne.kvm.stats import Statistics, read_stats
 from cerne.kvm.vcpu import Vcpu
+from cerne.units import counted
 
 _FIRST_BLOCK_SLOT = 16
 """The memory slots from this one on are those of plugged blocks."""
@@ -133,7 +134,10 @@ class Vm(Descriptor):
         `first_page` is a multiple of 64; the bitmap begins with its bit.
         """
         if len(bitmap) < _bitmap_size(pages):
-            raise ValueError(f"a bitmap of {len(bitmap)} bytes is too short for {pages} pages")
+            raise ValueError(
+                f"a bitmap of {counted(len(bitmap), 'byte')} is too short for"
+                f" {counted(pages, 'page')}"
+            )
         request = abi.kvm_clear_dirty_log(
             slot=slot, first_page=first_page, num_pages=pages, dirty_bitmap=address_of(bitmap)
         )

@@ -37,7 +37,7 @@ from cerne.manager.store.promises import (
     Supply,
     promised_elsewhere,
 )
-from cerne.units import MIB, format_size
+from cerne.units import MIB, counted, format_size
 
 if TYPE_CHECKING:
     from cerne.engine.base import Engine
@@ -224,6 +224,21 @@ def require_room(manager: ManagerContext, spec: MachineSpec, count: int) -> None
     fitting(manager, lambda: manager.store.require_free(spec.name, claim))
 
 
+def require_host_cpus(name: str, wanted: int) -> None:
+    """Refuse more CPUs for a machine than this host has.
+
+    Raises:
+        CapacityError: the host has fewer.
+    """
+    cpus = len(os.sched_getaffinity(0))
+    if wanted > cpus:
+        raise CapacityError(
+            f"{name} needs {counted(wanted, 'CPU')}, and this host has {cpus}",
+            hint=f"ask for at most --cpus {cpus}",
+            machine=name,
+        )
+
+
 def check_host(manager: ManagerContext, spec: MachineSpec) -> None:
     """Refuse a machine that this host could not run even without other machines.
 
@@ -240,13 +255,7 @@ def check_host(manager: ManagerContext, spec: MachineSpec) -> None:
         require_merging()
     if spec.strict:
         require_own_cores()
-    cpus = len(os.sched_getaffinity(0))
-    if spec.cpus > cpus:
-        raise CapacityError(
-            f"{spec.name} needs {spec.cpus} CPUs, and this host has {cpus}",
-            hint=f"ask for at most --cpus {cpus}",
-            machine=spec.name,
-        )
+    require_host_cpus(spec.name, spec.cpus)
     engine = manager.choose_engine(spec.engine)
     network = spec.resources.network
     if (network.receive or network.send) and not engine.capabilities.network_rate:

@@ -250,7 +250,7 @@ def frames_in(buffer: bytes, largest: int) -> tuple[list[tuple[int, int]], int]:
     while at + 4 <= end:
         size: int = _LENGTH.unpack_from(buffer, at)[0]
         if size > largest:
-            raise ValueError(f"a frame of {size} bytes")
+            raise ValueError(f"the size of a frame is {size}")
         if at + 4 + size > end:
             break
         found.append((at + 4, at + 4 + size))

@@ -89,7 +89,7 @@ class MachineFields(ResourceFields, ShapeFields, total=False):
     egress: Literal["all", "none"]
     """Whether the first card may reach what is outside of a network with a name."""
     labels: Mapping[str, str]
-    """Free texts, shown in lists of machines."""
+    """Free texts, which ``cerne inspect`` shows."""
     isolation: Literal["standard", "strict"]
     """``strict``: it shares no core's threads and no memory with others."""
     engine: Literal["auto", "native", "qemu"]

@@ -28,3 +28,5 @@ class Flag:
     default: str = ""
     """The shown default; empty for the default of the field."""
     uses: tuple[Use, ...] = ("make",)
+    removable: bool = False
+    """Whether ``none`` removes the value of a machine that has one, with the use ``set``."""

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from cerne.errors import InputError
+from cerne.errors import SEE_OPTIONS, InputError
 from cerne.spec.disk import Disk, free_serial
 from cerne.spec.flag import Flag
 from cerne.spec.limits import (
@@ -32,7 +32,14 @@ from cerne.spec.names import check_name
 from cerne.spec.network import NetworkKind, is_named
 from cerne.spec.nic import Nic, nic_fields
 from cerne.spec.pairs import parse_pairs
-from cerne.spec.part import Bytes, Part, require_size, require_unique, require_whole_mib
+from cerne.spec.part import (
+    Bytes,
+    Part,
+    require_cpus,
+    require_size,
+    require_unique,
+    require_whole_mib,
+)
 from cerne.spec.ports import PublishedPort
 from cerne.spec.resources import (
     RESOURCE_FLAGS,
@@ -41,7 +48,7 @@ from cerne.spec.resources import (
     asked_resources,
     format_cpus,
 )
-from cerne.units import MIB, format_size
+from cerne.units import MIB, counted, format_size
 
 _MEMORY = "memory"
 _BALLOON = "balloon"
@@ -104,6 +111,7 @@ class MachineSpec(Part):
             "Memory that the guest may use now, such as 256M; at most the machine's memory.",
             "size",
             uses=("set",),
+            removable=True,
         ),
     ] = None
     """Bytes of its memory that its guest may use now; None for all."""
@@ -147,7 +155,9 @@ class MachineSpec(Part):
             "list",
             word="ports",
             names=("--publish", "-p"),
+            metavar="PORTS",
             uses=("make", "set"),
+            removable=True,
         ),
         Flag(
             "On a network with a name: what alone it may reach outside, as a subnet or a DNS name,"
@@ -165,10 +175,12 @@ class MachineSpec(Part):
             word="host_access",
             metavar="PORT",
             uses=("make", "set"),
+            removable=True,
         ),
         Flag(
             "all, or none: on a network with a name, whether it may reach what is outside.",
             word="egress",
+            metavar="all|none",
             default=Nic().egress,
         ),
     ] = (Nic(),)
@@ -179,21 +191,35 @@ class MachineSpec(Part):
             "SOURCE:TARGET[:ro], a directory of this host; may be repeated.",
             "list",
             names=("--mount",),
+            metavar="PATHS",
             uses=("make", "set"),
+            removable=True,
         ),
     ] = ()
     labels: Annotated[
         dict[str, str],
         BeforeValidator(_labels),
-        Flag("KEY=VALUE; may be repeated.", "list", names=("--label",)),
+        Flag(
+            "A free text, which `cerne inspect` shows; may be repeated.",
+            "list",
+            names=("--label",),
+            metavar="KEY=VALUE",
+        ),
     ] = Field(default_factory=dict)
     isolation: Annotated[
         Literal["standard", "strict"],
-        Flag("standard, or strict: shares no core's threads and no memory with others."),
+        Flag(
+            "standard, or strict: shares no core's threads and no memory with others.",
+            metavar="standard|strict",
+        ),
     ] = "standard"
     engine: Annotated[
         Literal["auto", "native", "qemu"],
-        Flag("auto, qemu or native.", uses=("make", "template")),
+        Flag(
+            "What runs it: our own VMM, QEMU, or the faster one here.",
+            metavar="auto|native|qemu",
+            uses=("make", "template"),
+        ),
     ] = "auto"
 
     @property
@@ -244,7 +270,7 @@ class MachineSpec(Part):
         """The same specification with other values of these fields, all checked.
 
         It takes the shorter names of `machine_spec` too, such as ``cpu_weight``. The text ``none``
-        removes all ports or mounts.
+        removes all ports or mounts, and the balloon.
 
         Raises:
             InputError: a value is not valid.
@@ -257,11 +283,13 @@ class MachineSpec(Part):
         if said := _taken(values, ("network", "ports", "host_access")):
             values["nics"] = self._other_cards(said)
         values["mounts"] = _listed(values["mounts"])
+        if values[_BALLOON] == _NONE:
+            values[_BALLOON] = None
         try:
             return self.model_validate(values)
         except ValidationError as error:
             message, field = _plainly(error, fields)
-            raise InputError(message, hint="see: cerne create --help", field=field) from error
+            raise InputError(message, hint=SEE_OPTIONS, field=field) from error
 
     def _other_cards(self, said: Mapping[str, object]) -> list[object]:
         """Its cards with other networks, or with other ports of the first one."""
@@ -344,16 +372,12 @@ class MachineSpec(Part):
         return self
 
     def _check_size(self) -> None:
-        if not 1 <= self.cpus <= MOST_CPUS:
-            raise InputError(
-                f"cpus is {self.cpus}, which is not a number of CPUs that a machine may have",
-                hint=f"ask for 1 to {MOST_CPUS}",
-            )
+        require_cpus(self.cpus)
         if self.max_cpus is not None and not self.cpus <= self.max_cpus <= MOST_CPUS:
             raise InputError(
-                f"max_cpus is {self.max_cpus}, to which a machine with {self.cpus} CPUs does not"
-                " grow",
-                hint=f"ask for --max-cpus {self.cpus} to {MOST_CPUS}",
+                f"max_cpus is {self.max_cpus}, to which a machine with"
+                f" {counted(self.cpus, 'CPU')} does not grow",
+                hint=f"ask for as many --max-cpus as --cpus or more, at most {MOST_CPUS}",
             )
         require_size(_MEMORY, self.memory, SMALLEST_MEMORY, LARGEST_MEMORY)
         require_whole_mib(_MEMORY, self.memory)
@@ -365,12 +389,14 @@ class MachineSpec(Part):
         cpu, memory = self.resources.cpu, self.resources.memory
         if cpu.guarantee is not None and cpu.guarantee > self.cpus:
             raise InputError(
-                f"{format_cpus(cpu.guarantee)} CPUs are guaranteed to a machine with {self.cpus}",
-                hint=f"guarantee at most {self.cpus}, or make a machine with more --cpus",
+                f"the guarantee of {counted(format_cpus(cpu.guarantee), 'CPU')} is above the"
+                f" {counted(self.cpus, 'CPU')} of the machine",
+                hint=f"guarantee at most {self.cpus}, or give it more: --cpus",
             )
         if cpu.limit is not None and cpu.limit > self.cpus + _OWN_CPUS:
             raise InputError(
-                f"the limit of {format_cpus(cpu.limit)} CPUs limits nothing: the machine has"
+                f"the limit of {counted(format_cpus(cpu.limit), 'CPU')} limits nothing: the"
+                " machine has"
                 f" {self.cpus}, and its devices use at most {_OWN_CPUS} more",
                 hint=f"for a part of one CPU, write a percentage: {format_cpus(cpu.limit)}%",
             )
@@ -530,7 +556,7 @@ def _what_to_write(error: ValidationError) -> str:
         return f"give it one: {first['loc'][-1]}='web'"
     if first["type"] == "tuple_type" and isinstance(first["input"], str):
         return f"write it as [{first['input']!r}]"
-    return "see: cerne create --help"
+    return SEE_OPTIONS
 
 
 def _free_slot(disks: Sequence[Disk], nics: Sequence[Nic] = ()) -> int:
@@ -550,6 +576,6 @@ def _check_labels(labels: Mapping[str, str]) -> None:
     for text in (*labels, *labels.values()):
         if len(text) > LONGEST_LABEL:
             raise InputError(
-                f"the label {text[:40]!r}… has {len(text)} characters",
+                f"the label {text[:40]!r}… has {counted(len(text), 'character')}",
                 hint=f"write at most {LONGEST_LABEL}",
             )

@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from cerne.errors import InputError
-from cerne.spec.limits import SLOTS
-from cerne.units import MIB, format_size, parse_size
+from cerne.spec.limits import MOST_CPUS, SLOTS
+from cerne.units import MIB, counted, format_size, parse_size
 
 
 class Part(BaseModel):
@@ -42,6 +42,20 @@ _LIKELY_MIB = 65536
 """Bytes up to which a size that is too small was most likely meant in MiB."""
 
 
+def require_cpus(cpus: int) -> None:
+    """Refuse a number of CPUs that no machine has.
+
+    Raises:
+        InputError: it is out of bounds.
+    """
+    if not 1 <= cpus <= MOST_CPUS:
+        raise InputError(
+            f"cpus is {cpus}, which is not a number of CPUs that a machine may have",
+            hint=f"ask for 1 to {MOST_CPUS}",
+            field="cpus",
+        )
+
+
 def require_size(what: str, size: int, smallest: int, largest: int) -> None:
     """Refuse a size that is out of bounds; `what` names it in the error.
 
@@ -63,7 +77,7 @@ def require_whole_mib(what: str, size: int) -> None:
     """
     if size % MIB:
         raise InputError(
-            f"{what} is {size} bytes, which is not a whole number of MiB",
+            f"{what} is {counted(size, 'byte')}, which is not a whole number of MiB",
             hint="round it to a whole number of MiB",
         )
 

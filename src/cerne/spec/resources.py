@@ -34,7 +34,7 @@ from cerne.spec.limits import (
     SMALLEST_RATE,
 )
 from cerne.spec.part import Bytes, Part, require_size, require_whole_mib
-from cerne.units import format_size, parse_size
+from cerne.units import counted, format_size, parse_size
 
 _CPUS = re.compile(r"(?P<number>[0-9]{1,6}(?:\.[0-9]{1,3})?)(?P<percent>%?)", re.ASCII)
 _DIGITS = re.compile("[0-9]{1,10}", re.ASCII)
@@ -129,15 +129,16 @@ class CpuResources(_Strict):
     def _guarantee_is_in_limit(self) -> Self:
         if self.guarantee is not None and self.limit is not None and self.guarantee > self.limit:
             raise InputError(
-                f"the guarantee of {format_cpus(self.guarantee)} CPUs is above the limit of"
+                f"the guarantee of {counted(format_cpus(self.guarantee), 'CPU')} is above the"
+                " limit of"
                 f" {format_cpus(self.limit)}",
                 hint="raise the limit, or lower the guarantee",
             )
         pinned = None if self.pin is None else len(parse_cpu_list(self.pin))
         if pinned is not None and self.guarantee is not None and self.guarantee > pinned:
             raise InputError(
-                f"{format_cpus(self.guarantee)} CPUs are guaranteed to a machine that is pinned to"
-                f" {self.pin}",
+                f"the guarantee of {counted(format_cpus(self.guarantee), 'CPU')} is above the"
+                f" {counted(pinned, 'CPU')} that it is pinned to: {self.pin}",
                 hint="pin it to more CPUs, or lower the guarantee",
             )
         return self
@@ -251,7 +252,9 @@ _WEIGHTS = f"{LEAST_WEIGHT} to {MOST_WEIGHT}; {DEFAULT_WEIGHT} is the default"
 
 
 def _flag(word: str, text: str, metavar: str, default: str = "") -> Flag:
-    return Flag(text, word=word, metavar=metavar, default=default, uses=("make", "set"))
+    return Flag(
+        text, word=word, metavar=metavar, default=default, uses=("make", "set"), removable=True
+    )
 
 
 RESOURCE_FLAGS = (

@@ -20,6 +20,7 @@ from typing import BinaryIO, Literal
 
 from cerne.errors import ImageError, InputError, NotFoundError
 from cerne.storage.signatures import SECTOR, Signature, signature_of
+from cerne.units import counted
 
 RAW = "raw"
 
@@ -162,7 +163,7 @@ def _qcow2(source: _Source) -> DiskFormat:
     if crypt:
         raise _damaged(path, "it is encrypted")
     if not 9 <= cluster_bits <= 21:
-        raise _damaged(path, f"its clusters have 2^{cluster_bits} bytes")
+        raise _damaged(path, f"a cluster has a size of 2^{cluster_bits}")
     features: int = struct.unpack_from(">Q", head, 72)[0] if version == 3 else 0
     if features & _QCOW2_EXTERNAL_DATA:
         raise _refers(path, "qcow2", "its data is in another file")
@@ -291,7 +292,8 @@ def _require_sectors(source: _Source) -> int:
     """The size of a raw disk, in bytes."""
     if source.size == 0 or source.size % SECTOR:
         raise ImageError(
-            f"{source.path} has {source.size} bytes, which is not a whole number of sectors "
+            f"{source.path} has {counted(source.size, 'byte')}, which is not a whole number of"
+            " sectors "
             f"of {SECTOR}",
             hint="give a size to make an empty disk: cerne disk attach NAME 10G",
         )

@@ -239,7 +239,7 @@ def _pids(report: IO[bytes], count: int) -> list[int]:
     if len(pids) == count:
         return [pids[index] for index in range(count)]
     reasons = [child.text("error", 1024) for child in said if "error" in child]
-    raise EngineError(f"{len(pids)} of {count} children were forked: {'; '.join(reasons)}")
+    raise EngineError(f"only {len(pids)} of {count} were forked: {'; '.join(reasons)}")
 
 
 def _all_of(report: IO[bytes]) -> bytes:

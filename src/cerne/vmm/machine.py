@@ -23,6 +23,7 @@ from cerne.kvm.abi import kvm_cpuid_entry2
 from cerne.kvm.kvm import Kvm
 from cerne.kvm.memory import GuestMemory
 from cerne.kvm.vcpu import Vcpu
+from cerne.units import counted
 from cerne.vmm.board import Board, GuestRequests
 from cerne.vmm.channel import Channel
 from cerne.vmm.config import VmmConfig
@@ -152,7 +153,7 @@ class Machine:
         """
         self.require("to add CPUs", RunState.RUNNING, RunState.PAUSED)
         if count > max(self.config.cpus, self.config.max_cpus):
-            raise EngineError(f"the machine has room for {self.config.max_cpus} CPUs")
+            raise EngineError(f"the machine has room for {counted(self.config.max_cpus, 'CPU')}")
         if count <= self.config.cpus:
             return
         first = len(self._threads)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cerne.devices.virtio.mem import MemDevice
 from cerne.errors import HostError, InputError
 from cerne.kvm.memory import BLOCK_SIZE
+from cerne.units import counted
 from cerne.vmm.board import Board
 from cerne.vmm.slots import Emit
 
@@ -68,7 +69,10 @@ class MemoryPlug:
         if name != REQUESTED or not self.present:
             raise InputError(f"{QOM_PATH} has no property {name}")
         if size % BLOCK_SIZE or size > self._board.memory.room[1]:
-            raise InputError(f"{size} bytes are not blocks that this machine can have in addition")
+            raise InputError(
+                f"a size of {counted(size, 'byte')} is not one that this machine can have in"
+                " addition"
+            )
         self.device.request(size)
         return {}
 

@@ -23,6 +23,7 @@ from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.net.device import NetLimits
 from cerne.devices.virtio.rng import RngDevice
 from cerne.errors import DamagedError, EngineError
+from cerne.units import counted
 from cerne.vmm.backend import FIRST_PATIENCE, Backend, MakeDevice
 from cerne.vmm.balloon import Balloon
 from cerne.vmm.board import Board
@@ -290,8 +291,8 @@ class Peripherals:
         present = sorted(self._disks, key=lambda each: _order(each[0]))
         if [disk.slot for disk in ordered] != [slot for slot, _ in present]:
             raise DamagedError(
-                f"the {len(disks)} new disks do not match the machine's {len(present)} disks"
-                " and their slots"
+                f"{counted(len(disks), 'new disk')} for {counted(len(present), 'disk')} of the"
+                " machine, or for other slots"
             )
         fresh = [_open_disk(disk) for disk in ordered]
         return [

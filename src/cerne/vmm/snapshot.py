@@ -19,6 +19,7 @@ from cerne.arch.x86 import layout
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import DamagedError, StorageError
 from cerne.kvm.memory import BLOCK_SIZE, PAGE_SIZE, GuestMemory
+from cerne.units import counted
 from cerne.vmm.upgrade import FORMAT, require_known, upgraded
 
 _MAGIC = b"CERNEVM\0"
@@ -115,7 +116,9 @@ def restored_memory(descriptor: int, state: PlainState) -> GuestMemory:
     if headroom:
         start, room = layout.room(size, headroom)
         if room != headroom:
-            raise DamagedError(f"the saved machine has {headroom} bytes of room for memory")
+            raise DamagedError(
+                f"the saved machine has {counted(headroom, 'byte')} of room for memory"
+            )
         memory.reserve(start, room)
     for index, block in enumerate(blocks):
         memory.plug(block)

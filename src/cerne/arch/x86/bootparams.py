@@ -13,6 +13,7 @@ from typing import NamedTuple
 from cerne.arch.x86 import layout
 from cerne.errors import InputError
 from cerne.kvm.memory import GuestAddress, GuestMemory
+from cerne.units import counted
 
 SETUP_HEADER = 0x1F1
 """Offset of the setup header in a bzImage and in the zero page."""
@@ -66,7 +67,7 @@ def write_command_line(memory: GuestMemory, command_line: str) -> None:
         raise InputError("the kernel command line contains a NUL character")
     if len(encoded) > 2047:
         raise InputError(
-            f"the kernel command line has {len(encoded)} bytes; Linux on x86 reads 2047",
+            f"the kernel command line has {counted(len(encoded), 'byte')}; Linux on x86 reads 2047",
             hint="shorten it, or put settings into the initrd",
         )
     memory.write(layout.COMMAND_LINE, encoded + b"\0")

@@ -16,6 +16,7 @@ from cerne.arch.x86 import layout
 from cerne.arch.x86.bootparams import SETUP_HEADER, SETUP_HEADER_END, Initrd, made_setup_header
 from cerne.errors import ImageError
 from cerne.kvm.memory import GuestAddress, GuestMemory, GuestMemoryError
+from cerne.units import counted
 
 _PAGE = 4096
 _PT_LOAD = 1
@@ -84,7 +85,7 @@ def load_initrd(memory: GuestMemory, descriptor: int, kernel: LoadedKernel) -> I
     address = (top - size) & ~(_PAGE - 1)
     if address < kernel.end or size == 0:
         raise ImageError(
-            f"an initrd of {size} bytes does not fit into the memory above the kernel",
+            f"an initrd of {counted(size, 'byte')} does not fit into the memory above the kernel",
             hint="give the machine more memory",
         )
     _read_into(memory, descriptor, 0, GuestAddress(address), size)
@@ -184,7 +185,8 @@ def _pvh_entry(descriptor: int, offset: int, length: int, size: int) -> int | No
 def _require_room(memory: GuestMemory, address: int, length: int) -> None:
     if address < layout.HIGH_START or address + length > layout.HOLE_START:
         raise ImageError(
-            f"the kernel needs {length} bytes at {address:#x}, where a machine has no memory"
+            f"the kernel needs {counted(length, 'byte')} at {address:#x}, where a machine has"
+            " no memory"
         )
     try:
         memory.view(GuestAddress(address), length).release()

@@ -24,6 +24,7 @@ from cerne.devices.block.disk import Disk
 from cerne.devices.virtio.buffers import scatter, size_of, split
 from cerne.errors import ImageError
 from cerne.kvm.fallocate import KEEP_SIZE, PUNCH_HOLE, fallocate
+from cerne.units import counted
 
 MAGIC = b"QFI\xfb"
 HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
@@ -501,7 +502,8 @@ def overlay_head(size: int, backing: bytes, backing_format: str) -> dict[int, by
     name_at = HEADER.size + len(extension) + _EXTENSION.size
     if name_at + len(backing) > cluster or len(backing) > _LONGEST_NAME or size <= 0:
         raise ImageError(
-            f"an overlay of {size} bytes on {os.fsdecode(backing)} is larger than the format allows"
+            f"an overlay of {counted(size, 'byte')} on {os.fsdecode(backing)} is larger than"
+            " the format allows"
         )
     header = HEADER.pack(
         *(
@@ -543,7 +545,7 @@ def larger_head(descriptor: int, size: int) -> bytes:
     room = -(-entries * _ENTRY // cluster) * cluster
     if fields[1] < 3 or size < present or wanted * _ENTRY > room:
         most = room // _ENTRY * cluster * (cluster // _ENTRY)
-        raise ImageError(f"it can have {present} to {most} bytes, and not {size}")
+        raise ImageError(f"it can have {present} to {counted(most, 'byte')}, and not {size}")
     more = (wanted - entries) * _ENTRY
     if any(os.pread(descriptor, more, first_at + entries * _ENTRY)):
         raise ImageError("the room after its first table is not empty")

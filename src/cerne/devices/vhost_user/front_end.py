@@ -35,6 +35,7 @@ from cerne.devices.vhost_user.messages import (
 )
 from cerne.devices.virtio.handover import HandedQueue
 from cerne.kvm.memory import GuestMemory
+from cerne.units import counted
 
 TURN = 3.0
 """Seconds that a backend has for all requests of one turn."""
@@ -120,7 +121,9 @@ class FrontEnd:
             undo.callback(_close, descriptors)
             inflight = decode_inflight(payload, asked)
             if len(descriptors) != 1:
-                raise BackendError(f"the backend sent {len(descriptors)} files for its notes")
+                raise BackendError(
+                    f"the backend sent {counted(len(descriptors), 'file')} for its notes"
+                )
             undo.pop_all()
         return inflight, descriptors[0]
 

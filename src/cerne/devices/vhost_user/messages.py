@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from cerne.errors import HostError
 from cerne.kvm.memory import MemoryRegion
+from cerne.units import counted
 
 HEADER_SIZE = 12
 LARGEST_PAYLOAD = 4096
@@ -108,7 +109,7 @@ def reply_size(header: bytes, request: Request) -> int:
             f"the backend answered {request.name} with message {kind}, flags {flags:#x}"
         )
     if size > LARGEST_PAYLOAD:
-        raise BackendError(f"the backend answered {request.name} with {size} bytes")
+        raise BackendError(f"the backend answered {request.name} with {counted(size, 'byte')}")
     return int(size)
 
 
@@ -176,7 +177,9 @@ def encode_config(size: int) -> bytes:
 def decode_config(payload: bytes, size: int) -> bytes:
     """The configuration in a reply; raises BackendError for anything else."""
     if len(payload) != _CONFIG.size + size or _CONFIG.unpack_from(payload)[:2] != (0, size):
-        raise BackendError(f"the backend did not answer with {size} bytes of configuration")
+        raise BackendError(
+            f"the backend did not answer with {counted(size, 'byte')} of configuration"
+        )
     return payload[_CONFIG.size :]
 
 
@@ -189,7 +192,9 @@ def encode_inflight(inflight: Inflight) -> bytes:
 def decode_inflight(payload: bytes, asked: Inflight) -> Inflight:
     """The backend's place for notes of requests; raises BackendError for anything else."""
     if len(payload) not in (_INFLIGHT.size, _INFLIGHT_SIZE):
-        raise BackendError(f"the backend answered GET_INFLIGHT_FD with {len(payload)} bytes")
+        raise BackendError(
+            f"the backend answered GET_INFLIGHT_FD with {counted(len(payload), 'byte')}"
+        )
     told = Inflight(*_INFLIGHT.unpack_from(payload))
     fits = 0 < told.size <= _LARGEST_INFLIGHT and told.offset <= _LARGEST_INFLIGHT
     if not fits or (told.queues, told.queue_size) != (asked.queues, asked.queue_size):
@@ -199,5 +204,7 @@ def decode_inflight(payload: bytes, asked: Inflight) -> Inflight:
 
 def _unpacked(request: Request, form: struct.Struct, payload: bytes) -> tuple[int, ...]:
     if len(payload) != form.size:
-        raise BackendError(f"the backend answered {request.name} with {len(payload)} bytes")
+        raise BackendError(
+            f"the backend answered {request.name} with {counted(len(payload), 'byte')}"
+        )
     return form.unpack(payload)

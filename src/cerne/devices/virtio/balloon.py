@@ -24,6 +24,7 @@ from cerne.devices.virtio.device import VirtioDevice
 from cerne.devices.virtio.queue import Chain, QueueError
 from cerne.errors import HostError
 from cerne.kvm.memory import GuestMemory, GuestMemoryError
+from cerne.units import counted
 
 BALLOON_PAGE = 4096
 """The balloon's unit in bytes, which does not depend on the guest's pages."""
@@ -229,7 +230,7 @@ def _refusing() -> Iterator[None]:
 def _page_numbers(chain: Chain) -> set[int]:
     size = chain.readable_size
     if size % _NUMBER.size or size > LARGEST_LIST:
-        raise QueueError(f"a list of page numbers has {size} bytes")
+        raise QueueError(f"a list of page numbers has {counted(size, 'byte')}")
     return {number for (number,) in _NUMBER.iter_unpack(gather(chain.readable))}
 
 

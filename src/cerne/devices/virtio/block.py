@@ -21,6 +21,7 @@ from cerne.devices.virtio.buffers import gather, scatter, size_of, split
 from cerne.devices.virtio.device import After, VirtioDevice
 from cerne.devices.virtio.queue import Chain
 from cerne.errors import InputError
+from cerne.units import counted
 
 SECTOR = 512
 LONGEST_SERIAL = 20
@@ -115,7 +116,7 @@ class BlockDevice(VirtioDevice):
         """
         if disk.size // SECTOR != self.sectors:
             raise InputError(
-                f"the new disk has {disk.size} bytes and the old one {self._disk.size}"
+                f"the new disk has {counted(disk.size, 'byte')} and the old one {self._disk.size}"
             )
         with self.lock:
             former, self._disk = self._disk, disk

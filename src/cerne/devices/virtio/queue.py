@@ -16,6 +16,7 @@ from typing import NamedTuple
 from cerne.devices.state import PlainState, SavedState
 from cerne.errors import DamagedError, GuestError
 from cerne.kvm.memory import GuestMemory, GuestMemoryError
+from cerne.units import counted
 
 LARGEST_QUEUE = 32768
 """The most entries that a split virtqueue may have."""
@@ -148,7 +149,10 @@ class Queue:
         used = self.used_index()
         unanswered = (_U16.unpack_from(rings.driver, 2)[0] - used) & 0xFFFF
         if unanswered > self.size:
-            raise QueueError(f"{unanswered} chains are offered in a queue of {self.size} entries")
+            raise QueueError(
+                f"the driver offers {counted(unanswered, 'chain')} in a queue of"
+                f" {counted(self.size, 'entry')}"
+            )
         seen = min(self.size - unanswered, used)
         slots = range(used - seen, used + unanswered)
         waiting: list[int] = [
@@ -278,7 +282,9 @@ class Queue:
 
     def _find_rings(self) -> _Rings:
         if not 0 < self.size <= self.maximum or self.size & (self.size - 1):
-            raise QueueError(f"the queue has {self.size} entries; the most are {self.maximum}")
+            raise QueueError(
+                f"the queue has {counted(self.size, 'entry')}; the most are {self.maximum}"
+            )
         device = self._ring("used ring", self.device, 6 + 8 * self.size, 4)
         return _Rings(
             descriptors=self._ring("descriptor table", self.descriptors, 16 * self.size, 16),
@@ -289,7 +295,9 @@ class Queue:
 
     def _ring(self, what: str, address: int, length: int, alignment: int) -> memoryview:
         if address % alignment:
-            raise QueueError(f"the {what} at {address:#x} is not aligned to {alignment} bytes")
+            raise QueueError(
+                f"the {what} at {address:#x} is not aligned to {counted(alignment, 'byte')}"
+            )
         return self._view(what, address, length)
 
     def _view(self, what: str, address: int, length: int) -> memoryview:
@@ -302,7 +310,10 @@ class Queue:
         index: int = _U16.unpack_from(rings.driver, 2)[0]
         count = (index - self._next_available) & 0xFFFF
         if count > self.size:
-            raise QueueError(f"{count} chains are offered in a queue of {self.size} entries")
+            raise QueueError(
+                f"the driver offers {counted(count, 'chain')} in a queue of"
+                f" {counted(self.size, 'entry')}"
+            )
         return count
 
     def _chain(self, rings: _Rings, head: int) -> Chain:
@@ -338,7 +349,9 @@ class Queue:
             if not flags & _NEXT:
                 return
             index = following
-        raise QueueError(f"a chain loops, or is longer than its queue of {self.size} entries")
+        raise QueueError(
+            f"a chain loops, or is longer than its queue of {counted(self.size, 'entry')}"
+        )
 
     def _indirect_table(self, address: int, length: int, flags: int) -> tuple[memoryview, int]:
         if not self.indirect:
@@ -346,5 +359,5 @@ class Queue:
         if flags & _NEXT:
             raise QueueError("an indirect descriptor has a next one")
         if length == 0 or length % 16:
-            raise QueueError(f"an indirect table has {length} bytes")
+            raise QueueError(f"an indirect table has {counted(length, 'byte')}")
         return self._view("indirect table", address, length), length // 16

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from cerne.engine.detached import START
 from cerne.errors import EngineError
+from cerne.units import counted
 from cerne.vmm.config import VmmConfig
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
 from cerne.vmm.fork_server import LARGEST_REQUEST
@@ -61,7 +62,9 @@ class ForkServer:
         """
         request = json.dumps(config.to_json()).encode()
         if len(request) > LARGEST_REQUEST:
-            raise EngineError(f"{config.name} is described by too much: {len(request)} bytes")
+            raise EngineError(
+                f"{config.name} is described by too much: {counted(len(request), 'byte')}"
+            )
         with self._turn:
             try:
                 answer = self._ask(request, descriptors)

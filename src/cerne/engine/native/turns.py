@@ -13,6 +13,7 @@ from cerne.engine.plan import DiskPlan, LaunchPlan
 from cerne.errors import EngineError
 from cerne.host.cell_note import CellNote
 from cerne.storage.overlay import chain
+from cerne.units import counted
 from cerne.vmm.descriptors import DESCRIPTORS_AT_ONCE
 
 MOST_AT_ONCE = 16
@@ -45,7 +46,8 @@ def turns(
         needed = _of_machine(child)
         if own + needed > room:
             raise EngineError(
-                f"forking {child.name} needs {own + needed} open files, and this process "
+                f"forking {child.name} needs {counted(own + needed, 'open file')}, and this"
+                " process "
                 f"may open {max(room, 0)} more",
                 hint="raise the limit: ulimit -n 4096",
             )

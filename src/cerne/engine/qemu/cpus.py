@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from cerne.errors import EngineError
+from cerne.units import counted
 
 if TYPE_CHECKING:
     from cerne.engine.qmp import QmpClient
@@ -26,7 +27,7 @@ def add_cpus(qmp: QmpClient, count: int) -> None:
     """
     places = sorted(_places(qmp), key=_number)
     if count > len(places):
-        raise EngineError(f"the machine has room for {len(places)} CPUs")
+        raise EngineError(f"the machine has room for {counted(len(places), 'CPU')}")
     for number, place in enumerate(places[:count]):
         if _PRESENT not in place:
             properties = place["props"]

@@ -19,6 +19,7 @@ from cerne.manager.capacity import (
     claim_to_run,
     fitting,
     growing,
+    require_host_cpus,
 )
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.cpus import add_cpus, require_growth, settle_cpus
@@ -29,6 +30,7 @@ from cerne.manager.machines.states import require_state
 from cerne.manager.networks import ensure_networks
 from cerne.manager.on_host import check_image, found_spec
 from cerne.manager.store import State
+from cerne.spec.part import require_cpus
 from cerne.units import format_size
 
 if TYPE_CHECKING:
@@ -71,6 +73,9 @@ def adjust(context: MachineContext, asked: Mapping[str, object]) -> None:
     with operation(context, "set") as record:
         require_state(record, *_CHANGEABLE)
         wanted = given.get(_CPUS)
+        if isinstance(wanted, int):
+            require_cpus(wanted)
+            require_host_cpus(record.name, wanted)
         if isinstance(wanted, int) and (record.state.live or record.state is State.SUSPENDED):
             _require_start(record, given)
             require_growth(context, record, wanted)

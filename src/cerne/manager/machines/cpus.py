@@ -12,6 +12,7 @@ from cerne import faults
 from cerne.errors import GuestError, GuestTimeoutError, InputError, StateError
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.store import State
+from cerne.units import counted
 
 if TYPE_CHECKING:
     from cerne.guest import GuestAgent
@@ -61,12 +62,12 @@ def require_growth(context: MachineContext, record: Record, wanted: int) -> None
     present, most = context.spec.cpus, context.spec.most_cpus
     if wanted < present:
         raise InputError(
-            f"{name} has {present} CPUs, and gives none back while it runs",
+            f"{name} has {counted(present, 'CPU')}, and gives none back while it runs",
             hint=f"stop it first: cerne stop {name}; then the same command; cerne start {name}",
         )
     if wanted > most:
         raise InputError(
-            f"{name} was started with room for {most} CPUs, and cannot grow to {wanted}",
+            f"{name} was started with room for {counted(most, 'CPU')}, and cannot grow to {wanted}",
             hint=f"stop it first: cerne stop {name}; cerne set {name} --cpus {wanted} --max-cpus"
             f" {wanted}; cerne start {name}",
         )
@@ -87,7 +88,7 @@ def add_cpus(context: MachineContext, record: Record, count: int) -> None:
     said = _bring_online(instance.agent(), count)
     if said:
         raise GuestError(
-            f"{record.name} has {count} CPUs now, which its guest does not use: {said}",
+            f"{record.name} has {counted(count, 'CPU')} now, which its guest does not use: {said}",
             hint=f"see what its kernel says: cerne exec {record.name} dmesg",
             machine=record.name,
         )

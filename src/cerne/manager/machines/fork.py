@@ -50,7 +50,7 @@ def _child_names(context: MachineContext, count: int | None, names: Sequence[str
     wanted = count if count is not None else max(1, len(names))
     if not max(1, len(names)) <= wanted <= MOST_CHILDREN:
         raise InputError(
-            f"the fork has {wanted} children and {len(names)} names, which do not fit",
+            f"the number of children is {wanted}, and that of names {len(names)}",
             hint=f"ask for 1 to {MOST_CHILDREN} children, and at most as many names",
         )
     taken = context.store.names() | set(names)

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cerne.errors import DamagedError, InputError
 from cerne.manager.snapshots.manifest import Manifest, what_is_wrong
+from cerne.units import counted
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -84,7 +85,7 @@ class Member(_Part):
     def _size_is_plausible(self) -> Self:
         largest = _LARGEST_PARTS.get(self.name, _LARGEST_FILE)
         if self.size > largest:
-            raise ValueError(f"it has {self.size} bytes; the most are {largest}")
+            raise ValueError(f"it has {counted(self.size, 'byte')}; the most are {largest}")
         return self
 
 
@@ -201,7 +202,7 @@ class Reader:
     def _small(self, name: str, limit: int) -> bytes:
         size = self._begin(name, None)
         if size > limit:
-            raise self._damaged(f"{name} has {size} bytes; the most are {limit}")
+            raise self._damaged(f"{name} has {counted(size, 'byte')}; the most are {limit}")
         return self._read(name, size)
 
     def _begin(self, name: str, size: int | None) -> int:
@@ -215,7 +216,7 @@ class Reader:
         if info.name != name or info.type != tarfile.REGTYPE or info.size < 0:
             raise self._damaged(f"{name} is not where it should be")
         if size is not None and info.size != size:
-            raise self._damaged(f"{name} has {info.size} bytes and not {size}")
+            raise self._damaged(f"{name} has {counted(info.size, 'byte')} and not {size}")
         self._padding = -info.size % tarfile.BLOCKSIZE
         return info.size
 

@@ -17,7 +17,7 @@ from cerne.images.importing import LARGEST_DISK, require_whole
 from cerne.spec.names import check_name
 from cerne.spec.network import NetworkKind, parse_network
 from cerne.storage.formats import require_self_contained
-from cerne.units import format_size
+from cerne.units import counted, format_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -131,8 +131,9 @@ def _require_disk(path: Path, disk_format: str, size: int) -> None:
         found, virtual_size = recognised.format, recognised.virtual_size or 0
     if (found, virtual_size) != (disk_format, size):
         raise ImageError(
-            f"{path} is {found} of {virtual_size} bytes, and its index says {disk_format} of"
-            f" {size} bytes"
+            f"{path} is {found} of {counted(virtual_size, 'byte')}, and its index says"
+            f" {disk_format} of"
+            f" {counted(size, 'byte')}"
         )
     require_whole(path, disk_format)
 

@@ -31,7 +31,7 @@ from cerne.manager.snapshots.outside import (
 from cerne.manager.store import SnapshotRow, snapshot_name_in_use
 from cerne.spec.names import check_name
 from cerne.storage.flatten import flatten, put_on
-from cerne.units import format_size
+from cerne.units import counted, format_size
 
 if TYPE_CHECKING:
     from cerne.images import Image, Progress
@@ -233,7 +233,7 @@ def _check_cards(manager: ManagerContext, manifest: Manifest, work: Path) -> Non
     saved, said = manager.choose_engine(manifest.engine).saved_cards(work), len(manifest.spec.nics)
     if saved is not None and saved != said:
         raise DamagedError(
-            f"the snapshot's memory is of a machine with {saved} network cards, and its"
+            f"the snapshot's memory is of a machine with {counted(saved, 'network card')}, and its"
             f" specification has {said}",
             hint="if you trust it, export the snapshot again",
         )

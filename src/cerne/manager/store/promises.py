@@ -18,7 +18,7 @@ from cerne.errors import CapacityError
 from cerne.host.ledger import Published
 from cerne.manager.store.database import Repository
 from cerne.manager.store.rows import LIVE, Record, record_of
-from cerne.units import format_size
+from cerne.units import counted, format_size
 
 
 class Resource(StrEnum):
@@ -329,7 +329,7 @@ def _require(
     all_ = sorted([*own, *foreign], key=lambda each: -each[1])
     holders = [f"{who} {format_amount(resource, held)}" for who, held in all_ if held]
     if len(holders) > _MOST_NAMED:
-        holders[_MOST_NAMED:] = [f"{len(holders) - _MOST_NAMED} others"]
+        holders[_MOST_NAMED:] = [f"{counted(len(holders) - _MOST_NAMED, 'other')}"]
     # A ratio of two digits with which it fits.
     ratio = -(-100 * (promised + amount) // max(1, has)) / 100
     raise CapacityError(

@@ -12,6 +12,7 @@ from collections import deque
 from cerne.devices.virtio.buffers import scatter, split
 from cerne.devices.virtio.net.header import HEADER_SIZE
 from cerne.devices.virtio.queue import Chain, Queue, QueueError
+from cerne.units import counted
 
 _COUNT = struct.Struct("<H")
 _COUNT_OFFSET = 10
@@ -74,7 +75,7 @@ class Room:
     def _add(self, chain: Chain) -> None:
         size = chain.writable_size
         if size < HEADER_SIZE:
-            raise QueueError(f"a buffer for frames has {size} bytes, less than a header")
+            raise QueueError(f"a buffer for frames has {counted(size, 'byte')}, less than a header")
         self._chains.append((chain, size))
         self.views += chain.writable
         self.size += size
