@@ -16,6 +16,7 @@ from cerne.engine.plan import LaunchPlan, NetworkNic
 from cerne.errors import ConflictError, HostError, InputError, NotFoundError, StateError
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Machine, Manager
+from cerne.manager.store.promises import NETWORK_MEMORY
 from cerne.network import addresses, preflight
 from cerne.network import network as mechanism
 from cerne.network.plan import CardPlan
@@ -353,3 +354,66 @@ def test_a_network_starts_again_after_a_reboot(manager: LocalHost, networks: Fak
     machine.start()
     assert manager.network("lan").runs
     assert [str(card.ipv4) for card in _cards(manager)] == ["10.64.0.2"]
+
+
+@pytest.mark.usefixtures("lan")
+def test_names_that_lead_to_others_are_refused_on_a_network(manager: LocalHost) -> None:
+    for name in ("gateway", "Localhost"):
+        with pytest.raises(ConflictError, match="has that name for itself"):
+            _create(manager, name)
+        assert [machine.name for machine in manager.machines()] == []
+        _create(manager, name, "none").remove()
+    _create(manager, "web")
+    with pytest.raises(ConflictError, match="for the machine web"):
+        _create(manager, "WEB")
+    other = _create(manager, "WEB", "none")
+    with pytest.raises(ConflictError, match="for the machine web"):
+        other.attach_nic("lan")
+    other.remove()
+    other = _create(manager, "other")
+    for name in ("Gateway", "Web"):
+        with pytest.raises(ConflictError, match="has that name"):
+            other.rename(name)
+    assert manager.get("other").name == "other"
+    other.rename("Other")
+
+
+@pytest.mark.usefixtures("lan")
+def test_the_processes_of_a_network_are_counted_while_it_runs(manager: LocalHost) -> None:
+    machine = _create(manager, "a")
+    before = _promised(manager)
+    machine.start()
+    assert _promised(manager) - before == {("a", 64 << 20), ("network lan", NETWORK_MEMORY)}
+    machine.kill()
+    assert _promised(manager) == before
+
+
+def _promised(manager: LocalHost) -> set[tuple[str, int]]:
+    return {
+        (each.machine, each.amount)
+        for each in manager.capacity().promises
+        if each.resource == "memory"
+    }
+
+
+def test_a_public_subnet_is_said(manager: LocalHost) -> None:
+    network = manager.create_network(network_spec("lan", ipv4="8.8.8.0/24"))
+    assert "8.8.8.0/24 is not a private one" in network.notes()[0]
+    assert not manager.create_network(network_spec("wan", ipv4="100.70.0.0/24")).notes()
+
+
+@pytest.mark.usefixtures("lan")
+def test_what_is_wrong_with_a_card_is_said(manager: LocalHost) -> None:
+    machine = _create(manager, "a", ports=["8080:80"])
+    manager.create_network(network_spec("wan"))
+    with pytest.raises(InputError, match="egress must be 'all' or 'none', not 'maybe'"):
+        machine.attach_nic("wan", egress="maybe")
+    with pytest.raises(ConflictError, match=r"a publishes port 127.0.0.1:8080/tcp already") as had:
+        machine.publish("8080:81")
+    assert "cerne publish rm a 8080" in had.value.hint
+    with pytest.raises(InputError, match="'lan' is not the number of a card") as odd:
+        machine.change_nic("lan", rate="1M")  # type: ignore[arg-type]
+    assert "machine.card_on('lan')" in odd.value.hint
+    with pytest.raises(NotFoundError) as missing:
+        machine.unpublish("8081")
+    assert missing.value.hint == "see: cerne publish ls a"

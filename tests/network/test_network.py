@@ -20,19 +20,32 @@ from cerne.host.programs import find_program
 _ROOT = 0
 _QUICK = {
     _ROOT: (
-        *("addresses", "again", "apart", "bridge", "egress", "killed", "names"),
+        *(
+            "addresses",
+            "again",
+            "allowed_names",
+            "apart",
+            "bridge",
+            "clients",
+            "egress",
+            "firewall",
+            "killed",
+            "names",
+        ),
         *(
             "neighbours",
             "outside_nat",
             "outside_user",
+            "own_names",
             "picked",
             "published",
             "reboot",
             "repair",
             "spoofing",
+            "vlan",
         ),
     ),
-    USER: ("outside_user", "published", "spoofing"),
+    USER: ("clients", "outside_user", "published", "spoofing"),
 }
 _SLOW = {
     _ROOT: ("crowd", "flood", "rates", "without_ipv6"),

@@ -27,6 +27,7 @@ _PLAN = NetworkPlan(
     IPv6Network("fd00:64:7::/64"),
     IPv6Address("fd00:64:7::1"),
 )
+_NAMES = {5: "debian.org", 6: "debian.org", 7: "deb.debian.org"}
 _ALLOWED = ("10.0.0.0/8:443", "deb.debian.org:80", "[2001:db8::/32]:53/udp", "192.0.2.7/udp")
 
 
@@ -98,9 +99,24 @@ def test_only_allowed_names_are_asked_for_machines_with_a_list() -> None:
     assert [line for line in closed if line.startswith("server=")] == [
         "server=/deb.debian.org/127.0.0.1#5301"
     ]
-    sets = "4#inet#cerne#card6-1-4,6#inet#cerne#card6-1-6"
-    assert f"nftset=/deb.debian.org/{sets}" in closed
+    assert _nftset("deb.debian.org", (cards[0], "deb.debian.org")) in closed
     assert "dhcp" not in "\n".join(closed)
+
+
+def test_a_name_fills_the_sets_of_all_cards_that_may_reach_it() -> None:
+    cards = [_card(number, egress=(parse_allowed(name),)) for number, name in _NAMES.items()]
+    lines = dnsmasq.configuration(_PLAN, "/dns", [5301], cards).splitlines()
+    first, second, third = cards
+    above = (first, "debian.org"), (second, "debian.org")
+    assert [line for line in lines if line.startswith("nftset=")] == [
+        _nftset("deb.debian.org", *above, (third, "deb.debian.org")),
+        _nftset("debian.org", *above),
+    ]
+
+
+def _nftset(name: str, *sets: tuple[Card, str]) -> str:
+    of = [f"{each}#inet#cerne#{card.named_set(its, each)}" for card, its in sets for each in (4, 6)]
+    return f"nftset=/{name}/{','.join(of)}"
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,40 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cerne.cli.complete import network_names
-from cerne.cli.failure import Failures
+from cerne.cli.failure import Failures, tell
 from cerne.cli.options import JsonOption, NameArgument, number
 from cerne.cli.output import print_fields, print_json, print_table
 
 if TYPE_CHECKING:
     from cerne.client import Network
     from cerne.spec.ports import PublishedPort
+
+_CREATE_EXAMPLES = """\b
+Examples:
+  cerne network create lan
+  cerne network create lan --ipv4 10.20.0.0/24 --uplink none
+  sudo cerne network create office --uplink bridge --parent br0
+"""
+_CONNECT_EXAMPLES = """\b
+Examples:
+  cerne network connect lan web --address 10.20.0.5 --publish 8080:80
+  cerne network connect lan web --allow deb.debian.org:80 --rate 10M/2M
+"""
+_SET_EXAMPLES = """\b
+Examples:
+  cerne network set lan web --allow deb.debian.org:80 --allow 192.0.2.0/24:443
+  cerne network set lan web --egress none --rate none
+"""
+_ADD_EXAMPLES = """\b
+Examples:
+  cerne publish add web 8080:80
+  cerne publish add web 0.0.0.0:5353:53/udp 18500-18502:80-82
+"""
+_REMOVE_EXAMPLES = """\b
+Examples:
+  cerne publish rm web 8080
+  cerne publish rm web 127.0.0.1:5353/udp
+"""
 
 app = typer.Typer(
     help="Networks: machines on one reach each other by name, and have addresses that stay.",
@@ -62,7 +89,7 @@ RateOption = Annotated[
 ]
 
 
-@app.command()
+@app.command(epilog=_CREATE_EXAMPLES)
 def create(
     name: Annotated[str, typer.Argument(metavar="NETWORK", help="Its name.")],
     uplink: Annotated[
@@ -107,7 +134,10 @@ def create(
 
     said = {"uplink": uplink, "ipv4": ipv4, "ipv6": ipv6, "parent": parent, "vlan": vlan}
     asked = {word: value for word, value in said.items() if value is not None}
-    print(connect().create_network(network_spec(name, **asked, force=force)).name)
+    network = connect().create_network(network_spec(name, **asked, force=force))
+    print(network.name)
+    for note in network.notes():
+        tell(note)
 
 
 @app.command("ls")
@@ -155,7 +185,7 @@ def inspect(network: NetworkArgument, json: JsonOption = False) -> None:
                 ],
                 "processes": dict(state.processes) if state else {},
                 "faults": list(state.faults) if state else [],
-                "notes": list(state.notes) if state else [],
+                "notes": list(found.notes(state)),
             }
         )
         return
@@ -175,7 +205,7 @@ def inspect(network: NetworkArgument, json: JsonOption = False) -> None:
             f"{name} {pid}" for name, pid in (state.processes if state else {}).items()
         ),
         "faults": "; ".join(state.faults) if state else "",
-        "notes": "; ".join(state.notes) if state else "",
+        "notes": "; ".join(found.notes(state)),
     }
     print_fields({field: value for field, value in fields.items() if value})
     if cards:
@@ -211,7 +241,7 @@ def rm(
     failures.end()
 
 
-@app.command("connect")
+@app.command("connect", epilog=_CONNECT_EXAMPLES)
 def connect_machine(
     network: NetworkArgument,
     name: NameArgument,
@@ -256,7 +286,7 @@ def disconnect_machine(
     print(name)
 
 
-@app.command("set")
+@app.command("set", epilog=_SET_EXAMPLES)
 def set_card(
     network: NetworkArgument,
     name: NameArgument,
@@ -298,7 +328,7 @@ def repair(network: NetworkArgument) -> None:
         print(done)
 
 
-@publish_app.command("add")
+@publish_app.command("add", epilog=_ADD_EXAMPLES)
 def add_port(
     name: NameArgument,
     ports: Annotated[
@@ -317,7 +347,7 @@ def add_port(
     _print_ports(machine.ports)
 
 
-@publish_app.command("rm")
+@publish_app.command("rm", epilog=_REMOVE_EXAMPLES)
 def remove_port(
     name: NameArgument,
     ports: Annotated[

@@ -49,6 +49,8 @@ class CellPlan:
     """Where its note is (`CellNote`)."""
     resources: Resources
     """Its guarantees, limits and weights."""
+    required: bool = True
+    """Whether it does not run without its limits."""
 
     @property
     def limits(self) -> Limits:
@@ -70,7 +72,7 @@ def made(plan: CellPlan, surface: Surface = HOST) -> Iterator[None]:
             faults.step("cell made")
         except HostError as error:
             cell.end()
-            if _needs_cell(plan.resources):
+            if plan.required and _needs_cell(plan.resources):
                 raise _refusal(error) from error
             _log.debug("there is no cell: %s", error.message)
             CellNote("", why=error.message).write(plan.note)

@@ -103,6 +103,17 @@ class Network:
         found = attached(self._context, row, dead=needed)
         return None if found is None else found.state()
 
+    def notes(self, state: NetworkState | None = None) -> tuple[str, ...]:
+        """What of it does not work on this host, as sentences with the command that helps.
+
+        `state` is what `state` returned, if it runs.
+        """
+        from cerne.network.finding import host_notes
+
+        subnets = [each for each in (self.row.ipv4, self.row.ipv6) if each is not None]
+        noted = _public_notes(subnets)
+        return (*noted, *(host_notes(self.spec.uplink) if state is None else state.notes))
+
     def remove(self) -> None:
         """Remove it.
 
@@ -139,6 +150,16 @@ class Network:
             there = {card.plan.mac for card in found.cards() if card.connected}
             lost = sorted({card.name for card in cards if card.mac not in there})
             return (*done, *(_lost(name) for name in lost))
+
+
+def _public_notes(subnets: Sequence[str]) -> list[str]:
+    from ipaddress import ip_network
+
+    return [
+        f"the subnet {subnet} is not a private one: machines do not reach the hosts of others there"
+        for subnet in subnets
+        if ip_network(subnet).is_global
+    ]
 
 
 def _lost(name: str) -> str:
@@ -321,6 +342,7 @@ def card_plan(record: Record, card: CardRow, nic: Nic) -> CardPlan:
         egress=() if nic.egress == "none" else egress,
         host_ports=nic.host_access,
         rate=nic.rate,
+        keeps_clients=nic.number == 0,
     )
 
 

@@ -1,4 +1,4 @@
-"""The services that a cloud gives to its own machines, which no guest of theirs may have.
+"""Addresses that no guest may reach: the services that a cloud gives to its own machines.
 
 The metadata services of 169.254.0.0/16 are link-local, and closed with that range.
 """
@@ -9,3 +9,5 @@ SERVICES4 = ("100.100.100.200/32", "168.63.129.16/32")
 """Alibaba, Azure."""
 SERVICES6 = ("fd00:ec2::/32", "fd20:ce::254/128")
 """Amazon, Google."""
+TRANSLATION = "64:ff9b::"
+"""The start of 96 bits of IPv6 addresses that are IPv4 addresses behind NAT64 (RFC 6052)."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
-from cerne.network.names import HOST_NAME
+from cerne.network.names import GATEWAY_NAME, HOST_NAME, OWN_NAMES
 from cerne.network.plan import NetworkPlan
 from cerne.network.rules import BRIDGE, CLOSED_PORT, TABLE, Card
 
@@ -38,6 +38,8 @@ def configuration(
         "quiet-ra",
         "dhcp-authoritative",
         "dhcp-ignore=tag:!known",
+        # A name that a guest asks for is not its own; its own is in the file of cards.
+        "dhcp-ignore-names",
         f"dhcp-hostsfile={directory}/{CARDS}",
         f"dhcp-leasefile={directory}/{LEASES}",
         f"dhcp-option=option:mtu,{plan.mtu}",
@@ -69,7 +71,7 @@ def closed_configuration(
     It asks only for the names that such machines may reach: a question for any other name would
     carry data out.
     """
-    names = {allowed.target for card in cards for _, allowed in card.named()}
+    names = {name for card in cards for name in card.names}
     lines = _answering(plan, directory, CLOSED_PORT)
     lines += [f"server=/{name}/127.0.0.1#{port}" for name in sorted(names) for port in servers]
     lines += _name_sets(cards)
@@ -102,22 +104,32 @@ def _answering(plan: NetworkPlan, directory: str, port: int) -> list[str]:
 
 
 def _name_sets(cards: Iterable[Card]) -> Iterable[str]:
-    """Have the addresses of names that machines may reach added to their sets."""
-    for card in cards:
-        for index, allowed in card.named():
-            sets = ",".join(
-                f"{version}#inet#{TABLE}#{card.named_set(index, version)}" for version in (4, 6)
-            )
-            yield f"nftset=/{allowed.target}/{sets}"
+    """Have the addresses of names that machines may reach added to their sets.
+
+    An address goes into the sets of one line alone: the one with the longest name at the end of
+    the name that was asked for. So a line has the sets of each card that may reach its name, or a
+    name above it.
+    """
+    allowed = [(name, card) for card in cards for name in card.names]
+    for name in sorted({name for name, _ in allowed}):
+        sets = ",".join(
+            f"{version}#inet#{TABLE}#{card.named_set(other, version)}"
+            for other, card in allowed
+            if name == other or name.endswith(f".{other}")
+            for version in (4, 6)
+        )
+        yield f"nftset=/{name}/{sets}"
 
 
 def hosts(plan: NetworkPlan, cards: Iterable[Card]) -> str:
     """The names of the machines and of the network itself (hosts(5))."""
     lines = []
     gateways = [address for address in (plan.gateway4, plan.gateway6) if address is not None]
-    lines += [f"{address} gateway.{plan.domain} gateway {HOST_NAME}" for address in gateways]
+    lines += [
+        f"{address} {GATEWAY_NAME}.{plan.domain} {GATEWAY_NAME} {HOST_NAME}" for address in gateways
+    ]
     for card in cards:
-        if not _LOCAL_NAME.fullmatch(card.plan.name):
+        if not _has_name(card):
             continue
         for address in (card.plan.ipv4, card.plan.ipv6):
             if address is not None:
@@ -134,10 +146,16 @@ def cards_file(cards: Iterable[Card]) -> str:
             fields.append(str(card.plan.ipv4))
         if card.plan.ipv6 is not None:
             fields.append(f"[{card.plan.ipv6}]")
-        if _LOCAL_NAME.fullmatch(card.plan.name):
+        if _has_name(card):
             fields.append(card.plan.name)
         lines.append(",".join([*fields, LEASE_TIME]))
     return "".join(f"{line}\n" for line in lines)
+
+
+def _has_name(card: Card) -> bool:
+    """Whether a machine's name is one label, and no name of the network itself."""
+    name = card.plan.name
+    return bool(_LOCAL_NAME.fullmatch(name)) and name.lower() not in OWN_NAMES
 
 
 def reverse_zones(subnet: IPv4Network | IPv6Network) -> list[str]:

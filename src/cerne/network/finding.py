@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from cerne.host.finding import Finding
+from cerne.network.firewall import forward_notes
 from cerne.network.preflight import lacks
 from cerne.spec.network import Uplink
 
@@ -20,4 +22,12 @@ def network_finding() -> Finding:
         return Finding(_TOPIC, words, False, advice)
     # The others need no program that this one does not need.
     by_root = "" if os.geteuid() else ", nat, bridge"
-    return Finding(_TOPIC, f"with the uplinks user, none{by_root}", True)
+    able = [f"with the uplinks user, none{by_root}", *host_notes(Uplink.NAT)]
+    return Finding(_TOPIC, "; ".join(able), True)
+
+
+def host_notes(uplink: Uplink) -> Iterable[str]:
+    """What of an uplink does not work on this host, as sentences with what helps."""
+    if uplink is not Uplink.NAT or os.geteuid():
+        return ()
+    return forward_notes()

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum, auto
 
-from cerne.network.clouds import SERVICES4, SERVICES6
+from cerne.network.clouds import SERVICES4, SERVICES6, TRANSLATION
 from cerne.network.user import GATEWAY, GATEWAY6, NAME_SERVER
 
 LARGEST_FRAME = 16384
@@ -33,8 +33,7 @@ _CLOSED_NETWORKS = (
     *SERVICES4,
     *SERVICES6,
 )
-_TRANSLATED = socket.inet_pton(socket.AF_INET6, "64:ff9b::")[:12]
-"""The start of IPv6 addresses that are IPv4 addresses behind NAT64 (RFC 6052)."""
+_TRANSLATED = socket.inet_pton(socket.AF_INET6, TRANSLATION)[:12]
 
 _ARP_START = bytes.fromhex("000108000604")
 _GATEWAY, _NAME_SERVER = socket.inet_aton(GATEWAY), socket.inet_aton(NAME_SERVER)

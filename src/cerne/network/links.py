@@ -16,6 +16,7 @@ from ipaddress import (
     IPv6Address,
     IPv6Interface,
     IPv6Network,
+    ip_address,
     ip_network,
 )
 from pathlib import Path
@@ -31,7 +32,8 @@ _NO_DAD = 0x02
 _MASTER = 0x04
 _STATIC = 0x40
 """NUD_NOARP: the address of another port. With NUD_PERMANENT it would be the bridge's own."""
-_TABLE_MAIN = 254
+_TABLE_MAIN, _TABLE_MARKED = 254, 100
+_BEFORE_MAIN = 100
 _ROOT = 0xFFFF_FFFF
 """TC_H_ROOT."""
 _BURST_TIME = 10
@@ -162,6 +164,36 @@ class Links:
             found.get_attr("IFA_ADDRESS") == str(address)
             for found in self._route.get_addr(index=index)
         )
+
+    def addresses(self) -> set[IPv4Address | IPv6Address]:
+        """The addresses of all interfaces."""
+        texts = (
+            str(found.get_attr("IFA_LOCAL") or found.get_attr("IFA_ADDRESS"))
+            for found in self._route.get_addr()
+        )
+        return {ip_address(text) for text in texts}
+
+    def deliver_marked(self, mark: int) -> None:
+        """Have packets with this mark delivered here, to any address (ip-rule(8))."""
+        for family, everything in ((socket.AF_INET, "0.0.0.0/0"), (socket.AF_INET6, "::/0")):
+            if family == socket.AF_INET6 and not has_ipv6():
+                continue
+            with _refused("routing answers of machines"):
+                self._route.route(
+                    "replace",
+                    family=family,
+                    type="local",
+                    scope="host" if family == socket.AF_INET else "universe",
+                    dst=everything,
+                    oif=self._required("lo"),
+                    table=_TABLE_MARKED,
+                )
+                marks = {
+                    rule.get_attr("FRA_FWMARK") for rule in self._route.get_rules(family=family)
+                }
+                if mark not in marks:
+                    rule = {"priority": _BEFORE_MAIN, "fwmark": mark, "table": _TABLE_MARKED}
+                    self._route.rule("add", family=family, **rule)
 
     def set_default_route(self, name: str, gateway: IPv4Address | IPv6Address) -> None:
         """Have a default route by a gateway."""

@@ -46,6 +46,10 @@ def host_name_servers(root: str = "") -> list[str]:
 
 HOST_NAME = "host.cerne.internal"
 """The name of the gateway, for guests that may reach ports of the host there."""
+GATEWAY_NAME = "gateway"
+"""The gateway's name on networks with names."""
+OWN_NAMES = frozenset({GATEWAY_NAME, "localhost"})
+"""Names that no machine has on a network with a name."""
 
 
 def _text(path: str) -> str:

@@ -21,16 +21,22 @@ from pathlib import Path
 
 from cerne.errors import CerneError, EngineError, HostError, StorageError
 from cerne.faults import step
+from cerne.host.cell import Cell, CellPlan, made
+from cerne.host.cell_note import NOTE
 from cerne.host.logs import last_line
 from cerne.host.members import Members
 from cerne.host.programs import require_program
 from cerne.network import control, stored
 from cerne.network.plan import CardPlan, CardState, NetworkPlan, NetworkRecord, NetworkState
 from cerne.spec.network import Uplink
+from cerne.spec.resources import MemoryResources, Resources
+from cerne.units import MIB
 
 _PLAN, _LOG, _LOCK = "plan.json", "holder.log", "lock"
 _HOLDER, _ANCHOR = "holder", "anchor"
 _LONGEST_END = 10.0
+_RESOURCES = Resources(memory=MemoryResources(limit=512 * MIB), pids=256)
+"""What the processes of a network may use together, however its machines flood it."""
 _LARGEST = 1 << 20
 
 
@@ -144,6 +150,7 @@ class Network:
             HostError: a process does not end.
         """
         Members(self._plan.directory).end()
+        Cell(self._plan.directory / NOTE).end()
         if self._plan.uplink in (Uplink.NAT, Uplink.BRIDGE):
             # Imported here, since most commands need no netlink.
             from cerne.network.holder.uplinks import leave_host
@@ -166,7 +173,8 @@ def _started(plan: NetworkPlan, members: Members) -> NetworkRecord:
     try:
         (plan.directory / _PLAN).write_bytes(stored.network_plan().dump_json(plan))
         step("network planned")
-        _run(plan, members)
+        with _in_cell(plan):
+            _run(plan, members)
         step("network started")
         running = members.alive(_HOLDER)
         if not running:
@@ -175,8 +183,21 @@ def _started(plan: NetworkPlan, members: Members) -> NetworkRecord:
     except CerneError:
         if fresh:
             members.end()
+            Cell(plan.directory / NOTE).end()
             shutil.rmtree(plan.directory, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _in_cell(plan: NetworkPlan) -> Iterator[None]:
+    """Have the network's control groups, which its holder enters and all that it starts."""
+    note = plan.directory / NOTE
+    groups = Cell(note).groups
+    if groups and all(group.is_dir() for group in groups):
+        yield
+        return
+    with made(CellPlan(plan.id, note, _RESOURCES, required=False)):
+        yield
 
 
 def _run(plan: NetworkPlan, members: Members) -> None:
@@ -187,7 +208,7 @@ def _run(plan: NetworkPlan, members: Members) -> None:
     with os.fdopen(reading, "rb") as answers:
         try:
             with (
-                members.command(_HOLDER, python) as (command, registration),
+                members.command(_HOLDER, python, enters=True) as (command, registration),
                 log.open("wb") as said,
             ):
                 subprocess.run(

@@ -60,6 +60,8 @@ class CardPlan:
     """TCP ports of the host's loopback that it reaches at the gateway's addresses."""
     rate: NetworkResources = field(default_factory=NetworkResources)
     """Bytes a second that the machine receives and sends at most."""
+    keeps_clients: bool = False
+    """Whether clients of its ports keep their addresses, because its default route leads here."""
 
 
 @dataclass(frozen=True, slots=True)

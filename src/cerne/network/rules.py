@@ -10,12 +10,14 @@ of names to them.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Network, IPv6Address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import NamedTuple
 
-from cerne.network.clouds import SERVICES4, SERVICES6
+from cerne.network.clouds import SERVICES4, SERVICES6, TRANSLATION
+from cerne.network.mac import interface_identifier
 from cerne.network.plan import CardPlan, NetworkPlan
 from cerne.spec.egress import Allowed
 from cerne.spec.network import Uplink
@@ -29,13 +31,29 @@ CLOSED_PORT = 5399
 ROUTER = "fe80::1"
 """The network's own link-local address, which router advertisements come from."""
 
+CLIENT_MARK = 1
+"""The mark of connections from clients of published ports, and of the answers to them."""
+_ANSWERS, _ASKED = "answers", "asked"
+"""The chains that set it."""
+
 Json = dict[str, object]
+HostAddress = IPv4Address | IPv6Address
 _BURST_TIME = 10
 _LEAST_BURST = 1 << 18
 """More than the largest packet that a card hands over at once (GSO, 64 KiB)."""
-_ROUTER_ADVERTISEMENT, _REDIRECT, _NEIGHBOUR_ADVERTISEMENT = 134, 137, 136
-_TARGET = 64
-"""The bit at which an advertisement has its target."""
+_ROUTER_SOLICITATION, _NEIGHBOUR_SOLICITATION, _NEIGHBOUR_ADVERTISEMENT = 133, 135, 136
+_ROUTER_ADVERTISEMENT, _REDIRECT = 134, 137
+_TARGET, _AFTER_TARGET = 64, 192
+"""The bits at which a message about a neighbour has its target, and its first option after it."""
+_OWN_MAC, _TARGETS_MAC = 0x0101, 0x0201
+"""The beginnings of options with the MAC of the sender, and of the target (RFC 4861, 4.6.1)."""
+_LINK_LOCAL = 0xFE80
+_NEIGHBOURS = "neighbours"
+"""The chain with the link-local addresses that the cards' kernels make of their MACs."""
+_IN_FRAGMENTS = [6, 17, 50, 132]
+"""The protocols whose packets may be sent in fragments: TCP, UDP, ESP, SCTP."""
+_RESERVED = 255
+"""A number that no protocol has: a packet whose protocol is not found is not unlike it."""
 _SOLICITATIONS = [130, 131, 132, 133, 135, 143]
 """ICMPv6 types that a machine without an address sends: multicast listeners, solicitations."""
 _CLOSED4 = ("169.254.0.0/16", "127.0.0.0/8", *SERVICES4)
@@ -43,9 +61,10 @@ _CLOSED4 = ("169.254.0.0/16", "127.0.0.0/8", *SERVICES4)
 _CLOSED6 = (
     *SERVICES6,
     "fe80::/10",
-    # The closed addresses of IPv4 behind NAT64 (RFC 6052).
-    *("64:ff9b::a9fe:0/112", "64:ff9b::7f00:0/104"),
-    *("64:ff9b::6464:64c8/128", "64:ff9b::a83f:8110/128"),
+    *(
+        f"{TRANSLATION}{subnet.network_address}/{96 + subnet.prefixlen}"
+        for subnet in map(IPv4Network, _CLOSED4)
+    ),
 )
 
 
@@ -60,14 +79,14 @@ class Card(NamedTuple):
         """The name of its tap, and of its chains."""
         return f"card{self.number}"
 
-    def named_set(self, index: int, version: int) -> str:
-        """The set of the addresses of a DNS name that it may reach."""
-        return f"{self.tap}-{index}-{version}"
+    def named_set(self, name: str, version: int) -> str:
+        """The set of the addresses of a DNS name that it may reach: no other name ever has it."""
+        return f"{self.tap}-{hashlib.sha256(name.encode()).hexdigest()[:12]}-{version}"
 
-    def named(self) -> Iterable[tuple[int, Allowed]]:
-        """The DNS names that it may reach, with a number each."""
-        allowed = enumerate(self.plan.egress or ())
-        return [(index, each) for index, each in allowed if each.is_name]
+    @property
+    def names(self) -> list[str]:
+        """The DNS names that it may reach."""
+        return sorted({each.target for each in self.plan.egress or () if each.is_name})
 
 
 def bridge_rules(plan: NetworkPlan, cards: Sequence[Card], stale: Iterable[str] = ()) -> Json:
@@ -76,8 +95,9 @@ def bridge_rules(plan: NetworkPlan, cards: Sequence[Card], stale: Iterable[str] 
     commands = [
         _add("table", family=family, name=TABLE),
         _base_chain(family, "prerouting", "filter", -200, "accept"),
+        _chain(family, _NEIGHBOURS),
         *(_chain(family, card.tap) for card in cards),
-        _flush(family, "prerouting"),
+        *(_flush(family, name) for name in ("prerouting", _NEIGHBOURS)),
         *(_flush(family, name) for name in (*(card.tap for card in cards), *stale)),
         *(_delete("chain", family, name) for name in stale),
     ]
@@ -91,6 +111,7 @@ def bridge_rules(plan: NetworkPlan, cards: Sequence[Card], stale: Iterable[str] 
             )
         ]
         commands += [_rule(family, card.tap, *rule) for rule in _card_rules(plan, card.plan)]
+        commands += [_rule(family, _NEIGHBOURS, *rule) for rule in _neighbour_rules(card)]
     unknown = _is(_meta("iifname"), "card*")
     commands.append(_rule(family, "prerouting", unknown, _DROP))
     return {"nftables": commands}
@@ -101,26 +122,31 @@ def routing_rules(
     cards: Sequence[Card],
     stale: Iterable[str] = (),
     stale_sets: Iterable[str] = (),
+    host: Iterable[HostAddress] = (),
 ) -> Json:
-    """The rules of the namespace's routing."""
+    """The rules of the namespace's routing; `host` are the addresses of the host itself."""
     family = "inet"
-    own = ("input", "forward", "prerouting", "postrouting")
+    own = ("input", "forward", "prerouting", "postrouting", _ANSWERS, _ASKED)
     commands = [
         _add("table", family=family, name=TABLE),
         _base_chain(family, "input", "filter", 0, "drop"),
         _base_chain(family, "forward", "filter", 0, "drop"),
         _base_chain(family, "prerouting", "nat", -100, "accept"),
         _base_chain(family, "postrouting", "nat", 100, "accept"),
+        _base_chain(family, _ANSWERS, "filter", -150, "accept", hook="prerouting"),
+        _base_chain(family, _ASKED, "filter", -150, "accept", hook="output"),
         *(_chain(family, card.tap) for card in cards),
         *(_flush(family, name) for name in (*own, *(card.tap for card in cards), *stale)),
         *(_delete("chain", family, name) for name in stale),
         *(_delete("set", family, name) for name in stale_sets),
     ]
     for card in cards:
-        for index, _ in card.named():
-            commands += [_address_set(card.named_set(index, each), each) for each in (4, 6)]
+        for name in card.names:
+            commands += [_address_set(card.named_set(name, each), each) for each in (4, 6)]
     commands += [_rule(family, "input", *rule) for rule in _input_rules(plan, cards)]
-    commands += [_rule(family, "forward", *rule) for rule in _forward_rules(cards)]
+    commands += [_rule(family, "forward", *rule) for rule in _forward_rules(cards, host)]
+    for chain, rule in _client_rules(plan):
+        commands.append(_rule(family, chain, *rule))
     commands += [_rule(family, "prerouting", *rule) for rule in _question_rules(cards)]
     for card in cards:
         commands += [_rule(family, card.tap, *rule) for rule in _egress_rules(card)]
@@ -137,7 +163,7 @@ def _card_rules(plan: NetworkPlan, card: CardPlan) -> Iterable[list[Json]]:
     yield [_isnt(_payload("ether", "saddr"), card.mac), _DROP]
     addressed = plan.uplink is not Uplink.BRIDGE
     if not addressed and card.ipv4 is None and card.ipv6 is None:
-        yield from _foreign_rules()
+        yield from _foreign_rules(card)
         return
     yield from _arp_rules(card)
     yield from _ipv4_rules(card)
@@ -145,10 +171,15 @@ def _card_rules(plan: NetworkPlan, card: CardPlan) -> Iterable[list[Json]]:
     yield [_DROP]
 
 
-def _foreign_rules() -> Iterable[list[Json]]:
-    """The rules of a card whose addresses are given by a network of others."""
-    for protocol in ("arp", "ip", "ip6"):
-        yield [_is(_payload("ether", "type"), protocol), {"accept": None}]
+def _foreign_rules(card: CardPlan) -> Iterable[list[Json]]:
+    """The rules of a card whose addresses are given by a network of others: its MAC is known."""
+    arp, ip, six = (_is(_payload("ether", "type"), kind) for kind in ("arp", "ip", "ip6"))
+    yield [arp, _is(_payload("arp", "saddr ether"), card.mac), _ACCEPT]
+    yield from _dhcp_answers(ip, 67, 68)
+    yield [ip, _ACCEPT]
+    yield from _router_rules(six)
+    yield from _mac_rules(six, card)
+    yield from _whole_rules(six)
     yield [_DROP]
 
 
@@ -163,9 +194,7 @@ def _arp_rules(card: CardPlan) -> Iterable[list[Json]]:
 
 def _ipv4_rules(card: CardPlan) -> Iterable[list[Json]]:
     ip = _is(_payload("ether", "type"), "ip")
-    # Some clients take an answer by its destination alone.
-    yield [ip, _is(_payload("udp", "sport"), 67), _DROP]
-    yield [ip, _is(_payload("udp", "dport"), 68), _DROP]
+    yield from _dhcp_answers(ip, 67, 68)
     if card.ipv4 is not None:
         yield [ip, _is(_payload("ip", "saddr"), str(card.ipv4)), _ACCEPT]
         asking = [_is(_payload("udp", "sport"), 68), _is(_payload("udp", "dport"), 67)]
@@ -178,9 +207,8 @@ def _ipv6_rules(card: CardPlan) -> Iterable[list[Json]]:
         return
     six = _is(_payload("ether", "type"), "ip6")
     kind = _payload("icmpv6", "type")
-    yield [six, _is(kind, {"set": [_ROUTER_ADVERTISEMENT, _REDIRECT]}), _DROP]
-    yield [six, _is(_payload("udp", "sport"), 547), _DROP]
-    yield [six, _is(_payload("udp", "dport"), 546), _DROP]
+    yield from _router_rules(six)
+    yield from _mac_rules(six, card)
     sources = {"set": [str(card.ipv6), "::", _prefix("fe80::/64")]}
     source = _payload("ip6", "saddr")
     yield [six, _is(source, ROUTER), _DROP]
@@ -188,12 +216,69 @@ def _ipv6_rules(card: CardPlan) -> Iterable[list[Json]]:
     solicits = {"set": list(_SOLICITATIONS)}
     yield [six, _is(source, "::"), _isnt(_meta("l4proto"), "ipv6-icmp"), _DROP]
     yield [six, _is(source, "::"), _isnt(kind, solicits), _DROP]
+    yield [six, _is(source, _prefix("fe80::/64")), {"jump": {"target": _NEIGHBOURS}}]
+    # Who asks for its own address looks for another that has it (RFC 4862, section 5.4).
+    asking = [_is(kind, _NEIGHBOUR_SOLICITATION), _is(source, "::")]
+    yield [six, *asking, {"jump": {"target": _NEIGHBOURS}}]
+    yield [six, *asking, *_target(card.ipv6), _ACCEPT]
+    yield [six, *asking, _isnt(_word(_TARGET, 16), _LINK_LOCAL), _DROP]
     # A neighbour advertisement's target follows 8 bytes of its header (RFC 4861, section 4.4).
     advertisement = _is(kind, _NEIGHBOUR_ADVERTISEMENT)
     yield [six, advertisement, *_target(IPv6Address(ROUTER)), _DROP]
+    yield [six, advertisement, {"jump": {"target": _NEIGHBOURS}}]
     yield [six, advertisement, *_target(card.ipv6), _ACCEPT]
-    yield [six, advertisement, _isnt(_word(_TARGET, 16), 0xFE80), _DROP]
-    yield [six, _ACCEPT]
+    yield [six, advertisement, _isnt(_word(_TARGET, 16), _LINK_LOCAL), _DROP]
+    yield from _whole_rules(six)
+
+
+def _neighbour_rules(card: Card) -> Iterable[list[Json]]:
+    """No other card says that it has the link-local address that is made of this card's MAC.
+
+    Guests may choose others (RFC 7217), which no rule knows.
+    """
+    address = IPv6Network("fe80::/64")[interface_identifier(card.plan.mac)]
+    other = _isnt(_meta("iifname"), card.tap)
+    yield [other, _is(_payload("ip6", "saddr"), str(address)), _DROP]
+    kind = _payload("icmpv6", "type")
+    yield [other, _is(kind, _NEIGHBOUR_ADVERTISEMENT), *_target(address), _DROP]
+    asking = [_is(kind, _NEIGHBOUR_SOLICITATION), _is(_payload("ip6", "saddr"), "::")]
+    yield [other, *asking, *_target(address), _DROP]
+
+
+def _dhcp_answers(protocol: Json, server: int, client: int) -> Iterable[list[Json]]:
+    """No card answers DHCP: some clients take an answer by its destination alone."""
+    yield [protocol, _is(_payload("udp", "sport"), server), _DROP]
+    yield [protocol, _is(_payload("udp", "dport"), client), _DROP]
+
+
+def _router_rules(six: Json) -> Iterable[list[Json]]:
+    """No card is a router, or answers DHCPv6."""
+    kinds = {"set": [_ROUTER_ADVERTISEMENT, _REDIRECT]}
+    yield [six, _is(_payload("icmpv6", "type"), kinds), _DROP]
+    yield from _dhcp_answers(six, 547, 546)
+
+
+def _mac_rules(six: Json, card: CardPlan) -> Iterable[list[Json]]:
+    """Each message about a neighbour names the MAC of its sender, and names it first."""
+    for kind, at, option in (
+        (_ROUTER_SOLICITATION, _TARGET, _OWN_MAC),
+        (_NEIGHBOUR_SOLICITATION, _AFTER_TARGET, _OWN_MAC),
+        (_NEIGHBOUR_ADVERTISEMENT, _AFTER_TARGET, _TARGETS_MAC),
+    ):
+        message = _is(_payload("icmpv6", "type"), kind)
+        mac = int(card.mac.replace(":", ""), 16)
+        yield [six, message, _is(_word(at, 16), option), _isnt(_word(at + 16, 48), mac), _DROP]
+        # One without an option is too short for this rule.
+        if kind == _NEIGHBOUR_ADVERTISEMENT:
+            yield [six, message, _isnt(_word(at, 16), option), _DROP]
+
+
+def _whole_rules(six: Json) -> Iterable[list[Json]]:
+    """Accept packets that show what they are; a fragment of another protocol hides it."""
+    inside: Json = {"exthdr": {"name": "frag", "field": "nexthdr"}}
+    yield [six, _isnt(inside, {"set": _IN_FRAGMENTS}), _DROP]
+    yield [six, _isnt(_meta("l4proto"), _RESERVED), _ACCEPT]
+    yield [six, _DROP]
 
 
 def _target(address: IPv6Address) -> list[Json]:
@@ -228,12 +313,33 @@ def _input_rules(plan: NetworkPlan, cards: Sequence[Card]) -> Iterable[list[Json
     yield [inside, {"reject": {"type": "icmpx", "expr": "port-unreachable"}}]
 
 
-def _forward_rules(cards: Sequence[Card]) -> Iterable[list[Json]]:
+def _client_rules(plan: NetworkPlan) -> Iterable[tuple[str, list[Json]]]:
+    """A machine's answers to clients of its ports go to the holder, which has their addresses."""
+    for protocol, gateway in (("ip", plan.gateway4), ("ip6", plan.gateway6)):
+        if gateway is not None:
+            out = _is(_meta("oifname"), BRIDGE)
+            client = _isnt(_payload(protocol, "saddr"), str(gateway))
+            asked = [out, client, _ct_state("new"), _set_mark({"ct": {"key": "mark"}})]
+            yield _ASKED, asked
+    back: Json = {"match": {"op": "==", "left": {"ct": {"key": "direction"}}, "right": "reply"}}
+    marked = _is({"ct": {"key": "mark"}}, CLIENT_MARK)
+    yield _ANSWERS, [_is(_meta("iifname"), BRIDGE), back, marked, _set_mark(_meta("mark"))]
+
+
+def _set_mark(of: Json) -> Json:
+    return {"mangle": {"key": of, "value": CLIENT_MARK}}
+
+
+def _forward_rules(cards: Sequence[Card], host: Iterable[HostAddress]) -> Iterable[list[Json]]:
     inside, out = _is(_meta("iifname"), BRIDGE), _is(_meta("oifname"), OUTSIDE)
     # Where bridged packets pass here too (br_netfilter), machines still reach each other.
     yield [inside, _is(_meta("oifname"), BRIDGE), _ACCEPT]
     yield [_is(_payload("ip", "daddr"), _prefixes(_CLOSED4)), _REJECT]
     yield [_is(_payload("ip6", "daddr"), _prefixes(_CLOSED6)), _REJECT]
+    for protocol, version in (("ip", 4), ("ip6", 6)):
+        addresses = sorted(str(each) for each in host if each.version == version)
+        if addresses:
+            yield [inside, _is(_payload(protocol, "daddr"), {"set": addresses}), _REJECT]
     back = [_is(_meta("iifname"), OUTSIDE), _is(_meta("oifname"), BRIDGE)]
     yield [*back, _ct_state("established", "related"), _ACCEPT]
     # Of connections that exist each packet outward is judged again, so that a change acts on them.
@@ -261,17 +367,17 @@ def _egress_rules(card: Card) -> Iterable[list[Json]]:
     if card.plan.egress is None:
         yield [_ACCEPT]
         return
-    for index, allowed in enumerate(card.plan.egress):
-        for target in _targets(card, index, allowed):
+    for allowed in card.plan.egress:
+        for target in _targets(card, allowed):
             for ports in _ports(allowed):
                 yield [target, *ports, _ACCEPT]
     yield [_REJECT]
 
 
-def _targets(card: Card, index: int, allowed: Allowed) -> Iterable[Json]:
+def _targets(card: Card, allowed: Allowed) -> Iterable[Json]:
     if allowed.is_name:
-        yield _is(_payload("ip", "daddr"), f"@{card.named_set(index, 4)}")
-        yield _is(_payload("ip6", "daddr"), f"@{card.named_set(index, 6)}")
+        yield _is(_payload("ip", "daddr"), f"@{card.named_set(allowed.target, 4)}")
+        yield _is(_payload("ip6", "daddr"), f"@{card.named_set(allowed.target, 6)}")
         return
     subnet = ip_network(allowed.target)
     protocol = "ip" if isinstance(subnet, IPv4Network) else "ip6"
@@ -312,14 +418,16 @@ def _chain(family: str, name: str) -> Json:
     return _add("chain", family=family, table=TABLE, name=name)
 
 
-def _base_chain(family: str, hook: str, kind: str, priority: int, policy: str) -> Json:
+def _base_chain(
+    family: str, name: str, kind: str, priority: int, policy: str, hook: str = ""
+) -> Json:
     return _add(
         "chain",
         family=family,
         table=TABLE,
-        name=hook,
+        name=name,
         type=kind,
-        hook=hook,
+        hook=hook or name,
         prio=priority,
         policy=policy,
     )

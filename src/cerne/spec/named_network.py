@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, field_validator, m
 
 from cerne.errors import DamagedError, InputError
 from cerne.spec.network import Uplink, check_interface, check_network_name
-from cerne.spec.part import Part
+from cerne.spec.part import Part, refusal_words
 
 _HINT = "write an IPv4 subnet as 10.20.0.0/24, and an IPv6 subnet as fd00:20::/64"
 _LARGEST_4, _SMALLEST_4 = 8, 29
@@ -112,14 +112,9 @@ def network_spec(name: str, **asked: object) -> NetworkSpec:
         return NetworkSpec.model_validate({"name": name, **asked})
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            raise InputError(f"a network has no field {where}") from error
-        wanted = first["msg"].removeprefix("Input should be ")
-        raise InputError(
-            f"{where} must be {wanted}, not {first['input']!r}",
-            hint="see: cerne network create --help",
-        ) from error
+            raise InputError(f"a network has no field {first['loc'][-1]}") from error
+        raise InputError(refusal_words(first), hint="see: cerne network create --help") from error
 
 
 def stored_network_spec(text: str, name: str) -> NetworkSpec:

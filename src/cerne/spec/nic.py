@@ -19,7 +19,7 @@ from pydantic import (
 from cerne.errors import InputError
 from cerne.spec.egress import Allowed, check_allowed, parse_allowed
 from cerne.spec.network import NetworkKind, parse_network
-from cerne.spec.part import Device, require_unique
+from cerne.spec.part import Device, refusal_words, require_unique
 from cerne.spec.ports import PublishedPort, check_port, parse_publish, parse_publishes
 from cerne.spec.resources import NetworkResources, Rates
 
@@ -165,9 +165,9 @@ class Nic(Device):
             return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
-            raise InputError(
-                f"{first['input']!r} is not valid in the network {text!r}", hint=_OPTIONS
-            ) from error
+            if first["type"] == "extra_forbidden":
+                raise InputError(f"a network card has no field {first['loc'][-1]}") from error
+            raise InputError(refusal_words(first), hint=_OPTIONS) from error
 
     @property
     def address4(self) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import ErrorDetails
 
 from cerne.errors import InputError
 from cerne.spec.limits import MOST_CPUS, SLOTS
@@ -28,6 +29,13 @@ class Device(Part):
     def number(self) -> int:
         """0 for the first of its kind, which is permanent, and the slot's number for others."""
         return 0 if self.slot is None else self.slot + 1
+
+
+def refusal_words(error: ErrorDetails) -> str:
+    """What a value must be and is not, in our words and not in pydantic's."""
+    where = ".".join(str(part) for part in error["loc"])
+    wanted = error["msg"].removeprefix("Input should be ")
+    return f"{where} must be {wanted}, not {error['input']!r}"
 
 
 def _bytes(value: object) -> object:

@@ -7,10 +7,11 @@ from ipaddress import IPv4Address, IPv6Address
 
 from tests.network.lab.lab import GATEWAY4
 
+from cerne.network.mac import interface_identifier
 from cerne.network.plan import CardPlan
 
 _ARP, _IP, _IP6, _VLAN = 0x0806, 0x0800, 0x86DD, 0x8100
-_UDP, _ICMP6 = 17, 58
+_UDP, _FRAGMENT, _ICMP6, _OPTIONS = 17, 44, 58, 60
 _ROUTER = IPv6Address("fe80::1")
 _ALL_NODES = IPv6Address("ff02::1")
 
@@ -20,6 +21,40 @@ def honest(sender: CardPlan, to: CardPlan) -> bytes:
     assert sender.ipv4 is not None
     assert to.ipv4 is not None
     return _ether(to.mac, sender.mac, _IP, _udp4(sender.ipv4, to.ipv4))
+
+
+def allowed(sender: CardPlan, to: CardPlan) -> dict[str, bytes]:
+    """Frames that the sender may send, by name."""
+    six, to6 = sender.ipv6, to.ipv6
+    assert six
+    assert to6
+    own, chosen = link_local(sender), IPv6Address("fe80::1234:5678:9abc:def0")
+    parts = {
+        "fragment-of-udp": _fragment(six, to6, _UDP, struct.pack("!4H", 999, 9, 1480, 1)),
+        "later-fragment-of-udp": _fragment(six, to6, _UDP, b"", 1448),
+        "advertises-itself": _advertises(six, six, sender.mac),
+        "advertises-its-link-local": _advertises(own, own, sender.mac),
+        "advertises-a-chosen-link-local": _advertises(chosen, chosen, sender.mac),
+        "looks-for-its-address": _asks(IPv6Address(0), six),
+        "looks-for-its-link-local": _asks(IPv6Address(0), own),
+        "asks-for-another": _asks(six, to6, sender.mac),
+        "asks-for-a-link-local": _asks(own, link_local(to), sender.mac),
+    }
+    return {name: _ether(to.mac, sender.mac, _IP6, part) for name, part in parts.items()}
+
+
+def unaddressed(sender: CardPlan, to: CardPlan, other: CardPlan) -> set[str]:
+    """Those of `spoofed` that are dropped by the MAC of the sender alone."""
+    return {
+        name
+        for name in spoofed(sender, to, other)
+        if "mac" in name or name.startswith("dhcp") or "fragment" in name or "router-adv" in name
+    } | {"redirect", "vlan", "spanning-tree", "unknown-protocol"}
+
+
+def link_local(card: CardPlan) -> IPv6Address:
+    """The link-local address that a card's kernel makes of its MAC."""
+    return IPv6Address((0xFE80 << 112) + interface_identifier(card.mac))
 
 
 def spoofed(sender: CardPlan, to: CardPlan, other: CardPlan) -> dict[str, bytes]:
@@ -32,7 +67,8 @@ def spoofed(sender: CardPlan, to: CardPlan, other: CardPlan) -> dict[str, bytes]
     def by_ip(content: bytes, kind: int = _IP, source: str = sender.mac) -> bytes:
         return _ether(to.mac, source, kind, content)
 
-    link_local = IPv6Address("fe80::ff:fe00:5")
+    mine, theirs_local = link_local(sender), link_local(other)
+    hidden = bytes([_ICMP6, 20]) + bytes(6)
     return {
         "mac-of-another": by_ip(_udp4(four, to4), source=other.mac),
         "ipv4-of-another": by_ip(_udp4(theirs4, to4)),
@@ -49,10 +85,28 @@ def spoofed(sender: CardPlan, to: CardPlan, other: CardPlan) -> dict[str, bytes]
         "arp-ip-of-another": by_ip(_arp(sender.mac, theirs4, to), _ARP),
         "arp-ip-of-gateway": by_ip(_arp(sender.mac, GATEWAY4, to), _ARP),
         "arp-mac-of-another": by_ip(_arp(other.mac, four, to), _ARP),
-        "router-advertisement": by_ip(_icmp6(link_local, 134, bytes(12)), _IP6),
-        "redirect": by_ip(_icmp6(link_local, 137, bytes(36)), _IP6),
-        "advertises-another": by_ip(_icmp6(six, 136, bytes(4) + theirs6.packed), _IP6),
-        "advertises-router": by_ip(_icmp6(six, 136, bytes(4) + _ROUTER.packed), _IP6),
+        "router-advertisement": by_ip(_icmp6(mine, 134, bytes(12)), _IP6),
+        "redirect": by_ip(_icmp6(mine, 137, bytes(36)), _IP6),
+        "advertises-another": by_ip(_advertises(six, theirs6, sender.mac), _IP6),
+        "advertises-router": by_ip(_advertises(six, _ROUTER, sender.mac), _IP6),
+        "advertises-link-local-of-another": by_ip(_advertises(six, theirs_local, sender.mac), _IP6),
+        "link-local-of-another": by_ip(_udp6(theirs_local, to6), _IP6),
+        "takes-address-of-another": by_ip(_asks(IPv6Address(0), theirs6), _IP6),
+        "takes-link-local-of-another": by_ip(_asks(IPv6Address(0), theirs_local), _IP6),
+        "advertises-mac-of-another": by_ip(_advertises(six, six, other.mac), _IP6),
+        "asks-with-mac-of-another": by_ip(_asks(six, to6, other.mac), _IP6),
+        "solicits-with-mac-of-another": by_ip(
+            _icmp6(mine, 133, bytes(4) + _option(1, other.mac)), _IP6
+        ),
+        "fragment-of-advertisement": by_ip(
+            _fragment(six, _ALL_NODES, _ICMP6, struct.pack("!BBH", 136, 0, 0) + bytes(20)), _IP6
+        ),
+        "later-fragment-of-icmpv6": by_ip(_fragment(six, _ALL_NODES, _ICMP6, b"", 8), _IP6),
+        "fragment-that-hides-its-type": by_ip(_fragment(six, _ALL_NODES, _OPTIONS, hidden), _IP6),
+        "options-with-router-advertisement-as-fragment": by_ip(
+            _ip6(mine, _ALL_NODES, _OPTIONS, bytes([_FRAGMENT, 0, 1, 4, 0, 0, 0, 0]) + hidden),
+            _IP6,
+        ),
         "vlan": by_ip(struct.pack("!HH", 5, _IP) + _udp4(four, to4), _VLAN),
         "spanning-tree": by_ip(bytes(40), 0x0027),
         "unknown-protocol": by_ip(bytes(40), 0x88B5),
@@ -88,6 +142,27 @@ def _udp6(source: IPv6Address, target: IPv6Address, sport: int = 999, dport: int
 
 def _icmp6(source: IPv6Address, kind: int, content: bytes) -> bytes:
     return _ip6(source, _ALL_NODES, _ICMP6, struct.pack("!BBH", kind, 0, 0) + content)
+
+
+def _advertises(source: IPv6Address, target: IPv6Address, mac: str) -> bytes:
+    return _icmp6(source, 136, bytes(4) + target.packed + _option(2, mac))
+
+
+def _asks(source: IPv6Address, target: IPv6Address, mac: str = "") -> bytes:
+    option = _option(1, mac) if mac else _option(14, "01:02:03:04:05:06")
+    return _icmp6(source, 135, bytes(4) + target.packed + option)
+
+
+def _option(kind: int, mac: str) -> bytes:
+    return bytes([kind, 1]) + bytes.fromhex(mac.replace(":", ""))
+
+
+def _fragment(
+    source: IPv6Address, target: IPv6Address, kind: int, content: bytes, offset: int = 0
+) -> bytes:
+    """A fragment that more fragments follow (RFC 8200, section 4.5)."""
+    head = struct.pack("!BBHI", kind, 0, offset | 1, 7)
+    return _ip6(source, target, _FRAGMENT, head + content)
 
 
 def _arp(mac: str, address: IPv4Address, to: CardPlan) -> bytes:

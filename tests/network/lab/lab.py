@@ -41,11 +41,13 @@ with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SO
 _SERVE = """
 import os, socket, sys, threading
 port = int(sys.argv[1])
+def said(data, sender):
+    return b"machine " + (sender[0].encode() if data == b"who" else data)
 def tcp(listener):
     def answer(s):
         with s:
             while data := s.recv(1000):
-                s.sendall(b"machine " + data)
+                s.sendall(said(data, s.getpeername()))
     while True:
         s, _ = listener.accept()
         threading.Thread(target=answer, args=(s,), daemon=True).start()
@@ -61,7 +63,7 @@ for number in range(3):
 threading.Thread(target=tcp, args=(listener,), daemon=True).start()
 while True:
     data, sender = udp.recvfrom(1000)
-    udp.sendto(b"machine " + data, sender)
+    udp.sendto(said(data, sender), sender)
 """
 
 

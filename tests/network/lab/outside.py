@@ -19,16 +19,30 @@ PORT = 8000
 NAMES = {
     "outside.example": [ADDRESS4, ADDRESS6],
     "other.example": [OTHER4],
-    "www.outside.example": [ADDRESS4],
+    "www.outside.example": [OTHER4],
 }
 
 
 class _Echo(socketserver.BaseRequestHandler):
-    """Says who asks, and ends."""
+    """Says who asks, and ends; or connects to a port, and says what that says."""
 
     def handle(self) -> None:
-        self.request.recv(1000)
+        word, *place = self.request.recv(1000).decode().split()
+        if word in ("tcp", "udp"):
+            self.request.sendall(_asked(word, *place))
+            return
         self.request.sendall(f"outside {self.client_address[0]}".encode())
+
+
+def _asked(protocol: str, host: str, port: str) -> bytes:
+    """What a server says about its client."""
+    kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, kind) as asking:
+        asking.settimeout(5)
+        asking.connect((host, int(port)))
+        asking.sendall(b"who")
+        return asking.recv(1000)
 
 
 class _EchoDatagram(socketserver.BaseRequestHandler):

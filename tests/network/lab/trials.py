@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Network, IPv6Network
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from tests.network.lab import dns, frames, outside
+from tests.network.lab.host import UNABLE
 from tests.network.lab.lab import (
     DOMAIN,
     GATEWAY4,
@@ -38,6 +40,7 @@ from cerne.errors import CapacityError, ConflictError, HostError, InputError, No
 from cerne.host.members import Members
 from cerne.host.process import ProcessIdentity
 from cerne.network.addresses import pick_ipv4, pick_ipv6, require_unrouted
+from cerne.network.firewall import forward_notes
 from cerne.network.network import Network, start_network
 from cerne.network.preflight import lacks
 from cerne.spec.egress import parse_allowed
@@ -66,6 +69,7 @@ while True:
     except OSError:
         pass
 """
+_NEW_ADDRESS = "198.51.100.77"
 _ENTER = """
 import subprocess, sys
 from cerne.network.holder.namespace import Inside, enter_user_namespace, privileged
@@ -103,13 +107,13 @@ def addresses(lab: Lab) -> None:
     assert unknown.run("busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-t", "2", "-T", "1")[0] != 0
 
 
-def _leased(lab: Lab, machine: Machine) -> str:
+def _leased(lab: Lab, machine: Machine, *more: str) -> str:
     """What a machine gets by DHCP."""
     script = lab.directory / "udhcpc"
     script.write_text(_SCRIPT)
     script.chmod(0o755)
     options = ("-n", "-q", "-f", "-t", "20", "-T", "1", "-O", "hostname", "-O", "mtu")
-    return machine.require("busybox", "udhcpc", "-i", "eth0", *options, "-s", str(script))
+    return machine.require("busybox", "udhcpc", "-i", "eth0", *options, "-s", str(script), *more)
 
 
 def names(lab: Lab) -> None:
@@ -183,6 +187,11 @@ def _reaches_outside(lab: Lab, uplink: Uplink) -> Network:
         assert machine.connect(outside.ADDRESS6, outside.PORT) == f"outside {outside.HOST6}"
         assert machine.send(outside.ADDRESS6, outside.PORT, "x") == "outside x"
     assert not machine.connect(outside.METADATA, outside.PORT)
+    # The host's own addresses are closed, also new ones.
+    own = _serve_host("0.0.0.0")
+    assert not machine.connect(outside.HOST4, own)
+    _sh(f"ip addr add {_NEW_ADDRESS}/32 dev lo") if not os.geteuid() else None
+    eventually(lambda: not machine.connect(_NEW_ADDRESS, own))
     # The host's loopback is closed but for the port that was asked for.
     open_port, closed_port = machine.plan.host_ports[0], _serve_host()
     assert machine.connect(GATEWAY4, open_port) == "host"
@@ -215,6 +224,73 @@ def published(lab: Lab) -> None:
     with pytest.raises(ConflictError, match="in use"):
         network.add_card(card_plan(6, ports=(_published(tcp.host_port, 80),)))
     assert [card.plan.name for card in network.cards()] == ["m5"]
+
+
+def clients(lab: Lab) -> None:
+    """A machine sees the addresses of its clients, where it can answer them."""
+    for uplink in (Uplink.USER, Uplink.NAT) if not os.geteuid() else (Uplink.USER,):
+        network = lab.network(lab.plan(uplink, uplink.value))
+        hosts = (outside.HOST4, outside.HOST6)
+        ports = tuple(
+            _published(0, 80, protocol, host)
+            for host in (*hosts, "127.0.0.1")
+            for protocol in Protocols
+        )
+        machine = lab.machine(network, 5, ports=ports, keeps_clients=True, egress=())
+        plain = lab.machine(network, 6, ports=(_published(0, 80, host=outside.HOST4),))
+        for each in (machine, plain):
+            each.serve(80)
+        state = {card.plan.name: card.ports for card in network.cards()}
+        for port in state["m5"]:
+            local = port.host_address == "127.0.0.1"
+            said = _says(port, b"who") if local else _from_outside(port)
+            six = ":" in port.host_address
+            client = outside.ADDRESS6 if six else f"::ffff:{outside.ADDRESS4}"
+            expected = f"::ffff:{GATEWAY4}" if local else client
+            assert said.decode() == f"machine {expected}", (port, said)
+        assert _from_outside(state["m6"][0]).decode() == f"machine ::ffff:{GATEWAY4}"
+        # It does not reach them by itself.
+        assert not machine.connect(outside.ADDRESS4, outside.PORT)
+        network.stop()
+
+
+def _from_outside(port: PublishedPort) -> bytes:
+    """What a published port says to a client outside, about this client."""
+    with socket.create_connection((outside.ADDRESS4, outside.PORT), PATIENCE) as asking:
+        asking.sendall(f"{port.protocol} {port.host_address} {port.host_port}".encode())
+        return asking.recv(1000)
+
+
+def firewall(lab: Lab) -> None:
+    """What a firewall of others drops is said, and passes by the rule that is said."""
+    network = lab.network(lab.plan(Uplink.NAT))
+    machine = lab.machine(network, 5)
+    for table, family, chain, user in (
+        ("filter", "ip", "FORWARD", "DOCKER-USER"),
+        ("own", "inet", "fw", ""),
+    ):
+        _nft(f"add table {family} {table}")
+        if user:
+            _nft(f"add chain {family} {table} {user}")
+        hook = "{ type filter hook forward priority 0 ; policy drop ; }"
+        _nft(f"add chain {family} {table} {chain} {hook}")
+        if user:
+            _nft(f"add rule {family} {table} {chain} jump {user}")
+        assert not machine.connect(outside.ADDRESS4, outside.PORT)
+        (note,) = forward_notes()
+        assert f"{family} {table} {chain}" in note
+        assert note in network.state().notes
+        if user:
+            assert f"iptables -I {user} -i cerne-+ -j ACCEPT" in note
+            _nft(f'insert rule {family} {table} {user} iifname "cerne-*" accept')
+            back = "ct state established,related accept"
+            _nft(f'insert rule {family} {table} {user} oifname "cerne-*" {back}')
+        else:
+            advice = note.partition(": ")[2].rpartition("; or")[0].replace("sudo ", "")
+            subprocess.run(["sh", "-c", advice], check=True)
+        assert machine.connect(outside.ADDRESS4, outside.PORT)
+        assert not forward_notes()
+        _nft(f"delete table {family} {table}")
 
 
 def crowd(lab: Lab) -> None:
@@ -270,22 +346,70 @@ def egress(lab: Lab) -> None:
     eventually(lambda: machine.resolve("outside.example") == [outside.ADDRESS4])
 
 
+def allowed_names(lab: Lab) -> None:
+    """Each card reaches the names of its own list, and those below them, also if others do too."""
+    network = lab.network()
+    eventually(lambda: not network.state().faults)
+    here, other = (outside.ADDRESS4, outside.PORT), (outside.OTHER4, outside.PORT)
+    names = ("outside.example", "outside.example", "www.outside.example")
+    first, second, third = (
+        lab.machine(network, number, egress=(parse_allowed(name),))
+        for number, name in enumerate(names, 5)
+    )
+    eventually(lambda: third.resolve("www.outside.example") == [outside.OTHER4])
+    for machine in (first, second, third):
+        assert machine.connect(*other)
+        assert not machine.connect(*here)
+    assert first.resolve("outside.example") == [outside.ADDRESS4]
+    assert first.connect(*here)
+    assert second.connect(*here)
+    assert not third.connect(*here)
+    # The addresses of a name are not those of the name in its place.
+    network.set_card(replace(second.plan, egress=(parse_allowed("more.example"),)))
+    assert not second.connect(*here)
+    # Without its rules, the network asks again for the addresses that it knew.
+    _inside(lab, "nft flush ruleset")
+    eventually(lambda: "table bridge cerne" in _inside(lab, "nft list tables"))
+    eventually(lambda: first.resolve("outside.example") == [outside.ADDRESS4])
+    eventually(lambda: first.connect(*here))
+
+
+def own_names(lab: Lab) -> None:
+    """A machine has the name that it was given, and none that it asks for."""
+    network = lab.network(lab.plan(Uplink.NONE))
+    first = lab.machine(network, 5)
+    lab.machine(network, 6, name="gateway")
+    odd = lab.connected(network, card_plan(7, name="odd_name"))
+    eventually(lambda: first.resolve("m5") == [str(SUBNET4[5])])
+    for name in ("m5", "gateway", "localhost", "free"):
+        assert str(SUBNET4[7]) in _leased(lab, odd, "-x", f"hostname:{name}", "-F", name)
+        odd.require("ip", "addr", "flush", "dev", "eth0")
+    assert first.resolve("m5") == [str(SUBNET4[5])]
+    assert first.resolve("free") == []
+    assert first.resolve(f"free.{DOMAIN}") == []
+    assert first.resolve("gateway") == [str(GATEWAY4)]
+    with pytest.raises(ConflictError, match="has the name"):
+        network.add_card(card_plan(8, name="M5"))
+
+
 def spoofing(lab: Lab) -> None:
     """Frames with addresses of others are dropped, and those of routers and DHCP servers."""
     network = lab.network(lab.plan(Uplink.NONE))
     bad, good = lab.machine(network, 5), lab.machine(network, 6)
     lab.machine(network, 7)
-    for name, frame in frames.spoofed(bad.plan, good.plan, card_plan(7)).items():
-        bad.send_frame(frame + name.encode().ljust(64))
-    honest = frames.honest(bad.plan, good.plan)
-    bad.send_frame(honest + b"honest-last".ljust(64))
+    spoofed = frames.spoofed(bad.plan, good.plan, card_plan(7))
+    allowed = frames.allowed(bad.plan, good.plan)
+    arrived = _arrived(bad, good, spoofed | allowed)
+    assert arrived == set(allowed), arrived ^ set(allowed)
+
+
+def _arrived(bad: Machine, good: Machine, sent: dict[str, bytes]) -> set[str]:
+    """The names of those frames of one machine that another one gets."""
+    for name, frame in sent.items():
+        bad.send_frame(frame + f"<{name}>".encode().ljust(64))
+    bad.send_frame(frames.honest(bad.plan, good.plan) + b"honest-last".ljust(64))
     eventually(lambda: good.seen(b"honest-last"))
-    arrived = [
-        name
-        for name in frames.spoofed(bad.plan, good.plan, card_plan(7))
-        if good.seen(name.encode())
-    ]
-    assert not arrived, arrived
+    return {name for name in sent if good.seen(f"<{name}>".encode())}
 
 
 def flood(lab: Lab) -> None:
@@ -473,12 +597,100 @@ def bridge(lab: Lab) -> None:
         machine.require("busybox", "ping", "-c", "1", "-W", "10", "10.99.0.1")
         with pytest.raises(InputError, match="publishes ports"):
             network.set_card(replace(machine.plan, ports=(_published(0, 80),)))
+        other = lab.connected(network, card_plan(6, ipv4=None, ipv6=None))
+        sender, to = card_plan(5), card_plan(6)
+        spoofed = frames.spoofed(sender, to, card_plan(7))
+        machine.plan, other.plan = sender, to
+        arrived = _arrived(machine, other, spoofed | frames.allowed(sender, to))
+        dropped = frames.unaddressed(sender, to, card_plan(7))
+        expected = (set(spoofed) - dropped) | set(frames.allowed(sender, to))
+        assert arrived == expected, arrived ^ expected
         machine.end()
+        other.end()
         network.stop()
     plan = lab.plan(Uplink.BRIDGE, "bad", parent="up0", ipv4=None, ipv6=None)
     with pytest.raises(ConflictError, match="default route") as refused:
         start_network(plan)
     assert "--force" in refused.value.hint
+
+
+def vlan(lab: Lab) -> None:
+    """Machines are a part of a VLAN of the host's network, and get their addresses there."""
+    for parent in ("trunk0", "lan0"):
+        _require_vlans()
+        _sh("ip link add trunk0 type veth peer name far1")
+        if parent == "lan0":
+            _sh("ip link add lan0 type bridge")
+            _sh("ip link set lan0 up")
+            _sh("ip link set trunk0 master lan0")
+        _sh("ip link set trunk0 up")
+        with _lan(lab):
+            plan = lab.plan(
+                Uplink.BRIDGE,
+                parent,
+                parent=parent,
+                vlan=10,
+                ipv4=None,
+                ipv6=None,
+                gateway4=None,
+                gateway6=None,
+            )
+            network = lab.network(plan)
+            machine = lab.connected(network, card_plan(5, ipv4=None, ipv6=None))
+            assert "10.99.10." in _leased(lab, machine)
+            machine.require("busybox", "ping", "-c", "1", "-W", "10", "10.99.10.1")
+            # The network without a tag is another one.
+            machine.require("ip", "addr", "add", "10.99.0.5/24", "dev", "eth0")
+            assert machine.run("busybox", "ping", "-c", "1", "-W", "1", "10.99.0.1")[0]
+            assert not network.state().faults
+            machine.end()
+            network.stop()
+        _sh("ip link del trunk0")
+
+
+def _require_vlans() -> None:
+    """End the trial on a kernel without VLANs."""
+    added = "ip link add link lo name trial0 type vlan id 10"
+    if subprocess.run(added.split(), capture_output=True, check=False).returncode:
+        print("this host's kernel has no VLANs (8021q)")
+        sys.exit(UNABLE)
+    _sh("ip link del trial0")
+
+
+@contextlib.contextmanager
+def _lan(lab: Lab) -> Iterator[None]:
+    """A network behind far1, with a VLAN in which a server gives addresses."""
+    served = ["dnsmasq", "--keep-in-foreground", "--conf-file=/dev/null", "--port=0", "--no-ping"]
+    served += ["--interface=far1.10", "--bind-interfaces", "--user=root"]
+    served += [f"--dhcp-leasefile={lab.directory}/lan.leases"]
+    served += ["--dhcp-range=10.99.10.50,10.99.10.99,255.255.255.0"]
+    commands = (
+        "read go",
+        "ip link set far1 up",
+        "ip addr add 10.99.0.1/24 dev far1",
+        "ip link add link far1 name far1.10 type vlan id 10",
+        "ip addr add 10.99.10.1/24 dev far1.10",
+        "ip link set far1.10 up",
+        'exec "$@"',
+    )
+    script = f"echo made; set -e; {'; '.join(commands)}"
+    process = subprocess.Popen(
+        ["unshare", "--net", "sh", "-c", script, "sh", *served],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert process.stdout.readline() == "made\n"
+        _sh(f"ip link set far1 netns {process.pid}")
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def picked(lab: Lab) -> None:
@@ -536,9 +748,9 @@ def _says(port: PublishedPort, said: bytes) -> bytes:
         return asking.recv(1000)
 
 
-def _serve_host() -> int:
-    """A port of the host's loopback that says ``host``."""
-    listener = socket.create_server(("127.0.0.1", 0))
+def _serve_host(address: str = "127.0.0.1") -> int:
+    """A port of the host, usually of its loopback, that says ``host``."""
+    listener = socket.create_server((address, 0))
 
     def serve() -> None:
         while True:

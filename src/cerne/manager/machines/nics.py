@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cerne import faults
-from cerne.errors import InputError, NotFoundError, StateError
+from cerne.errors import ConflictError, InputError, NotFoundError, StateError
 from cerne.manager.machines.cards import set_cards
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.operation import operation
 from cerne.spec.network import NetworkKind
-from cerne.spec.ports import names_port, parse_publishes
+from cerne.spec.ports import Protocols, names_port, parse_publishes
 
 if TYPE_CHECKING:
     from cerne.spec.nic import Nic
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 def change_nic(context: MachineContext, number: int, fields: Mapping[str, object]) -> Nic:
     """Change a card of a machine (see `Machine.change_nic`)."""
+    if not isinstance(number, int):
+        raise InputError(
+            f"{number!r} is not the number of a card",
+            hint=f"take the number of the card on a network: machine.card_on({number!r})",
+        )
     with operation(context, "change"):
         return _changed(context, number, fields)
 
@@ -33,6 +38,8 @@ def publish(context: MachineContext, text: str) -> Ports:
     new = parse_publishes(text)
     with operation(context, "publish"):
         nic = _publishing_card(context)
+        for port in new:
+            _require_unpublished(context, port)
         _changed(context, nic.number, {"ports": (*nic.ports, *new)})
         return context.ports
 
@@ -49,7 +56,19 @@ def unpublish(context: MachineContext, text: str) -> Ports:
                 return context.ports
         raise NotFoundError(
             f"{context.last.name} does not publish port {text}",
-            hint=f"see: cerne inspect {context.last.name}",
+            hint=f"see: cerne publish ls {context.last.name}",
+        )
+
+
+def _require_unpublished(context: MachineContext, port: PublishedPort) -> None:
+    name = context.last.name
+    published = [each for ports in context.published.values() for each in ports]
+    if any(str(each) == str(port) for each in published):
+        raise ConflictError(
+            f"{name} publishes port {port} already",
+            hint=f"take another port of this host, or remove it first: cerne publish rm {name}"
+            f" {port.host_port}" + ("/udp" if port.protocol is Protocols.UDP else ""),
+            machine=name,
         )
 
 

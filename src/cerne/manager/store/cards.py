@@ -9,6 +9,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from cerne.errors import CapacityError, ConflictError, InputError
 from cerne.manager.store.rows import CardRow, NetworkRow
 from cerne.network.mac import interface_identifier, mac_address
+from cerne.network.names import OWN_NAMES
 
 _WILDCARDS = frozenset({"0.0.0.0", "::"})
 
@@ -31,9 +32,35 @@ def settle_card(
         CapacityError: the network has no free address.
     """
     machine_id, name, number = place
+    if present is None or present.network != network.id:
+        require_name(connection, network, machine_id, name)
     if present is None or present.network != network.id or not _is_asked(nic, present):
         _give_addresses(connection, machine_id, number, nic, network)
     _write_ports(connection, machine_id, name, number, nic)
+
+
+def require_name(
+    connection: sqlite3.Connection, network: NetworkRow, machine_id: str, name: str
+) -> None:
+    """Refuse a machine's name that leads to another one on a network; DNS knows no capitals.
+
+    Raises:
+        ConflictError: another machine on it has the name, or the network itself.
+    """
+    if network.ipv4 is None:
+        return
+    others = connection.execute(
+        "SELECT name FROM cards JOIN machines ON machine = id WHERE network = ? AND machine != ?",
+        (network.id, machine_id),
+    )
+    same = [row[0] for row in others if row[0].lower() == name.lower()]
+    if same or name.lower() in OWN_NAMES:
+        owner = f"the machine {same[0]}" if same else "itself"
+        raise ConflictError(
+            f"a machine on the network {network.name} is not named {name}: the network has that"
+            f" name for {owner}",
+            hint="give the machine another name",
+        )
 
 
 def _is_asked(nic: Mapping[str, object], card: CardRow) -> bool:

@@ -16,7 +16,7 @@ from cerne.manager.store.database import Value
 from cerne.manager.store.events import note
 from cerne.manager.store.images import refer_to_image
 from cerne.manager.store.layers import refer_to_layers
-from cerne.manager.store.networks import settle_cards
+from cerne.manager.store.networks import require_name_on_networks, settle_cards
 from cerne.manager.store.promises import Claim, Promises, end_promises, promise
 from cerne.manager.store.rows import LIVE, Detail, Record, State, record_of
 
@@ -245,7 +245,7 @@ class Machines(Promises):
         """Give a machine another name, and the specification that says so.
 
         Raises:
-            ConflictError: the name is in use.
+            ConflictError: the name is in use, or means another thing on a network of the machine.
         """
         with self._database.transaction() as connection:
             try:
@@ -253,6 +253,7 @@ class Machines(Promises):
                 _write(connection, record, values, "renamed", {"to": name})
             except sqlite3.IntegrityError as error:
                 raise name_in_use(name) from error
+            require_name_on_networks(connection, record.id, name)
 
     def change_spec(
         self,

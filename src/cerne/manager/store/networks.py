@@ -161,6 +161,24 @@ def settle_cards(connection: sqlite3.Connection, machine_id: str, name: str, spe
         settle_card(connection, (machine_id, name, number), nic, network, present.get(number))
 
 
+def require_name_on_networks(connection: sqlite3.Connection, machine_id: str, name: str) -> None:
+    """Refuse a new name of a machine that leads to another one on its networks.
+
+    Raises:
+        ConflictError: it does.
+    """
+    networks = connection.execute(
+        "SELECT DISTINCT networks.* FROM networks JOIN cards ON network = networks.id"
+        " WHERE machine = ?",
+        (machine_id,),
+    ).fetchall()
+    for row in networks:
+        # Imported here, because few machines have such cards.
+        from cerne.manager.store.cards import require_name
+
+        require_name(connection, _network_row(row), machine_id, name)
+
+
 def _named_nics(spec: str) -> dict[int, Mapping[str, object]]:
     """The cards of a stored specification that are on networks with names, by their numbers.
 

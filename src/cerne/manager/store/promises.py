@@ -18,7 +18,7 @@ from cerne.errors import CapacityError
 from cerne.host.ledger import Published
 from cerne.manager.store.database import Repository
 from cerne.manager.store.rows import LIVE, Record, record_of
-from cerne.units import counted, format_size
+from cerne.units import MIB, counted, format_size
 
 
 class Resource(StrEnum):
@@ -38,6 +38,10 @@ Amounts = Mapping[Resource, int]
 
 RATIOS: Mapping[Resource, float] = {Resource.CPU: 1.0, Resource.MEMORY: 1.0, Resource.DISK: 20.0}
 """How much of what there is may be promised. Disks grow as they are written to, and few fill."""
+
+NETWORK_MEMORY = 64 * MIB
+"""What the processes of a network need while it runs."""
+_RUNS = "pid IS NOT NULL"
 
 _MOST_NAMED = 3
 """How many machines an error names that hold what is missing."""
@@ -70,7 +74,7 @@ class Promise:
     """One row."""
 
     machine: str
-    """The machine's name."""
+    """The machine's name, or ``network`` and a network's."""
     resource: Resource
     amount: int
 
@@ -88,7 +92,10 @@ class Promises(Repository):
             "SELECT name, resource, amount FROM promises JOIN machines ON machine = id"
             " ORDER BY resource, amount DESC, name"
         )
-        return [Promise(row[0], Resource(row[1]), row[2]) for row in rows if row[1] in _KNOWN]
+        found = [Promise(row[0], Resource(row[1]), row[2]) for row in rows if row[1] in _KNOWN]
+        networks = self._database.rows(f"SELECT name FROM networks WHERE {_RUNS} ORDER BY name")
+        own = [Promise(f"network {row[0]}", Resource.MEMORY, NETWORK_MEMORY) for row in networks]
+        return [*found, *own]
 
     def _record(self, record: Record) -> Record | None:
         """A machine's present record; None if it has been removed."""
@@ -310,6 +317,7 @@ def _require(
         "SELECT coalesce(sum(amount), 0) FROM promises WHERE resource = ? AND machine != ?",
         (resource, machine_id),
     ).fetchone()[0]
+    promised += _promised_to_networks(connection, resource)
     least = int(supply.least * ratio)
     if promised + promised_elsewhere(resource, elsewhere, least) + amount <= least:
         return
@@ -340,6 +348,13 @@ def _require(
         hint=_hint(resource, others[0][0] if others else None, ratio),
         machine=name,
     )
+
+
+def _promised_to_networks(connection: sqlite3.Connection, resource: Resource) -> int:
+    if resource is not Resource.MEMORY:
+        return 0
+    count = connection.execute(f"SELECT count(*) FROM networks WHERE {_RUNS}").fetchone()[0]
+    return int(count) * NETWORK_MEMORY
 
 
 _WORDS = {Resource.CPU: "CPU time", Resource.MEMORY: "memory", Resource.DISK: "disk space"}

@@ -11,7 +11,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from ipaddress import IPv4Interface, IPv6Interface
+from ipaddress import IPv4Interface, IPv6Interface, ip_address
 from pathlib import Path
 
 from cerne.errors import CerneError, ConflictError, HostError, InputError, NotFoundError
@@ -19,8 +19,8 @@ from cerne.host.members import Members
 from cerne.network import rules, stored
 from cerne.network.control import Message
 from cerne.network.holder import nft
-from cerne.network.holder.namespace import Inside
-from cerne.network.holder.relay import Address, Relay, bound, relay
+from cerne.network.holder.namespace import Inside, Worker
+from cerne.network.holder.relay import Address, Relay, bound, never, relay
 from cerne.network.holder.services import Services, require_name_sets
 from cerne.network.holder.uplinks import make_uplink
 from cerne.network.links import Links, has_ipv6, set_sysctl
@@ -43,6 +43,8 @@ _NETFILTER, _RULES_GROUP, _TABLES = 12, 1 << 6, 10
 """NETLINK_NETFILTER, its group NFNLGRP_NFTABLES, and the subsystem of nf_tables."""
 _DELETIONS = frozenset((2, 5, 8))
 """NFT_MSG_DELTABLE, NFT_MSG_DELCHAIN, NFT_MSG_DELRULE (<linux/netfilter/nf_tables.h>)."""
+_ADDRESS_GROUPS = 1 << 4 | 1 << 8
+"""RTMGRP_IPV4_IFADDR and RTMGRP_IPV6_IFADDR."""
 _HEADER = struct.Struct("=IHHII")
 
 
@@ -91,6 +93,9 @@ class Holder:
         self._applied_sets: set[str] = set()
         self._host_relays: dict[Address, Relay] = {}
         self._looking: asyncio.TimerHandle | None = None
+        self._host = Worker()
+        self._own = self._host.call(_addresses)
+        """The addresses of the host, which machines do not reach."""
 
     def start(self) -> None:
         """Make the bridge, the rules, the services and the way out.
@@ -114,6 +119,7 @@ class Holder:
         self._watch_rules(self._inside.call(_rule_changes))
         if self._plan.uplink is Uplink.NAT:
             self._watch_rules(_rule_changes())
+        self._watch_addresses(_address_changes())
         asyncio.get_running_loop().call_later(_LOOK_AGAIN, self._look_regularly)
 
     def handle(self, request: Message) -> tuple[object, int | None]:
@@ -242,6 +248,9 @@ class Holder:
             self._applied = set()
             self._applied_sets = set()
             self._apply_rules()
+            if self._applied_sets and self._services is not None:
+                # Addresses of answers that it kept would not be in the new sets.
+                self._services.restart()
             done.append("set the rules again")
         if not self._uplink.connected():
             self._uplink.connect()
@@ -298,7 +307,7 @@ class Holder:
             for address in (plan.ipv4, plan.ipv6):
                 if address is not None and address in (other.ipv4, other.ipv6):
                     raise ConflictError(f"{other.name} has the address {address}")
-            if other.name == plan.name and other.machine != plan.machine:
+            if other.name.lower() == plan.name.lower() and other.machine != plan.machine:
                 raise ConflictError(f"another machine of the network has the name {plan.name}")
 
     def _free_number(self) -> int:
@@ -332,8 +341,21 @@ class Holder:
         for port in set(held.relays) - set(plan.ports):
             held.relays.pop(port)[1].close()
         for port, (published, listener) in bound_now.items():
-            serving = relay(listener, port.protocol, self._make_inside, _leading(held, port))
+            serving = relay(
+                listener,
+                port.protocol,
+                self._make_inside,
+                _leading(held, port),
+                self._keeps_client if plan.keeps_clients else never,
+            )
             held.relays[port] = (published, serving)
+
+    def _keeps_client(self, client: str) -> bool:
+        """Whether a machine can answer a client's own address: by its gateway, as no neighbour."""
+        address = ip_address(client)
+        own = (self._plan.ipv4, self._plan.ipv6)
+        local = address.is_loopback or address.is_link_local or address.is_unspecified
+        return not local and not any(subnet is not None and address in subnet for subnet in own)
 
     def _sync_host_ports(self) -> None:
         """Have the host's ports that cards may reach at the gateway's addresses."""
@@ -364,14 +386,16 @@ class Holder:
         cards = self._all()
         present = {card.tap for card in cards}
         sets = {
-            card.named_set(index, version)
+            card.named_set(name, version)
             for card in cards
-            for index, _ in card.named()
+            for name in card.names
             for version in (4, 6)
         }
         stale, stale_sets = self._applied - present, self._applied_sets - sets
         bridge = rules.bridge_rules(self._plan, cards, sorted(stale))
-        routing = rules.routing_rules(self._plan, cards, sorted(stale), sorted(stale_sets))
+        routing = rules.routing_rules(
+            self._plan, cards, sorted(stale), sorted(stale_sets), self._own
+        )
         self._inside.call(nft.apply, bridge)
         self._inside.call(nft.apply, routing)
         self._applied, self._applied_sets = present, sets
@@ -430,6 +454,23 @@ class Holder:
 
         loop.add_reader(changes, read)
 
+    def _watch_addresses(self, changes: socket.socket) -> None:
+        """Close addresses that the host gets."""
+
+        def read() -> None:
+            with contextlib.suppress(OSError):
+                changes.recv(1 << 16)
+            with contextlib.suppress(CerneError):
+                self._close_host()
+
+        asyncio.get_running_loop().add_reader(changes, read)
+
+    def _close_host(self) -> None:
+        own = self._host.call(_addresses)
+        if own != self._own:
+            self._own = own
+            self._apply_rules()
+
     def _look(self) -> None:
         self._looking = None
         with contextlib.suppress(CerneError):
@@ -480,6 +521,7 @@ def _make_bridge(plan: NetworkPlan) -> None:
     set_sysctl("ipv6/conf/all/forwarding", str(int(routed)))
     with Links() as links:
         links.up("lo")
+        links.deliver_marked(rules.CLIENT_MARK)
         if links.index(BRIDGE) is None:
             links.add_bridge(BRIDGE, _bridge_mac(plan.id))
         links.up(BRIDGE, mtu=plan.mtu)
@@ -563,6 +605,19 @@ def _rule_changes() -> socket.socket:
     made.setblocking(False)
     made.bind((0, _RULES_GROUP))
     return made
+
+
+def _address_changes() -> socket.socket:
+    """A socket that tells of changes of addresses in this thread's namespace."""
+    made = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+    made.setblocking(False)
+    made.bind((0, _ADDRESS_GROUPS))
+    return made
+
+
+def _addresses() -> set[rules.HostAddress]:
+    with Links() as links:
+        return links.addresses()
 
 
 def _deletes(data: bytes) -> bool:

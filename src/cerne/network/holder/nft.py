@@ -38,12 +38,25 @@ def chains() -> list[dict[str, object]]:
     Raises:
         HostError: nft refuses.
     """
-    done = _run("list", "chains")
+    return _listed("chain", "list", "chains")
+
+
+def rules(family: str, table: str, chain: str) -> list[dict[str, object]]:
+    """The rules of a chain; none if it is not there.
+
+    Raises:
+        HostError: nft refuses.
+    """
+    return _listed("rule", "list", "chain", family, table, chain)
+
+
+def _listed(kind: str, *command: str) -> list[dict[str, object]]:
+    done = _run(*command)
     try:
         found = json.loads(done.stdout)["nftables"] if done.stdout.strip() else []
     except (ValueError, KeyError) as error:
-        raise HostError("nft listed no chains") from error
-    return [item["chain"] for item in found if "chain" in item]
+        raise HostError(f"nft listed no {kind}s") from error
+    return [item[kind] for item in found if kind in item]
 
 
 def _run(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:

@@ -42,6 +42,15 @@ MakeSocket = Callable[[socket.AddressFamily, socket.SocketKind], socket.socket]
 """Makes a socket in a network."""
 Target = Callable[[], Address | None]
 """Where connections lead now; None for nowhere."""
+Keeps = Callable[[str], bool]
+"""Whether a client's address is that of the connection to the target too."""
+_IP_TRANSPARENT, _IPV6_TRANSPARENT, _IP_BIND_ADDRESS_NO_PORT = 19, 75, 24
+"""From <linux/in.h> and <linux/in6.h>."""
+
+
+def never(_client: str) -> bool:
+    """The target sees the address of this network alone."""
+    return False
 
 
 def bound(make: MakeSocket, protocol: Protocols, address: Address) -> socket.socket:
@@ -67,13 +76,39 @@ def bound(make: MakeSocket, protocol: Protocols, address: Address) -> socket.soc
     return made
 
 
+def _outward(
+    make: MakeSocket, kind: socket.SocketKind, target: Address, client: str, keeps: Keeps
+) -> socket.socket:
+    """A socket for a connection to a target, with its client's address if that is kept.
+
+    Raises:
+        OSError: no descriptor is free.
+    """
+    made = make(target.family, kind)
+    six = target.family is socket.AF_INET6
+    if six == (":" in client) and keeps(client):
+        # Without the right to do so, the target sees the address of this network.
+        with contextlib.suppress(OSError):
+            if six:
+                made.setsockopt(socket.IPPROTO_IPV6, _IPV6_TRANSPARENT, 1)
+            else:
+                made.setsockopt(socket.IPPROTO_IP, _IP_TRANSPARENT, 1)
+            made.setsockopt(socket.IPPROTO_IP, _IP_BIND_ADDRESS_NO_PORT, 1)
+            made.bind((client, 0))
+    made.setblocking(False)
+    return made
+
+
 class TcpRelay:
     """Carries TCP connections."""
 
-    def __init__(self, listener: socket.socket, make: MakeSocket, target: Target) -> None:
+    def __init__(
+        self, listener: socket.socket, make: MakeSocket, target: Target, keeps: Keeps = never
+    ) -> None:
         self._listener = listener
         self._make = make
         self._target = target
+        self._keeps = keeps
         self._connections: set[_Connection] = set()
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(listener, self._accept)
@@ -88,31 +123,31 @@ class TcpRelay:
     def _accept(self) -> None:
         for _ in range(_BACKLOG):
             try:
-                accepted, _ = self._listener.accept()
+                accepted, client = self._listener.accept()
             except OSError as error:
                 if error.errno not in _GONE:
                     # No descriptor is free: connections wait until there is one.
                     self._loop.remove_reader(self._listener)
                     self._loop.call_later(_PAUSE, self._resume)
                 return
-            self._connect(accepted)
+            self._connect(accepted, str(client[0]))
 
     def _resume(self) -> None:
         if self._listener.fileno() >= 0:
             self._loop.add_reader(self._listener, self._accept)
 
-    def _connect(self, accepted: socket.socket) -> None:
+    def _connect(self, accepted: socket.socket, client: str) -> None:
         target = self._target()
         if target is None:
             accepted.close()
             return
         try:
-            made = self._make(target.family, socket.SOCK_STREAM)
+            made = _outward(self._make, socket.SOCK_STREAM, target, client, self._keeps)
         except OSError:
             accepted.close()
             return
+        accepted.setblocking(False)
         for each in (accepted, made):
-            each.setblocking(False)
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(BlockingIOError):
             try:
@@ -210,11 +245,17 @@ class UdpRelay:
     """Carries datagrams; each sender has a socket of its own, until it is idle."""
 
     def __init__(
-        self, listener: socket.socket, make: MakeSocket, target: Target, idle: float = 60.0
+        self,
+        listener: socket.socket,
+        make: MakeSocket,
+        target: Target,
+        keeps: Keeps = never,
+        idle: float = 60.0,
     ) -> None:
         self._listener = listener
         self._make = make
         self._target = target
+        self._keeps = keeps
         self._idle = idle
         self._flows: dict[_Sender, _Flow] = {}
         self._loop = asyncio.get_running_loop()
@@ -250,10 +291,9 @@ class UdpRelay:
         if len(self._flows) >= _MOST_FLOWS:
             self._forget(next(iter(self._flows)))
         try:
-            made = self._make(target.family, socket.SOCK_DGRAM)
+            made = _outward(self._make, socket.SOCK_DGRAM, target, str(sender[0]), self._keeps)
         except OSError:
             return None
-        made.setblocking(False)
         try:
             made.connect((target.host, target.port))
         except OSError:
@@ -297,8 +337,14 @@ class _Flow:
 Relay = TcpRelay | UdpRelay
 
 
-def relay(listener: socket.socket, protocol: Protocols, make: MakeSocket, target: Target) -> Relay:
+def relay(
+    listener: socket.socket,
+    protocol: Protocols,
+    make: MakeSocket,
+    target: Target,
+    keeps: Keeps = never,
+) -> Relay:
     """A relay of this listening socket."""
     if protocol is Protocols.TCP:
-        return TcpRelay(listener, make, target)
-    return UdpRelay(listener, make, target)
+        return TcpRelay(listener, make, target, keeps)
+    return UdpRelay(listener, make, target, keeps)

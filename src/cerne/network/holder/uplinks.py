@@ -17,6 +17,7 @@ from pathlib import Path
 from cerne.errors import CapacityError, ConflictError, HostError, InputError
 from cerne.host.members import Members
 from cerne.host.programs import require_program
+from cerne.network.firewall import PREFIX, forward_notes
 from cerne.network.holder import nft
 from cerne.network.holder.children import Child
 from cerne.network.holder.namespace import Inside, Worker, privileged
@@ -184,25 +185,13 @@ class NatUplink(_Pair):
         return chain and forwards and super().connected()
 
     def notes(self) -> Iterable[str]:
-        for chain in nft.chains():
-            drops = chain.get("hook") == "forward" and chain.get("policy") == "drop"
-            if drops and chain["family"] in ("ip", "inet"):
-                yield self._dropped(f"{chain['family']} {chain['table']} {chain['name']}")
+        yield from forward_notes()
         if has_ipv6() and not _forwards6(self._name):
             yield (
                 "IPv6 does not leave this network, because the host does not forward IPv6:"
                 " sudo sysctl net.ipv6.conf.all.forwarding=1"
                 " net.ipv6.conf.INTERFACE.accept_ra=2"
             )
-
-    def _dropped(self, chain: str) -> str:
-        allow = f"sudo iptables -I FORWARD -i {self._name} -j ACCEPT"
-        back = f"sudo iptables -I FORWARD -o {self._name} -m conntrack --ctstate"
-        return (
-            f"the chain {chain} of this host's firewall drops what it does not know, and so this"
-            f" network's packets: {allow}; {back} RELATED,ESTABLISHED -j ACCEPT"
-            " (with Docker in the chain DOCKER-USER); or take --uplink user"
-        )
 
     def _forward(self, outward: Iterable[str]) -> None:
         """Forward between the pair and the interfaces of the host's routes."""
@@ -261,7 +250,7 @@ def make_uplink(plan: NetworkPlan, inside: Inside, members: Members) -> NoUplink
 
 def pair_name(network_id: str) -> str:
     """The name of a network's interface on the host: 15 characters at most."""
-    return f"cerne-{network_id.replace('-', '')[:8]}"
+    return f"{PREFIX}{network_id.replace('-', '')[:8]}"
 
 
 def leave_host(network_id: str) -> None:
@@ -316,7 +305,7 @@ def _nat_rules(
 
     drop: Json = {"drop": None}
     # Networks do not reach each other, and from outside comes what was asked for.
-    rule(forward, iface("iifname", interface), iface("oifname", "cerne-*"), drop)
+    rule(forward, iface("iifname", interface), iface("oifname", f"{PREFIX}*"), drop)
     rule(forward, iface("oifname", interface), state("new"), drop)
     rule(forward, iface("oifname", interface), state("invalid"), drop)
     if names := sorted(guarded):
