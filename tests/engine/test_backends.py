@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import socket
@@ -32,6 +31,7 @@ from cerne.engine.native.backends import disk_backend, require_readable, share_b
 from cerne.engine.opened import Opened
 from cerne.engine.plan import DiskPlan, KernelBoot, LaunchPlan, PortForward, SharePlan, UserNic
 from cerne.engine.supervised import require_served
+from cerne.engine.supervisor import Task
 from cerne.errors import EngineError, ImageError
 from cerne.host.members import Members, supervisor_of
 from cerne.host.notes import Notes
@@ -71,14 +71,14 @@ class Kept:
         kept = {
             pid
             for pid, line in lines.items()
-            if "supervisor.py" in line and parent.get(pid) == os.getpid()
+            if "supervise.py" in line and parent.get(pid) == os.getpid()
         }
         while below := {pid for pid in lines if parent.get(pid) in kept} - kept:
             kept |= below
         return {pid: lines[pid] for pid in kept if lines[pid]}
 
     def backends(self) -> list[int]:
-        return [pid for pid, line in self.processes().items() if "supervisor.py" not in line]
+        return [pid for pid, line in self.processes().items() if "supervise.py" not in line]
 
     def die(self) -> None:
         for pid in self.backends():
@@ -418,7 +418,7 @@ def test_what_serves_a_strict_machine_shares_no_core(
     plan = replace(_plan(home, (), (SharePlan("share0", home, False),)), strict=strict)
     share_backend(plan, 0, opened)
     (argv,) = started
-    assert ("own-cores" in json.loads(argv[-1])["room"]) == strict
+    assert ("own-cores" in Task.from_word(argv[-1]).room) == strict
 
 
 def test_a_guest_makes_no_setuid_file_and_no_device(

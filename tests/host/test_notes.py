@@ -22,6 +22,13 @@ def test_notes_are_taken_once(tmp_path: Path) -> None:
         assert words == ["a third"]
 
 
+def test_any_characters_are_noted(tmp_path: Path) -> None:
+    words = 'a \\ and " in \\"both\\n", \x1b[1m\x9b \u202e \ud800 \x00 \N{GREEK SMALL LETTER ALPHA}'
+    Notes(tmp_path).add(words)
+    with Notes(tmp_path).taken() as taken:
+        assert taken == [words]
+
+
 def test_notes_that_could_not_be_told_are_kept(tmp_path: Path) -> None:
     notes = Notes(tmp_path)
     notes.add("one")

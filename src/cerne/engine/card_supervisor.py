@@ -11,17 +11,13 @@ only, and less than the kernel divides.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import socket
-import sys
 import time
 from collections import deque
-
-if not __package__:
-    sys.path.append(__file__.rpartition("/cerne/")[0])
+from collections.abc import Sequence
 
 from cerne.engine.supervisor import GOOD, CardTask, Supervisor, Task, run, status_of
 from cerne.network.guest_frames import (
@@ -351,6 +347,7 @@ def _events(reads: bool, writes: bool) -> int:
     return (select.POLLIN if reads else 0) | (select.POLLOUT if writes else 0)
 
 
-if __name__ == "__main__":
-    given = Task(**json.loads(sys.argv[1]))
-    sys.exit(run(CardSupervisor(given, CardTask(**json.loads(sys.argv[2]))), given))
+def main(words: Sequence[str]) -> int:
+    """Supervise passt for the task and the card in the words."""
+    task = Task.from_word(words[0])
+    return run(CardSupervisor(task, CardTask.from_word(words[1])), task)

@@ -15,8 +15,6 @@ from cerne.network.user import RESOLVER_DIRECTORY
 from cerne.vmm.jail.calls import CONFINING_PROGRAM_CALLS
 from cerne.vmm.jail.program import FIRST_FREE_PORT, NET_BIND_SERVICE
 
-_SUPERVISOR = Path(__file__).with_name("card_supervisor.py")
-
 
 def require_card_programs(plan: LaunchPlan, *, always: bool) -> None:
     """Refuse user-mode cards that this host can not give.
@@ -59,9 +57,8 @@ def connected_card(machine: LaunchPlan | InstanceRecord, nic: UserNic, opened: O
         task = Task(
             what=what,
             command=passt_command(program, LINK, READY, nic.mac, nic.forwards, maps_host=mapped),
-            inherited=[],
             report=report,
         )
         card = CardTask(supervisors_end, nic.mac, nic.host_access)
-        start_supervisor(machine, name, task, room, _SUPERVISOR, card._asdict(), [supervisors_end])
+        start_supervisor(machine, name, task, room, card)
     return link

@@ -7,21 +7,20 @@ and writes to a log in the machine's directory of logs.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from cerne.engine import supervise
 from cerne.engine.detached import spawn
 from cerne.engine.opened import Opened, Report
 from cerne.engine.plan import LaunchPlan
 from cerne.engine.record import InstanceRecord
-from cerne.engine.supervisor import GOOD, Task
+from cerne.engine.supervisor import GOOD, CardTask, Task
 from cerne.errors import EngineError
 from cerne.host import user_ids
 from cerne.host.members import Members, supervisor_of
@@ -34,7 +33,6 @@ from cerne.vmm.jail.system import MOST_DESCRIPTORS
 if TYPE_CHECKING:
     from cerne.vmm.config import BackendConfig
 
-_SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _SEARCHED_BY_ALL = 0o711
 _START_TIMEOUT = 30.0
 _MOST_MEMORY = 1 << 30
@@ -80,12 +78,12 @@ def supervised(
     with opened.pair() as (leash, supervisors_end):
         task = Task(
             what=what,
-            command=[*command],
+            command=command,
             inherited=[listener.fileno()],
             leash=supervisors_end,
             mending=mending,
         )
-        start_supervisor(machine, name, task, room, _SUPERVISOR, before=before, own_user=own_user)
+        start_supervisor(machine, name, task, room, before=before, own_user=own_user)
     link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         link.connect(str(path))
@@ -107,17 +105,15 @@ def start_supervisor(
     name: str,
     task: Task,
     room: Room,
-    program: Path,
-    more: Mapping[str, object] = MappingProxyType({}),
-    descriptors: Sequence[int] = (),
+    card: CardTask | None = None,
     before: Sequence[str] = (),
     *,
     own_user: bool = True,
 ) -> None:
-    """Start a supervisor's program; it gets its task in JSON, and `more` as another argument.
+    """Start the supervisor of a process, or of a card and its process.
 
-    It inherits these descriptors and those of its task, and the files of the machine that each
-    supervisor needs are opened for it. It has its `own_user`, if this host has user ids.
+    It inherits the descriptors of its task, and the files of the machine that each supervisor needs
+    are opened for it. It has its `own_user`, if this host has user ids.
 
     Raises:
         EngineError: starting it failed.
@@ -135,13 +131,11 @@ def start_supervisor(
         ):
             closing.callback(os.close, file)
             files.append(file)
-        registration, notes, read_log = files
-        whole = task._replace(
-            room=room.words(), registration=registration, notes=notes, log=read_log
-        )
-        argv = [*before, sys.executable, "-I", "-S", str(program), json.dumps(whole._asdict())]
-        argv += [json.dumps(dict(more))] if more else []
-        inherited = [*whole.descriptors, *leases, *descriptors]
+        task.room = room.words()
+        task.registration, task.notes, task.log = files
+        words = ["process", task.word()] if card is None else ["card", task.word(), card.word()]
+        argv = [*before, sys.executable, "-I", "-S", supervise.__file__, *words]
+        inherited = [*task.descriptors, *leases, *([] if card is None else [card.link])]
         spawn(argv, log, inherited, machine.runtime, supervisor_of(name))
 
 

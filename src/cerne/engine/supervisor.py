@@ -1,15 +1,16 @@
 """Supervises a process that serves a device of one machine: restarts it, and ends with the machine.
 
-It runs as a separate program for each such process, with the standard library and little more. Its
-argument is a `Task` in JSON. It confines itself before it starts the process, which gets the same
-walls (`cerne.vmm.jail.program`); from then on it opens no file, so it has all that it needs as
-descriptors. It notes each end of the process for the next command (`cerne.host.notes`).
+It runs as a separate program for each such process (`cerne.engine.supervise`), with little of the
+standard library: json and typing would make its start a fifth longer. It confines itself before it
+starts the process, which gets the same walls (`cerne.vmm.jail.program`); from then on it opens no
+file, so it has all that it needs as descriptors. It notes each end of the process for the next
+command (`cerne.host.notes`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import marshal
 import os
 import select
 import signal
@@ -17,16 +18,17 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
-
-if not __package__:
-    sys.path.append(__file__.rpartition("/cerne/")[0])
 
 from cerne.host.logs import last_line_of
 from cerne.host.notes import add_note
 from cerne.vmm.jail import system
 from cerne.vmm.jail.program import RefusedError, Room, confine
 from cerne.vmm.registration import register
+
+# As in typing, which is not imported.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 LINK, READY = "@LINK@", "@READY@"
 """Placeholders in a command: the descriptors of its connection, and of its report's pipe."""
@@ -41,28 +43,42 @@ _PATIENCE = 10.0
 _NOT_EXECUTED = 127
 
 
-class Task(NamedTuple):
+class Task:
     """The task of a supervisor. It inherits all descriptors in it."""
 
-    what: str
-    """The name of the process for people."""
-    command: list[str]
-    inherited: list[int]
-    """Descriptors that the process inherits."""
-    leash: int | None = None
-    """A socket to the machine's process, written at an orderly end and closed at every end."""
-    report: int | None = None
-    """The pipe for the result of the first start; after a failure there is no restart."""
-    mending: str = ""
-    """What to do in the guest after a restart of the process, for people."""
-    room: Sequence[str] = ()
-    """What it needs of the host (`Room.words`)."""
-    registration: int = -1
-    """The registration of the process (see `cerne.host.members`), for each of its starts."""
-    notes: int = -1
-    """The machine's notes."""
-    log: int = -1
-    """The log of its output, and of this process's."""
+    def __init__(
+        self,
+        what: str,
+        command: Sequence[str],
+        inherited: Sequence[int] = (),
+        *,
+        leash: int | None = None,
+        report: int | None = None,
+        mending: str = "",
+        room: Sequence[str] = (),
+        registration: int = -1,
+        notes: int = -1,
+        log: int = -1,
+    ) -> None:
+        self.what = what
+        """The name of the process for people."""
+        self.command = [*command]
+        self.inherited = [*inherited]
+        """Descriptors that the process inherits."""
+        self.leash = leash
+        """A socket to the machine's process, written at an orderly end and closed at every end."""
+        self.report = report
+        """The pipe for the result of the first start; after a failure there is no restart."""
+        self.mending = mending
+        """What to do in the guest after a restart of the process, for people."""
+        self.room = [*room]
+        """What it needs of the host (`Room.words`)."""
+        self.registration = registration
+        """The registration of the process (see `cerne.host.members`), for each of its starts."""
+        self.notes = notes
+        """The machine's notes."""
+        self.log = log
+        """The log of its output, and of this process's."""
 
     @property
     def descriptors(self) -> list[int]:
@@ -71,15 +87,34 @@ class Task(NamedTuple):
         optional = [each for each in (self.leash, self.report) if each is not None]
         return [*self.inherited, *own, *optional]
 
+    def word(self) -> str:
+        """The argument of the program for it."""
+        return _word(vars(self))
 
-class CardTask(NamedTuple):
+    @classmethod
+    def from_word(cls, word: str) -> Task:
+        """What `word` described."""
+        return cls(**_described(word))
+
+
+class CardTask:
     """The card that a supervisor serves."""
 
-    link: int
-    """The stream socket to the machine's process."""
-    mac: str
-    host_access: tuple[int, ...]
-    """Ports of the host's loopback that the guest reaches at its gateway."""
+    def __init__(self, link: int, mac: str, host_access: Sequence[int]) -> None:
+        self.link = link
+        """The stream socket to the machine's process."""
+        self.mac = mac
+        self.host_access = [*host_access]
+        """Ports of the host's loopback that the guest reaches at its gateway."""
+
+    def word(self) -> str:
+        """The argument of the program for it."""
+        return _word(vars(self))
+
+    @classmethod
+    def from_word(cls, word: str) -> CardTask:
+        """What `word` described."""
+        return cls(**_described(word))
 
 
 class Supervisor:
@@ -216,6 +251,17 @@ def _filled(word: str, words: dict[str, str]) -> str:
     return word
 
 
-if __name__ == "__main__":
-    given = Task(**json.loads(sys.argv[1]))
-    sys.exit(run(Supervisor(given), given))
+def _word(values: dict[str, object]) -> str:
+    # The reader is of the same interpreter.
+    return marshal.dumps(values).hex()
+
+
+def _described(word: str) -> dict[str, Any]:
+    values: dict[str, Any] = marshal.loads(bytes.fromhex(word))
+    return values
+
+
+def main(words: Sequence[str]) -> int:
+    """Supervise the process of the task in the words."""
+    task = Task.from_word(words[0])
+    return run(Supervisor(task), task)

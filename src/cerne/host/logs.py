@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
+# As in typing, whose import takes longer than this module.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from pathlib import Path
 

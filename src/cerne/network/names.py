@@ -11,7 +11,6 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from typing import NamedTuple
 
 from cerne.network.user import GATEWAY, RESOLVER_DIRECTORY
 
@@ -81,11 +80,12 @@ _GATEWAY_NAME = b"".join(bytes([len(part)]) + part.encode() for part in [*HOST_N
 _ADDRESS_OF_INTERNET = b"\0\1\0\1"
 
 
-class Answer(NamedTuple):
+class Answer:
     """An answer, and the frame of its question."""
 
-    origin: bytes
-    payload: bytes
+    def __init__(self, origin: bytes, payload: bytes) -> None:
+        self.origin = origin
+        self.payload = payload
 
 
 class NameServers:
