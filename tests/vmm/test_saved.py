@@ -17,8 +17,9 @@ from cerne.kvm.memory import BLOCK_SIZE, GuestAddress, GuestMemory
 from cerne.units import GIB, MIB
 from cerne.vmm import upgrade
 from cerne.vmm.config import VmmConfig, disk_from_json, nic_from_json
+from cerne.vmm.memory_file import memory_digest
 from cerne.vmm.qmp import Request
-from cerne.vmm.snapshot import memory_digest, read_state, restored_memory, write_memory, write_state
+from cerne.vmm.snapshot import read_state, restored_memory, write_memory, write_state
 
 _NESTED = b"[" * 100_000
 _NO_JSON = [b"", b"{", b"\xff", _NESTED, b"[]", b'"a"']

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from cerne.devices.block.qcow2 import MAGIC, empty_head, larger_head, mark_in_use, overlay_head
+from cerne.devices.block.qcow2_head import MAGIC, empty_head, larger_head, mark_in_use, overlay_head
 from cerne.errors import DamagedError, ImageError, StorageError
 
 _MOST_FILES = 256

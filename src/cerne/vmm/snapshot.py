@@ -8,7 +8,6 @@ that it can be mapped directly: a restored machine shares its pages until it wri
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -20,6 +19,7 @@ from cerne.devices.state import PlainState, SavedState
 from cerne.errors import DamagedError, StorageError
 from cerne.kvm.memory import BLOCK_SIZE, PAGE_SIZE, GuestMemory
 from cerne.units import counted
+from cerne.vmm.memory_file import PIECE, is_zero, numbered, pieces_with_data
 from cerne.vmm.upgrade import FORMAT, require_known, upgraded
 
 _MAGIC = b"CERNEVM\0"
@@ -28,9 +28,7 @@ _X86_64 = 62
 _HEADER = struct.Struct("<8sIIQ32s")
 _LARGEST_STATE = 8 << 20
 """The most bytes of a state, which normally has 100 KB; reading a larger one would waste memory."""
-_PIECE = 2 << 20
 _MOST_MEMORY = 1 << 52
-_NO_PIECE = bytes(_PIECE)
 _NO_PAGE = bytes(PAGE_SIZE)
 
 
@@ -79,15 +77,15 @@ def write_memory(descriptor: int, memory: GuestMemory) -> str:
     Raises:
         StorageError: writing failed.
     """
-    digest = hashlib.sha256(_number(memory.size))
+    digest = hashlib.sha256(numbered(memory.size))
     offset = 0
     with _writing("the memory of the machine"):
         os.ftruncate(descriptor, memory.size)
         for region in memory.regions:
-            for start in range(0, region.size, _PIECE):
-                piece = bytes(region.view[start : start + _PIECE])
-                if not _is_zero(piece):
-                    digest.update(_number(offset + start))
+            for start in range(0, region.size, PIECE):
+                piece = bytes(region.view[start : start + PIECE])
+                if not is_zero(piece):
+                    digest.update(numbered(offset + start))
                     digest.update(piece)
                     _write_pages(descriptor, piece, offset + start)
             offset += region.size
@@ -127,46 +125,11 @@ def restored_memory(descriptor: int, state: PlainState) -> GuestMemory:
 
 
 def _read_block(descriptor: int, offset: int, view: memoryview) -> None:
-    for piece in _pieces_with_data(descriptor, offset, offset + len(view)):
+    for piece in pieces_with_data(descriptor, offset, offset + len(view)):
         at = piece - offset
         with _reading():
-            if os.preadv(descriptor, [view[at : at + _PIECE]], piece) != min(
-                _PIECE, len(view) - at
-            ):
+            if os.preadv(descriptor, [view[at : at + PIECE]], piece) != min(PIECE, len(view) - at):
                 raise DamagedError("the saved memory is truncated")
-
-
-def memory_digest(descriptor: int) -> str:
-    """The digest of the file's present content, as `write_memory` computes it.
-
-    Raises:
-        StorageError: reading failed.
-    """
-    digest = hashlib.sha256(_number(os.fstat(descriptor).st_size))
-    for offset in _pieces_with_data(descriptor):
-        piece = os.pread(descriptor, _PIECE, offset)
-        if not _is_zero(piece):
-            digest.update(_number(offset))
-            digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces_with_data(descriptor: int, offset: int = 0, end: int | None = None) -> Iterator[int]:
-    """The offsets of pieces of a file that are not all holes; pieces are aligned to `offset`."""
-    size = os.fstat(descriptor).st_size if end is None else end
-    first = offset
-    while offset < size:
-        try:
-            found = os.lseek(descriptor, offset, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise StorageError(f"reading the saved memory failed: {error.strerror}") from error
-        if found >= size:
-            return
-        piece = found - (found - first) % _PIECE
-        yield piece
-        offset = piece + _PIECE
 
 
 @contextlib.contextmanager
@@ -175,14 +138,6 @@ def _reading() -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(f"reading the saved memory failed: {error.strerror}") from error
-
-
-def _number(number: int) -> bytes:
-    return number.to_bytes(8, "little")
-
-
-def _is_zero(piece: bytes) -> bool:
-    return piece == (_NO_PIECE if len(piece) == _PIECE else bytes(len(piece)))
 
 
 def _write_pages(descriptor: int, piece: bytes, offset: int) -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cerne.devices.block.chain import open_chain
 from cerne.devices.block.disk import Disk
-from cerne.devices.block.qcow2 import HEADER
+from cerne.devices.block.qcow2_head import HEADER
 from cerne.errors import DamagedError, ImageError
 from cerne.host.programs import find_program, install_command
 from cerne.storage.overlay import chain, create_overlay, expect_writes, grow, virtual_size

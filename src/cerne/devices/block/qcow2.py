@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import struct
 import zlib
 from array import array
 from collections import OrderedDict
@@ -21,32 +20,28 @@ from enum import Enum
 from typing import NamedTuple
 
 from cerne.devices.block.disk import Disk
+from cerne.devices.block.qcow2_head import (
+    COMPATIBLE_AT,
+    CORRUPT,
+    DIRTY,
+    ENTRY,
+    HEADER,
+    INCOMPATIBLE_AT,
+    LAZY_REFERENCE_COUNTS,
+    MAGIC,
+    SIXTEEN_BITS,
+    V2_HEADER_SIZE,
+    require_known,
+)
 from cerne.devices.virtio.buffers import scatter, size_of, split
 from cerne.errors import ImageError
 from cerne.kvm.fallocate import KEEP_SIZE, PUNCH_HOLE, fallocate
-from cerne.units import counted
-
-MAGIC = b"QFI\xfb"
-HEADER = struct.Struct(">4sIQIIQIIQQIIQQQQII")
-"""The header of version 3; version 2 lacks the last five members."""
-V2_HEADER_SIZE = 72
-
-_DIRTY, _CORRUPT = 1, 2
-_LAZY_REFERENCE_COUNTS = 1
-_SIXTEEN_BITS = 4
-_NEW_CLUSTER_BITS = 16
-_BACKING_FORMAT = 0xE2792ACA
-_EXTENSION = struct.Struct(">II")
-_LONGEST_NAME = 1023
-_INCOMPATIBLE_AT, _COMPATIBLE_AT = 72, 80
 
 _COPIED, _COMPRESSED, _ZERO = 1 << 63, 1 << 62, 1
 _OFFSET = 0x00FF_FFFF_FFFF_FE00
-_ENTRY = 8
 _COMPRESSED_SECTOR = 512
 
 _LARGEST_FIRST_TABLE = 32 << 20
-_LARGEST_SIZE = 1 << 56
 _TABLES_KEPT = 16 << 20
 """The most bytes of cached tables, because a guest may read everywhere."""
 _ZEROS = memoryview(bytes(1 << 20))
@@ -92,23 +87,23 @@ class Qcow2Disk:
         ]
         (self._first_at, self._counts_at, self._counts_clusters, snapshots) = fields[8:12]
         (incompatible, self._compatible, _, counts_order, _) = (
-            fields[13:] if version >= 3 else (0, 0, 0, _SIXTEEN_BITS, 0)
+            fields[13:] if version >= 3 else (0, 0, 0, SIXTEEN_BITS, 0)
         )
         self._incompatible = incompatible
         self._counts_order = counts_order
-        _check(version, encryption, incompatible, self._cluster_bits, self.size)
+        require_known(version, encryption, incompatible, self._cluster_bits, self.size)
         if bool(backing_at) != (backing is not None):
             raise ImageError(
                 "the disk's header and the configuration disagree about a backing file"
             )
-        if not read_only and (version < 3 or snapshots or incompatible & _CORRUPT):
+        if not read_only and (version < 3 or snapshots or incompatible & CORRUPT):
             raise ImageError(
                 "the native engine does not write this disk: it has version 2, is damaged, "
                 "or has snapshots",
                 hint="convert it: qemu-img convert -O qcow2 OLD NEW",
             )
         self._cluster = 1 << self._cluster_bits
-        self._entries = self._cluster // _ENTRY
+        self._entries = self._cluster // ENTRY
         self._first = self._first_table(first_size)
         self._blocks: list[int] = []
         self._tables: OrderedDict[int, array[int]] = OrderedDict()
@@ -175,7 +170,7 @@ class Qcow2Disk:
     def close(self) -> None:
         """Write the reference counts, if anything was written, and close the files."""
         try:
-            if self._incompatible & _DIRTY and not self._read_only:
+            if self._incompatible & DIRTY and not self._read_only:
                 self._write_counts()
         finally:
             os.close(self._descriptor)
@@ -268,11 +263,11 @@ class Qcow2Disk:
 
     def _first_table(self, count: int) -> array[int]:
         needed = -(-self.size // (self._cluster * self._entries))
-        if count < needed or _ENTRY * needed > _LARGEST_FIRST_TABLE or self._first_at % 512:
+        if count < needed or ENTRY * needed > _LARGEST_FIRST_TABLE or self._first_at % 512:
             raise ImageError("the disk's first table is damaged")
-        if self._first_at + _ENTRY * needed > os.fstat(self._descriptor).st_size:
+        if self._first_at + ENTRY * needed > os.fstat(self._descriptor).st_size:
             raise ImageError("the disk is cut off")
-        return _numbers(os.pread(self._descriptor, _ENTRY * needed, self._first_at), needed)
+        return _numbers(os.pread(self._descriptor, ENTRY * needed, self._first_at), needed)
 
     # Reading and writing the files
 
@@ -358,11 +353,11 @@ class Qcow2Disk:
             self._write_numbers(place, table)
             self._first[which] = place | _COPIED
             self._keep_table(which, table)
-            self._write_numbers(self._first_at + _ENTRY * which, self._first[which : which + 1])
+            self._write_numbers(self._first_at + ENTRY * which, self._first[which : which + 1])
             return
         table = self._table(which)
         table[within : within + len(entries)] = array("Q", entries)
-        place = self._place(self._first[which]) + _ENTRY * within
+        place = self._place(self._first[which]) + ENTRY * within
         self._write_numbers(place, table[within : within + len(entries)])
 
     def _write_numbers(self, place: int, numbers: array[int]) -> None:
@@ -378,15 +373,15 @@ class Qcow2Disk:
 
     def _mark_dirty(self) -> None:
         """Mark the reference counts as not valid, before any change."""
-        if self._incompatible & _DIRTY:
+        if self._incompatible & DIRTY:
             return
-        self._incompatible |= _DIRTY
-        self._compatible |= _LAZY_REFERENCE_COUNTS
+        self._incompatible |= DIRTY
+        self._compatible |= LAZY_REFERENCE_COUNTS
         self._write_features()
 
     def _write_features(self) -> None:
-        self._write_numbers(_INCOMPATIBLE_AT, array("Q", [self._incompatible]))
-        self._write_numbers(_COMPATIBLE_AT, array("Q", [self._compatible]))
+        self._write_numbers(INCOMPATIBLE_AT, array("Q", [self._incompatible]))
+        self._write_numbers(COMPATIBLE_AT, array("Q", [self._compatible]))
         os.fdatasync(self._descriptor)
 
     def _write_counts(self) -> None:
@@ -396,7 +391,7 @@ class Qcow2Disk:
         """
         counts_end = self._counts_at + self._counts_clusters * self._cluster
         misplaced = self._counts_at % self._cluster or counts_end > self._end
-        if self._counts_order != _SIXTEEN_BITS or misplaced:
+        if self._counts_order != SIXTEEN_BITS or misplaced:
             return
         blocks = self._count_blocks()
         if blocks is None:
@@ -410,7 +405,7 @@ class Qcow2Disk:
             self._write_file(place, [memoryview(block.tobytes())])
         self._write_numbers(self._counts_at, array("Q", blocks))
         os.fdatasync(self._descriptor)
-        self._incompatible &= ~_DIRTY
+        self._incompatible &= ~DIRTY
         self._write_features()
 
     def _count_blocks(self) -> list[int] | None:
@@ -418,8 +413,8 @@ class Qcow2Disk:
         room = self._counts_clusters * self._entries
         per_block = self._cluster // 2
         table = _numbers(
-            os.pread(self._descriptor, min(_ENTRY * room, _LARGEST_FIRST_TABLE), self._counts_at),
-            min(room, _LARGEST_FIRST_TABLE // _ENTRY),
+            os.pread(self._descriptor, min(ENTRY * room, _LARGEST_FIRST_TABLE), self._counts_at),
+            min(room, _LARGEST_FIRST_TABLE // ENTRY),
         )
         blocks: list[int] = []
         while len(blocks) * per_block < self._end // self._cluster:
@@ -441,7 +436,7 @@ class Qcow2Disk:
                     used[index] = 1
 
         mark(0)
-        mark(self._first_at, _ENTRY * len(self._first))
+        mark(self._first_at, ENTRY * len(self._first))
         mark(self._counts_at, self._counts_clusters * self._cluster)
         for place in self._blocks:
             mark(place)
@@ -452,117 +447,6 @@ class Qcow2Disk:
                     if not cluster & _COMPRESSED and cluster & _OFFSET:
                         mark(cluster & _OFFSET)
         return used
-
-
-def mark_in_use(descriptor: int) -> None:
-    """Mark the reference counts of a disk as not valid, before anything is written to it.
-
-    The disk's first write would do so, and wait for the medium.
-
-    Raises:
-        ImageError: the file is not a disk of version 3.
-    """
-    head = os.pread(descriptor, HEADER.size, 0)
-    if len(head) < HEADER.size or not head.startswith(MAGIC) or HEADER.unpack(head)[1] != 3:
-        raise ImageError("the disk is not a qcow2 disk of version 3")
-    features = bytearray(head[_INCOMPATIBLE_AT : _COMPATIBLE_AT + 8])
-    # The numbers are big-endian, so their flags are in the last bytes.
-    features[7] |= _DIRTY
-    features[15] |= _LAZY_REFERENCE_COUNTS
-    os.pwrite(descriptor, features, _INCOMPATIBLE_AT)
-    os.fdatasync(descriptor)
-
-
-def empty_head(size: int) -> dict[int, bytes]:
-    """The head of an empty disk of `size` bytes without a backing file.
-
-    Raises:
-        ImageError: the size or the name has no room in the header.
-    """
-    return overlay_head(size, b"", "raw")
-
-
-def overlay_head(size: int, backing: bytes, backing_format: str) -> dict[int, bytes]:
-    """The head of an empty overlay of `size` bytes: pieces of the file by their offset.
-
-    Clusters are of 64 KiB: header, table of reference counts, their first block, first table.
-
-    Raises:
-        ImageError: the size or the name has no room in the header.
-    """
-    cluster = 1 << _NEW_CLUSTER_BITS
-    entries = -(-size // (cluster * (cluster // _ENTRY)))
-    clusters = 3 - (-entries * _ENTRY // cluster)
-    form = backing_format.encode()
-    extension = b""
-    if backing:
-        extension = _EXTENSION.pack(_BACKING_FORMAT, len(form)) + form.ljust(
-            -(-len(form) // 8) * 8, b"\0"
-        )
-    name_at = HEADER.size + len(extension) + _EXTENSION.size
-    if name_at + len(backing) > cluster or len(backing) > _LONGEST_NAME or size <= 0:
-        raise ImageError(
-            f"an overlay of {counted(size, 'byte')} on {os.fsdecode(backing)} is larger than"
-            " the format allows"
-        )
-    header = HEADER.pack(
-        *(
-            MAGIC,
-            3,
-            name_at if backing else 0,
-            len(backing),
-            _NEW_CLUSTER_BITS,
-            size,
-            0,
-            entries,
-            3 * cluster,
-        ),
-        *(cluster, 1, 0, 0, 0, 0, 0, _SIXTEEN_BITS, HEADER.size),
-    )
-    counts = struct.pack(f">{clusters}H", *([1] * clusters))
-    return {
-        0: header + extension + bytes(_EXTENSION.size) + backing,
-        cluster: struct.pack(">Q", 2 * cluster),
-        2 * cluster: counts,
-        clusters * cluster - 1: b"\0",
-    }
-
-
-def larger_head(descriptor: int, size: int) -> bytes:
-    """The header of a disk with `size` bytes in place of fewer, for its file.
-
-    Raises:
-        ImageError: the disk has another version, is larger, or its first table has no room.
-    """
-    header = os.pread(descriptor, HEADER.size, 0)
-    if len(header) < HEADER.size or not header.startswith(MAGIC):
-        raise ImageError("the disk does not have the format qcow2")
-    fields = list(HEADER.unpack(header))
-    bits, present, entries, first_at = fields[4], fields[5], fields[7], fields[8]
-    _check(fields[1], fields[6], fields[13], bits, present)
-    cluster = 1 << bits
-    wanted = -(-size // (cluster * (cluster // _ENTRY)))
-    room = -(-entries * _ENTRY // cluster) * cluster
-    if fields[1] < 3 or size < present or wanted * _ENTRY > room:
-        most = room // _ENTRY * cluster * (cluster // _ENTRY)
-        raise ImageError(f"it can have {present} to {counted(most, 'byte')}, and not {size}")
-    more = (wanted - entries) * _ENTRY
-    if any(os.pread(descriptor, more, first_at + entries * _ENTRY)):
-        raise ImageError("the room after its first table is not empty")
-    fields[5], fields[7] = size, wanted
-    return HEADER.pack(*fields)
-
-
-def _check(version: int, encryption: int, incompatible: int, cluster_bits: int, size: int) -> None:
-    hint = "convert it: qemu-img convert -O qcow2 OLD NEW"
-    if version not in (2, 3) or encryption or incompatible & ~(_DIRTY | _CORRUPT):
-        raise ImageError(
-            "the disk has features that the native engine does not know, such as encryption, "
-            "zstd or subclusters",
-            hint=hint,
-        )
-    if not 9 <= cluster_bits <= 21 or not 0 < size <= _LARGEST_SIZE:
-        raise ImageError("the disk's header is damaged", hint=hint)
 
 
 def _zero(views: Sequence[memoryview]) -> None:
@@ -582,6 +466,6 @@ def _joined(run: _Run, piece: _Run) -> _Run | None:
 
 def _numbers(data: bytes, count: int) -> array[int]:
     """That many numbers of 8 bytes; zeros after the end of the data."""
-    numbers = array("Q", data[: _ENTRY * count].ljust(_ENTRY * count, b"\0"))
+    numbers = array("Q", data[: ENTRY * count].ljust(ENTRY * count, b"\0"))
     numbers.byteswap()
     return numbers

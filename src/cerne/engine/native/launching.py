@@ -45,7 +45,7 @@ from cerne.network.ports import require_free
 from cerne.network.tap import require_tap
 from cerne.storage.locking import require_unlocked
 from cerne.vmm.end import PANICKED
-from cerne.vmm.snapshot import memory_digest
+from cerne.vmm.memory_file import memory_digest
 from cerne.vmm.upgrade import FORMAT, OLDEST
 
 VMM = (*START, "machine")

@@ -150,7 +150,7 @@ class QemuInstance(QmpInstance):
 
 
 def _digest(memory: Path) -> str:
-    from cerne.vmm.snapshot import memory_digest
+    from cerne.vmm.memory_file import memory_digest
 
     with memory.open("rb") as file:
         os.fsync(file.fileno())

@@ -29,7 +29,7 @@ from cerne.host.supply import require_hugepages
 from cerne.network.ports import require_free
 from cerne.network.tap import require_tap
 from cerne.storage.locking import require_unlocked
-from cerne.vmm.snapshot import memory_digest
+from cerne.vmm.memory_file import memory_digest
 
 if TYPE_CHECKING:
     from cerne.engine.qmp import QmpClient
