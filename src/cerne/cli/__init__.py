@@ -20,9 +20,11 @@ def main() -> None:
     from cerne.cli.signals import end_at_once, end_in_order
 
     end_at_once()
+    from cerne.cli.plugins import leave_out_plugins
     from cerne.cli.streams import prepare
 
     prepare()
+    leave_out_plugins()
     from cerne.cli.app import app
     from cerne.cli.failure import reported
 
