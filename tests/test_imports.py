@@ -47,3 +47,17 @@ def test_qemu_is_started_without_our_own_vmm() -> None:
     assert module in loaded
     assert "cerne.devices.virtio.device" not in loaded
     assert "cerne.vmm.machine" not in loaded
+
+
+def test_the_command_line_looks_for_no_plugins_of_pydantic() -> None:
+    prepare = "from cerne.cli.plugins import leave_out_plugins; leave_out_plugins()"
+    code = f"""{prepare}
+import sys, cerne.spec.machine
+assert cerne.spec.machine.MachineSpec(image="tiny", name="a").name == "a"
+print(*sys.modules)
+from pydantic.plugin._loader import PYDANTIC_ENTRY_POINT_GROUP
+"""
+    command = [sys.executable, "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "pydantic" in loaded
+    assert "importlib.metadata" not in loaded
