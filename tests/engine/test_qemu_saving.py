@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -128,6 +129,34 @@ def test_a_saved_machine_goes_on_many_times(machines: Machines, apart: bool) -> 
         clone = replace(machines.plan(name), saved=machines.saved)
         machines.start(clone)
         assert machines.say(clone, b"i") == 3
+
+
+def test_no_machine_may_write_to_the_memory_that_others_have_too(machines: Machines) -> None:
+    memory = machines.saved / MEMORY_FILE
+    plan = replace(machines.plan("a"), memory_file=memory)
+    first = machines.start(plan)
+    machines.instance(plan).save(machines.saved, (), resume=False)
+    first.send(signal.SIGKILL)
+    clone = replace(machines.plan("b"), saved=machines.saved)
+    process = Path(f"/proc/{machines.start(clone).pid}")
+    opened = [each.name for each in (process / "fd").iterdir() if _is(each, memory)]
+    assert opened
+    for name in opened:
+        flags = int((process / "fdinfo" / name).read_text().split("flags:")[1].split()[0], 8)
+        assert flags & os.O_ACCMODE == os.O_RDONLY
+    there = process / "root" / memory.relative_to("/")
+    assert os.statvfs(there).f_flag & os.ST_RDONLY
+    mappings = [line for line in (process / "maps").read_text().splitlines() if "/memory" in line]
+    assert mappings
+    assert all(line.split()[1] == "rw-p" for line in mappings)
+
+
+def _is(opened: Path, file: Path) -> bool:
+    # Sockets and others are of no file system that may be asked.
+    try:
+        return opened.samefile(file)
+    except OSError:
+        return False
 
 
 def test_a_machine_runs_on_with_its_new_disk(machines: Machines, home: Path) -> None:

@@ -44,7 +44,7 @@ def confined(
 ) -> list[str]:
     """The command line that confines QEMU and executes it; `opened` gets its user id's lease.
 
-    Older QEMUs map memory that was saved only from a file to which they may write.
+    Older QEMUs open the file of saved memory to write, and get it only to read.
     """
     known = Path(argv[0]).resolve().is_relative_to(SYSTEM)
     known = known and all(disk.format in _FORMATS for disk in plan.disks)
@@ -52,11 +52,12 @@ def confined(
     if lease is not None:
         opened.take(lease.descriptor)
     own_network = has_own_user_mode(plan)
+    memory = _saved_memory(plan)
     room = Room(
         own_root=known,
         user=None if lease is None else lease.user,
         reads=[str(path) for path in _reads(plan, reads_memory)] if known else [],
-        writes=[str(path) for path in _writes(plan, reads_memory)] if known else [],
+        writes=[str(path) for path in _writes(plan)] if known else [],
         network=own_network,
         # QEMU reserves no memory for what may be plugged, and asks first whether the host allows
         # that (/proc/sys/vm/overcommit_memory).
@@ -65,6 +66,7 @@ def confined(
         threads=MOST_THREADS if lease is None else _MOST_THREADS,
         own_cores=plan.strict,
         log=limited_log(plan, opened),
+        mapped=None if memory is None or reads_memory else str(memory),
         filter=program(PROGRAM_CALLS, ALLOW),
     )
     return [*START, "program", *room.words(), *argv]
@@ -91,12 +93,9 @@ def _saved_memory(plan: LaunchPlan) -> Path | None:
     return memory if memory is not None and memory.exists() else None
 
 
-def _writes(plan: LaunchPlan, reads_memory: bool) -> Iterator[Path]:
+def _writes(plan: LaunchPlan) -> Iterator[Path]:
     yield (plan.logs / PID_FILE).parent
     yield plan.console_log
-    memory = _saved_memory(plan)
-    if memory is not None and not reads_memory:
-        yield memory
     if plan.saved is None and plan.memory_file is not None:
         plan.memory_file.touch(mode=0o600)
         yield plan.memory_file

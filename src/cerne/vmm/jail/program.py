@@ -12,6 +12,7 @@ typing and contextlib take longer than all the rest.
 
 from __future__ import annotations
 
+import _thread
 import errno
 import os
 import resource
@@ -20,7 +21,9 @@ import stat
 import sys
 
 from cerne.vmm.jail import system
+from cerne.vmm.jail.bpf import opening
 from cerne.vmm.jail.log_limit import limit
+from cerne.vmm.jail.read_only import answer
 from cerne.vmm.jail.system import LACKING, MOST_THREADS, Attribute, Mount, Namespace, Prctl
 from cerne.vmm.registration import register
 
@@ -90,6 +93,7 @@ class Room:
         descriptors: int | None = None,
         memory: int | None = None,
         log: Log | None = None,
+        mapped: str | None = None,
     ) -> None:
         self.filter = filter
         """Its filter of system calls (`cerne.vmm.jail.bpf`)."""
@@ -119,6 +123,11 @@ class Room:
         """The most bytes of private memory; None for no limit."""
         self.log = log
         """The log that another process limits while the program runs."""
+        self.mapped = mapped
+        """The file that the program maps privately, and opens to write first of all files.
+
+        It gets it only to read; the process that limits its log answers (`read_only.answer`).
+        """
 
     def words(self) -> list[str]:
         """The arguments of this program for it, up to those of the program to execute."""
@@ -141,6 +150,7 @@ class Room:
             *(f"capability={number}" for number in self.capabilities),
             *(["own-cores"] if self.own_cores else []),
             *([] if log is None else [f"log={log.descriptor},{log.registration},{log.most}"]),
+            *([] if self.mapped is None else [f"mapped={self.mapped}"]),
             _END,
         ]
 
@@ -170,6 +180,7 @@ class Room:
             descriptors=number("descriptors"),
             memory=number("memory"),
             log=Log(*map(int, given["log"][0].split(","))) if "log" in given else None,
+            mapped=given["mapped"][0] if "mapped" in given else None,
         )
 
 
@@ -183,9 +194,10 @@ def main() -> int:
     command = sys.argv[end + 1 :]
     room = Room.from_words(sys.argv[1:end])
     try:
+        listener = None if room.mapped is None else _listen(room, room.mapped)
         confine(room)
         if room.log is not None:
-            _limit_beside(room.log)
+            _limit_beside(room.log, listener, room.mapped)
         os.execv(command[0], command)
     except RefusedError as error:
         print(error, file=sys.stderr)
@@ -223,24 +235,46 @@ def confine(room: Room) -> None:
     _put_up("seccomp", lambda: system.set_filter(room.filter))
 
 
+def _listen(room: Room, mapped: str) -> int | None:
+    """Have the mapped file only read; return where opening it is to be answered.
+
+    A host that lacks this lets the program write to it.
+    """
+    listeners: list[int] = []
+    system.prctl(Prctl.SET_NO_NEW_PRIVS, 1)
+    if _put_up("read-only memory", lambda: listeners.append(system.listen_to_filter(opening()))):
+        room.reads.append(mapped)
+        return listeners[0]
+    room.writes.append(mapped)
+    return None
+
+
 def _keep_user(room: Room) -> None:
     """Have the present user, who may use the files of others."""
     room.user = None
     room.capabilities += FILE_CAPABILITIES
 
 
-def _limit_beside(log: Log) -> None:
-    """Start a process that limits the log; it has the same walls, and ends with the program."""
+def _limit_beside(log: Log, listener: int | None, mapped: str | None) -> None:
+    """Start a process that limits the log; it has the same walls, and ends with the program.
+
+    It also answers the program's opening of its mapped file, if there is a listener for it.
+    """
     reading, writing = os.pipe()
+    asked = []
+    if listener is not None and mapped is not None:
+        asked = [listener, os.open(mapped, os.O_RDONLY | os.O_CLOEXEC)]
     if os.fork() == 0:
         try:
             register(log.registration)
             system.prctl(Prctl.SET_DUMPABLE, 0)
-            _keep_only((log.descriptor, reading))
+            _keep_only((log.descriptor, reading, *asked))
+            if asked:
+                _thread.start_new_thread(answer, (asked[0], asked[1]))
             limit(log.descriptor, log.most, reading)
         finally:
             os._exit(0)
-    for descriptor in (log.descriptor, log.registration):
+    for descriptor in (log.descriptor, log.registration, *asked):
         os.close(descriptor)
     os.close(reading)
     os.set_inheritable(writing, True)

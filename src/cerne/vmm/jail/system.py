@@ -90,6 +90,7 @@ _AMBIENT_CLEAR_ALL = 4
 _LAST_CAPABILITY = 63
 _DETACH = 2
 _SET_FILTER = 1
+_NEW_LISTENER = 8
 _LANDLOCK_VERSION = 1
 _CORE_GET, _CORE_CREATE = 0, 1
 _SMT = "/sys/devices/system/cpu/smt/active"
@@ -209,10 +210,19 @@ def drop_bounding_set(kept: frozenset[int] = frozenset()) -> None:
 
 def set_filter(program: bytes) -> None:
     """Filter all later system calls of this thread by a BPF program; raises OSError."""
+    _filter(program, 0)
+
+
+def listen_to_filter(program: bytes) -> int:
+    """The same with a program that asks; the descriptor to answer at, which is closed on exec."""
+    return _filter(program, _NEW_LISTENER)
+
+
+def _filter(program: bytes, flags: int) -> int:
     instructions = ctypes.create_string_buffer(program, len(program))
     fprog = struct.pack("<HxxxxxxQ", len(program) // 8, ctypes.addressof(instructions))
     number, operation = ctypes.c_long(_SYS_SECCOMP), ctypes.c_long(_SET_FILTER)
-    _check(_libc.syscall(number, operation, ctypes.c_long(0), fprog))
+    return _check(_libc.syscall(number, operation, ctypes.c_long(flags), fprog))
 
 
 def take_cores_alone() -> None:
