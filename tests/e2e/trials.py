@@ -20,8 +20,9 @@ from random import Random
 from tests.e2e.conftest import Cerne, Engine
 from tests.processes import commands, with_variable
 
-from cerne.errors import CerneError
-from cerne.manager import Home, Manager, State
+from cerne.errors import CerneError, GuestTimeoutError
+from cerne.guest import ExecResult
+from cerne.manager import Home, Machine, Manager, State
 
 IMAGE = "debian:12"
 MEMORY = ("--memory", "256M")
@@ -249,9 +250,8 @@ class World:
     def _look(self, name: str, known: Known, operation: str, trial: Trial) -> None:
         """Compare what a guest says with what is known of it."""
         machine = self._manager.get(name)
-        before = time.time()
         try:
-            done = machine.exec(["sh", "-c", _LOOK], timeout=_PATIENCE)
+            before, done = self._run_in(machine, ["sh", "-c", _LOOK])
         except CerneError as error:
             # A guest that was asked to shut down does so, though the command was killed.
             if operation in _ENDS and machine.wait(_PATIENCE) in (State.STOPPED, State.FAILED):
@@ -270,8 +270,22 @@ class World:
 
     def _write(self, name: str) -> None:
         word = self._new("w")
-        self._manager.get(name).exec(["sh", "-c", _WRITE, "sh", word])
+        self._run_in(self._manager.get(name), ["sh", "-c", _WRITE, "sh", word])
         self.known[name].words = {word}
+
+    def _run_in(self, machine: Machine, argv: list[str]) -> tuple[float, ExecResult]:
+        """When a guest began to run a command, and what came of it.
+
+        An emulated guest is asked again: beside other work its agent may not answer in time.
+        """
+        deadline = time.monotonic() + _PATIENCE * (3 if self.engine.emulated else 1)
+        while True:
+            begun = time.time()
+            try:
+                return begun, machine.exec(argv, timeout=_PATIENCE)
+            except GuestTimeoutError:
+                if time.monotonic() > deadline:
+                    raise
 
     def states(self) -> dict[str, str]:
         """The machines' states, once none is on its way from one to another."""
