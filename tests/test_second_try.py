@@ -37,7 +37,7 @@ def test_after(made):
 
 def test_a_second_try_has_the_limit_of_the_first(tmp_path: Path) -> None:
     (tmp_path / "test_tries.py").write_text(_TESTS)
-    options = ["--reruns", "1", "--rerun-show-tracebacks", "--timeout", "5", "-n", "2"]
+    options = ["--reruns", "1", "--rerun-show-tracebacks", "--timeout", "2", "-n", "2"]
     root = str(Path(__file__).parent.parent)
     plugins = ["-p", "tests.conftest", "-p", "no:cacheprovider"]
     done = subprocess.run(

@@ -43,7 +43,7 @@ _SECTORS = 128
 def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
     """Seconds that a backend has to answer: few where it answers nothing."""
     kind = request.node.callspec.params.get("nonsense") if hasattr(request.node, "callspec") else ""
-    seconds = 2.0 if kind in ("silence", "half an answer") else PATIENCE
+    seconds = 1.0 if kind in ("silence", "half an answer") else PATIENCE
     monkeypatch.setattr(front_end.FrontEnd.turn, "__defaults__", (seconds,))
     return seconds
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 from tests.cells import end_cells
+from tests.e2e.forks import Forks, started
 from tests.processes import naming
 from tests.waiting import PATIENCE, eventually
 
@@ -64,8 +65,9 @@ class Engine:
 class Cerne:
     """The command line, in a home of its own."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, forks: Forks | None = None) -> None:
         self.home = home
+        self._forks = forks
         self.environment = {**os.environ, "CERNE_HOME": str(home), "TERM": "xterm"}
         self.program = str(_CERNE)
         self.prefix: tuple[str, ...] = ()
@@ -75,6 +77,8 @@ class Cerne:
         self, *words: str, stdin: bytes = b"", timeout: float = 240
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command to its end, whatever that is."""
+        if self._forks is not None and not self.prefix:
+            return self._forks.run([self.program, *words], self.environment, stdin, timeout)
         return subprocess.run(
             [*self.prefix, self.program, *words],
             input=stdin,
@@ -165,9 +169,10 @@ def built_home() -> Iterator[Cerne]:
     """The command line, in a home of its own with the image `tiny`, which is gone at the end."""
     directory = Path(tempfile.mkdtemp(prefix="cerne-", dir="/tmp"))
     try:
-        cerne = Cerne(directory)
-        cerne.ok("image", "build", "tiny", timeout=280)
-        yield cerne
+        with started() as forks:
+            cerne = Cerne(directory, forks)
+            cerne.ok("image", "build", "tiny", timeout=280)
+            yield cerne
     finally:
         end_cells(directory / "run")
         shutil.rmtree(directory, ignore_errors=True)

@@ -63,6 +63,7 @@ def test_sessions_follow_one_another_on_every_port(agent: GuestAgent) -> None:
     assert failed == []
 
 
+@pytest.mark.slow_if_emulated
 def test_a_session_that_dies_says_so_and_no_other_notices(agent: GuestAgent) -> None:
     with agent.popen(["cat"]) as other:
         with agent.popen(["cat"]) as doomed:
@@ -78,6 +79,7 @@ def test_a_session_that_dies_says_so_and_no_other_notices(agent: GuestAgent) -> 
         assert other.wait(PATIENCE) == ExitStatus(0)
 
 
+@pytest.mark.slow_if_emulated
 def test_a_client_that_left_takes_its_command_along(
     agent: GuestAgent, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
@@ -86,6 +88,7 @@ def test_a_client_that_left_takes_its_command_along(
     eventually(lambda: _words(agent, f"[ -d /proc/{pid} ] && echo there") != "there")
 
 
+@pytest.mark.slow_if_emulated
 def test_a_full_disk(agent: GuestAgent, tmp_path: Path) -> None:
     _words(agent, "mkdir /small && mount -t tmpfs -o size=1m tmpfs /small")
     (tmp_path / "large").write_bytes(os.urandom(4_000_000))

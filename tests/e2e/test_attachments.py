@@ -98,6 +98,7 @@ def test_a_network_card_comes_and_goes(
     assert "no removable network card 0" in cerne.refused("nic", "detach", "n", "0", status=3)
 
 
+@pytest.mark.slow_if_emulated
 @only_native
 def test_a_disk_comes_and_goes_without_acpi(cerne: Cerne, engine: Engine) -> None:
     if not engine.emulated:

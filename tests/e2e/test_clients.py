@@ -52,6 +52,7 @@ def test_a_signal_that_ends_the_command_removes_its_machine(
     assert _waits_for_a_client(cerne) == []
 
 
+@pytest.mark.slow_if_emulated
 def test_a_client_that_is_killed_takes_its_machine_with_it(
     cerne: Cerne, engine: Engine, eventually: Eventually
 ) -> None:

@@ -71,6 +71,7 @@ def test_a_life_after_the_first(cerne: Cerne, engine: Engine) -> None:
     assert cerne.ok("exec", "b", "echo", "again") == "again\n"
 
 
+@pytest.mark.slow_if_emulated
 def test_a_guest_that_shuts_itself_down_is_stopped(cerne: Cerne, engine: Engine) -> None:
     cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
     cerne("exec", "a", "poweroff")
@@ -109,6 +110,7 @@ def test_a_command_killed_midway_leaves_what_the_next_one_mends(
     cerne.ok("create", "--name", "after", *engine.options, "tiny")
 
 
+@pytest.mark.slow_if_emulated
 def test_ctrl_c_undoes_what_was_begun(
     cerne: Cerne, engine: Engine, interrupt: Interrupt, eventually: Eventually
 ) -> None:

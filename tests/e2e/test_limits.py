@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from tests.e2e.conftest import Cerne, Engine
 
 from cerne.units import KIB
@@ -22,6 +23,7 @@ def _seconds_to_write(cerne: Cerne) -> float:
     return time.monotonic() - begun
 
 
+@pytest.mark.slow_if_emulated
 def test_a_guest_writes_no_faster_than_its_limits(cerne: Cerne, engine: Engine) -> None:
     options = ("--data-disk", "8M", "--disk-rate", "512K")
     cerne.ok("run", "-d", "--name", "a", *engine.options, *options, "tiny")

@@ -59,6 +59,7 @@ def _called(native: Cerne, name: str, port: int) -> socket.socket:
         time.sleep(0.1)
 
 
+@pytest.mark.slow_if_emulated
 def test_sockets_lead_into_the_guest_and_out_of_it(
     native: Cerne, vsock_program: Path, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:
@@ -94,6 +95,7 @@ def test_a_forked_guest_is_told_that_its_connections_are_its_parents(
     assert native.ok("exec", "n", "cat", "/tmp/got") == "before after"
 
 
+@pytest.mark.slow_if_emulated
 def test_a_balloon_grows_is_forked_and_shrinks(
     native: Cerne, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:

@@ -27,6 +27,7 @@ def _ready(cerne: Cerne) -> int:
     return int(pool["ready"])
 
 
+@pytest.mark.slow_if_emulated
 def test_what_is_taken_is_replaced(
     pool: Cerne, eventually: Callable[[Callable[[], bool]], None]
 ) -> None:

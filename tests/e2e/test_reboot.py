@@ -30,6 +30,7 @@ def test_a_machine_for_one_command_that_reboots_is_removed(cerne: Cerne, engine:
     assert cerne.leftovers() == []
 
 
+@pytest.mark.slow_if_emulated
 def test_a_panic_fails_the_machine_with_the_kernels_words(cerne: Cerne, engine: Engine) -> None:
     cerne.ok("run", "-d", "--name", "a", *engine.options, "tiny")
     cerne("exec", "a", "--", "sh", "-c", KILL_INIT)

@@ -147,6 +147,7 @@ def test_a_published_port_leads_to_a_web_server(
     assert cerne.names() == ["www"]
 
 
+@pytest.mark.slow_if_emulated
 def test_a_guest_reaches_a_server_on_the_host(cerne: Cerne, engine: Engine, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("from the host\n")
     port = _free_port()

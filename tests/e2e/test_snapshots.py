@@ -40,6 +40,7 @@ def _who(cerne: Cerne, name: str) -> tuple[str, ...]:
     return tuple(cerne.ok("exec", name, "--", "sh", "-c", _WHO).split())
 
 
+@pytest.mark.slow_if_emulated
 def test_going_back(kept: Cerne) -> None:
     _write(kept, "a", "before")
     assert kept.ok("snapshot", "create", "a", "s") == "s\n"
@@ -72,6 +73,7 @@ def test_forks_go_on_from_their_parent(kept: Cerne) -> None:
         assert _word(kept, name) == "shared"
 
 
+@pytest.mark.slow_if_emulated
 def test_suspending(kept: Cerne) -> None:
     _write(kept, "a", "kept")
     kept.ok("suspend", "a")

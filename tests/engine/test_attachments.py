@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.engine.fleet import Fleet
-from tests.engine.test_qemu_saving import Machines
+from tests.engine.test_qemu_saving import HALTED, Machines
 
 from cerne.arch.x86 import layout
 from cerne.engine.plan import SLOTS, DiskPlan, LaunchPlan, UserNic
@@ -36,7 +36,9 @@ def _disk(home: Path, name: str, slot: int = 3) -> DiskPlan:
 
 @pytest.fixture
 def machines(home: Path, qemu: Path) -> Iterator[Machines]:
-    with contextlib.closing(Machines(home)) as made:
+    # A guest that never rests may hang QEMU where it refuses a device: it waits until all readers
+    # of RCU are done (drain_call_rcu), which TCG's processor is only when it leaves its loop.
+    with contextlib.closing(Machines(home, HALTED)) as made:
         yield made
 
 

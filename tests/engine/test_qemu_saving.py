@@ -35,31 +35,33 @@ from cerne.units import MIB
 _COUNTER = bytes.fromhex(
     "66baf803b0ffee66bafd03eca80174f766baf803ec3c697506fe0500002000a00000200066baf803eeebdc"
 )
+HALTED = bytes.fromhex("66baf803b0ffeef4ebfd")
+"""Says 255, and halts: a guest that does nothing else."""
 # A note that tells where to enter (Xen's XEN_ELFNOTE_PHYS32_ENTRY, which PVH has).
 _NOTE = bytes.fromhex("04000000040000001200000058656e0000001000")
 
 
-def _pvh_kernel(path: Path) -> Path:
+def _pvh_kernel(path: Path, code: bytes) -> Path:
     start = MIB
     ident = b"\x7fELF\x01\x01\x01" + bytes(9)
     head = ident + struct.pack("<HHIIIIIHHHHHH", 2, 3, 1, start, 52, 0, 0, 52, 32, 2, 0, 0, 0)
     code_at = 52 + 2 * 32
-    note_at = code_at + len(_COUNTER)
-    load = struct.pack("<IIIIIIII", 1, code_at, start, start, len(_COUNTER), 4096, 7, 1)
+    note_at = code_at + len(code)
+    load = struct.pack("<IIIIIIII", 1, code_at, start, start, len(code), 4096, 7, 1)
     note = struct.pack("<IIIIIIII", 4, note_at, 0, 0, len(_NOTE), len(_NOTE), 4, 1)
-    path.write_bytes(head + load + note + _COUNTER + _NOTE)
+    path.write_bytes(head + load + note + code + _NOTE)
     return path
 
 
 class Machines:
-    """Machines of the counting guest; none is left when a test is over."""
+    """Machines of a small guest, the counting one; none is left when a test is over."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, code: bytes = _COUNTER) -> None:
         self.engine = QemuEngine(Accelerator.TCG)
         self.saved = home / "saved"
         self.saved.mkdir()
         self._home = home
-        self._kernel = _pvh_kernel(home / "kernel")
+        self._kernel = _pvh_kernel(home / "kernel", code)
         self._instances: dict[Path, Instance] = {}
 
     def plan(self, name: str) -> LaunchPlan:

@@ -68,7 +68,7 @@ def test_a_disk_comes_and_goes_while_it_runs(
     assert machine.attach_disk(raw, "shared").slot == 1
     assert machine.attach_disk(2 * MIB, read_only=True).serial == "data2"
     assert _plugged(machine) == {0, 1, 2}
-    machine.restart()
+    machine.restart(timeout=0)
     assert [disk.serial for disk in engine.plans[-1].disks] == ["root", "data1", "shared", "data2"]
     assert machine.detach_disk("shared") == raw
     kept = machine.detach_disk("1")
@@ -92,7 +92,7 @@ def test_a_machine_that_does_not_run_has_it_at_its_next_start(
     assert machine.attach_nic().slot == 1
     machine.start()
     assert {*engine.plans[-1].slots} == {0, 1}
-    machine.stop()
+    machine.stop(timeout=0)
     machine.detach_disk("data1")
     machine.detach_nic(2)
     machine.start()

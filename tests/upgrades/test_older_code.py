@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Cerne
+from tests.e2e.forks import started
 
 _CODE = Path(__file__).with_name("cerne-6df3928.tar.xz")
 _OPTIONS = ("--engine", "qemu", "--memory", "128M")
@@ -39,14 +40,15 @@ def older(qemu: Path) -> Iterator[Cerne]:
     home = directory / "h"
     with tarfile.open(_CODE) as archive:
         archive.extractall(directory, filter="data")
-    cerne = Cerne(home)
     try:
         _fill(_Older(home, directory / "src"), directory)
-        yield cerne
-        cerne.ok("pool", "rm", "p")
-        cerne.ok("rm", "--force", *cerne.names())
-        cerne.ok("snapshot", "rm", "kept")
-        assert cerne.leftovers() == []
+        with started() as forks:
+            cerne = Cerne(home, forks)
+            yield cerne
+            cerne.ok("pool", "rm", "p")
+            cerne.ok("rm", "--force", *cerne.names())
+            cerne.ok("snapshot", "rm", "kept")
+            assert cerne.leftovers() == []
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

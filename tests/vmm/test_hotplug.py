@@ -277,7 +277,7 @@ _STEPS = st.one_of(
 
 
 @settings(
-    max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+    max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 @given(st.lists(_STEPS, max_size=40))
 def test_no_guest_and_no_plug_breaks_the_bus(bench: Bench, steps: list[tuple[object, ...]]) -> None:
