@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cerne.engine import supervised
 from cerne.engine.plan import FirmwareBoot, LaunchPlan
 from cerne.engine.record import InstanceRecord
+from cerne.engine.supervisor import Task
 from cerne.errors import DamagedError
 from cerne.host.process import ProcessIdentity
+from cerne.vmm.jail.program import Room
 
 
 @pytest.fixture
@@ -41,3 +46,26 @@ def test_what_is_damaged_is_refused(record: InstanceRecord, change: dict[str, ob
 def test_what_is_no_record_is_refused(text: str) -> None:
     with pytest.raises(DamagedError):
         InstanceRecord.from_json(text)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_serves_a_card_that_comes_later_has_own_cores_if_the_machine_has(
+    record: InstanceRecord, monkeypatch: pytest.MonkeyPatch, strict: bool
+) -> None:
+    started: list[Sequence[str]] = []
+    monkeypatch.setattr(supervised, "spawn", lambda argv, *_: started.append(argv))
+    for directory in (record.runtime, record.logs):
+        directory.mkdir()
+    kept = InstanceRecord.from_json(replace(record, strict=strict).to_json())
+    task = Task("passt", ["passt"])
+    supervised.start_supervisor(kept, "net1", task, Room(filter=b""), own_user=False)
+    (argv,) = started
+    assert ("own-cores" in Task.from_word(argv[-1]).room) is strict
+
+
+def test_a_record_of_an_older_version_is_of_a_machine_that_is_not_strict(
+    record: InstanceRecord,
+) -> None:
+    values = json.loads(record.to_json())
+    del values["strict"]
+    assert not InstanceRecord.from_json(json.dumps(values)).strict

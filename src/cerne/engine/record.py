@@ -54,6 +54,8 @@ class InstanceRecord:
     """The file with its memory, if there is one (`LaunchPlan.memory_file`)."""
     shares_memory: bool = False
     """Whether other processes share its memory, so that it is neither saved nor forked."""
+    strict: bool = False
+    """Whether it shares no core's threads with other machines (`LaunchPlan.strict`)."""
 
     @classmethod
     def of(
@@ -86,6 +88,7 @@ class InstanceRecord:
             vsock_cid=vsock_cid,
             memory_file=plan.memory_file,
             shares_memory=shares_memory,
+            strict=plan.strict,
         )
 
     def to_json(self) -> str:
@@ -109,6 +112,7 @@ class InstanceRecord:
             "vsock_cid": self.vsock_cid,
             "memory_file": None if self.memory_file is None else str(self.memory_file),
             "shares_memory": self.shares_memory,
+            "strict": self.strict,
         }
         return json.dumps(values)
 
@@ -147,6 +151,8 @@ class InstanceRecord:
                 vsock_cid=None if cid is None else int(cid),
                 memory_file=_path(values["memory_file"]),
                 shares_memory=bool(values["shares_memory"]),
+                # A machine that an older Cerne started does not say.
+                strict=bool(values.get("strict", False)),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DamagedError(

@@ -122,7 +122,7 @@ def start_supervisor(
     log = backend_log(machine, name)
     with contextlib.ExitStack() as closing:
         leases = _lease(room, closing) if own_user else []
-        room.own_cores = isinstance(machine, LaunchPlan) and machine.strict
+        room.own_cores = machine.strict
         files = []
         for file in (
             Members(machine.runtime).expect(name)[0],
