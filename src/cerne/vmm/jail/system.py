@@ -91,6 +91,8 @@ _LAST_CAPABILITY = 63
 _DETACH = 2
 _SET_FILTER = 1
 _NEW_LISTENER = 8
+_ANSWERED_BY_DESCRIPTORS = (5, 9)
+"""The first Linux with SECCOMP_IOCTL_NOTIF_ADDFD."""
 _LANDLOCK_VERSION = 1
 _CORE_GET, _CORE_CREATE = 0, 1
 _SMT = "/sys/devices/system/cpu/smt/active"
@@ -214,7 +216,13 @@ def set_filter(program: bytes) -> None:
 
 
 def listen_to_filter(program: bytes) -> int:
-    """The same with a program that asks; the descriptor to answer at, which is closed on exec."""
+    """The same with a program that asks; the descriptor to answer at, which is closed on exec.
+
+    Raises OSError, also if the kernel takes no descriptor as an answer.
+    """
+    release = os.uname().release.partition("-")[0].split(".")
+    if tuple(map(int, release[:2])) < _ANSWERED_BY_DESCRIPTORS:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
     return _filter(program, _NEW_LISTENER)
 
 
