@@ -33,7 +33,7 @@ GUEST = "guest"
 """The image that the host has."""
 
 _PACKAGES = "linux-image-amd64,python3,busybox,iproute2,kmod,passt,procps"
-_DISK_SIZE = 2 * GIB
+_DISK_SIZE = 4 * GIB
 _HOME = "cerne"
 
 _COMMAND_LINE = (
@@ -96,6 +96,18 @@ _STEP = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
+class Shape:
+    """What a host has."""
+
+    packages: str = ""
+    """Debian's packages in addition, separated by commas."""
+    kernel: Path | None = None
+    """A directory with another kernel than Debian's, which needs no initrd, and its modules."""
+    processors: tuple[str, ...] = ("-smp", "2", "-m", "2G")
+    """QEMU's options for its processors and memory."""
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """How a step went."""
 
@@ -122,7 +134,13 @@ class Report:
 
 
 def report_from(
-    steps: Mapping[str, str], *, cache: Path, work: Path, qemu: Path, timeout: float
+    steps: Mapping[str, str],
+    *,
+    cache: Path,
+    work: Path,
+    qemu: Path,
+    timeout: float,
+    shape: Shape = Shape(),
 ) -> Report:
     """Boot a host at speed, have it run steps by name, and return what it says of them.
 
@@ -136,22 +154,38 @@ def report_from(
     """
     root = work / "root"
     root.mkdir()
-    archive = minimal_system("bookworm", cache, silent, _PACKAGES)
+    packages = f"{_PACKAGES},{shape.packages}" if shape.packages else _PACKAGES
+    archive = minimal_system("bookworm", cache, silent, packages)
     subprocess.run(
         ["tar", "-xpf", archive, "-C", root, "--numeric-owner", "--exclude=./dev/*"], check=True
     )
     add_cerne(root)
     _add_image(root, cache)
     _add_steps(root, steps)
-    kernel, initrd = boot_files(root)
+    kernel, initrd = _boot_parts(root, shape)
     for part in (kernel, initrd):
-        shutil.copyfile(part, work / part.name)
+        if part is not None:
+            shutil.copyfile(part, work / part.name)
     disk = work / "disk.raw"
     with disk.open("wb") as file:
         file.truncate(_DISK_SIZE)
     options: list[str | Path] = ["-E", "lazy_itable_init=1", "-d", root]
     subprocess.run([require_program("mke2fs"), "-q", "-t", "ext4", *options, disk], check=True)
-    return read_report(_command(qemu, work / kernel.name, work / initrd.name, disk), work, timeout)
+    boot: list[str | Path] = ["-kernel", work / kernel.name]
+    boot += ["-initrd", work / initrd.name] if initrd is not None else []
+    return read_report(_command(qemu, [*boot, *shape.processors], disk), work, timeout)
+
+
+def _boot_parts(root: Path, shape: Shape) -> tuple[Path, Path | None]:
+    """The kernel of a host, whose modules are in its root, and its initrd if it needs one."""
+    if shape.kernel is None:
+        return boot_files(root)
+    (kernel,) = (shape.kernel / "boot").glob("vmlinuz-*")
+    version = kernel.name.removeprefix("vmlinuz-")
+    modules = f"lib/modules/{version}"
+    shutil.copytree(shape.kernel / modules, root / "usr" / modules)
+    subprocess.run(["chroot", root, "depmod", version], check=True)
+    return kernel, None
 
 
 def read_report(command: list[str | Path], work: Path, timeout: float) -> Report:
@@ -230,12 +264,11 @@ def boot_files(root: Path) -> tuple[Path, Path]:
     return kernel, initrd
 
 
-def _command(qemu: Path, kernel: Path, initrd: Path, disk: Path) -> list[str | Path]:
+def _command(qemu: Path, options: list[str | Path], disk: Path) -> list[str | Path]:
     return [
         *(qemu, "-nodefaults", "-display", "none", "-no-reboot"),
         *("-M", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "max"),
-        *("-smp", "2", "-m", "2G"),
-        *("-kernel", kernel, "-initrd", initrd, "-append", _COMMAND_LINE),
+        *(*options, "-append", _COMMAND_LINE),
         *("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"),
         *("-serial", "file:console", "-serial", "file:report"),
         *("-netdev", "user,id=n,net=192.168.77.0/24,host=192.168.77.1"),

@@ -25,6 +25,8 @@ from cerne.units import MIB
 from cerne.vmm.registration import enter
 
 _PATIENCE = 120.0
+_NO_LIMIT = "9223372036854771712"
+"""No limit of memory, in version 1."""
 _LONG = ["/bin/sleep", "1000"]
 _BOMB = """
 import os, time
@@ -99,6 +101,10 @@ class Trial:
         self.started.append(process)
         eventually(lambda: bool(argv[0].encode() in _command_of(process)))
         return process
+
+    def has(self, name: str) -> bool:
+        """Whether its groups have this file."""
+        return any((group / name).exists() for group in self.groups)
 
     def read(self, *names: str) -> str:
         """The text of a file of its groups, which has one of these names."""
@@ -207,6 +213,10 @@ def a_memory_hog_is_stopped(trial: Trial) -> str:
         assert used is not None
         assert used.memory is not None
         assert used.memory <= 64 * MIB
+        if trial.has("memory.events"):
+            words = trial.read("memory.events").split()
+            # It was slowed down before.
+            assert int(words[words.index("high") + 1]) > 0
     return "killed by the kernel"
 
 
@@ -250,9 +260,24 @@ def limits_change_while_it_runs(trial: Trial) -> str:
         cell.give(Resources())
         assert trial.read("cpu.weight", "cpu.shares") in ("100", "1024")
         assert trial.read("cpu.max", "cpu.cfs_quota_us") in ("max 100000", "-1")
-        assert trial.read("memory.max", "memory.limit_in_bytes") in ("max", "9223372036854771712")
+        assert trial.read("memory.max", "memory.limit_in_bytes") in ("max", _NO_LIMIT)
         assert trial.read("pids.max") == "1024"
     return "all were given and taken back"
+
+
+def memory_is_promised_and_not_swapped(trial: Trial) -> str:
+    memory = MemoryResources(guarantee=64 * MIB, limit=256 * MIB, swap=False)
+    with trial.cell(Resources(memory=memory)) as cell:
+        assert trial.read("memory.min", "memory.soft_limit_in_bytes") == str(64 * MIB)
+        assert trial.read("memory.swap.max", "memory.swappiness") == "0"
+        if trial.has("memory.high"):
+            assert trial.read("memory.high") == str(248 * MIB)
+        cell.give(Resources())
+        assert trial.read("memory.min", "memory.soft_limit_in_bytes") in ("0", _NO_LIMIT)
+        assert trial.read("memory.swap.max", "memory.swappiness") in ("max", "60")
+        if trial.has("memory.high"):
+            assert trial.read("memory.high") == "max"
+    return "it was given and taken back"
 
 
 def a_machine_is_pinned_and_released(trial: Trial) -> str:
@@ -311,6 +336,7 @@ TRIALS = (
     a_memory_hog_is_stopped,
     a_quota_of_cpu_time_holds,
     limits_change_while_it_runs,
+    memory_is_promised_and_not_swapped,
     a_machine_is_pinned_and_released,
     a_command_that_is_killed_leaves_nothing,
 )
