@@ -306,5 +306,5 @@ def test_the_memory_of_a_saved_machine_is_private(
     with Opened() as opened:
         words = confinement.confined(["/usr/bin/q"], plan, opened, reads_memory=reads)
     assert (f"read={tmp_path}/memory" in words) == reads
-    assert (f"mapped={tmp_path}/memory" in words) != reads
+    assert any(word.endswith(f",{tmp_path}/memory") for word in words) != reads
     assert f"write={tmp_path}/memory" not in words

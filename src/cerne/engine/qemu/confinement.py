@@ -22,13 +22,14 @@ from cerne.engine.saved import MEMORY_FILE
 from cerne.errors import DamagedError
 from cerne.host import user_ids
 from cerne.storage.overlay import chain
-from cerne.vmm.jail.bpf import ALLOW, program
+from cerne.vmm.jail.bpf import ALLOW, opening, program
 from cerne.vmm.jail.calls import PROGRAM_CALLS
 from cerne.vmm.jail.program import (
     FILE_CAPABILITIES,
     FIRST_FREE_PORT,
     NET_BIND_SERVICE,
     SYSTEM,
+    Mapped,
     Room,
 )
 from cerne.vmm.jail.system import MOST_THREADS
@@ -66,7 +67,7 @@ def confined(
         threads=MOST_THREADS if lease is None else _MOST_THREADS,
         own_cores=plan.strict,
         log=limited_log(plan, opened),
-        mapped=None if memory is None or reads_memory else str(memory),
+        mapped=None if memory is None or reads_memory else Mapped(str(memory), opening()),
         filter=program(PROGRAM_CALLS, ALLOW),
     )
     return [*START, "program", *room.words(), *argv]

@@ -21,7 +21,6 @@ import stat
 import sys
 
 from cerne.vmm.jail import system
-from cerne.vmm.jail.bpf import opening
 from cerne.vmm.jail.log_limit import limit
 from cerne.vmm.jail.read_only import answer
 from cerne.vmm.jail.system import LACKING, MOST_THREADS, Attribute, Mount, Namespace, Prctl
@@ -73,6 +72,18 @@ class Log:
         """Bytes after which it begins again."""
 
 
+class Mapped:
+    """A file that a program maps privately, and opens to write first of all files.
+
+    It gets it only to read; the process that limits its log answers (`read_only.answer`).
+    """
+
+    def __init__(self, path: str, filter: bytes) -> None:  # noqa: A002 - the kernel's word
+        self.path = path
+        self.filter = filter
+        """The filter that asks at each such opening (`cerne.vmm.jail.bpf.opening`)."""
+
+
 class Room:
     """What a program needs of its host."""
 
@@ -93,7 +104,7 @@ class Room:
         descriptors: int | None = None,
         memory: int | None = None,
         log: Log | None = None,
-        mapped: str | None = None,
+        mapped: Mapped | None = None,
     ) -> None:
         self.filter = filter
         """Its filter of system calls (`cerne.vmm.jail.bpf`)."""
@@ -124,10 +135,7 @@ class Room:
         self.log = log
         """The log that another process limits while the program runs."""
         self.mapped = mapped
-        """The file that the program maps privately, and opens to write first of all files.
-
-        It gets it only to read; the process that limits its log answers (`read_only.answer`).
-        """
+        """The file that the program maps privately."""
 
     def words(self) -> list[str]:
         """The arguments of this program for it, up to those of the program to execute."""
@@ -137,7 +145,7 @@ class Room:
             "descriptors": self.descriptors,
             "memory": self.memory,
         }
-        log = self.log
+        log, mapped = self.log, self.mapped
         return [
             f"filter={self.filter.hex()}",
             *(["own-root"] if self.own_root else []),
@@ -150,7 +158,7 @@ class Room:
             *(f"capability={number}" for number in self.capabilities),
             *(["own-cores"] if self.own_cores else []),
             *([] if log is None else [f"log={log.descriptor},{log.registration},{log.most}"]),
-            *([] if self.mapped is None else [f"mapped={self.mapped}"]),
+            *([] if mapped is None else [f"mapped={mapped.filter.hex()},{mapped.path}"]),
             _END,
         ]
 
@@ -180,8 +188,13 @@ class Room:
             descriptors=number("descriptors"),
             memory=number("memory"),
             log=Log(*map(int, given["log"][0].split(","))) if "log" in given else None,
-            mapped=given["mapped"][0] if "mapped" in given else None,
+            mapped=_mapped(given["mapped"][0]) if "mapped" in given else None,
         )
+
+
+def _mapped(word: str) -> Mapped:
+    asking, _, path = word.partition(",")
+    return Mapped(path, bytes.fromhex(asking))
 
 
 class RefusedError(Exception):
@@ -235,17 +248,19 @@ def confine(room: Room) -> None:
     _put_up("seccomp", lambda: system.set_filter(room.filter))
 
 
-def _listen(room: Room, mapped: str) -> int | None:
+def _listen(room: Room, mapped: Mapped) -> int | None:
     """Have the mapped file only read; return where opening it is to be answered.
 
     A host that lacks this lets the program write to it.
     """
     listeners: list[int] = []
     system.prctl(Prctl.SET_NO_NEW_PRIVS, 1)
-    if _put_up("read-only memory", lambda: listeners.append(system.listen_to_filter(opening()))):
-        room.reads.append(mapped)
+    if _put_up(
+        "read-only memory", lambda: listeners.append(system.listen_to_filter(mapped.filter))
+    ):
+        room.reads.append(mapped.path)
         return listeners[0]
-    room.writes.append(mapped)
+    room.writes.append(mapped.path)
     return None
 
 
@@ -255,7 +270,7 @@ def _keep_user(room: Room) -> None:
     room.capabilities += FILE_CAPABILITIES
 
 
-def _limit_beside(log: Log, listener: int | None, mapped: str | None) -> None:
+def _limit_beside(log: Log, listener: int | None, mapped: Mapped | None) -> None:
     """Start a process that limits the log; it has the same walls, and ends with the program.
 
     It also answers the program's opening of its mapped file, if there is a listener for it.
@@ -263,7 +278,7 @@ def _limit_beside(log: Log, listener: int | None, mapped: str | None) -> None:
     reading, writing = os.pipe()
     asked = []
     if listener is not None and mapped is not None:
-        asked = [listener, os.open(mapped, os.O_RDONLY | os.O_CLOEXEC)]
+        asked = [listener, os.open(mapped.path, os.O_RDONLY | os.O_CLOEXEC)]
     if os.fork() == 0:
         try:
             register(log.registration)
