@@ -60,6 +60,22 @@ def test_an_indirect_chain_is_the_same(
     assert (chain.readable_size, chain.writable_size) == (8, 7)
 
 
+def test_several_chains_are_popped_at_once_and_put_back(queue: Queue, driver: QueueDriver) -> None:
+    heads = [driver.add([Buffer(DATA + size, size)]) for size in (1, 2, 3)]
+    assert [chain.readable_size for chain in queue.pop_some(2)] == [1, 2]
+    queue.put_back(1)
+    assert [chain.head for chain in queue.pop_some(8)] == heads[1:]
+    assert queue.pop_some(8) == []
+
+
+def test_chains_before_a_broken_one_are_popped(queue: Queue, driver: QueueDriver) -> None:
+    first = driver.add([Buffer(DATA, 1)])
+    driver.add([Buffer(1 << 40, 1)])
+    assert [chain.head for chain in queue.pop_some(8)] == [first]
+    with pytest.raises(QueueError, match="not in memory"):
+        queue.pop_some(8)
+
+
 def test_indices_wrap_around(memory: GuestMemory, queue: Queue, driver: QueueDriver) -> None:
     driver.offered = driver.taken = 0xFFFD
     queue.restore(queue.state() | {"next_available": 0xFFFD, "next_used": 0xFFFD})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import socket
+from functools import partial
 
 from cerne.vmm.loop import Loop
 
@@ -42,3 +45,48 @@ def test_what_is_due_is_done_in_its_order() -> None:
     loop.close()
     assert sorted(done) == ["again", "asked", "first", "last"]
     assert [each for each in done if each != "asked"] == ["first", "again", "last"]
+
+
+def test_what_a_descriptor_is_waited_for_changes() -> None:
+    loop, done = Loop(), list[str]()
+    ours, theirs = socket.socketpair()
+    theirs.send(b"x")
+
+    def writable() -> None:
+        done.append("writable")
+        loop.watch(ours.fileno(), readable, None)
+
+    def readable() -> None:
+        done.append("readable")
+        loop.watch(ours.fileno(), None)
+        loop.watch(ours.fileno(), None)
+        loop.after(0.001, loop.stop)
+
+    loop.watch(ours.fileno(), None, writable)
+    loop.run()
+    assert done == ["writable", "readable"]
+    loop.watch(number := ours.fileno(), loop.stop)
+    ours.close()
+    # The kernel has forgotten it with the descriptor.
+    loop.watch(number, None)
+    loop.close()
+    theirs.close()
+
+
+def test_one_callback_forgets_another_descriptor_of_the_same_turn() -> None:
+    loop, done = Loop(), list[int]()
+    pipes = [os.pipe() for _ in range(2)]
+
+    def forget(other: int) -> None:
+        done.append(other)
+        loop.watch(other, None)
+        loop.stop()
+
+    for (reading, writing), (other, _) in zip(pipes, reversed(pipes), strict=True):
+        loop.watch(reading, partial(forget, other))
+        os.write(writing, b"x")
+    loop.run()
+    assert len(done) == 1
+    loop.close()
+    for descriptor in itertools.chain(*pipes):
+        os.close(descriptor)

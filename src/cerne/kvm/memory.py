@@ -283,8 +283,12 @@ class GuestMemory:
         Raises:
             GuestMemoryError: they do not lie within one region.
         """
-        region, offset = self._locate(address, length)
-        return region.view[offset : offset + length]
+        # As `_locate`, without the call: devices ask for each buffer of a guest.
+        for region in self._regions:
+            offset = address - region.start
+            if offset >= 0 and 0 <= length <= region.size - offset:
+                return region.view[offset : offset + length]
+        raise _not_in_memory(address, length)
 
     def read_u16(self, address: int) -> int:
         """A 16-bit number; raises GuestMemoryError outside memory."""
@@ -428,9 +432,7 @@ class GuestMemory:
                 pieces.append((region, at - region.start, size))
                 at += size
         if at != end:
-            raise GuestMemoryError(
-                f"{counted(length, 'byte')} at {address:#x} are not in the guest's memory"
-            )
+            raise _not_in_memory(address, length)
         return pieces
 
     def _locate(self, address: int, length: int) -> tuple[MemoryRegion, int]:
@@ -438,9 +440,13 @@ class GuestMemory:
             offset = address - region.start
             if offset >= 0 and 0 <= length <= region.size - offset:
                 return region, offset
-        raise GuestMemoryError(
-            f"{counted(length, 'byte')} at {address:#x} are not in the guest's memory"
-        )
+        raise _not_in_memory(address, length)
+
+
+def _not_in_memory(address: int, length: int) -> GuestMemoryError:
+    return GuestMemoryError(
+        f"{counted(length, 'byte')} at {address:#x} are not in the guest's memory"
+    )
 
 
 def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:

@@ -6,22 +6,26 @@ that the host sides of the other devices need no locks.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import os
-import selectors
+import select
 import time
 from collections import deque
 from collections.abc import Callable
 
 Ready = Callable[[], None]
 
+_NONE = (None, None)
+
 
 class Loop:
     """Calls back when a descriptor is readable or writable, or when a thread asks for it."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._poll = select.epoll()
+        self._watched: dict[int, tuple[Ready | None, Ready | None]] = {}
         self._asked: deque[Ready] = deque()
         # Ordered by time; the numbers keep the order of calls with the same time.
         self._timers: list[tuple[float, int, Ready]] = []
@@ -32,16 +36,20 @@ class Loop:
 
     def watch(self, descriptor: int, readable: Ready | None, writable: Ready | None = None) -> None:
         """Call back while a descriptor is readable or writable; with neither, forget it."""
-        events = selectors.EVENT_READ if readable else 0
-        events |= selectors.EVENT_WRITE if writable else 0
-        known = descriptor in self._selector.get_map()
+        wanted, former = (readable, writable), self._watched.get(descriptor, _NONE)
+        events, present = _events(*wanted), _events(*former)
         if not events:
-            if known:
-                self._selector.unregister(descriptor)
-        elif known:
-            self._selector.modify(descriptor, events, (readable, writable))
-        else:
-            self._selector.register(descriptor, events, (readable, writable))
+            self._watched.pop(descriptor, None)
+            if present:
+                # A descriptor that was closed before is forgotten already.
+                with contextlib.suppress(OSError):
+                    self._poll.unregister(descriptor)
+            return
+        if not present:
+            self._poll.register(descriptor, events)
+        elif events != present:
+            self._poll.modify(descriptor, events)
+        self._watched[descriptor] = wanted
 
     def ask(self, action: Ready) -> None:
         """Call a function on the loop's thread soon; from any thread."""
@@ -59,19 +67,20 @@ class Loop:
 
     def run(self) -> None:
         """Call back until stopped."""
+        watched = self._watched
         while self._running:
-            for key, events in self._selector.select(self._patience()):
-                readable, writable = key.data
+            for descriptor, events in self._poll.poll(self._patience()):
                 # An earlier callback may have forgotten this descriptor.
-                if events & selectors.EVENT_READ and readable and self._knows(key.fd):
+                if events & ~select.EPOLLOUT and (readable := watched.get(descriptor, _NONE)[0]):
                     readable()
-                if events & selectors.EVENT_WRITE and writable and self._knows(key.fd):
+                if events & ~select.EPOLLIN and (writable := watched.get(descriptor, _NONE)[1]):
                     writable()
-            self._do_what_is_due()
+            if self._timers:
+                self._do_what_is_due()
 
     def close(self) -> None:
         """Close its own descriptors."""
-        self._selector.close()
+        self._poll.close()
         os.close(self._bell)
 
     def _patience(self) -> float | None:
@@ -83,11 +92,12 @@ class Loop:
         while self._timers and self._timers[0][0] <= now:
             heapq.heappop(self._timers)[2]()
 
-    def _knows(self, descriptor: int) -> bool:
-        return descriptor in self._selector.get_map()
-
     def _answer_bell(self) -> None:
         os.eventfd_read(self._bell)
         # Later calls ring again, so that descriptors have their turn first.
         for _ in range(len(self._asked)):
             self._asked.popleft()()
+
+
+def _events(readable: Ready | None, writable: Ready | None) -> int:
+    return (select.EPOLLIN if readable else 0) | (select.EPOLLOUT if writable else 0)

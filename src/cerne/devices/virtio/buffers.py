@@ -9,6 +9,8 @@ Views = tuple[memoryview, ...]
 
 def split(views: Sequence[memoryview], length: int) -> tuple[Views, Views]:
     """The first `length` bytes, or all if there are fewer, and the rest."""
+    if views and len(views[0]) > length > 0:
+        return (views[0][:length],), (views[0][length:], *views[1:])
     first: list[memoryview] = []
     rest: list[memoryview] = []
     for view in views:
@@ -38,4 +40,4 @@ def scatter(views: Iterable[memoryview], data: bytes | memoryview) -> int:
 
 def size_of(views: Iterable[memoryview]) -> int:
     """The bytes of all views."""
-    return sum(len(view) for view in views)
+    return sum(map(len, views))

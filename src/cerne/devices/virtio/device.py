@@ -163,20 +163,22 @@ class VirtioDevice:
         if self._notify is not None:
             self._notify(queue)
 
-    def _drain(self, queue: Queue, serve: Callable[[Chain], int | None]) -> None:
+    def _drain(self, queue: Queue, serve: Callable[[Chain], int | None], at_once: int = 1) -> None:
         """Serve all chains, and ask for a kick for the next one.
 
         `serve` returns how many bytes it wrote, or None if it has to stop now: the chain stays the
-        next one, and the device continues later.
+        next one, and the device continues later. The driver gets so many back `at_once`.
         """
         queue.disable_notification()
-        served, more = self._serve_some(queue, serve)
+        served, more = self._serve_some(queue, serve, at_once)
         if served:
             self._notify_driver(queue)
         if more and self._host is not None:
             self._host.come_back(queue)
 
-    def _serve_some(self, queue: Queue, serve: Callable[[Chain], int | None]) -> tuple[bool, bool]:
+    def _serve_some(
+        self, queue: Queue, serve: Callable[[Chain], int | None], at_once: int
+    ) -> tuple[bool, bool]:
         """Serve chains for one turn; return whether any was served, and whether there may be more.
 
         A driver may refill the queue all the time, and a device may even write into the ring that
@@ -184,18 +186,30 @@ class VirtioDevice:
         """
         served = self._interrupted = False
         end = time.monotonic() + _TURN
-        for _ in range(queue.size + 1):
-            chain = queue.pop()
-            if chain is None:
+        for _ in range(queue.size // at_once + 1):
+            chains = queue.pop_some(at_once)
+            if not chains:
                 if not queue.enable_notification():
                     return served, False
                 continue
-            written = serve(chain)
-            if written is None:
-                queue.put_back()
+            done = _served(chains, serve)
+            if done:
+                queue.push_all(done)
+                served = True
+            if len(done) < len(chains):
+                queue.put_back(len(chains) - len(done))
                 return served, False
-            queue.push(chain.head, written)
-            served = True
             if self._interrupted or time.monotonic() > end:
                 break
         return served, True
+
+
+def _served(chains: Sequence[Chain], serve: Callable[[Chain], int | None]) -> list[tuple[int, int]]:
+    """Serve chains until one has to stop; the heads of the others, and the bytes written."""
+    done: list[tuple[int, int]] = []
+    for chain in chains:
+        written = serve(chain)
+        if written is None:
+            break
+        done.append((chain.head, written))
+    return done

@@ -56,12 +56,12 @@ class Chain(NamedTuple):
     @property
     def readable_size(self) -> int:
         """Bytes for the device to read."""
-        return sum(len(view) for view in self.readable)
+        return sum(map(len, self.readable))
 
     @property
     def writable_size(self) -> int:
         """Bytes for the device to write."""
-        return sum(len(view) for view in self.writable)
+        return sum(map(len, self.writable))
 
 
 class _Rings(NamedTuple):
@@ -69,6 +69,8 @@ class _Rings(NamedTuple):
 
     descriptors: memoryview
     driver: memoryview
+    driver_words: memoryview
+    """The same as 16-bit numbers, each of which is read in one piece."""
     device: memoryview
     device_words: memoryview
     """The same as 16-bit numbers, for writes in one piece: struct writes zeros first."""
@@ -171,14 +173,26 @@ class Queue:
 
     def pop(self) -> Chain | None:
         """The next offered chain, or None if there is none now."""
-        rings = self._rings
-        if rings is None or self._available(rings) == 0:
-            return None
-        slot = _AVAIL_RING + 2 * (self._next_available % self.size)
-        head: int = _U16.unpack_from(rings.driver, slot)[0]
-        chain = self._chain(rings, head)
-        self._next_available = (self._next_available + 1) & 0xFFFF
-        return chain
+        chains = self.pop_some(1)
+        return chains[0] if chains else None
+
+    def pop_some(self, most: int) -> list[Chain]:
+        """The next offered chains, as many as there are now but no more than `most`."""
+        rings, at = self._rings, self._next_available
+        if rings is None:
+            return []
+        chains: list[Chain] = []
+        heads, size = rings.driver_words, self.size
+        try:
+            for _ in range(min(most, self._available(rings))):
+                chains.append(self._chain(rings, heads[_AVAIL_RING // 2 + at % size]))
+                at = (at + 1) & 0xFFFF
+        except QueueError:
+            # The next call raises it, after those before it are served.
+            if not chains:
+                raise
+        self._next_available = at
+        return chains
 
     def put_back(self, count: int = 1) -> None:
         """Undo so many of the last `pop`s: their chains are the next ones again."""
@@ -190,12 +204,12 @@ class Queue:
 
     def push_all(self, chains: Iterable[tuple[int, int]]) -> None:
         """Return chains, by head and number of bytes; the driver sees all of them at once."""
-        rings = self._in_use()
+        rings, at = self._in_use(), self._next_used
+        ring, size, pack = rings.device, self.size, _USED_ELEMENT.pack_into
         for head, written in chains:
-            slot = _USED_RING + 8 * (self._next_used % self.size)
-            _USED_ELEMENT.pack_into(rings.device, slot, head, written)
-            self._next_used = (self._next_used + 1) & 0xFFFF
-        rings.device_words[1] = self._next_used
+            pack(ring, _USED_RING + 8 * (at % size), head, written)
+            at = (at + 1) & 0xFFFF
+        self._next_used = rings.device_words[1] = at
 
     def should_notify(self) -> bool:
         """Whether the driver wants an interrupt for the chains pushed since the last call."""
@@ -285,10 +299,12 @@ class Queue:
             raise QueueError(
                 f"the queue has {counted(self.size, 'entry')}; the most are {self.maximum}"
             )
+        driver = self._ring("available ring", self.driver, 6 + 2 * self.size, 2)
         device = self._ring("used ring", self.device, 6 + 8 * self.size, 4)
         return _Rings(
             descriptors=self._ring("descriptor table", self.descriptors, 16 * self.size, 16),
-            driver=self._ring("available ring", self.driver, 6 + 2 * self.size, 2),
+            driver=driver,
+            driver_words=driver.cast("H"),
             device=device,
             device_words=device.cast("H"),
         )
@@ -307,8 +323,7 @@ class Queue:
             raise QueueError(f"the {what} of a queue is not in memory: {error.message}") from error
 
     def _available(self, rings: _Rings) -> int:
-        index: int = _U16.unpack_from(rings.driver, 2)[0]
-        count = (index - self._next_available) & 0xFFFF
+        count: int = (rings.driver_words[1] - self._next_available) & 0xFFFF
         if count > self.size:
             raise QueueError(
                 f"the driver offers {counted(count, 'chain')} in a queue of"
@@ -317,6 +332,16 @@ class Queue:
         return count
 
     def _chain(self, rings: _Rings, head: int) -> Chain:
+        if head < self.size:
+            address, length, flags, _ = _DESCRIPTOR.unpack_from(rings.descriptors, 16 * head)
+            if not flags & (_NEXT | _INDIRECT):
+                view = self._view("buffer", address, length)
+                return Chain(head, (), (view,)) if flags & _WRITE else Chain(head, (view,), ())
+        # What was read is of no more use: the driver may have changed it.
+        return self._long_chain(rings, head)
+
+    def _long_chain(self, rings: _Rings, head: int) -> Chain:
+        """A chain of several descriptors, of which another table may have some."""
         readable: list[memoryview] = []
         writable: list[memoryview] = []
         left = _LARGEST_CHAIN

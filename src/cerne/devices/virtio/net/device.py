@@ -12,7 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from cerne.devices.limiter import Limiter
 from cerne.devices.state import PlainState, SavedState
@@ -34,7 +34,9 @@ from cerne.devices.virtio.queue import Chain, Queue, QueueError
 from cerne.errors import DamagedError, InputError
 
 QUEUE_SIZE = 256
-_RECEIVE, _TRANSMIT, _CONTROL = 0, 1, 2
+_RECEIVE: Final = 0
+_TRANSMIT: Final = 1
+_CONTROL: Final = 2
 _CONTROL_SIZE = 64
 _LINK_UP = 1
 _FEATURES = (
@@ -55,12 +57,14 @@ _PADDING = bytes(60 - SMALLEST_FRAME - _REVERSE_REQUEST.size)
 _SPILL_SIZE = HEADER_SIZE + LARGEST_FRAME + 1
 # Below readv(2)'s 1024, so that the longest chain and the card's own buffer still fit.
 _MOST_VIEWS = 1024 - 1 - (QUEUE_SIZE + 1)
+# Frames of the guest's that it gets back together.
+_AT_ONCE = 16
 # Frames in one turn, between which nothing else is served.
 _TURN = 64
 
 
 class NetLimits(NamedTuple):
-    """The limits of a machine's cards, which share them."""
+    """The limits of a machine's cards, which share them; first as the queues they are for."""
 
     receive: Limiter
     send: Limiter
@@ -189,7 +193,7 @@ class NetDevice(VirtioDevice):
         """Send the guest's frames, fill its buffers, or execute its commands."""
         queue = self._queues[queue_index]
         if queue_index == _TRANSMIT:
-            self._drain(queue, self._transmit)
+            self._drain(queue, self._transmit, _AT_ONCE)
         elif queue_index == _CONTROL:
             self._drain(queue, self._obey)
         else:
@@ -249,15 +253,15 @@ class NetDevice(VirtioDevice):
     def _transmit(self, chain: Chain) -> int | None:
         if not self._link_up:
             return 0
-        header, frame = split(chain.readable, HEADER_SIZE)
         if self._has_to_wait(_TRANSMIT):
             return None
-        checked = checked_header(gather(header), size_of(frame), self._features)
+        header, frame = split(chain.readable, HEADER_SIZE)
+        size = size_of(frame)
+        checked = checked_header(gather(header), size, self._features)
         if checked is not None and not self._send(checked, frame):
             return None
-        self.sent += size_of(frame)
-        if self._limits is not None:
-            self._limits.send.charge(size_of(frame), time.monotonic())
+        self.sent += size
+        self._charge(_TRANSMIT, size)
         return 0
 
     def _send(self, header: bytes, frame: Views) -> bool:
@@ -268,22 +272,28 @@ class NetDevice(VirtioDevice):
             self._lose_link()
         return True
 
-    def _has_to_wait(self, queue_index: int) -> bool:
+    def _has_to_wait(self, queue_index: Literal[0, 1]) -> bool:
         """Whether a limit delays the next frame; if so, the queue is served later.
 
         A frame is counted after it has moved, because its size, or whether the link takes it, is
         unknown before.
         """
-        if self._limits is None:
+        limits = self._limits
+        if limits is None or not limits[queue_index].active:
             return False
-        limiter = self._limits.receive if queue_index == _RECEIVE else self._limits.send
-        wait = limiter.admit(0, time.monotonic()) if limiter.active else 0.0
+        wait = limits[queue_index].admit(0, time.monotonic())
         if wait == 0:
             return False
         if queue_index not in self._waiting_for_limit:
             self._waiting_for_limit.add(queue_index)
-            self._limits.after(wait, partial(self._wait_is_over, queue_index))
+            limits.after(wait, partial(self._wait_is_over, queue_index))
         return True
+
+    def _charge(self, queue_index: Literal[0, 1], size: int) -> None:
+        """Count a frame that has moved, for which later ones may wait."""
+        limits = self._limits
+        if limits is not None and limits[queue_index].active:
+            limits[queue_index].charge(size, time.monotonic())
 
     def _wait_is_over(self, queue_index: int) -> None:
         with self.working():
@@ -337,8 +347,7 @@ class NetDevice(VirtioDevice):
             # Nothing, or an invalid frame; others may follow.
             return size > 0
         self.received += size - HEADER_SIZE
-        if self._limits is not None:
-            self._limits.receive.charge(size - HEADER_SIZE, time.monotonic())
+        self._charge(_RECEIVE, size - HEADER_SIZE)
         self._guess = size
         if size > room.size and not self._give_spilled(room, size):
             return False

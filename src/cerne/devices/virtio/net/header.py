@@ -71,6 +71,8 @@ def checked_header(header: bytes, frame_size: int, features: int) -> bytes | Non
 
     `header` is a copy, which the guest has no access to.
     """
+    if header == NO_OFFLOAD and SMALLEST_FRAME <= frame_size <= LARGEST_FRAME:
+        return NO_OFFLOAD
     if len(header) != HEADER_SIZE or not SMALLEST_FRAME <= frame_size <= LARGEST_FRAME:
         return None
     flags, kind, header_length, segment, start, offset, _ = _HEADER.unpack(header)

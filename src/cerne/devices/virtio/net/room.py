@@ -52,16 +52,18 @@ class Room:
 
     def use(self, size: int) -> None:
         """Give the driver a frame of this size, which is in the views."""
-        used = []
+        first = self._chains[0][0].writable
+        used: list[tuple[int, int]] = []
+        views = 0
         while size > 0:
             chain, room = self._chains.popleft()
-            used.append((chain, min(size, room)))
+            used.append((chain.head, min(size, room)))
+            views += len(chain.writable)
             self.size -= room
             size -= room
-        first = used[0][0].writable
         _set_count(first, len(used))
-        self._queue.push_all((chain.head, written) for chain, written in used)
-        del self.views[: sum(len(chain.writable) for chain, _ in used)]
+        self._queue.push_all(used)
+        del self.views[:views]
 
     def give_back(self) -> None:
         """Put unused buffers back into the queue."""
