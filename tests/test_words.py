@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -115,9 +116,14 @@ def _kinds(tree: ast.AST) -> set[str]:
     return _ERRORS | own
 
 
+@functools.cache
+def _trees() -> Mapping[Path, ast.AST]:
+    """The modules of the package."""
+    return {path: ast.parse(path.read_text()) for path in sorted(_SOURCE.rglob("*.py"))}
+
+
 def _errors() -> Iterator[Text]:
-    for path in sorted(_SOURCE.rglob("*.py")):
-        tree = ast.parse(path.read_text())
+    for path, tree in _trees().items():
         kinds = _kinds(tree)
         for call in ast.walk(tree):
             if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
@@ -143,10 +149,10 @@ def test_errors_are_in_plain_words() -> None:
     assert [wrong for text in texts for wrong in _wrong(text)] == []
 
 
-def _nouns(trees: Mapping[Path, ast.AST]) -> set[str]:
+def _nouns() -> set[str]:
     """The nouns that any module counts by `cerne.units.counted`."""
     found = set()
-    for call in (node for tree in trees.values() for node in ast.walk(tree)):
+    for call in (node for tree in _trees().values() for node in ast.walk(tree)):
         match call:
             case ast.Call(ast.Name(counted.__name__), [_, ast.Constant(str() as noun)]):
                 found.add(noun)
@@ -158,14 +164,13 @@ def _is_constant(value: ast.expr) -> bool:
 
 
 def test_a_number_of_things_may_be_one() -> None:
-    trees = {path: ast.parse(path.read_text()) for path in _SOURCE.rglob("*.py")}
-    nouns = _nouns(trees)
+    nouns = _nouns()
     assert {"CPU", "byte", "hugepage"} <= nouns
     plurals = "|".join(counted(2, noun).removeprefix("2 ") for noun in nouns)
     after = re.compile(rf" (?:{plurals})\b")
     wrong = [
         f"{path.relative_to(_ROOT)}:{hole.lineno}: {{…}}{rest.value!r}: write counted(…)"
-        for path, tree in trees.items()
+        for path, tree in _trees().items()
         for text in ast.walk(tree)
         if isinstance(text, ast.JoinedStr)
         for hole, rest in pairwise(text.values)

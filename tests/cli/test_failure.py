@@ -87,6 +87,26 @@ def test_a_wrong_value_leads_to_the_help_of_its_own_command(
     assert hints == ["  see: cerne create --help", "  see: cerne run --help"]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--memory", "12x"], "--memory '12x' is not a size"),
+        (["--memory", "0"], "--memory is 0, which is out of bounds"),
+        (["--cpus", "0"], "--cpus is 0, which is not a number of CPUs"),
+        (["--memory-limit", "12x"], "--memory-limit '12x' is not a size"),
+        (["-p", "1:1", "-p", "x"], "--publish 'x' is not a published port"),
+        (["--cpu-pin", "x"], "--cpu-pin 'x' is not a list of CPUs"),
+    ],
+)
+def test_a_wrong_value_is_said_with_its_option(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught, reported():
+        app(["create", "--name", "web", *words, "tiny"], prog_name="cerne")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.startswith(f"cerne: {said}")
+
+
 def test_what_is_no_failure_passes() -> None:
     with reported(), own_failures_are_125():
         pass

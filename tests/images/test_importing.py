@@ -347,3 +347,8 @@ def test_an_address_that_has_nothing(store: ImageStore, server: _Server) -> None
 def test_a_host_that_has_no_address_is_told_without_the_systems_number() -> None:
     error = urllib.error.URLError(OSError(-2, "Name or service not known"))
     assert _why(error) == "Name or service not known"
+
+
+def test_an_address_that_is_not_fetched_is_said_whole(store: ImageStore) -> None:
+    with pytest.raises(InputError, match="ftp://host/disk is not an address"):
+        store.import_("ftp://host/disk")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import sys
@@ -179,6 +180,21 @@ def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StorageError) as caught:
         Store(tmp_path / "missing" / "store.sqlite")
     assert "missing" in caught.value.message
+
+
+def test_a_full_disk_and_a_read_only_one_are_said(
+    store: Store, new_record: NewRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = store._database._connection
+    pages = connection.execute("PRAGMA page_count").fetchone()[0]
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(StorageError, match=f"the disk of {tmp_path} is full"):
+        for number in range(1000):
+            store.add(new_record(f"m{number}"))
+    read_only = os.statvfs_result((*os.statvfs(tmp_path)[:8], os.ST_RDONLY, 255))
+    monkeypatch.setattr("cerne.manager.store.database.os.statvfs", lambda _path: read_only)
+    with pytest.raises(StorageError, match=f"the file system of {tmp_path}/missing is read-only"):
+        Store(tmp_path / "missing" / "store.sqlite")
 
 
 def test_threads_may_share_a_store(store: Store, new_record: NewRecord) -> None:

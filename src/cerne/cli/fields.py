@@ -6,8 +6,9 @@ options for the fields of a machine are made, take as long to load as all the re
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +16,7 @@ from typer.core import TyperCommand
 
 from cerne.cli.failure import begins
 from cerne.cli.options import number
+from cerne.errors import InputError
 
 if TYPE_CHECKING:
     from typer._click.core import Context
@@ -139,7 +141,32 @@ def make_spec(image: str, name: str, asked: Mapping[str, object]) -> MachineSpec
     """
     from cerne.spec.machine import machine_spec
 
-    return machine_spec(image=image, name=name, **asked)
+    with options_named(asked):
+        return machine_spec(image=image, name=name, **asked)
+
+
+@contextlib.contextmanager
+def options_named(asked: Mapping[str, object]) -> Iterator[None]:
+    """Have an error about the text of an option begin with the option.
+
+    Raises:
+        InputError: the block raised one.
+    """
+    try:
+        yield
+    except InputError as error:
+        texts = {
+            repr(text): word
+            for word, value in asked.items()
+            for text in (value if isinstance(value, list) else [value])
+        }
+        said = next((text for text in texts if error.message.startswith(f"{text} ")), None)
+        if said is None:
+            raise
+        word = texts[said]
+        raise InputError(
+            f"{word} {error.message}", hint=error.hint, machine=error.machine, field=word
+        ) from error
 
 
 def _without_asked(function: Callable[..., None]) -> inspect.Signature:

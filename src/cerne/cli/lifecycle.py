@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from cerne.cli.failure import Failures, tell
-from cerne.cli.fields import field_options, make_spec
+from cerne.cli.fields import field_options, make_spec, options_named
 from cerne.cli.options import (
     ImageArgument,
     NameArgument,
@@ -128,7 +128,8 @@ def set_(name: NameArgument, **asked: object) -> None:
     from cerne.client import connect
 
     machine = connect().get(name)
-    machine.adjust(**cast("Adjustment", asked))
+    with options_named(asked):
+        machine.adjust(**cast("Adjustment", asked))
     print(name)
     if not machine.record.state.live:
         tell(f"{machine.name} does not run: the change takes effect at its next start")

@@ -43,7 +43,9 @@ def create(
 ) -> None:
     """Make a pool, and fill it."""
     from cerne.client import connect
+    from cerne.spec.names import check_name
 
+    check_name(name, "a pool's")
     spec = make_spec(image, name, asked)
     pool = connect().create_pool(name, spec, ready)
     try:

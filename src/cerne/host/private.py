@@ -54,7 +54,7 @@ def _make(above: int, name: str, path: Path) -> None:
     except OSError as error:
         raise StorageError(
             f"making {path} failed: {error.strerror}",
-            hint="free some space, or set CERNE_HOME to another directory",
+            hint="free some space, or set CERNE_HOME to a directory that you may write to",
         ) from error
 
 

@@ -45,6 +45,7 @@ _OPTIONS: dict[str, dict[str, object]] = {
 }
 _SUFFIXES = re.compile(r"\.(qcow2|img|raw|vmdk|vdi|iso|vhdx?)$", re.IGNORECASE)
 _UNFIT = re.compile(r"[^a-z0-9._-]+")
+_OTHER_ADDRESS = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]*://")
 _CHECKSUM = re.compile(r"(?:sha256:)?[0-9a-fA-F]{64}|sha512:[0-9a-fA-F]{128}")
 
 
@@ -70,6 +71,11 @@ def import_disk(
         raise InputError(f"{checksum!r} is not a checksum", hint="write it as sha256:HEX")
     if source.startswith(("http://", "https://")):
         path = fetch(source, checksum, cache, progress)
+    elif _OTHER_ADDRESS.match(source):
+        raise InputError(
+            f"{source} is not an address that Cerne fetches from",
+            hint="give an address that begins with https:// or http://, or a file of this host",
+        )
     else:
         path = Path(source.removeprefix("file://")).expanduser()
         _require_file(path)

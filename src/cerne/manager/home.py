@@ -225,6 +225,11 @@ def _make(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
+    except FileExistsError as error:
+        raise StorageError(
+            f"{directory} is a file, and not a directory",
+            hint="set CERNE_HOME to a directory",
+        ) from error
     except PermissionError as error:
         raise HostError(
             f"making {directory} failed: {error.strerror}",
@@ -233,7 +238,7 @@ def _make(directory: Path) -> None:
     except OSError as error:
         raise StorageError(
             f"making {directory} failed: {error.strerror}",
-            hint="free some space, or set CERNE_HOME to another directory",
+            hint="free some space, or set CERNE_HOME to a directory that you may write to",
         ) from error
     if status.st_mode & stat.S_IWOTH and not status.st_mode & stat.S_ISVTX:
         raise HostError(

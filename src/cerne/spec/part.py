@@ -74,7 +74,9 @@ def require_size(what: str, size: int, smallest: int, largest: int) -> None:
         hint = f"ask for {format_size(smallest)} to {format_size(largest)}"
         if 0 < size <= _LIKELY_MIB:
             hint += f"; a number without a unit is bytes: {size}M is {size} MiB"
-        raise InputError(f"{what} is {format_size(size)}, which is out of bounds", hint=hint)
+        raise InputError(
+            f"{what} is {format_size(size)}, which is out of bounds", hint=hint, field=what
+        )
 
 
 def require_whole_mib(what: str, size: int) -> None:
@@ -87,6 +89,7 @@ def require_whole_mib(what: str, size: int) -> None:
         raise InputError(
             f"{what} is {counted(size, 'byte')}, which is not a whole number of MiB",
             hint="round it to a whole number of MiB",
+            field=what,
         )
 
 

@@ -14,7 +14,7 @@ from cerne.errors import NotFoundError, StorageError
 from cerne.manager.disks.layers import Layers
 from cerne.manager.machines.plan import disk_plans, launch_plan, network_nic, nic_plans
 from cerne.manager.machines.states import state_error
-from cerne.manager.store import Record, Store
+from cerne.manager.store import Record, State, Store
 from cerne.spec.ports import PublishedPort
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ class MachineContext:
         """
         record = record or self.last
         if record.process is None:
-            raise state_error(record)
+            raise state_error(record, State.RUNNING)
         engine = self.manager.choose_engine(record.engine)
         if record.instance:
             kept = InstanceRecord.from_json(record.instance)

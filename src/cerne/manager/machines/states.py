@@ -20,6 +20,9 @@ _ADVICE = {state: f"{verb} it with: cerne {verb} {{name}}" for state, verb in _R
     State.STOPPING: "wait until it has ended: cerne wait {name}",
 }
 
+_MOST_NAMED = 2
+"""How many states an error names."""
+
 _PROCESS_STATES = {
     "T": "it is stopped (T)",
     "t": "a debugger holds it (t)",
@@ -35,15 +38,16 @@ def require_state(record: Record, *states: State) -> None:
         NotAnsweringError: its process is stopped, and will do nothing.
     """
     if record.state not in states:
-        raise state_error(record)
+        raise state_error(record, *states)
     refuse_stopped(record)
 
 
-def state_error(record: Record) -> StateError:
-    """The error that a machine's state does not allow what was asked."""
+def state_error(record: Record, *states: State) -> StateError:
+    """The error that a machine's state is none of those that allow what was asked."""
     reason = f" ({record.reason})" if record.reason else ""
+    wanted = f", not {' or '.join(states)}" if len(states) <= _MOST_NAMED else ""
     return StateError(
-        f"{record.name} is {record.state}{reason}",
+        f"{record.name} is {record.state}{reason}{wanted}",
         hint=_ADVICE[record.state].format(name=record.name),
         machine=record.name,
     )

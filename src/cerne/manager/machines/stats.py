@@ -137,7 +137,7 @@ def stats(context: MachineContext) -> Stats:
     """What it uses of this host now (see `Machine.stats`)."""
     record = current_record(context)
     if record.state not in (State.RUNNING, State.PAUSED):
-        raise state_error(record)
+        raise state_error(record, State.RUNNING, State.PAUSED)
     used = measure(record, context.home.machine_directory(context.id))
     used = replace(used, **_of_processes(context))
     try:

@@ -212,7 +212,7 @@ class Reader:
         try:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
-            raise self._damaged(f"{name} is not at its place: {error}") from error
+            raise self._damaged(f"it has no {name} at its place") from error
         if info.name != name or info.type != tarfile.REGTYPE or info.size < 0:
             raise self._damaged(f"{name} is not where it should be")
         if size is not None and info.size != size:

@@ -163,15 +163,31 @@ class Database:
     def _version(self) -> int:
         return int(self._connection.execute("PRAGMA user_version").fetchone()[0])
 
+    def _unusable(self, error: sqlite3.OperationalError) -> StorageError:
+        """What keeps the store from being used: its file system, or what SQLite says."""
+        directory = self._path.absolute().parent
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            return StorageError(
+                f"the disk of {directory} is full, so {self._path.name} takes no change",
+                hint=f"free some space: df -h {directory}",
+            )
+        with contextlib.suppress(OSError):
+            if os.statvfs(directory).f_flag & os.ST_RDONLY:
+                return StorageError(
+                    f"the file system of {directory} is read-only",
+                    hint="make it writable, or set CERNE_HOME to another directory",
+                )
+        return StorageError(
+            f"{self._path} is not usable: {error}",
+            hint=f"check that {directory} is writable and has space: df -h {directory}",
+        )
+
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:
-            raise StorageError(
-                f"{self._path} is not usable: {error}",
-                hint=f"check that {self._path.parent} is writable and has space: df -h",
-            ) from error
+            raise self._unusable(error) from error
         except sqlite3.ProgrammingError as error:
             raise StateError(
                 "the manager was closed", hint="use it, and its machines, within its with block"
