@@ -61,3 +61,11 @@ from pydantic.plugin._loader import PYDANTIC_ENTRY_POINT_GROUP
     loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert "pydantic" in loaded
     assert "importlib.metadata" not in loaded
+
+
+def test_the_program_that_confines_others_imports_little() -> None:
+    code = "import sys, cerne.vmm.start, cerne.vmm.jail.program; print(*sys.modules)"
+    environment = {"PYTHONPATH": str(_ROOT)}
+    command = [sys.executable, "-S", "-c", code]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert not {"enum", "typing", "socket", "pathlib", "json"} & {*loaded.stdout.split()}

@@ -80,7 +80,7 @@ def _network() -> subprocess.Popen[str]:
 def _mounts(directory: Path) -> None:
     """Have the name server of outside, and devices and a Python that the user may use."""
     system.mount("none", "/", "", Mount.PRIVATE | Mount.RECURSIVE)
-    system.mount("none", str(directory), "tmpfs", Mount(0), "mode=755")
+    system.mount("none", str(directory), "tmpfs", 0, "mode=755")
     resolv = directory / "resolv.conf"
     resolv.write_text(f"nameserver {outside.ADDRESS4}\n")
     system.mount(str(resolv), str(Path("/etc/resolv.conf").resolve()), "", Mount.BIND)
@@ -101,7 +101,7 @@ def _show(prefix: Path, directory: Path) -> None:
     kept = directory / "python"
     kept.mkdir()
     system.mount(str(prefix), str(kept), "", Mount.BIND | Mount.RECURSIVE)
-    system.mount("none", str(above[0]), "tmpfs", Mount(0), "mode=755")
+    system.mount("none", str(above[0]), "tmpfs", 0, "mode=755")
     prefix.mkdir(parents=True)
     system.mount(str(kept), str(prefix), "", Mount.BIND | Mount.RECURSIVE)
 

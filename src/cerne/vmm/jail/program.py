@@ -16,7 +16,7 @@ import _thread
 import errno
 import os
 import resource
-import signal
+import select
 import stat
 import sys
 
@@ -373,7 +373,7 @@ def _enter_root(room: Room, prepared: list[_Files]) -> None:
     system.mount("none", "/", "", flags)
 
 
-def _leave_user_namespace(others: Namespace) -> None:
+def _leave_user_namespace(others: int) -> None:
     """Leave the user namespace for one with this process's ids alone, and others for new ones."""
     user, group = os.geteuid(), os.getegid()
     system.unshare(others | Namespace.USER)
@@ -407,7 +407,7 @@ class _Files:
         for path, tree in self._trees:
             system.attach_mount(tree, _place(path))
 
-    def _take(self, path: str, attributes: Attribute) -> None:
+    def _take(self, path: str, attributes: int) -> None:
         status = os.stat(path)
         if stat.S_ISBLK(status.st_mode):
             return
@@ -482,10 +482,10 @@ def _id_map(owner: int, group: int, user: int) -> int:
         try:
             system.unshare(Namespace.USER)
             # It has what this process has open, and must not outlive it.
-            system.prctl(Prctl.PDEATHSIG, signal.SIGKILL)
+            system.prctl(Prctl.PDEATHSIG, system.SIGKILL)
             if os.getppid() == parent:
                 os.write(waits, b"x")
-                signal.pause()
+                select.select([], [], [])
         finally:
             os._exit(1)
     os.close(waits)
@@ -497,7 +497,7 @@ def _id_map(owner: int, group: int, user: int) -> int:
         return os.open(f"/proc/{child}/ns/user", os.O_RDONLY | os.O_CLOEXEC)
     finally:
         os.close(tells)
-        os.kill(child, signal.SIGKILL)
+        os.kill(child, system.SIGKILL)
         os.waitpid(child, 0)
 
 

@@ -10,11 +10,12 @@ import ctypes
 import errno
 import os
 import struct
-from enum import IntEnum, IntFlag
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
+SIGKILL = 9
+"""As in signal, which imports enum too."""
 MOST_DESCRIPTORS = 1 << 16
 """The limit of open files: enough for 256 children at once, and for thousands of sockets."""
 MOST_THREADS = 1 << 14
@@ -34,7 +35,7 @@ LACKING = frozenset(
 """Such errors are a lack of the host, not a fault."""
 
 
-class Prctl(IntEnum):
+class Prctl:
     """Options of prctl(2)."""
 
     PDEATHSIG = 1
@@ -46,7 +47,7 @@ class Prctl(IntEnum):
     SCHED_CORE = 62
 
 
-class Namespace(IntFlag):
+class Namespace:
     """Flags of unshare(2)."""
 
     MOUNT = 0x0002_0000
@@ -56,7 +57,7 @@ class Namespace(IntFlag):
     NET = 0x4000_0000
 
 
-class Mount(IntFlag):
+class Mount:
     """Flags of mount(2)."""
 
     READ_ONLY = 1
@@ -69,7 +70,7 @@ class Mount(IntFlag):
     PRIVATE = 1 << 18
 
 
-class Attribute(IntFlag):
+class Attribute:
     """Attributes of mount_setattr(2)."""
 
     READ_ONLY = 1
@@ -104,17 +105,17 @@ _SCOPES = {6: 0b11}
 _RULESET = struct.Struct("<QQQ")
 
 
-def prctl(option: Prctl, value: int = 0) -> None:
+def prctl(option: int, value: int = 0) -> None:
     """Call prctl(2) with one value; raises OSError."""
     _check(_libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))))
 
 
-def unshare(namespaces: Namespace) -> None:
+def unshare(namespaces: int) -> None:
     """Leave these namespaces for new ones; raises OSError."""
     _check(_libc.unshare(int(namespaces)))
 
 
-def enter(namespace: int, kind: Namespace) -> None:
+def enter(namespace: int, kind: int) -> None:
     """Enter the namespace of an open descriptor (setns(2)); raises OSError.
 
     Of a network namespace it is this thread that enters it.
@@ -122,7 +123,7 @@ def enter(namespace: int, kind: Namespace) -> None:
     _check(_libc.setns(namespace, int(kind)))
 
 
-def mount(source: str, target: str, kind: str, flags: Mount, options: str = "") -> None:
+def mount(source: str, target: str, kind: str, flags: int, options: str = "") -> None:
     """Call mount(2); raises OSError."""
     texts = (os.fsencode(text) for text in (source, target, kind))
     _check(_libc.mount(*texts, ctypes.c_ulong(flags), options.encode()))
@@ -137,9 +138,7 @@ def replace_root(root: str) -> None:
     os.chdir("/")
 
 
-def clone_mount(
-    path: str, attributes: Attribute, *, folder: bool = False, ids: int | None = None
-) -> int:
+def clone_mount(path: str, attributes: int, *, folder: bool = False, ids: int | None = None) -> int:
     """A descriptor of a file or directory as a private mount without a place; raises OSError.
 
     The mounts in a `folder` are part of it (open_tree(2), mount_setattr(2)). `ids` is a descriptor
@@ -180,7 +179,7 @@ def attach_mount(tree: int, target: str) -> None:
         os.close(tree)
 
 
-def bind(path: str, target: str, attributes: Attribute, *, folder: bool = False) -> None:
+def bind(path: str, target: str, attributes: int, *, folder: bool = False) -> None:
     """Mount a file or directory at another path; raises OSError."""
     attach_mount(clone_mount(path, attributes, folder=folder), target)
 
