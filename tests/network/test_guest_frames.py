@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cerne.network.guest_frames import (
+    LARGEST_FRAME,
     GuestFrames,
     Verdict,
     arp_request,
     echo_reply,
     framed,
     frames_in,
+    goes_on,
     internet_checksum,
     refusal,
     udp_payload,
@@ -195,6 +197,48 @@ def test_any_bytes_are_judged(frame: bytes) -> None:
         frames.note(start + frame)
         if frames.judge(start + frame) is Verdict.NAME:
             udp_payload(start + frame)
+
+
+_DESTINATIONS = ("192.0.2.80", "10.0.2.2", _OWN, "127.0.0.1", "2001:db8::1", "fe80::2")
+
+
+@given(
+    st.sampled_from(_DESTINATIONS),
+    st.integers(0, 255),
+    st.integers(0, 80),
+    st.tuples(st.integers(0, 60), st.integers(0, 255)),
+    st.binary(max_size=9),
+)
+def test_what_is_judged_without_a_copy_is_judged_alike(
+    destination: str, flags: int, size: int, change: tuple[int, int], before: bytes
+) -> None:
+    frames = GuestFrames(lambda address: address == socket.inet_aton(_OWN), {8000})
+    for each in _DESTINATIONS:
+        frames.judge(tcp(each, 22))
+    for whole in (tcp(destination, 22, flags), _to_guest(TCP, destination, (80, 9), flags)):
+        changed = bytearray(whole)
+        changed[min(change[0], len(whole) - 1)] = change[1]
+        frame = bytes(changed[:size])
+        buffer, start = before + frame + b"after", len(before)
+        if frames.goes_out(buffer, start, start + len(frame)):
+            assert frames.judge(frame) is Verdict.PASS
+        if goes_on(buffer, start, start + len(frame)):
+            fresh = GuestFrames(lambda address: True)
+            fresh.note(frame)
+            assert not (fresh.waits or fresh._answerable)
+
+
+def test_most_frames_are_judged_without_a_copy(frames: GuestFrames) -> None:
+    out, answer = tcp("192.0.2.80", 22, ACK), _to_guest(TCP, "192.0.2.80", (22, 9), ACK)
+    assert not frames.goes_out(out, 0, len(out))
+    frames.judge(out)
+    assert frames.goes_out(out, 0, len(out))
+    assert not frames.goes_out(out + bytes(LARGEST_FRAME), 0, len(out) + LARGEST_FRAME)
+    assert goes_on(answer, 0, len(answer))
+    begins = _to_guest(TCP, "192.0.2.80", (22, 9))
+    assert not goes_on(begins, 0, len(begins))
+    frames.forget()
+    assert not frames.goes_out(out, 0, len(out))
 
 
 def test_a_ping_of_the_gateway_is_answered() -> None:

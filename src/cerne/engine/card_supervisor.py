@@ -27,6 +27,7 @@ from cerne.network.guest_frames import (
     echo_reply,
     framed,
     frames_in,
+    goes_on,
     refusal,
     udp_payload,
     udp_reply,
@@ -55,7 +56,7 @@ class _Way:
         link.setblocking(False)
         self.link = link
         self._whole = whole
-        self._waiting: deque[bytes] = deque()
+        self._waiting: deque[bytes | memoryview] = deque()
         self._size = 0
 
     @property
@@ -68,15 +69,20 @@ class _Way:
         """Whether so much waits that more would be a burden."""
         return self._size > _MOST_WAITING
 
-    def put(self, data: bytes) -> None:
+    def put(self, data: bytes | memoryview) -> None:
         """Send, or keep what the socket does not take.
 
         Raises:
             OSError: the other side has ended.
         """
+        if not self._waiting:
+            sent = self._sent(data)
+            if sent == len(data):
+                return
+            # A view, because the rest of much may be sent in many parts.
+            data = memoryview(data)[sent:]
         self._waiting.append(data)
         self._size += len(data)
-        self.flush()
 
     def flush(self) -> None:
         """Send what waits.
@@ -86,17 +92,22 @@ class _Way:
         """
         while self._waiting:
             data = self._waiting[0]
-            try:
-                sent = self.link.send(data, socket.MSG_NOSIGNAL)
-            except BlockingIOError:
-                return
-            if self._whole and sent < len(data):
-                raise ConnectionError("the kernel has divided a message")
+            sent = self._sent(data)
             self._size -= sent
-            if sent == len(data):
-                self._waiting.popleft()
-            else:
+            if sent < len(data):
                 self._waiting[0] = data[sent:]
+                return
+            self._waiting.popleft()
+
+    def _sent(self, data: bytes | memoryview) -> int:
+        """Send as much as there is room for."""
+        try:
+            sent = self.link.send(data, socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return 0
+        if self._whole and sent < len(data):
+            raise ConnectionError("the kernel has divided a message")
+        return sent
 
 
 class _Watched:
@@ -171,10 +182,14 @@ class CardSupervisor(Supervisor):
     def _carry(self, passt: _Passt, watch: int) -> int | None:
         """Carry frames until passt or the machine ends; return as `_serve`."""
         watched = _Watched()
+        former: tuple[object, ...] = ()
         # The first frame of a card says where passt finds it, even if its guest is silent.
         self._to_passt(passt, [framed(arp_request(self._mac, ADDRESS, GATEWAY))])
         while True:
-            watched.set({watch: select.POLLIN, **self._waited(passt)})
+            state = self._state(passt)
+            if state != former:
+                former = state
+                watched.set({watch: select.POLLIN, **self._waited(passt)})
             found = watched.wait(self._patience())
             if watch in found:
                 return status_of(passt.child)
@@ -189,8 +204,15 @@ class CardSupervisor(Supervisor):
                 self._end(passt.child, watch)
                 return None
 
+    def _state(self, passt: _Passt) -> tuple[object, ...]:
+        """What decides what is waited for; most frames leave it as it is."""
+        card, names = self._card, self._names.descriptors()
+        return card.waits, card.is_full, passt.way.waits, passt.talks, passt.ready, names
+
     def _patience(self) -> float | None:
         """Seconds until something is due."""
+        if not (self._frames.waits or self._names.waits):
+            return None
         due = [_SECOND] if self._frames.waits else []
         if self._names.waits and (wait := self._names.wait(time.monotonic())) is not None:
             due.append(wait)
@@ -245,8 +267,9 @@ class CardSupervisor(Supervisor):
             self._frames.forget()
         batches: list[bytes] = []
         first = last = 0
+        goes_out = self._frames.goes_out
         for start, end in frames:
-            if self._passes(buffer[start:end]):
+            if goes_out(buffer, start, end) or self._passes(buffer[start:end]):
                 if start - 4 != last or end - first > _AT_ONCE:
                     batches.append(buffer[first:last])
                     first = start - 4
@@ -289,7 +312,8 @@ class CardSupervisor(Supervisor):
             self._hang_up(passt)
             return
         for start, after in frames:
-            self._frames.note(buffer[start:after])
+            if not goes_on(buffer, start, after):
+                self._frames.note(buffer[start:after])
         # A part of a frame would stay in the card's stream if passt ended now.
         passt.rest = buffer[end:]
         if end:

@@ -19,6 +19,8 @@ from cerne.network.user import GATEWAY, GATEWAY6, NAME_SERVER
 LARGEST_FRAME = 16384
 """Bytes of a longest frame that passes; larger ones are not for a network of this kind."""
 IPV4, IPV6, ARP = b"\x08\x00", b"\x86\xdd", b"\x08\x06"
+_LEAST_IPV4 = 34
+"""Bytes of the headers of Ethernet and IPv4."""
 
 _CLOSED_NETWORKS = (
     "0.0.0.0/8",
@@ -127,12 +129,23 @@ class GuestFrames:
         # The first time, one may have come just now.
         return [frame for frame, count in self._unanswered.values() if count > 1]
 
+    def goes_out(self, buffer: bytes, start: int, end: int) -> bool:
+        """Whether a frame in a buffer passes, as `judge` would say of most, without a copy of it.
+
+        These are IPv4 to an address that was found to be open.
+        """
+        if not _LEAST_IPV4 <= end - start <= LARGEST_FRAME:
+            return False
+        if buffer[start + 12] != 0x08 or buffer[start + 13] != 0x00:
+            return False
+        return self._known.get(buffer[start + 30 : start + 34], False)
+
     def judge(self, frame: bytes) -> Verdict:
         """What becomes of a frame of the guest, which may be anything."""
         kind = frame[12:14]
         if len(frame) > LARGEST_FRAME:
             return Verdict.DROP
-        if kind == IPV4 and len(frame) >= 34:
+        if kind == IPV4 and len(frame) >= _LEAST_IPV4:
             destination = frame[30:34]
             if self._is_open(destination):
                 return Verdict.PASS
@@ -234,6 +247,18 @@ def _network(text: str) -> tuple[bytes, int]:
 
 
 _CLOSED = tuple(map(_network, _CLOSED_NETWORKS))
+
+
+def goes_on(buffer: bytes, start: int, end: int) -> bool:
+    """Whether a frame to the guest in a buffer begins nothing, so that it need not be noted.
+
+    These are most: IPv4 with a TCP segment that is no SYN.
+    """
+    if end - start < 48 or buffer[start + 23] != _TCP:
+        return False
+    if buffer[start + 12] != 0x08 or buffer[start + 13] != 0x00:
+        return False
+    return buffer[start + 47] & _SYN_ACK != _SYN
 
 
 def frames_in(buffer: bytes, largest: int) -> tuple[list[tuple[int, int]], int]:
