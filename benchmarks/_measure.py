@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import platform
+import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+_LONGEST = 300
+"""Seconds in which a benchmark ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,16 @@ class Sample:
             for value in (min(self.values), self.median, max(self.values))
         )
         return f"{mid} ({low} to {high})"
+
+
+def end_in_time() -> None:
+    """End this benchmark, and remove what it made, if it has not ended after five minutes."""
+
+    def end(*_: object) -> None:
+        raise SystemExit(f"the benchmark did not end within {_LONGEST} s")
+
+    signal.signal(signal.SIGALRM, end)
+    signal.alarm(_LONGEST)
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -51,14 +65,15 @@ def private_memory(pid: int) -> int:
 
 
 def host_line() -> str:
-    """The date and the host, for the head of a table."""
+    """The date, the host and its load, for the head of a table."""
     model = "unknown CPU"
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             model = line.partition(":")[2].strip()
             break
     date = datetime.now(UTC).date()
-    return f"{date}, {model}, {os.cpu_count()} CPUs, Linux {platform.release()}"
+    cpus, load = os.cpu_count(), os.getloadavg()[0]
+    return f"{date}, {model}, {cpus} CPUs, Linux {platform.release()}, load {load:.1f}"
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from _measure import Sample, print_table, private_memory, seconds
+from _measure import Sample, end_in_time, print_table, private_memory, seconds
 from _native import (
     ECHO,
     SPEAKER,
@@ -42,6 +42,7 @@ _IDLE = 2.0
 
 def main() -> None:
     """Measure in a directory of its own, and print the tables."""
+    end_in_time()
     pauses = Pauses()
     rows = [_small(size, pauses) for size in _SIZES]
     header = ("touched memory", "source's pause", "first instruction", "first answer")

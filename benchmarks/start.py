@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from _measure import Sample, in_turn, print_table, seconds
+from _measure import Sample, end_in_time, in_turn, print_table, seconds
 from cerne.engine.qemu import QemuEngine
-from cerne.engine.qemu.command_line import command_line
+from cerne.engine.qemu.command_line import PID_FILE, command_line
 from cerne.engine.select import choose_engine
 from cerne.guest import GuestAgent
 from cerne.host.programs import require_program
@@ -37,8 +37,9 @@ _DEFINED = 200
 
 def main() -> None:
     """Measure in a home of its own, and print the tables."""
+    end_in_time()
     with tempfile.TemporaryDirectory(prefix="cerne-", dir="/tmp") as home:
-        os.environ["CERNE_HOME"] = home
+        os.environ |= {"CERNE_HOME": home, "CERNE_TEMPLATES": "never"}
         manager = Manager()
         for image in ("tiny", "debian:12"):
             manager.ensure_image(image)
@@ -90,6 +91,7 @@ def _by_hand(manager: Manager, machine: Machine, beyond: list[int]) -> float:
     plan = launch_plan(manager.home, machine.record, machine.spec, image, {})
     discard(plan.runtime)
     plan.runtime.mkdir()
+    (plan.logs / PID_FILE).parent.mkdir(exist_ok=True)
     engine = choose_engine("qemu", Home.of_this_user().guest_speed)
     assert isinstance(engine, QemuEngine)
     accelerator = engine.accelerator
@@ -98,8 +100,11 @@ def _by_hand(manager: Manager, machine: Machine, beyond: list[int]) -> float:
     # Without the control socket, which is an inherited descriptor.
     argv = argv[: control - 2] + argv[control + 2 :]
     begun = time.perf_counter()
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while not plan.agent_sockets[-1].exists():
+            if process.poll() is not None:
+                assert process.stderr is not None
+                raise SystemExit(f"QEMU did not start: {process.stderr.read().decode()}")
             time.sleep(0.001)
         GuestAgent(plan.agent_sockets).wait_ready(_READY_TIMEOUT)
         taken = time.perf_counter() - begun

@@ -19,10 +19,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from _measure import Sample, in_turn, print_table, private_memory, seconds
+from _measure import Sample, end_in_time, in_turn, print_table, private_memory, seconds
 from cerne.engine.plan import KernelBoot, LaunchPlan, UserNic
 from cerne.engine.qemu import QemuEngine
-from cerne.engine.qemu.command_line import command_line
+from cerne.engine.qemu.command_line import PID_FILE, command_line
 from cerne.engine.saved import MEMORY_FILE, STATE_FILE
 from cerne.engine.select import choose_engine
 from cerne.guest import GuestAgent
@@ -41,6 +41,7 @@ _MAC = "02:00:00:00:00:01"
 
 def main() -> None:
     """Measure in a home of its own, and print the tables."""
+    end_in_time()
     with tempfile.TemporaryDirectory(prefix="cerne-", dir="/tmp") as home:
         os.environ["CERNE_HOME"] = home
         image = Manager().ensure_image("tiny")
@@ -113,6 +114,7 @@ class _Bench:
     def _by_hand(self) -> float:
         with self._plan() as plan, (self._saved / STATE_FILE).open("rb") as state:
             restored = dataclasses.replace(plan, saved=self._saved)
+            (plan.logs / PID_FILE).parent.mkdir(exist_ok=True)
             binary = require_program("qemu-system-x86_64")
             argv = command_line(binary, restored, self._engine.accelerator, 0)
             # Without the control socket, which is an inherited descriptor.

@@ -16,9 +16,9 @@ from pathlib import Path
 from unittest.mock import patch
 
 from _guest import MEMORY, Guests, qemu
-from _measure import Sample, print_table, private_memory
+from _measure import Sample, end_in_time, print_table, private_memory
 from _native import Machines, first_byte, machines
-from cerne.engine import native
+from cerne.engine.native import launching
 from cerne.engine.plan import KernelBoot
 from cerne.engine.qmp import QmpClient
 from cerne.units import KIB, MIB
@@ -46,6 +46,7 @@ class _Process:
 
 def main() -> None:
     """Measure, and print the tables."""
+    end_in_time()
     with machines() as made:
         kernel = Guests(made).kernel
         ways: dict[str, Callable[[], _Process]] = {
@@ -81,7 +82,7 @@ def _row(name: str, several: tuple[_Process, ...]) -> tuple[str, ...]:
 def _ours(made: Machines, kernel: Path, *, forked: bool) -> _Process:
     plan = made.plan(KernelBoot(kernel, None, _COMMAND), MEMORY)
     # As a program starts its first machine.
-    new = patch.object(native, "running_fork_server", return_value=None)
+    new = patch.object(launching, "running_fork_server", return_value=None)
     with contextlib.nullcontext() if forked else new, ThreadPoolExecutor() as workers:
         begun = time.perf_counter()
         starting = workers.submit(made.start, plan)

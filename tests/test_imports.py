@@ -69,3 +69,13 @@ def test_the_program_that_confines_others_imports_little() -> None:
     command = [sys.executable, "-S", "-c", code]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert not {"enum", "typing", "socket", "pathlib", "json"} & {*loaded.stdout.split()}
+
+
+def test_a_vmm_loads_nothing_that_its_start_would_wait_for() -> None:
+    """Each of them takes longer than most devices: one dataclass loads all of these."""
+    code = f"import sys; sys.path.append({str(_ROOT)!r}); import cerne.vmm.__main__"
+    command = [sys.executable, "-I", "-S", "-c", f"{code}; print(*sys.modules)"]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert "cerne.vmm.machine" in loaded
+    slow = {"dataclasses", "inspect", "ast", "pathlib", "logging", "subprocess", "asyncio"}
+    assert not slow & set(loaded)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 from cerne.devices.block.disk import Disk
@@ -56,14 +55,16 @@ class _RequestError(Exception):
         self.status = status
 
 
-@dataclass(slots=True)
 class DiskCounts:
     """The requests that a disk has done, and their bytes."""
 
-    reads: int = 0
-    writes: int = 0
-    read: int = 0
-    written: int = 0
+    __slots__ = ("read", "reads", "writes", "written")
+
+    def __init__(self, reads: int = 0, writes: int = 0, read: int = 0, written: int = 0) -> None:
+        self.reads = reads
+        self.writes = writes
+        self.read = read
+        self.written = written
 
 
 class BlockDevice(VirtioDevice):
