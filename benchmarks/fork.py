@@ -44,13 +44,13 @@ def main() -> None:
     """Measure in a directory of its own, and print the tables."""
     end_in_time()
     pauses = Pauses()
+    with tempfile.TemporaryDirectory(prefix="cerne-", dir="/tmp") as home, machines() as made:
+        image = ImageStore(Path(home), Home.of_this_user().cache).build("tiny")
+        _linux(made, image, pauses)
     rows = [_small(size, pauses) for size in _SIZES]
     header = ("touched memory", "source's pause", "first instruction", "first answer")
     print_table(f"Forking a guest of a few bytes: ms, median of {_RUNS}", header, rows)
     print_stalls("A fork", _fork_busy, pauses)
-    with tempfile.TemporaryDirectory(prefix="cerne-", dir="/tmp") as home, machines() as made:
-        image = ImageStore(Path(home), Home.of_this_user().cache).build("tiny")
-        _linux(made, image, pauses)
 
 
 def _small(size: int, pauses: Pauses) -> tuple[str, ...]:

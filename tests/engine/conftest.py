@@ -85,7 +85,7 @@ def _commands(connection: socket.socket) -> Iterator[Message]:
     # QMP puts nothing between a client's messages: each ends where its JSON does.
     buffer = ""
     while chunk := connection.recv(4096):
-        buffer += chunk.decode()
+        buffer = (buffer + chunk.decode()).lstrip()
         while buffer:
             try:
                 command, end = json.JSONDecoder().raw_decode(buffer)

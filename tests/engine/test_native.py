@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.engine.fleet import Fleet
 from tests.waiting import PATIENCE
 
+from cerne.devices.state import SavedState
 from cerne.engine.native import NativeEngine
 from cerne.engine.native import launching as native
 from cerne.engine.native.configuration import ENDING_FILE
+from cerne.engine.native.instance import NativeInstance
 from cerne.engine.qmp import QmpClient
 from cerne.engine.saved import MANIFEST_FILE, MEMORY_FILE, STATE_FILE
 from cerne.errors import CerneError, DamagedError, EngineError, StorageError
@@ -156,6 +159,36 @@ def test_how_it_ended_is_read_from_what_it_leaves(
     (tmp_path / "console.log").write_text(console)
     told = NativeEngine(emulated=False).ending(tmp_path)
     assert (told.orderly, told.reason) == (said != PANICKED, reason)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        b"[" * 200_000,
+        b'{"orderly": true, "reason": "' + b"x" * 100_000 + b'"}',
+        b'{"orderly": true, "reason": "\\ud800"}',
+        b"\0" * 10,
+    ],
+)
+def test_an_ending_of_an_attacker_is_a_short_text(tmp_path: Path, lie: bytes) -> None:
+    (tmp_path / ENDING_FILE).write_bytes(lie)
+    assert len(NativeEngine(emulated=False).ending(tmp_path).reason.encode()) < 8000
+
+
+def test_a_vmm_that_lies_about_its_children_has_nobody_else_taken_for_one(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = NativeInstance._execute
+
+    def lie(self: NativeInstance, *given: Any) -> SavedState:
+        execute(self, *given)
+        return SavedState("a lie", {"pids": [os.getpid()], "pause": 1})
+
+    monkeypatch.setattr(NativeInstance, "_execute", lie)
+    with pytest.raises(EngineError, match=f"process {os.getpid()} is not registered as b"):
+        fleet.fork("a", ["b"])
+    assert Members(fleet.plan("b").runtime).all() == []
+    assert fleet.status("a") == "running"
 
 
 def test_a_fault_of_our_own_is_not_taken_for_a_kill(tmp_path: Path) -> None:

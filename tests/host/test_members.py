@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from cerne.errors import HostError
-from cerne.host.members import MACHINE, Members, start_member
-from cerne.host.process import ProcessIdentity
+from cerne.host.members import MACHINE, Members, start_member, supervisor_of
+from cerne.host.process import ProcessIdentity, boot_id
+from cerne.vmm.jail.system import Prctl, prctl
 from cerne.vmm.registration import register
 
 Eventually = Callable[[Callable[[], bool]], None]
@@ -147,3 +149,90 @@ def test_a_forked_process_is_found_by_its_pid_and_a_time(tmp_path: Path) -> None
     # It was killed while it wrote.
     path.write_bytes(boot + b"\nforked 12 3")
     assert members.all()[0].process is None
+
+
+_LATER = 1 << 60
+_USER = 54321
+
+
+def _confined(user: int = 0) -> subprocess.Popen[bytes]:
+    """A process with a part of the walls."""
+
+    def confine() -> None:
+        prctl(Prctl.SET_NO_NEW_PRIVS, 1)
+        os.setresuid(user, user, user)
+
+    return subprocess.Popen(["sleep", "1000"], preexec_fn=confine)
+
+
+@contextlib.contextmanager
+def _ended(process: subprocess.Popen[bytes]) -> Iterator[int]:
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _lie(path: Path, words: bytes) -> None:
+    path.write_bytes(boot_id().encode() + b"\n" + words)
+
+
+def test_a_process_in_an_attackers_hands_has_nobody_else_killed(tmp_path: Path, root: None) -> None:
+    members = Members(tmp_path)
+    with _ended(_confined(_USER)) as earlier:
+        time.sleep(0.02)
+        file, path = members.expect("net0", confined=True, user=_USER)
+        os.close(file)
+        with (
+            _ended(subprocess.Popen(["sleep", "1000"])) as unconfined,
+            _ended(_confined()) as of_root,
+            _ended(_confined(_USER + 1)) as others,
+        ):
+            victims = [earlier, unconfined, of_root, others, os.getpid(), 1]
+            lies = [b"forked %d %d\n" % (pid, _LATER) for pid in victims]
+            lies += [Path(f"/proc/{pid}/stat").read_bytes() for pid in victims]
+            # No pids at all: the manager must not fail at them.
+            lies += [b"forked %d 1\n" % pid for pid in (0, -1, 1 << 31, 1 << 70)]
+            lies += [b"%d (x) S %s\n" % (1 << 40, b"1 " * 50), b"forked", b"forked x y\n"]
+            for lie in lies:
+                file, path = members.expect("net0", confined=True, user=_USER)
+                os.close(file)
+                _lie(path, lie)
+                assert members.alive() == []
+                members.end()
+                assert members.all() == []
+            assert all(Path(f"/proc/{pid}").exists() for pid in victims)
+
+
+def test_a_confined_process_is_known_by_its_user_or_its_supervisor(
+    tmp_path: Path, root: None
+) -> None:
+    members = Members(tmp_path)
+    paths = []
+    for user in (_USER, None):
+        file, path = members.expect("net0", confined=True, user=user)
+        os.close(file)
+        paths.append(path)
+    file, supervisor = members.expect(supervisor_of("net0"))
+    os.close(file)
+    with _ended(_confined(_USER)) as pid:
+        for path in paths:
+            _lie(path, b"forked %d %d\n" % (pid, _LATER))
+        assert [each.pid for each in members.alive("net0")] == [pid]
+        # This process has started it.
+        _lie(supervisor, Path("/proc/self/stat").read_bytes())
+        assert [each.pid for each in members.alive("net0")] == [pid, pid]
+        supervisor.unlink()
+        members.end()
+    assert members.all() == []
+
+
+def test_a_registration_without_end_takes_no_memory(tmp_path: Path) -> None:
+    members = Members(tmp_path)
+    file, path = members.expect("net0", confined=True)
+    os.truncate(path, 1 << 43)
+    os.close(file)
+    assert members.alive() == []
+    members.end()
+    assert members.all() == []

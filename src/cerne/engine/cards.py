@@ -12,8 +12,12 @@ from cerne.engine.supervisor import LINK, READY, CardTask, Task
 from cerne.host.programs import require_program
 from cerne.network.passt import PASST, has_passt, passt_command, require_ipv6, require_one_address
 from cerne.network.user import RESOLVER_DIRECTORY
+from cerne.units import MIB
 from cerne.vmm.jail.calls import CONFINING_PROGRAM_CALLS
 from cerne.vmm.jail.program import FIRST_FREE_PORT, NET_BIND_SERVICE
+
+_LARGEST_FILE = 4 * MIB
+"""It writes its log alone, and its supervisor the notes and the registration."""
 
 
 def require_card_programs(plan: LaunchPlan, *, always: bool) -> None:
@@ -47,6 +51,7 @@ def connected_card(machine: LaunchPlan | InstanceRecord, nic: UserNic, opened: O
     program = require_program(PASST)
     name = f"net{0 if nic.slot is None else nic.slot + 1}"
     room = room_of(program, CONFINING_PROGRAM_CALLS, network=True)
+    room.file_size = _LARGEST_FILE
     if Path(RESOLVER_DIRECTORY).is_dir():
         room.reads.append(RESOLVER_DIRECTORY)
     if any(forward.host_port < FIRST_FREE_PORT for forward in nic.forwards):

@@ -95,14 +95,16 @@ class Opened:
         """
         return self.take(listening_socket(path).detach())
 
-    def registration(self, runtime: Path, role: str) -> int:
-        """Make the registration of a forked process (see `cerne.host.members`).
+    def registration(
+        self, runtime: Path, role: str, *, confined: bool = False, user: int | None = None
+    ) -> int:
+        """Make the registration of a forked process (see `Members.expect`).
 
         Raises:
             StorageError: making it failed.
         """
         try:
-            return self.take(Members(runtime).expect(role)[0])
+            return self.take(Members(runtime).expect(role, confined=confined, user=user)[0])
         except OSError as error:
             raise StorageError(f"{runtime} is not writable: {error.strerror}") from error
 

@@ -125,7 +125,7 @@ def start_supervisor(
         room.own_cores = machine.strict
         files = []
         for file in (
-            Members(machine.runtime).expect(name)[0],
+            Members(machine.runtime).expect(name, confined=True, user=room.user)[0],
             Notes(machine.runtime).open(),
             os.open(log, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600),
         ):

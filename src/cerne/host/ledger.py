@@ -337,16 +337,7 @@ def _counts(entry: Published, command: ProcessIdentity | None, runtime: Path) ->
 
 
 def _runs(process: ProcessIdentity, entry: Published) -> bool:
-    return process.alive() and (entry.trusted or _user_of(process.pid) == entry.user)
-
-
-def _user_of(pid: int) -> int | None:
-    """The real user id of a process (proc(5), status)."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("Uid:"):
-                return int(line.split()[1])
-    return None
+    return process.alive() and (entry.trusted or process.user() == entry.user)
 
 
 def _identity(process: ProcessIdentity | None) -> list[int] | None:

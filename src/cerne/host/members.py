@@ -11,8 +11,15 @@ registered checks that its file is still there before it goes on. So either the 
 killed, or it ends by itself, even if a command is killed meanwhile. Cerne finds no process by the
 words of its command line.
 
-After that it enters the machine's cell (`cerne.host.cell`), if there is one, before it does
-anything else. What it starts is in the cell too.
+Some registrations are written by processes that serve a guest, or supervise one that does: they may
+be in an attacker's hands, and write what they like. So such a registration counts only for a
+process that started after it was made, that no program gives more privileges
+(PR_SET_NO_NEW_PRIVS), and that has the machine's user id or the registered supervisor as its
+parent. The kernel is asked for that, and the file's name says what is expected. No other process is
+killed for what a registration says.
+
+After a process has registered, it enters the machine's cell (`cerne.host.cell`), if there is one,
+before it does anything else. What it starts is in the cell too.
 """
 
 from __future__ import annotations
@@ -29,7 +36,7 @@ from typing import NamedTuple
 from cerne.errors import HostError
 from cerne.host.cell_note import NOTE, CellNote
 from cerne.host.process import ProcessIdentity, boot_id
-from cerne.vmm.registration import FORKED
+from cerne.vmm.registration import FORKED, boot_ticks
 
 MACHINE = "machine"
 """The role of the machine's main process."""
@@ -37,8 +44,10 @@ SAVER = "saver"
 """The role of a process that writes the machine's state to files, and ends."""
 _SUPERVISOR = "-supervisor"
 _NOTED = ".noted"
+_CONFINED = "confined"
 
 _LARGEST = 4096
+_LARGEST_PID = 1 << 22
 _LONGEST_ENDING = 10.0
 """Seconds within which a killed process has to end."""
 # The shell adds its own variables to the environment.
@@ -75,6 +84,44 @@ class Member(NamedTuple):
         return self.process is not None and self.process.alive()
 
 
+class Expected(NamedTuple):
+    """What is asked of a process whose registration may be written by an attacker."""
+
+    user: int | None
+    """Its user id; None if that may be root's."""
+    since: int
+    """It starts no earlier, in clock ticks since boot."""
+
+    @property
+    def name(self) -> str:
+        """The end of the file's name."""
+        return f".{_CONFINED}-{self.since}-{'' if self.user is None else self.user}"
+
+    @classmethod
+    def of(cls, path: Path) -> Expected | None:
+        """What is asked of the process of a file; None if only trusted ones write it."""
+        for part in path.name.split("."):
+            kind, _, rest = part.partition("-")
+            if kind == _CONFINED:
+                since, _, user = rest.partition("-")
+                return cls(int(user) if user else None, int(since))
+        return None
+
+    def fits(self, process: ProcessIdentity, supervisor: int | None) -> bool:
+        """Whether it is such a process; `supervisor` is the pid of the one that starts it."""
+        try:
+            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+        except OSError:
+            # It has ended, so that nothing happens to it.
+            return not process.alive()
+        said = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
+        confined = said["NoNewPrivs"] == ["1"] and process.start_time >= self.since
+        child = supervisor is not None and said["PPid"] == [str(supervisor)]
+        fits = confined and (child or said["Uid"][0] == str(self.user))
+        # What was read is of this process, and of no later one with its pid.
+        return fits or not process.alive()
+
+
 class Members:
     """The processes that are registered in a machine's runtime directory."""
 
@@ -82,8 +129,12 @@ class Members:
         self._directory = runtime / "processes"
         self._note = runtime / NOTE
 
-    def expect(self, role: str) -> tuple[int, Path]:
+    def expect(
+        self, role: str, *, confined: bool = False, user: int | None = None
+    ) -> tuple[int, Path]:
         """Make a registration for a process before its start; return the open file and its path.
+
+        It is `confined` if a process that an attacker may have writes it, with this `user` id.
 
         Raises:
             OSError: making the file failed.
@@ -92,7 +143,9 @@ class Members:
         for former in self.all():
             if former.role == role and former.process is not None and not former.alive:
                 former.file.unlink(missing_ok=True)
-        path = self._directory / f"{role}.{uuid.uuid4().hex[:8]}"
+        user = os.geteuid() or None if user is None else user
+        expected = Expected(user, boot_ticks()).name if confined else ""
+        path = self._directory / f"{role}.{uuid.uuid4().hex[:8]}{expected}"
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         file = os.open(path, flags, 0o600)
         os.write(file, f"{boot_id()}\n".encode())
@@ -122,9 +175,9 @@ class Members:
         """Every registered process, running or not."""
         found = []
         for path in self._files():
-            with contextlib.suppress(FileNotFoundError):
-                found.append(_read(path, path.read_bytes()))
-        return found
+            with contextlib.suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+                found.append(_read(path, file.read(_LARGEST)))
+        return _believed(found)
 
     def alive(self, role: str = "") -> list[ProcessIdentity]:
         """The processes that run, of all roles or of one."""
@@ -155,7 +208,8 @@ class Members:
         """
         # A process may have made another registration just before it was killed.
         while files := self._files():
-            ending = [process for file in files if (process := _withdrawn(file)) is not None]
+            withdrawn = [member for file in files if (member := _withdrawn(file)) is not None]
+            ending = [each.process for each in _believed(withdrawn) if each.process is not None]
             for process in ending:
                 process.send(signal.SIGKILL)
             for process in ending:
@@ -197,15 +251,29 @@ def start_member(
         )
 
 
-def _withdrawn(path: Path) -> ProcessIdentity | None:
-    """Withdraw a registration; return the process that has registered, if any."""
+def _believed(members: list[Member]) -> list[Member]:
+    """The same, without the processes that are not what is expected of them."""
+    pids = {each.role: each.process.pid for each in members if each.process and each.alive}
+    found = []
+    for member in members:
+        expected = Expected.of(member.file)
+        if expected is not None and member.process is not None:
+            supervisor = pids.get(supervisor_of(member.role))
+            if not expected.fits(member.process, supervisor):
+                member = member._replace(process=None)
+        found.append(member)
+    return found
+
+
+def _withdrawn(path: Path) -> Member | None:
+    """Withdraw a registration; return what it said, if it was there."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
         path.unlink(missing_ok=True)
-        return _read(path, os.read(file, _LARGEST)).process
+        return _read(path, os.read(file, _LARGEST))
     finally:
         os.close(file)
 
@@ -227,13 +295,16 @@ def _registered(boot: str, status: bytes) -> ProcessIdentity:
     Raises:
         ValueError, IndexError: it was killed while it wrote.
     """
+    pid = int(status.split()[1 if status.startswith(FORKED) else 0])
+    if not 0 < pid <= _LARGEST_PID:
+        raise ValueError("it is not a pid")
     if not status.startswith(FORKED):
         return ProcessIdentity.from_status(boot, status)
-    _, pid, ticks = status.split()
+    _, _, ticks = status.split()
     if not status.endswith(b"\n"):
         raise ValueError("the last number is not complete")
-    present = ProcessIdentity.of(int(pid)) if boot == boot_id() else None
+    present = ProcessIdentity.of(pid) if boot == boot_id() else None
     if present is not None and present.start_time <= int(ticks):
         return present
     # It has ended.
-    return ProcessIdentity(int(pid), int(ticks), boot)
+    return ProcessIdentity(pid, int(ticks), boot)

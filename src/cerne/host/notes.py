@@ -1,7 +1,8 @@
 """Notes about the processes that serve a machine, for the next command.
 
 Only the manager writes to the store. A supervisor of such a process runs without a manager, so it
-notes the end of the process in the machine's runtime directory.
+notes the end of the process in the machine's runtime directory. It may be in the hands of a guest
+that broke out of its devices: what it wrote is read up to a limit, and may be anything.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _LONGEST = 2000
+_MOST = 50
+"""Notes that are read at once; those after them are lost."""
+_MOST_BYTES = 64 * 1024
 
 
 class Notes:
@@ -58,8 +62,8 @@ class Notes:
         file = os.open(self._file, os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
-            data = os.pread(file, os.fstat(file).st_size, 0)
-            yield [words for line in data.splitlines() for words in _words(line)]
+            data = os.pread(file, _MOST_BYTES, 0)
+            yield [words for line in data.splitlines()[:_MOST] for words in _words(line)]
             os.ftruncate(file, 0)
         finally:
             os.close(file)
@@ -94,7 +98,8 @@ def _words(line: bytes) -> list[str]:
 
     try:
         said = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         # The writer of the last note was killed.
         return []
-    return [said] if isinstance(said, str) else []
+    # Half of a surrogate pair is no text.
+    return [said.encode(errors="replace").decode()[:_LONGEST]] if isinstance(said, str) else []

@@ -58,6 +58,14 @@ class ProcessIdentity:
         known = self.boot_id == boot_id() and fields and int(fields[19]) == self.start_time
         return fields[0].decode() if known else ""
 
+    def user(self) -> int | None:
+        """Its real user id (proc(5), status); None if it has ended."""
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+                if line.startswith("Uid:") and self.alive():
+                    return int(line.split()[1])
+        return None
+
     def stopped(self) -> bool:
         """Whether it is stopped, by SIGSTOP or a debugger, and does nothing until it goes on."""
         return self.state() in ("T", "t")

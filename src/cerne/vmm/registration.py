@@ -23,12 +23,16 @@ def register(descriptor: int) -> None:
     started later is another one. A withdrawal removes the file first and reads it afterwards:
     either this process finds the file removed, or the withdrawal reads its pid.
     """
-    ticks = time.clock_gettime_ns(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK") // _SECOND
-    os.write(descriptor, b"%s %d %d\n" % (FORKED, os.getpid(), ticks))
+    os.write(descriptor, b"%s %d %d\n" % (FORKED, os.getpid(), boot_ticks()))
     withdrawn = os.fstat(descriptor).st_nlink == 0
     os.close(descriptor)
     if withdrawn:
         os._exit(1)
+
+
+def boot_ticks() -> int:
+    """The present time in clock ticks since boot, as the kernel counts processes' starts."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK") // _SECOND
 
 
 def enter(doors: Sequence[int]) -> None:

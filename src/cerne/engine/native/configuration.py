@@ -26,6 +26,7 @@ from cerne.engine.saved import MEMORY_FILE, STATE_FILE
 from cerne.engine.vsock import GUEST_SOCKET
 from cerne.host import user_ids
 from cerne.host.members import MACHINE
+from cerne.host.process import ProcessIdentity
 from cerne.network.tap import mtu_of
 from cerne.storage.overlay import chain
 from cerne.vmm.config import (
@@ -86,11 +87,19 @@ def confined(config: VmmConfig, opened: Opened) -> VmmConfig:
     return config._replace(user=lease.user, lease=opened.take(lease.descriptor))
 
 
-def child_configuration(plan: LaunchPlan, opened: Opened, *, emulated: bool) -> VmmConfig:
-    """The configuration of a forked process, which has its own log."""
+def child_configuration(
+    plan: LaunchPlan, opened: Opened, *, emulated: bool, parent: ProcessIdentity | None = None
+) -> VmmConfig:
+    """The configuration of a forked process, which has its own log.
+
+    It registers itself; if its `parent` is a machine, an attacker may do so.
+    """
+    user = None if parent is None else parent.user()
     return configuration(plan, opened, emulated=emulated)._replace(
         engine_log=opened.log(plan.engine_log),
-        registration=opened.registration(plan.runtime, MACHINE),
+        registration=opened.registration(
+            plan.runtime, MACHINE, confined=parent is not None, user=user
+        ),
         doors=opened.doors(plan.runtime),
     )
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from cerne.engine.plan import DiskPlan, LaunchPlan, Nic
 from cerne.engine.qmp import QmpClient
+from cerne.engine.qmp.answers import mapping, mappings
 from cerne.engine.qmp.instance import QmpInstance
 from cerne.errors import EngineError, GuestTimeoutError, InputError, StorageError
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT = 60.0
 _MOST_MEMORY = 1 << 52
+_LARGEST_REPORT = 4096
 _log = logging.getLogger(__name__)
 
 
@@ -61,13 +63,15 @@ class NativeInstance(QmpInstance):
                     "state": opened.new(directory / STATE_FILE),
                     "memory": opened.new(directory / MEMORY_FILE),
                     "report": opened.take(writing),
-                    "registration": opened.registration(self.record.runtime, SAVER),
+                    "registration": opened.registration(
+                        self.record.runtime, SAVER, confined=True, user=self.process.user()
+                    ),
                     "disks": [plain(disk_configuration(disk, opened)) for disk in disks if resume],
                     "resume": resume,
                 }
                 answer = self._execute("cerne-save", arguments, opened)
             # The pipe ends when the writing child has closed it, or was killed.
-            outcome = json.loads(report.read() or b'{"error": "it was killed"}')
+            outcome = _outcome(report.read(_LARGEST_REPORT))
         if "error" in outcome:
             why = f"saving {self.record.name} failed: {outcome['error']}"
             # The writing child reports the kernel's answer only as text.
@@ -174,8 +178,7 @@ class NativeInstance(QmpInstance):
 
         with self._client() as qmp:
             said = qmp.execute("cerne-query-devices")
-        devices = said if isinstance(said, list) else []
-        return slots_among(str(device["id"]) for device in devices)
+        return slots_among(str(device.get("id")) for device in mappings(said))
 
     def _fork(
         self, disks: tuple[DiskPlan, ...], children: Sequence[LaunchPlan], pids: list[int]
@@ -185,17 +188,26 @@ class NativeInstance(QmpInstance):
         from cerne.engine.native.configuration import child_configuration, disk_configuration
         from cerne.engine.opened import Opened
         from cerne.engine.supervised import require_served
+        from cerne.host.members import MACHINE, Members
 
         with Opened(sent=True) as opened:
             configs = [
-                child_configuration(child, opened, emulated=self.emulated) for child in children
+                child_configuration(child, opened, emulated=self.emulated, parent=self.process)
+                for child in children
             ]
             arguments: dict[str, object] = {
                 "children": [config.to_json() for config in configs],
                 "disks": [plain(disk_configuration(disk, opened)) for disk in disks],
             }
             answer = self._execute("cerne-fork", arguments, opened)
-        pids += answer.integers("pids", 1 << 22)
+        forked = answer.integers("pids", 1 << 22)
+        if len(forked) != len(children):
+            raise EngineError(f"the VMM forked {len(forked)} of {len(children)} machines")
+        for pid, child in zip(forked, children, strict=True):
+            # It may be in an attacker's hands, and name any process.
+            if pid not in [each.pid for each in Members(child.runtime).alive(MACHINE)]:
+                raise EngineError(f"process {pid} is not registered as {child.name}")
+        pids += forked
         require_served(opened.reports)
 
     def _child(self, plan: LaunchPlan, process: ProcessIdentity) -> NativeInstance:
@@ -223,14 +235,26 @@ class NativeInstance(QmpInstance):
 
         with self._client() as qmp:
             answer = qmp.execute(command, arguments, descriptors=opened.descriptors)
-        assert isinstance(answer, dict)
-        said = SavedState("the answer of the VMM", answer)
+        said = SavedState("the answer of the VMM", mapping(answer))
         microseconds = said.integer("pause", 1 << 62) // 1000
         _log.debug("%s paused %s for %d us", command, self.record.name, microseconds)
         return said
 
     def _client(self) -> QmpClient:
         return QmpClient(self.record.qmp, _TIMEOUT, stopped=self.process.stopped)
+
+
+def _outcome(report: bytes) -> dict[str, object]:
+    """What the process that saves says at its end; it may be in an attacker's hands."""
+    if not report:
+        return {"error": "it was killed"}
+    try:
+        said = json.loads(report)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or not {"error", "digest"} & said.keys():
+        return {"error": "its report is not readable"}
+    return said
 
 
 def native_record(

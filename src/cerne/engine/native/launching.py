@@ -48,6 +48,8 @@ from cerne.vmm.end import PANICKED
 from cerne.vmm.memory_file import memory_digest
 from cerne.vmm.upgrade import FORMAT, OLDEST
 
+_LARGEST_ENDING = 4096
+
 VMM = (*START, "machine")
 """The program of a machine's process, which gets its configuration."""
 
@@ -126,11 +128,14 @@ def ending(logs: Path) -> Ending:
     """How the process with these logs ended."""
     reap()
     try:
-        said = json.loads((logs / ENDING_FILE).read_text())
-        if said["reason"] == PANICKED:
+        with (logs / ENDING_FILE).open("rb") as file:
+            said = json.loads(file.read(_LARGEST_ENDING))
+        # An attacker may have written it: half of a surrogate pair is no text.
+        reason = str(said["reason"]).encode(errors="replace").decode()
+        if reason == PANICKED:
             return panicked(logs / "console.log")
-        return Ending(orderly=bool(said["orderly"]), reason=str(said["reason"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        return Ending(orderly=bool(said["orderly"]), reason=reason)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         # A process reports its end; this one had no time to.
         line = last_line(logs / "engine.log")
         failed = b"Traceback (most recent call last)" in tail(logs / "engine.log")

@@ -6,9 +6,10 @@ machine has the same ones then, however it got them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from cerne.engine.qmp.answers import mapping, mappings
 from cerne.errors import EngineError
 from cerne.units import counted
 
@@ -25,26 +26,17 @@ def add_cpus(qmp: QmpClient, count: int) -> None:
     Raises:
         EngineError: it has no room for so many, or plugging one in failed.
     """
-    places = sorted(_places(qmp), key=_number)
+    places = sorted(mappings(qmp.execute("query-hotpluggable-cpus")), key=_number)
     if count > len(places):
         raise EngineError(f"the machine has room for {counted(len(places), 'CPU')}")
     for number, place in enumerate(places[:count]):
         if _PRESENT not in place:
-            properties = place["props"]
-            assert isinstance(properties, Mapping)
-            device = {"driver": place["type"], "id": f"cpu{number}", **properties}
+            properties = mapping(place.get("props"))
+            device = {"driver": place.get("type"), "id": f"cpu{number}", **properties}
             qmp.execute("device_add", device)
 
 
-def _places(qmp: QmpClient) -> Iterator[Mapping[str, object]]:
-    answer = qmp.execute("query-hotpluggable-cpus")
-    assert isinstance(answer, list)
-    for place in answer:
-        assert isinstance(place, Mapping)
-        yield place
-
-
 def _number(place: Mapping[str, object]) -> tuple[int, ...]:
-    properties = place["props"]
-    assert isinstance(properties, Mapping)
-    return tuple(int(properties.get(name, 0)) for name in _PLACE)
+    properties = mapping(place.get("props"))
+    numbers = (properties.get(name, 0) for name in _PLACE)
+    return tuple(number if isinstance(number, int) else 0 for number in numbers)

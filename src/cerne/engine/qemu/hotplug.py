@@ -20,6 +20,7 @@ from cerne.engine.qemu.command_line import (
 from cerne.engine.qemu.disks import opened_disk
 from cerne.engine.qemu.saving import set_of
 from cerne.engine.qmp import QmpClient
+from cerne.engine.qmp.answers import mappings
 from cerne.engine.qmp.unplugging import ask_back, slots_among
 from cerne.engine.record import InstanceRecord
 from cerne.engine.supervised import require_served
@@ -138,13 +139,13 @@ def _done(qmp: QmpClient, command: str, argument: str, value: str | int) -> bool
 
 
 def _sets_of(qmp: QmpClient, owner: str) -> list[int]:
-    sets = qmp.execute("query-fdsets")
     return [
-        int(each["fdset-id"])
-        for each in (sets if isinstance(sets, list) else [])
-        if any(file.get("opaque") == owner for file in each["fds"])
+        number
+        for each in mappings(qmp.execute("query-fdsets"))
+        if isinstance(number := each.get("fdset-id"), int)
+        and any(file.get("opaque") == owner for file in mappings(each.get("fds")))
     ]
 
 
 def _names(answer: object, member: str) -> list[str]:
-    return [str(each.get(member)) for each in (answer if isinstance(answer, list) else [])]
+    return [str(each.get(member)) for each in mappings(answer)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cerne.engine.qmp import QmpClient
+from cerne.engine.qmp.answers import mappings
 
 if TYPE_CHECKING:
     from cerne.spec.resources import DiskResources
@@ -28,7 +29,7 @@ def limit_disks(qmp: QmpClient, disk: DiskResources) -> None:
     # Limits of only reads or writes are not set.
     for one_way in ("bps_rd", "bps_wr", "iops_rd", "iops_wr"):
         limits[one_way] = _NO_LIMIT
-    for block in blocks if isinstance(blocks, list) else []:
+    for block in mappings(blocks):
         if "inserted" in block and "qdev" in block:
             target = {"id": str(block["qdev"]), "group": _GROUP}
             qmp.execute("block_set_io_throttle", {**target, **limits})

@@ -14,10 +14,12 @@ from collections.abc import Mapping, Sequence
 from cerne.engine.plan import DiskPlan
 from cerne.engine.qemu.command_line import disk_node, fdset
 from cerne.engine.qmp import QmpClient
+from cerne.engine.qmp.answers import mapping, mappings
 from cerne.errors import CerneError, EngineError, InputError, StorageError
 
 _TIMEOUT = 600.0
 _MOMENT = 0.001
+_SHOWN = 200
 _FASTEST = 1 << 40
 """Bytes a second: no limit."""
 _UNDER_WAY = frozenset(("setup", "active", "device", "cancelling"))
@@ -89,7 +91,8 @@ def _wait(qmp: QmpClient) -> None:
         status = qmp.wait_event("MIGRATION", timeout=_TIMEOUT).data.get("status")
         if status == "completed":
             # QEMU reports this a moment before the machine can continue.
-            while qmp.status() == "finish-migrate":
+            deadline = time.monotonic() + _TIMEOUT
+            while qmp.status() == "finish-migrate" and time.monotonic() < deadline:
                 time.sleep(_MOMENT)
             return
         if status in ("failed", "cancelled"):
@@ -106,13 +109,13 @@ def _failure(why: str) -> CerneError:
 def _abandon(qmp: QmpClient) -> None:
     """End an interrupted migration, which would stop the machine again at its end."""
     qmp.execute("migrate_cancel")
-    while _migration(qmp).get("status") in _UNDER_WAY:
+    deadline = time.monotonic() + _TIMEOUT
+    while _migration(qmp).get("status") in _UNDER_WAY and time.monotonic() < deadline:
         time.sleep(_MOMENT)
 
 
 def _migration(qmp: QmpClient) -> Mapping[str, object]:
-    said = qmp.execute("query-migrate")
-    return said if isinstance(said, dict) else {}
+    return mapping(qmp.execute("query-migrate"))
 
 
 def _require_savable(qmp: QmpClient) -> None:
@@ -139,15 +142,17 @@ def set_of(qmp: QmpClient, descriptors: Sequence[int], owner: str) -> int:
     arguments: dict[str, object] = {"opaque": owner}
     for descriptor in descriptors:
         added = qmp.execute("add-fd", arguments, descriptors=[descriptor])
-        assert isinstance(added, dict)
-        arguments["fdset-id"] = added["fdset-id"]
+        number = mapping(added).get("fdset-id")
+        if not isinstance(number, int):
+            raise EngineError(f"QEMU answered add-fd with {str(added)[:_SHOWN]}")
+        arguments["fdset-id"] = number
     return int(str(arguments["fdset-id"]))
 
 
 def _node(qmp: QmpClient, device: str) -> str:
     """The present block node of a device."""
     answer = qmp.execute("query-block")
-    for block in answer if isinstance(answer, list) else []:
+    for block in mappings(answer):
         if device in str(block.get("qdev")).split("/"):
-            return str(block["inserted"]["node-name"])
+            return str(mapping(block.get("inserted")).get("node-name"))
     raise EngineError(f"QEMU has no disk {device}")

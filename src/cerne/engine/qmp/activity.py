@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cerne.engine.base import Activity
+from cerne.engine.qmp.answers import mapping, mappings
 from cerne.engine.qmp.client import LOOK_TIMEOUT, QmpClient
 
 if TYPE_CHECKING:
@@ -42,10 +43,10 @@ def activity(socket: Path) -> Activity:
 
 
 def _of_answers(asked: Callable[..., object]) -> Activity:
-    disks = [_mapping(each.get("stats")) for each in _mappings(asked("query-blockstats"))]
+    disks = [mapping(each.get("stats")) for each in mappings(asked("query-blockstats"))]
     exits = [*_exits(asked("query-stats", _EXITS))]
-    traffic = _mapping(asked("cerne-query-traffic"))
-    processors = _mappings(asked("query-cpus-fast"))
+    traffic = mapping(asked("cerne-query-traffic"))
+    processors = mappings(asked("query-cpus-fast"))
     return Activity(
         disk_read=_sum(disks, "rd_bytes"),
         disk_written=_sum(disks, "wr_bytes"),
@@ -62,8 +63,8 @@ def _of_answers(asked: Callable[..., object]) -> Activity:
 
 
 def _exits(answer: object) -> Iterator[Mapping[str, object]]:
-    for processor in _mappings(answer):
-        for value in _mappings(processor.get("stats")):
+    for processor in mappings(answer):
+        for value in mappings(processor.get("stats")):
             if value.get("name") == "exits":
                 yield value
 
@@ -79,11 +80,3 @@ def _number(part: Mapping[str, object], name: str) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return None
     return value if 0 <= value < _MOST else None
-
-
-def _mapping(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, dict) else {}
-
-
-def _mappings(value: object) -> list[Mapping[str, object]]:
-    return [_mapping(each) for each in value] if isinstance(value, list) else []

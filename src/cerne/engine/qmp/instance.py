@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from cerne.engine.base import RunState
 from cerne.engine.qmp.client import QmpClient
-from cerne.errors import BusyError
+from cerne.errors import BusyError, EngineError
 
 if TYPE_CHECKING:
     from cerne.engine.base import Activity, GuestMemoryUse
@@ -65,7 +65,8 @@ class QmpInstance:
         """How many virtual CPUs it has (see `Instance.cpus`)."""
         with QmpClient(self.record.qmp) as qmp:
             present = qmp.execute("query-cpus-fast")
-        assert isinstance(present, list)
+        if not isinstance(present, list):
+            raise EngineError(f"the process of {self.record.name} does not say which CPUs it has")
         return len(present)
 
     def resize_memory(self, size: int) -> int:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cerne.engine.qmp.answers import mappings
 from cerne.engine.qmp.client import QmpClient
 from cerne.errors import CapacityError, GuestError, InputError, StateError
 from cerne.units import MIB, format_size
@@ -66,15 +67,15 @@ def memory_of(qmp: QmpClient) -> MachineMemory | None:
         return None
     if not base:
         return None
-    for device in devices if isinstance(devices, list) else []:
+    for device in mappings(devices):
         if device.get("type") == "virtio-mem":
-            said = device["data"]
+            said = device.get("data")
             return MachineMemory(
                 base,
                 requested=_number(said, "requested-size"),
                 plugged=_number(said, "size"),
                 most=_number(said, "max-size"),
-                block=_number(said, "block-size"),
+                block=_number(said, "block-size") or BLOCK_SIZE,
             )
     return MachineMemory(base, 0, 0)
 

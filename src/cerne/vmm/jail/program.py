@@ -103,6 +103,7 @@ class Room:
         threads: int = MOST_THREADS,
         descriptors: int | None = None,
         memory: int | None = None,
+        file_size: int | None = None,
         log: Log | None = None,
         mapped: Mapped | None = None,
     ) -> None:
@@ -132,6 +133,8 @@ class Room:
         """The most open files; None for no limit of its own."""
         self.memory = memory
         """The most bytes of private memory; None for no limit."""
+        self.file_size = file_size
+        """The most bytes of a file that it writes; None for no limit."""
         self.log = log
         """The log that another process limits while the program runs."""
         self.mapped = mapped
@@ -144,6 +147,7 @@ class Room:
             "threads": self.threads,
             "descriptors": self.descriptors,
             "memory": self.memory,
+            "file-size": self.file_size,
         }
         log, mapped = self.log, self.mapped
         return [
@@ -187,6 +191,7 @@ class Room:
             threads=int(given["threads"][0]),
             descriptors=number("descriptors"),
             memory=number("memory"),
+            file_size=number("file-size"),
             log=Log(*map(int, given["log"][0].split(","))) if "log" in given else None,
             mapped=_mapped(given["mapped"][0]) if "mapped" in given else None,
         )
@@ -322,6 +327,7 @@ def _limit(room: Room) -> None:
         resource.RLIMIT_NPROC: room.threads,
         resource.RLIMIT_NOFILE: room.descriptors,
         resource.RLIMIT_DATA: room.memory,
+        resource.RLIMIT_FSIZE: room.file_size,
     }
     for kind, most in limits.items():
         if most is not None:
