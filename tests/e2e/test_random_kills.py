@@ -27,15 +27,26 @@ def debian() -> Iterator[Cerne]:
         yield cerne
 
 
+@pytest.fixture(scope="module")
+def durations() -> dict[str, dict[str, float]]:
+    """How long operations take on each engine."""
+    return {}
+
+
 @pytest.fixture
 def world(
-    engine: Engine, debian: Cerne, tmp_path: Path, request: pytest.FixtureRequest
+    engine: Engine,
+    debian: Cerne,
+    tmp_path: Path,
+    durations: dict[str, dict[str, float]],
+    request: pytest.FixtureRequest,
 ) -> Iterator[World]:
     """That home, with a template for the engine; what a round leaves is not the next one's."""
     request.getfixturevalue("kvm_device" if engine.name == "native" else "qemu")
     warm = ("image", "warm", "--engine", engine.name, *MEMORY, "--timeout", "500s", IMAGE)
     debian.ok(*warm, timeout=600)
-    world = World(debian, engine, random.Random(), tmp_path)
+    taken = durations.setdefault(engine.name, {})
+    world = World(debian, engine, random.Random(), tmp_path, taken)
     yield world
     for name in debian.names():
         debian("rm", "--force", name)

@@ -31,6 +31,8 @@ _MOST_MACHINES = 3
 _MOST_SNAPSHOTS = 2
 _SETTLED = {"defined", "running", "paused", "suspended", "stopped", "failed"}
 _LATENESS = 3.0
+_WHOLE = 0.3
+"""The part of the commands that are not killed."""
 _WITHOUT_MEMORY = {"defined", "stopped", "failed"}
 
 _WRITE = 'echo "$1" >/root/word && sync'
@@ -59,8 +61,8 @@ class Trial:
     """One command, and what was done to it."""
 
     words: tuple[str, ...]
-    after: float
-    """Seconds after which it was to be killed."""
+    after: float | None
+    """Seconds after which it was to be killed; None if it was to end by itself."""
     status: int
     """Its exit status; negative where it was killed."""
     said: str
@@ -70,21 +72,29 @@ class Trial:
         return self.status == -signal.SIGKILL
 
     def __str__(self) -> str:
-        end = f"killed after {self.after:.3f} s" if self.killed else f"status {self.status}"
+        end = f"killed after {self.after or 0:.3f} s" if self.killed else f"status {self.status}"
         return f"cerne {' '.join(self.words)}: {end} {self.said.strip()[-300:]}"
 
 
 class World:
     """Machines and snapshots in one home, and what is known of them."""
 
-    def __init__(self, cerne: Cerne, engine: Engine, random: Random, files: Path) -> None:
+    def __init__(
+        self,
+        cerne: Cerne,
+        engine: Engine,
+        random: Random,
+        files: Path,
+        durations: dict[str, float],
+    ) -> None:
         self.cerne = cerne
         self.engine = engine
         self.random = random
         self.files = files
+        self.durations = durations
+        """How long each operation takes at present; what one round finds, the next one uses."""
         self.known: dict[str, Known] = {}
         self.kept: dict[str, set[str]] = {}
-        self.durations: dict[str, float] = {}
         self.trials: list[Trial] = []
         self._count = 0
         here = replace(Home.of_this_user(), data=cerne.home, runtime=cerne.home / "run")
@@ -183,8 +193,8 @@ class World:
         return f"{letter}{self._count}"
 
     def _run(self, operation: str, words: tuple[str, ...]) -> Trial:
-        usual = self.durations.get(operation, 1.0)
-        after = self.random.uniform(0, 1.15 * usual)
+        usual = self.durations.get(operation)
+        after = None if usual is None else self._moment(usual)
         with tempfile.TemporaryFile() as output:
             begun = time.monotonic()
             process = subprocess.Popen(
@@ -196,15 +206,18 @@ class World:
             )
             try:
                 status = process.wait(after)
-                self.durations[operation] = (usual + time.monotonic() - begun) / 2
+                took = time.monotonic() - begun
+                self.durations[operation] = took if usual is None else (usual + took) / 2
             except subprocess.TimeoutExpired:
                 process.kill()
                 status = process.wait()
-                # Longer than thought: the moments are spread over all of it in time.
-                self.durations[operation] = min(usual * 1.05, 20.0)
             output.seek(0)
             said = output.read().decode(errors="replace")
         return Trial(words, after, status, said)
+
+    def _moment(self, usual: float) -> float | None:
+        """When a command is killed, if it is: others show what it takes, and what comes of it."""
+        return None if self.random.random() < _WHOLE else self.random.uniform(0, 1.15 * usual)
 
     def _expect(self, operation: str, words: tuple[str, ...], trial: Trial) -> None:
         """What may be so after a command, whether or not it was whole."""
