@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import typer
+from tests.e2e.forks import import_all
 
-import cerne.manager.machines.machine  # noqa: F401 - once, for all runs
 from cerne.cli import main
 from cerne.cli.app import app
 
@@ -102,4 +102,5 @@ def _run(words: list[str], state: str) -> Run:
 
 
 if __name__ == "__main__":
+    import_all()
     print(json.dumps([asdict(run) for run in runs()]))

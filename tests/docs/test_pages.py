@@ -32,6 +32,7 @@ PORTS = ("8088", "8090")
 """Ports of this host that pages publish; free ones take their places."""
 
 SLOW_PAGES = {
+    "machines": "boots what test_attachments.py and test_cpus.py boot too",
     "snapshots": "starts six machines",
     "templates": "boots five machines",
     "network": "boots what test_run.py boots too",

@@ -101,7 +101,7 @@ def _read_all(descriptor: int) -> bytes:
         return file.read()
 
 
-def _import() -> None:
+def import_all() -> None:
     """Import what commands import."""
     for name in _IMPORTED:
         package = importlib.import_module(f"cerne.{name}")
@@ -157,5 +157,5 @@ def _command(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _import()
+    import_all()
     _serve(socket.socket(fileno=int(sys.argv[1])))

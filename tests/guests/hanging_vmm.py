@@ -39,9 +39,12 @@ class HangingDisk(RawDisk):
         super().write(offset, views)
 
     def _wait(self) -> None:
-        if self._hangs():
-            os.write(self._hung, b"h")
+        told = False
         while self._hangs():
+            # What tells and what waits is one look: the file may come between two.
+            if not told:
+                os.write(self._hung, b"h")
+                told = True
             time.sleep(0.005)
 
     def _hangs(self) -> bool:
