@@ -23,7 +23,7 @@ def debian() -> Iterator[Cerne]:
     """The command line in a home with Debian's image, where templates are used."""
     with built_home() as cerne:
         del cerne.environment[TEMPLATES]
-        cerne.ok("image", "build", IMAGE, timeout=280)
+        cerne.ok("image", "build", IMAGE, timeout=600)
         yield cerne
 
 
