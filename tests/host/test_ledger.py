@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -271,3 +273,44 @@ def test_so_many_files_of_a_user_are_read_at_most(
         other.write_bytes(_said(theirs))
         os.chown(other, _USER, _USER)
     assert len(a.others()) == 3
+
+
+def test_a_user_who_crowds_the_ledger_hides_nobody(
+    home: Home, base: Path, root: None, theirs: ProcessIdentity
+) -> None:
+    a = home("a")
+    assert a.why_not == ""
+    for number in range(1500):
+        crowd = base / "users" / f"{_USER + 1}-{number}"
+        crowd.mkdir()
+        os.chown(crowd, _USER + 1, _USER + 1)
+    _file_of_user(base, _said(theirs))
+    assert _names(a) == ["x"]
+
+
+def test_a_lock_that_another_user_has_made_keeps_nobody_waiting(
+    home: Home, base: Path, root: None
+) -> None:
+    assert home("a").why_not == ""
+    lock = base / "users" / f"{_USER}.lock"
+    file = os.open(lock, os.O_RDWR | os.O_CREAT)
+    os.fchmod(file, 0o666)
+    os.fchown(file, _USER + 1, _USER + 1)
+    fcntl.flock(file, fcntl.LOCK_EX)
+
+    def waited() -> bool:
+        began = time.monotonic()
+        with home("theirs").turn():
+            return time.monotonic() - began < 2
+
+    assert _in_child(waited, _USER) == 0
+    os.close(file)
+
+
+def test_what_a_killed_command_was_writing_is_removed(home: Home, base: Path, root: None) -> None:
+    a = home("a")
+    a.publish("1", WEB)
+    (own,) = (base / "root").iterdir()
+    (own / ".1.4194304").touch()
+    a.withdraw("1")
+    assert [*(base / "root").iterdir()] == []

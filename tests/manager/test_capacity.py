@@ -391,6 +391,10 @@ def test_two_homes_at_once_do_not_promise_the_same_memory(manager: Manager, othe
 def test_other_users_together_have_half_at_most(manager: Manager) -> None:
     """A user may publish any number, and must not keep root from starting machines."""
     theirs = Published("x", 0, 1 << 50, None, "/h", 54321)
-    assert promised_elsewhere(Resource.MEMORY, [theirs], 200 * MIB) == 100 * MIB
+    assert promised_elsewhere(Resource.MEMORY, [theirs, theirs], 200 * MIB) == 50 * MIB
+    honest = replace(theirs, user=54322, memory=30 * MIB)
+    assert promised_elsewhere(Resource.MEMORY, [theirs, honest], 200 * MIB) == 80 * MIB
+    many = [replace(theirs, user=54321 + number) for number in range(5)]
+    assert promised_elsewhere(Resource.MEMORY, many, 200 * MIB) == 100 * MIB
     ours = replace(theirs, user=0, memory=150 * MIB)
-    assert promised_elsewhere(Resource.MEMORY, [theirs, ours], 200 * MIB) == 250 * MIB
+    assert promised_elsewhere(Resource.MEMORY, [*many, ours], 200 * MIB) == 250 * MIB

@@ -7,8 +7,9 @@ So it is true after any crash, and no program has to clean up.
 
 Root's homes are in ``root``, those of other users in ``users``, where anybody may make a directory,
 as in /tmp. Files there are hostile: their owner, type and size are checked, they count only with a
-process of their owner, and together at most for half of what the host has
-(`cerne.manager.store.promises`).
+process of their owner, those of one user at most for a quarter of what the host has, and together
+at most for half of it (`cerne.manager.store.promises`). Each user may have some homes; who makes
+more, or what bears another user's name, hides and delays nothing.
 
 To promise something, a command publishes it first, and then reads what the others have published,
 so that of two commands at once at least one sees the other. A lock of each user's homes (flock(2))
@@ -40,7 +41,9 @@ _ROOT = 0
 _LARGEST_FILE = 4096
 _LARGEST_AMOUNT = 1 << 60
 _LONGEST_NAME = 64
-_MOST_HOMES = 1024
+_MOST_HOMES = 64
+"""Homes of one user."""
+_MOST_NAMES = 1 << 14
 _MOST_OF_HOME = 10_000
 _MOST_OF_USER = 1000
 _PATIENCE = 5.0
@@ -115,11 +118,13 @@ class HostLedger:
                 self._lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
             )
         except OSError as error:
-            _log.warning("the lock of the host's ledger is not usable: %s", error)
+            _log.debug("the lock of the host's ledger is not usable: %s", error)
             yield
             return
         try:
-            _wait_for(descriptor)
+            # Another user may have made it, and would keep us waiting.
+            if os.fstat(descriptor).st_uid == os.geteuid():
+                _wait_for(descriptor)
             yield
         finally:
             os.close(descriptor)
@@ -162,6 +167,9 @@ class HostLedger:
         """Show nothing of a machine any more."""
         with contextlib.suppress(OSError):
             (self._own / machine_id).unlink(missing_ok=True)
+            # A command that was killed while it wrote.
+            for left in self._own.glob(f".{machine_id}.*"):
+                left.unlink(missing_ok=True)
             # A home may be gone for good after that.
             self._own.rmdir()
 
@@ -175,9 +183,7 @@ class HostLedger:
     def _in(self, directory: Path, *, of_root: bool) -> Iterator[Published]:
         counts: dict[int, int] = {}
         try:
-            with os.scandir(directory) as entries:
-                most = None if of_root else _MOST_HOMES
-                names = [each.name for each in islice(entries, most)]
+            names = _names(directory) if of_root else _names_of_users(directory)
         except OSError:
             return
         for name in names:
@@ -243,6 +249,25 @@ def _require_of_root(path: Path) -> None:
     shared = path.name == "users" and status.st_mode & stat.S_ISVTX
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != _ROOT or (writable and not shared):
         raise OSError(0, "another user than root may change it", str(path))
+
+
+def _names(directory: Path) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [each.name for each in entries]
+
+
+def _names_of_users(directory: Path) -> list[str]:
+    """The homes of users, without what is too much of one user."""
+    counts: dict[int, int] = {}
+    names = []
+    with os.scandir(directory) as entries:
+        for each in islice(entries, _MOST_NAMES):
+            with contextlib.suppress(OSError):
+                user = each.stat(follow_symlinks=False).st_uid
+                if each.is_dir(follow_symlinks=False) and counts.get(user, 0) < _MOST_HOMES:
+                    counts[user] = counts.get(user, 0) + 1
+                    names.append(each.name)
+    return names
 
 
 def _wait_for(descriptor: int) -> None:

@@ -237,14 +237,19 @@ def promise(
 
 
 def promised_elsewhere(resource: Resource, elsewhere: Iterable[Published], limit: int) -> int:
-    """What other homes have promised: those of other users together half of `limit` at most."""
-    trusted = other = 0
+    """What other homes have promised.
+
+    Another user may lie: one counts for a quarter of `limit` at most, and all of them for half.
+    """
+    trusted = 0
+    others: dict[int, int] = {}
     for each in elsewhere:
+        amount = amount_of(resource, each)
         if each.trusted:
-            trusted += amount_of(resource, each)
+            trusted += amount
         else:
-            other += amount_of(resource, each)
-    return trusted + min(other, limit // 2)
+            others[each.user] = min(limit // 4, others.get(each.user, 0) + amount)
+    return trusted + min(sum(others.values()), limit // 2)
 
 
 def amount_of(resource: Resource, entry: Published) -> int:
