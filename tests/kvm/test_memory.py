@@ -22,6 +22,7 @@ from cerne.kvm.memory import (
     GuestMemory,
     GuestMemoryError,
 )
+from cerne.units import GIB, MIB
 
 LOW = (GuestAddress(0), 4 * PAGE_SIZE)
 HIGH = (GuestAddress(1 << 32), 2 * PAGE_SIZE)
@@ -317,3 +318,19 @@ def _give_and_end(memory: GuestMemory, start: int) -> None:
             os._exit(7 if same and memory.plugged == {2} else 1)
     finally:
         os._exit(2)
+
+
+def test_what_is_written_to_a_block_after_it_was_unplugged_is_not_there_when_it_is_plugged() -> (
+    None
+):
+    """As by a disk's request that is under way when a hostile guest unplugs its buffer."""
+    start = 4 * GIB
+    with GuestMemory.anonymous([(GuestAddress(0), MIB)]) as memory:
+        memory.reserve(GuestAddress(start), BLOCK_SIZE)
+        memory.plug(0)
+        buffer = memory.view(start, 4096)
+        memory.unplug(0)
+        buffer[:4] = b"left"
+        buffer.release()
+        memory.plug(0)
+        assert memory.read(start, 4) == bytes(4)

@@ -10,7 +10,7 @@ import typer
 from cerne.cli.complete import network_names
 from cerne.cli.failure import Failures, tell
 from cerne.cli.options import JsonOption, NameArgument, number
-from cerne.cli.output import print_fields, print_json, print_table
+from cerne.cli.output import print_fields, print_json, print_table, printable
 
 if TYPE_CHECKING:
     from cerne.client import Network
@@ -325,7 +325,7 @@ def repair(network: NetworkArgument) -> None:
     from cerne.client import connect
 
     for done in connect().network(network).repair() or [f"nothing of {network} was missing"]:
-        print(done)
+        print(printable(done))
 
 
 @publish_app.command("add", epilog=_ADD_EXAMPLES)

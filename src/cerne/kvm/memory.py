@@ -246,7 +246,13 @@ class GuestMemory:
         return self._run(number, number)
 
     def plug(self, number: int) -> None:
-        """Make a block of the room memory; it has zeros."""
+        """Make a block of the room memory; it has zeros.
+
+        Raises:
+            HostError: the host does not free what was written to it while it was room.
+        """
+        # A request that was under way when the block was unplugged has still written to it.
+        _discard(self.block(number), 0, BLOCK_SIZE)
         self._set_plugged(self._plugged | {number})
 
     def unplug(self, number: int) -> None:
