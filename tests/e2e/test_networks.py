@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -142,6 +143,94 @@ def test_what_another_machine_has_is_refused(lan: Cerne) -> None:
     lan.ok("rm", "more")
     assert "is in use by db, web" in lan.refused("network", "rm", "lan")
     assert "overlaps with" in lan.refused("network", "create", "more", "--ipv4", "10.211.0.0/16")
+
+
+def test_a_renamed_machine_is_found_by_its_new_name_alone(lan: Cerne) -> None:
+    lan.ok("rename", "db", "data")
+    try:
+        eventually(lambda: "10.211.7.9" in _resolved(lan, "web", "data"))
+        eventually(lambda: "10.211.7.9" not in _resolved(lan, "web", "db"))
+    finally:
+        lan.ok("rename", "data", "db")
+    eventually(lambda: "10.211.7.9" in _resolved(lan, "web", "db"))
+
+
+def _resolved(cerne: Cerne, machine: str, name: str) -> str:
+    """What the network's name server says to a machine about a name."""
+    return cerne("exec", machine, "--", "nslookup", "-type=a", name, "10.211.7.1").stdout.decode()
+
+
+@pytest.mark.slow
+def test_a_rate_is_changed_while_the_machine_runs(lan: Cerne) -> None:
+    lan.ok("exec", "web", "--", "dd", "if=/dev/zero", "of=/w/large", "bs=1M", "count=4")
+    limited = _transfer(lan, "1M")
+    free = _transfer(lan, "none")
+    again = _transfer(lan, "1M")
+    # 4 MiB at 1 MiB/s take 4 s, less what a full bucket gives at once.
+    assert limited > 3
+    assert again > 3
+    assert free < limited
+
+
+def _transfer(cerne: Cerne, rate: str) -> float:
+    """Seconds that db takes for 4 MiB from web at a rate."""
+    cerne.ok("network", "set", "lan", "db", "--rate", rate)
+    fetch = ["wget", "-q", "-O", "/dev/null", "http://web/large"]
+    said = cerne("exec", "db", "--", "sh", "-c", f"time {' '.join(fetch)}").stderr.decode()
+    took = re.search(r"real\s+(\d+)m\s*([0-9.]+)s", said)
+    assert took, said
+    return 60 * int(took[1]) + float(took[2])
+
+
+@pytest.mark.slow
+def test_a_card_works_after_a_wake_and_after_a_restore(lan: Cerne) -> None:
+    address = lan.machine("db")["addresses"]
+    lan.ok("snapshot", "create", "db", "before")
+    for words in (("suspend", "db"), ("wake", "db"), ("snapshot", "restore", "before")):
+        lan.ok(*words)
+        if words[0] != "suspend":
+            assert lan.machine("db")["addresses"] == address
+            lan.ok("exec", "db", "--", "ping", "-c", "1", "-W", "10", "web")
+            lan.ok("exec", "web", "--", "ping", "-4", "-c", "1", "-W", "10", "db")
+    lan.ok("snapshot", "rm", "before")
+
+
+@pytest.mark.slow
+def test_the_same_addresses_are_used_twice_on_one_host(lan: Cerne) -> None:
+    with built_home() as other:
+        other.ok("network", "create", "lan", "--ipv4", "10.211.7.0/24")
+        other.ok("run", "-d", "--name", "db", "--network", "lan:address=10.211.7.9", *_TINY)
+        try:
+            assert not _reaches(other, "db", "10.211.7.2")
+            assert _reaches(lan, "db", "10.211.7.2")
+        finally:
+            other.ok("rm", "--force", "db")
+
+
+@pytest.mark.slow
+def test_a_client_keeps_its_address_and_the_host_is_closed(lan: Cerne) -> None:
+    """The client is this host, by an address of its own."""
+    address = _own_address()
+    make = r"printf '#!/bin/sh\necho; echo $REMOTE_ADDR\n' >/w/cgi-bin/who; chmod +x /w/cgi-bin/who"
+    lan.ok("exec", "web", "--", "sh", "-c", f"mkdir -p /w/cgi-bin; {make}")
+    lan.ok("publish", "add", "web", f"{address}:0:80")
+    ports = json.loads(lan.ok("publish", "ls", "web", "--json"))
+    port = next(int(each["host_port"]) for each in ports if each["host_address"] == address)
+    with socket.create_connection((address, port), PATIENCE) as web:
+        web.sendall(b"GET /cgi-bin/who HTTP/1.0\r\n\r\n")
+        assert address in web.makefile("rb").read().decode()
+    assert not _reaches(lan, "web", f"{address}:{port}")
+    lan.ok("publish", "rm", "web", f"{address}:{port}")
+
+
+def _own_address() -> str:
+    """An address of this host that is not of its loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        try:
+            asking.connect(("192.0.2.254", 9))
+        except OSError:
+            pytest.skip("this host has no network")
+        return str(asking.getsockname()[0])
 
 
 def test_a_fork_has_its_own_address(lan: Cerne) -> None:

@@ -417,3 +417,25 @@ def test_what_is_wrong_with_a_card_is_said(manager: LocalHost) -> None:
     with pytest.raises(NotFoundError) as missing:
         machine.unpublish("8081")
     assert missing.value.hint == "see: cerne publish ls a"
+
+
+@pytest.mark.usefixtures("lan")
+def test_ports_of_the_host_are_opened_while_a_machine_runs(manager: LocalHost) -> None:
+    machine = _create(manager, "a")
+    machine.start()
+    with pytest.raises(StateError) as refused:
+        machine.adjust(host_access=["22"])
+    assert "cerne network set lan a --host-access PORT" in refused.value.hint
+    machine.change_nic(machine.card_on("lan"), host_access=["22", "80"])
+    assert _cards(manager)[0].host_ports == (22, 80)
+
+
+@pytest.mark.usefixtures("lan")
+def test_clients_keep_their_addresses_on_the_card_with_the_default_route(
+    manager: LocalHost,
+) -> None:
+    first, second = _create(manager, "a"), _create(manager, "b", "none")
+    first.start()
+    second.start()
+    second.attach_nic("lan")
+    assert {card.name: card.keeps_clients for card in _cards(manager)} == {"a": True, "b": False}

@@ -293,15 +293,22 @@ def set_card(
     allow: AllowOption = None,
     egress: EgressOption = None,
     rate: RateOption = None,
+    host_access: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="PORT",
+            help="A port of this host's loopback that it reaches at the gateway; may be repeated.",
+        ),
+    ] = None,
 ) -> None:
     """Change what a machine's card on a network may do, at once; print the machine's name.
 
-    --allow none and --rate none remove what is set.
+    --allow none, --rate none and --host-access none remove what is set.
     """
     from cerne.client import connect
     from cerne.errors import InputError
 
-    fields = _given(allow=allow, egress=egress, rate=rate)
+    fields = _given(allow=allow, egress=egress, rate=rate, host_access=host_access)
     if not fields:
         raise InputError(
             "no value to change was given",
@@ -309,6 +316,8 @@ def set_card(
         )
     if allow == ["none"]:
         fields["allow"] = ()
+    if host_access == ["none"]:
+        fields["host_access"] = ()
     if allow and egress is None:
         # With targets, nothing else is allowed; the other way round is an error of the model.
         fields["egress"] = "all"

@@ -167,7 +167,8 @@ class Nic(Device):
             first = error.errors()[0]
             if first["type"] == "extra_forbidden":
                 raise InputError(f"a network card has no field {first['loc'][-1]}") from error
-            raise InputError(refusal_words(first), hint=_OPTIONS) from error
+            hint = _OPTIONS if ":" in text else "see: cerne network connect --help"
+            raise InputError(refusal_words(first), hint=hint) from error
 
     @property
     def address4(self) -> str | None:

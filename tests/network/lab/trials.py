@@ -37,6 +37,9 @@ from tests.waiting import PATIENCE, eventually
 
 from cerne import faults
 from cerne.errors import CapacityError, ConflictError, HostError, InputError, NotFoundError
+from cerne.host.cell import Cell
+from cerne.host.cell_note import NOTE
+from cerne.host.cgroup import pids_in
 from cerne.host.members import Members
 from cerne.host.process import ProcessIdentity
 from cerne.network.addresses import pick_ipv4, pick_ipv6, require_unrouted
@@ -521,6 +524,8 @@ def again(lab: Lab) -> None:
     plan = lab.plan(Uplink.NONE)
     first = lab.network(plan)
     assert start_network(plan) == first.record
+    groups = Cell(plan.directory / NOTE).groups
+    assert all(first.record.holder.pid in pids_in([group]) for group in groups)
     machine = lab.machine(first, 5)
     with pytest.raises(ConflictError, match="has the MAC"):
         first.add_card(machine.plan)
@@ -535,6 +540,8 @@ def again(lab: Lab) -> None:
     again = lab.connected(first, machine.plan)
     again.configure()
     again.require("busybox", "ping", "-c", "1", "-W", "10", str(GATEWAY4))
+    first.stop()
+    assert not any(group.exists() for group in groups)
     bad = lab.plan(Uplink.BRIDGE, "bad", parent="no-such", ipv4=None, ipv6=None)
     with pytest.raises((HostError, InputError)):
         start_network(bad)

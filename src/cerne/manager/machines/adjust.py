@@ -30,6 +30,7 @@ from cerne.manager.machines.states import require_state
 from cerne.manager.networks import ensure_networks
 from cerne.manager.on_host import check_image, found_spec
 from cerne.manager.store import State
+from cerne.spec.network import is_named
 from cerne.spec.part import require_cpus
 from cerne.units import format_size
 
@@ -52,6 +53,11 @@ _AT_START = (
     *("memory_hugepages", "memory_merge"),
 )
 """What a machine takes only when it starts."""
+_AT_ONCE = {
+    "host_access": "at once: cerne network set {network} {name} --host-access PORT",
+    "ports": "at once: cerne publish add {name} HOST:GUEST",
+}
+"""The commands that change a card on a network with a name while its machine runs."""
 _CHANGEABLE = (
     State.RUNNING,
     State.PAUSED,
@@ -77,13 +83,13 @@ def adjust(context: MachineContext, asked: Mapping[str, object]) -> None:
             require_cpus(wanted)
             require_host_cpus(record.name, wanted)
         if isinstance(wanted, int) and (record.state.live or record.state is State.SUSPENDED):
-            _require_start(record, given)
+            _require_start(context, record, given)
             require_growth(context, record, wanted)
             spec = context.spec.changed(**given)
         else:
             # What is wrong in any state is said first.
             spec = context.spec.changed(**given)
-            _require_start(record, given)
+            _require_start(context, record, given)
         check_host(context.manager, spec)
         ensure_networks(context.manager, spec.nics)
         if not record.state.live:
@@ -119,7 +125,7 @@ def _change_running(
         raise
 
 
-def _require_start(record: Record, given: Mapping[str, object]) -> None:
+def _require_start(context: MachineContext, record: Record, given: Mapping[str, object]) -> None:
     """Refuse what a machine does not take that has a process, or saved memory."""
     at_start = [name for name in _AT_START if name in given]
     if _MEMORY in given and record.state is not State.RUNNING:
@@ -136,9 +142,13 @@ def _require_start(record: Record, given: Mapping[str, object]) -> None:
     why = "its saved memory has the former ones" if suspended else "its process has the former ones"
     wake = f"cerne wake {record.name}; " if suspended else ""
     options = ", ".join(f"--{_OPTIONS.get(name, name).replace('_', '-')}" for name in at_start)
+    stopped = f"{wake}cerne stop {record.name}; then the same command; cerne start {record.name}"
+    network = context.spec.network
+    if record.state.live and is_named(network) and at_start[0] in _AT_ONCE:
+        stopped = f"{_AT_ONCE[at_start[0]].format(network=network, name=record.name)}; or {stopped}"
     raise StateError(
         f"{record.name} is {record.state}, and takes {options} only while it is stopped: {why}",
-        hint=f"{wake}cerne stop {record.name}; then the same command; cerne start {record.name}",
+        hint=stopped,
         machine=record.name,
     )
 

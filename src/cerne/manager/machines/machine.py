@@ -300,7 +300,9 @@ class Machine:
         return nic
 
     def change_nic(self, number: int, **fields: object) -> Nic:
-        """Change `ports`, `allow`, `egress` or `rate` of a card on a network with a name, at once.
+        """Change `ports`, `allow`, `egress`, `rate` or `host_access` of a card, at once.
+
+        The card is on a network with a name, and `number` is what `card_on` gives.
 
         Raises:
             NotFoundError: it has no such card.

@@ -39,7 +39,7 @@ Amounts = Mapping[Resource, int]
 RATIOS: Mapping[Resource, float] = {Resource.CPU: 1.0, Resource.MEMORY: 1.0, Resource.DISK: 20.0}
 """How much of what there is may be promised. Disks grow as they are written to, and few fill."""
 
-NETWORK_MEMORY = 64 * MIB
+NETWORK_MEMORY = 80 * MIB
 """What the processes of a network need while it runs."""
 _RUNS = "pid IS NOT NULL"
 
