@@ -20,7 +20,7 @@ from cerne.network import rules, stored
 from cerne.network.control import Message
 from cerne.network.holder import nft
 from cerne.network.holder.namespace import Inside, Worker
-from cerne.network.holder.relay import Address, Relay, bound, never, relay
+from cerne.network.holder.relay import Address, Relay, bound, relay
 from cerne.network.holder.services import Services, require_name_sets
 from cerne.network.holder.uplinks import make_uplink
 from cerne.network.links import Links, has_ipv6, set_sysctl
@@ -346,16 +346,17 @@ class Holder:
                 port.protocol,
                 self._make_inside,
                 _leading(held, port),
-                self._keeps_client if plan.keeps_clients else never,
+                lambda client: self._keeps_client(held, client),
             )
             held.relays[port] = (published, serving)
 
-    def _keeps_client(self, client: str) -> bool:
+    def _keeps_client(self, held: _Held, client: str) -> bool:
         """Whether a machine can answer a client's own address: by its gateway, as no neighbour."""
         address = ip_address(client)
         own = (self._plan.ipv4, self._plan.ipv6)
         local = address.is_loopback or address.is_link_local or address.is_unspecified
-        return not local and not any(subnet is not None and address in subnet for subnet in own)
+        kept = held.card.plan.keeps_clients and not local
+        return kept and not any(subnet is not None and address in subnet for subnet in own)
 
     def _sync_host_ports(self) -> None:
         """Have the host's ports that cards may reach at the gateway's addresses."""
