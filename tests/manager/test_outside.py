@@ -17,8 +17,9 @@ from cerne.errors import CerneError, ChecksumError, DamagedError, ImageError, In
 from cerne.images.parts import Parts
 from cerne.manager import Machine, Manager
 from cerne.manager.snapshots.manifest import Manifest
-from cerne.manager.snapshots.outside import strange_manifest
+from cerne.manager.snapshots.outside import require_nothing_of_a_host, strange_manifest
 from cerne.spec.machine import machine_spec
+from cerne.spec.resources import Resources
 
 Index = dict[str, object]
 Contents = dict[str, bytes]
@@ -163,3 +164,25 @@ def test_access_to_another_host_is_not_access_to_this_one() -> None:
     digest = f"sha256:{'0' * 64}"
     given = Manifest(machine="m", spec=spec, image="tiny", digest=digest, engine="", fingerprint="")
     assert strange_manifest(given, "it").spec.nics[0].host_access == ()
+
+
+def test_what_is_promised_on_another_host_is_not_taken_from_this_one() -> None:
+    asked = {
+        "cpu": {"guarantee": "1", "limit": "2", "weight": 10_000, "pin": "0", "numa_node": 0},
+        "memory": {"guarantee": "1G", "merge": True, "limit": "3G"},
+        "disk": {"weight": 1000, "iops": 500},
+    }
+    resources = Resources.model_validate(asked)
+    spec = machine_spec(name="m", image="tiny", memory="2G")
+    spec = spec.model_copy(update={"resources": resources})
+    digest = f"sha256:{'0' * 64}"
+    given = Manifest(machine="m", spec=spec, image="tiny", digest=digest, engine="", fingerprint="")
+    kept = {"cpu": {"limit": "2"}, "memory": {"limit": "3G"}, "disk": {"iops": 500}}
+    assert strange_manifest(given, "it").spec.resources == Resources.model_validate(kept)
+
+
+def test_a_second_card_on_a_network_of_another_host_is_refused() -> None:
+    nics = [{"network": "user"}, {"network": "prod", "slot": 0}]
+    spec = machine_spec(name="m", image="tiny", nics=nics)
+    with pytest.raises(InputError, match="a second network card on a tap or a network"):
+        require_nothing_of_a_host(spec, "it")

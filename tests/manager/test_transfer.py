@@ -349,15 +349,17 @@ def test_no_machine_here_is_taken_back_to_what_came_from_outside(
     assert [event.kind for event in victim.events()] == ["created"]
 
 
-def test_a_tap_of_another_host_is_named_anew(
-    exported: Path, elsewhere: Manager, engine: FakeEngine
+@pytest.mark.parametrize(("network", "what"), [("tap:eth0", "tap"), ("prod", "network")])
+def test_a_network_of_another_host_is_named_anew(
+    exported: Path, elsewhere: Manager, engine: FakeEngine, network: str, what: str
 ) -> None:
-    def tapped(index: dict[str, object]) -> None:
-        _spec(index)["nics"] = [{"network": "tap:eth0"}]
+    def connected(index: dict[str, object]) -> None:
+        _spec(index)["nics"] = [{"network": network}]
 
-    imported = elsewhere.import_snapshot(_altered(exported, tapped))
-    with pytest.raises(InputError, match="a tap of another host"):
+    imported = elsewhere.import_snapshot(_altered(exported, connected))
+    with pytest.raises(InputError, match=f"a {what} of another host"):
         imported.restore_as("copy")
+    assert elsewhere.networks() == []
     assert elsewhere.machines() == []
 
 

@@ -16,6 +16,7 @@ from cerne.errors import ImageError, InputError
 from cerne.images.importing import LARGEST_DISK, require_whole
 from cerne.spec.names import check_name
 from cerne.spec.network import NetworkKind, parse_network
+from cerne.spec.resources import Resources
 from cerne.storage.formats import require_self_contained
 from cerne.units import counted, format_size
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
     from cerne.manager.snapshots.manifest import Manifest
     from cerne.spec.machine import MachineSpec
+
+OF_A_HOST = frozenset((NetworkKind.TAP, NetworkKind.NAMED))
+"""Kinds of networks that are another thing on another host."""
 
 _IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,255}")
 """A name or a digest of an image: it is shown, and looked for."""
@@ -54,14 +58,27 @@ def strange_manifest(manifest: Manifest, what: str) -> Manifest:
     # Ports are its new machine's own, and are asked for when that is made; access to this host
     # was given on another one.
     nics = [nic.model_copy(update={"host_access": ()}) for nic in manifest.spec.copied().nics]
-    spec = manifest.spec.copied().model_copy(update={"nics": tuple(nics)})
+    changed = {"nics": tuple(nics), "resources": _limits(manifest.spec.resources)}
+    spec = manifest.spec.copied().model_copy(update=changed)
     return manifest.model_copy(update={"machine": "", "spec": spec})
 
 
-def require_nothing_of_a_host(spec: MachineSpec, what: str) -> None:
-    """Refuse a machine with disks, directories or second taps of one host.
+def _limits(resources: Resources) -> Resources:
+    """The limits alone: this host has promised nothing, and merges pages with nobody's unasked."""
+    kept = {
+        "cpu": {"limit": resources.cpu.limit},
+        "memory": {"limit": resources.memory.limit, "swap": resources.memory.swap},
+        "disk": {"iops": resources.disk.iops, "rate": resources.disk.rate},
+        "network": resources.network,
+        "pids": resources.pids,
+    }
+    return Resources.model_validate(kept)
 
-    The command that makes a machine of it names the tap of its first card, if it has one.
+
+def require_nothing_of_a_host(spec: MachineSpec, what: str) -> None:
+    """Refuse a machine with disks, directories, second taps or second networks of one host.
+
+    The command that makes a machine of it names the tap or the network of its first card.
 
     Raises:
         InputError: it has such.
@@ -78,9 +95,9 @@ def require_nothing_of_a_host(spec: MachineSpec, what: str) -> None:
             " does not have",
             hint="make the machine without --mount, and copy the files into it: cerne cp",
         )
-    if any(parse_network(nic.network).kind is NetworkKind.TAP for nic in spec.added_nics):
+    if any(parse_network(nic.network).kind in OF_A_HOST for nic in spec.added_nics):
         raise InputError(
-            f"the machine of {what} has a second network card on a tap of its host",
+            f"the machine of {what} has a second network card on a tap or a network of its host",
             hint="detach it before the snapshot: cerne nic detach",
         )
 

@@ -73,7 +73,7 @@ def restore_as(
     """Make another machine of it (see `Snapshot.restore_as`)."""
     manifest = kept.manifest
     if not manifest.machine and network is None:
-        _refuse_strange_tap(kept)
+        _refuse_strange_network(kept)
     if manifest.has_memory and manifest.spec.strict:
         raise InputError(
             f"{kept.name} has the memory of a machine with strict isolation, which would be shared",
@@ -164,12 +164,19 @@ def _require_same_shape(kept: KeptSnapshot, then: MachineSpec, now: MachineSpec)
         )
 
 
-def _refuse_strange_tap(kept: KeptSnapshot) -> None:
-    if parse_network(kept.manifest.spec.network).kind is NetworkKind.TAP:
+def _refuse_strange_network(kept: KeptSnapshot) -> None:
+    """Refuse to connect what was imported to something of this host that bears the same name."""
+    known = {
+        NetworkKind.TAP: ("a tap", "tap:INTERFACE"),
+        NetworkKind.NAMED: ("a network", "NETWORK"),
+    }
+    found = known.get(parse_network(kept.manifest.spec.network).kind)
+    if found is not None:
+        what, option = found
         raise InputError(
-            f"{kept.name} was imported, and its machine had a tap of another host",
+            f"{kept.name} was imported, and its machine had {what} of another host",
             hint=f"give one of this host: cerne snapshot restore {kept.name} --as NAME"
-            " --network tap:INTERFACE",
+            f" --network {option}",
         )
 
 
