@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from tests.waiting import PATIENCE
 
 from cerne.host.programs import find_program
 from cerne.images import debian
 from cerne.images.initramfs import write_loader, write_tiny
+from cerne.images.progress import Progress, silent
 
 
 @pytest.mark.skipif(find_program("busybox") is None, reason="busybox is not installed")
@@ -51,6 +54,22 @@ def test_programs_are_run_by_their_path_in_a_name_space(monkeypatch: pytest.Monk
     # An ordinary user's PATH does not lead to it.
     monkeypatch.setattr(debian, "as_root", lambda: ["env", "PATH=/nowhere"])
     debian._run_as_root(["mke2fs", "-V"])
+
+
+def test_a_system_that_is_there_does_not_wait_for_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetch(suite: str, packages: str, archive: Path, progress: Progress) -> None:
+        if packages == "b":
+            with ThreadPoolExecutor() as workers:
+                there = workers.submit(debian.minimal_system, suite, tmp_path, silent, "a")
+                assert there.result(PATIENCE).read_text() == "a"
+        archive.write_text(packages)
+
+    monkeypatch.setattr(debian, "_mmdebstrap", fetch)
+    for packages in ("a", "b"):
+        made = debian.minimal_system("bookworm", tmp_path, silent, packages)
+        assert made.read_text() == packages
 
 
 def test_a_debian_gets_security_fixes() -> None:

@@ -78,7 +78,8 @@ def minimal_system(suite: str, cache: Path, progress: Progress, packages: str = 
     contents = " ".join((packages, *_EXCLUDED, *_sources(suite)))
     digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
     target = directory / f"{suite}-{digest}.tar"
-    with locked(directory / f"{suite}.lock"):
+    # A lock of its own: a system that is there does not wait for another one that is fetched.
+    with locked(target.with_suffix(".lock")):
         if not target.exists() or time.time() - target.stat().st_mtime > _FRESH:
             with work_directory(directory) as work:
                 archive = work / "root.tar"
