@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.e2e.conftest import Cerne, Engine, built_home
-from tests.e2e.trials import IMAGE, MEMORY, World
+from tests.e2e.trials import DEBIAN, TINY, World
 
 from cerne.manager.warm.template import VARIABLE as TEMPLATES
 
@@ -23,7 +23,7 @@ def debian() -> Iterator[Cerne]:
     """The command line in a home with Debian's image, where templates are used."""
     with built_home() as cerne:
         del cerne.environment[TEMPLATES]
-        cerne.ok("image", "build", IMAGE, timeout=600)
+        cerne.ok("image", "build", DEBIAN.image, timeout=600)
         yield cerne
 
 
@@ -43,15 +43,31 @@ def world(
 ) -> Iterator[World]:
     """That home, with a template for the engine; what a round leaves is not the next one's."""
     request.getfixturevalue("kvm_device" if engine.name == "native" else "qemu")
-    warm = ("image", "warm", "--engine", engine.name, *MEMORY, "--timeout", "500s", IMAGE)
-    debian.ok(*warm, timeout=600)
+    warm = ("image", "warm", "--engine", engine.name, *DEBIAN.options, "--timeout", "500s")
+    debian.ok(*warm, DEBIAN.image, timeout=600)
     taken = durations.setdefault(engine.name, {})
     world = World(debian, engine, random.Random(), tmp_path, taken)
     yield world
-    for name in debian.names():
-        debian("rm", "--force", name)
+    _empty(world)
+
+
+@pytest.fixture
+def crowded(engine: Engine, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[World]:
+    """A home of machines that may be stopped and started: Debians take minutes if emulated."""
+    if not engine.emulated:
+        yield request.getfixturevalue("world")
+        return
+    native: Cerne = request.getfixturevalue("_native")
+    world = World(native, engine, random.Random(), tmp_path, {}, TINY)
+    yield world
+    _empty(world)
+
+
+def _empty(world: World) -> None:
+    for name in world.cerne.names():
+        world.cerne("rm", "--force", name)
     for name in world.snapshots():
-        debian("snapshot", "rm", name)
+        world.cerne("snapshot", "rm", name)
 
 
 @pytest.mark.slow
@@ -70,9 +86,9 @@ def test_commands_are_killed_at_random_moments(world: World, seed: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_twenty_commands_at_once(world: World) -> None:
-    cerne, name = world.cerne, "one"
-    cerne.ok("run", "-d", "--name", name, *world.options, IMAGE)
+def test_twenty_commands_at_once(crowded: World) -> None:
+    world, cerne, name = crowded, crowded.cerne, "one"
+    cerne.ok("run", "-d", "--name", name, *world.options, world.kind.image)
     commands = [
         ("exec", name, "--", "true"),
         ("pause", name),
@@ -83,7 +99,7 @@ def test_twenty_commands_at_once(world: World) -> None:
         ("wake", name),
         ("snapshot", "create", name),
         ("fork", name),
-        ("set", name, "--balloon", "128M"),
+        ("set", name, "--balloon", world.kind.memory),
         ("inspect", name),
         ("nic", "ls", name),
         ("stats",),
@@ -100,7 +116,7 @@ def test_twenty_commands_at_once(world: World) -> None:
             assert each.returncode == 0 or said.startswith("cerne: "), (words, each.returncode)
         world.check()
         if name in (state := world.states()) and state[name] not in ("running", "paused"):
-            cerne.ok("start", name, timeout=600)
+            cerne.ok("start", "--timeout", "500s", name, timeout=600)
         if world.states()[name] == "paused":
             cerne.ok("resume", name)
         world.check()

@@ -24,8 +24,24 @@ from cerne.errors import CerneError, GuestTimeoutError
 from cerne.guest import ExecResult
 from cerne.manager import Home, Machine, Manager, State
 
-IMAGE = "debian:12"
-MEMORY = ("--memory", "256M")
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the machines are made of."""
+
+    image: str
+    memory: str
+
+    @property
+    def options(self) -> tuple[str, str]:
+        """Of ``run``, ``create`` and ``image warm``."""
+        return ("--memory", self.memory)
+
+
+DEBIAN = Kind("debian:12", "256M")
+"""With a disk that keeps what is written."""
+TINY = Kind("tiny", "128M")
+"""Boots in seconds where kernels are emulated too, and has no disk."""
 _PATIENCE = 90.0
 _MOST_MACHINES = 3
 _MOST_SNAPSHOTS = 2
@@ -86,11 +102,13 @@ class World:
         random: Random,
         files: Path,
         durations: dict[str, float],
+        kind: Kind = DEBIAN,
     ) -> None:
         self.cerne = cerne
         self.engine = engine
         self.random = random
         self.files = files
+        self.kind = kind
         self.durations = durations
         """How long each operation takes at present; what one round finds, the next one uses."""
         self.known: dict[str, Known] = {}
@@ -125,7 +143,7 @@ class World:
         self.known.clear()
         self.kept.clear()
         # A command sweeps before it makes anything.
-        self.cerne.ok("create", "--name", "sweeps", *self.options, IMAGE)
+        self.cerne.ok("create", "--name", "sweeps", *self.options, self.kind.image)
         self.cerne.ok("rm", "sweeps")
         deadline = time.monotonic() + _PATIENCE
         while left := [*self.cerne.leftovers(), *self._strays()]:
@@ -138,16 +156,18 @@ class World:
 
     @property
     def options(self) -> tuple[str, ...]:
-        return ("--engine", self.engine.name, *MEMORY)
+        return ("--engine", self.engine.name, *self.kind.options)
 
     def _choose(self, states: dict[str, str]) -> tuple[str, tuple[str, ...]]:
         """One of the commands that make sense now, or that are refused in words."""
         choices: list[tuple[str, ...]] = []
         new = self._new("m")
         if len(states) < _MOST_MACHINES:
-            choices += [("run", "-d", "--name", new, *self.options, IMAGE)] * 2
-            choices += [("create", "--name", new, *self.options, IMAGE)]
-            choices += [("run", "--rm", "--name", new, *self.options, IMAGE, "--", "true")]
+            choices += [("run", "-d", "--name", new, *self.options, self.kind.image)] * 2
+            choices += [("create", "--name", new, *self.options, self.kind.image)]
+            choices += [
+                ("run", "--rm", "--name", new, *self.options, self.kind.image, "--", "true")
+            ]
         for name, state in states.items():
             choices += self._about(name, state, new, room=len(states) < _MOST_MACHINES)
         for snapshot in self.snapshots():
