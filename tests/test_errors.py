@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +52,11 @@ def test_a_kvm_error_keeps_the_operation_and_the_errno() -> None:
     assert error.operation == "KVM_RUN"
     assert error.errno == errno.EFAULT
     assert "Bad address" in error.message
+
+
+def test_no_error_is_its_own_cause() -> None:
+    """``raise error from error`` makes a cycle, and whoever prints causes follows it for ever."""
+    for path in Path(errors.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Raise) and node.exc is not None and node.cause is not None:
+                assert ast.dump(node.exc) != ast.dump(node.cause), f"{path}:{node.lineno}"

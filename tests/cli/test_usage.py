@@ -5,19 +5,21 @@ from __future__ import annotations
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import cast
+from typing import NoReturn, cast
 
 import pytest
 from rich.console import Console
 from tests.waiting import eventually
 
 from cerne.cli import usage
-from cerne.client import Host, Stats
+from cerne.cli.failure import Failures
+from cerne.cli.listing import present_machines
+from cerne.client import Host, Machine, Stats
 from cerne.engine.base import Activity, GuestMemoryUse
-from cerne.errors import NotAnsweringError, StateError
+from cerne.errors import NotAnsweringError, NotFoundError, StateError
 from cerne.host.cgroup import Usage
 from cerne.units import GIB, MIB
 
@@ -50,10 +52,13 @@ class FakeMachine:
 
     def __init__(self, name: str, *answers: Stats | Exception) -> None:
         self.id = self.name = name
-        self.listed = SimpleNamespace(state="running")
         self.hangs = threading.Event()
         self.hangs.set()
         self._answers = [*answers]
+
+    @property
+    def listed(self) -> SimpleNamespace:
+        return SimpleNamespace(state="running")
 
     def stats(self) -> Stats:
         self.hangs.wait()
@@ -179,6 +184,34 @@ def test_a_machine_that_does_not_answer_says_so_once(
     printed = capsys.readouterr()
     assert printed.out.splitlines()[1].startswith("web")
     assert printed.err.splitlines() == ["cerne: process 7 of web does not answer", "  kill -CONT 7"]
+
+
+class RemovedMachine(FakeMachine):
+    """A machine that another command removed after it was found."""
+
+    @property
+    def listed(self) -> NoReturn:
+        raise NotFoundError("there is no machine named gone")
+
+
+def test_machines_that_go_meanwhile_leave_the_others_in_the_lists(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = [
+        RemovedMachine("gone"),
+        FakeMachine("removed", NotFoundError("there is no machine named removed")),
+        FakeMachine("ended", StateError("ended has just ended")),
+        FakeMachine("web", BUSY),
+    ]
+    monkeypatch.setattr("cerne.client.connect", lambda: FakeHost(*machines))
+    usage.stats(json=True)
+    printed = capsys.readouterr()
+    assert [each["name"] for each in json.loads(printed.out)] == ["web"]
+    assert printed.err == ""
+    failures = Failures()
+    present = present_machines(cast(Iterable[Machine], machines), failures)
+    assert [machine.name for machine, _ in present] == ["removed", "ended", "web"]
+    failures.end()
 
 
 def test_programs_get_the_counters_and_the_rates(
