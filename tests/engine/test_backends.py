@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import signal
 import socket
 import stat
@@ -21,7 +22,7 @@ import pytest
 from tests.devices.test_vhost_user import Served
 from tests.engine.fuse import MODE, OWNERS, Files, Refused
 from tests.network.test_guest_frames import tcp, udp
-from tests.processes import commands, parents
+from tests.processes import commands, opened_files, parents
 from tests.waiting import PATIENCE
 
 from cerne.devices.vhost_user.device import VhostUserBlock, VhostUserFs
@@ -267,6 +268,35 @@ def services() -> Iterator[dict[str, socket.socket]]:
             service.listen()
             made[address] = service
         yield made
+
+
+def _named(pid: int) -> set[str]:
+    """What a process has open that has a name in a file system."""
+    return {name for name in opened_files(pid) if name.startswith("/")}
+
+
+def test_what_serves_a_card_has_no_more_than_it_needs(
+    network: Callable[[int], Network],
+    opened: Opened,
+    home: Path,
+    root: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SECRET", "1234")
+    with chosen([PublishedPort("127.0.0.1", 0, 80)]) as (port,):
+        network(port.host_port)
+        require_served(opened.reports)
+    members = Members(home)
+    (supervisor,), (passt,) = members.alive("net0-supervisor"), members.alive("net0")
+    log, (registration,) = str(home / "net0.log"), (home / "processes").glob("net0.*")
+    lease = f"/run/cerne/user-ids/{supervisor.user()}"
+    wanted = {log, "/dev/null", str(registration), str(home / "notes"), lease}
+    assert _named(supervisor.pid) == wanted
+    assert _named(passt.pid) <= {log, "/dev/null", lease}
+    for pid in (supervisor.pid, passt.pid):
+        assert b"SECRET" not in Path(f"/proc/{pid}/environ").read_bytes()
+        limits = Path(f"/proc/{pid}/limits").read_text()
+        assert re.search(r"^Max file size +4194304 +4194304 ", limits, re.M)
 
 
 class Guest:
