@@ -657,11 +657,13 @@ def vlan(lab: Lab) -> None:
 
 def _require_vlans() -> None:
     """End the trial on a kernel without VLANs."""
-    added = "ip link add link lo name trial0 type vlan id 10"
-    if subprocess.run(added.split(), capture_output=True, check=False).returncode:
+    _sh("ip link add trial0 type veth peer name trial1")
+    added = "ip link add link trial0 name trial2 type vlan id 10"
+    missing = subprocess.run(added.split(), capture_output=True, check=False).returncode
+    _sh("ip link del trial0")
+    if missing:
         print("this host's kernel has no VLANs (8021q)")
         sys.exit(UNABLE)
-    _sh("ip link del trial0")
 
 
 @contextlib.contextmanager
