@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum, auto
 
-from cerne.network.clouds import SERVICES4, SERVICES6, TRANSLATION
+from cerne.network.clouds import FORMS4, SERVICES4, SERVICES6, TRANSLATION
 from cerne.network.user import GATEWAY, GATEWAY6, NAME_SERVER
 
 LARGEST_FRAME = 16384
@@ -28,8 +28,7 @@ _CLOSED_NETWORKS = (
     "169.254.0.0/16",
     "224.0.0.0/4",
     "240.0.0.0/4",
-    # Addresses of the host in IPv6's notation for IPv4, the loopback and no address.
-    "::/16",
+    FORMS4,
     "fe80::/10",
     "ff00::/8",
     *SERVICES4,

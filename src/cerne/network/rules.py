@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import NamedTuple
 
-from cerne.network.clouds import SERVICES4, SERVICES6, TRANSLATION
+from cerne.network.clouds import FORMS4, SERVICES4, SERVICES6, TRANSLATION
 from cerne.network.mac import interface_identifier
 from cerne.network.plan import CardPlan, NetworkPlan
 from cerne.spec.egress import Allowed
@@ -60,6 +60,7 @@ _CLOSED4 = ("169.254.0.0/16", "127.0.0.0/8", *SERVICES4)
 """The metadata addresses and host services of clouds, and loopback."""
 _CLOSED6 = (
     *SERVICES6,
+    FORMS4,
     "fe80::/10",
     *(
         f"{TRANSLATION}{subnet.network_address}/{96 + subnet.prefixlen}"

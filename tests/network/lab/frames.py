@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 from tests.network.lab.lab import GATEWAY4
 
+from cerne.network.guest_frames import internet_checksum
 from cerne.network.mac import interface_identifier
 from cerne.network.plan import CardPlan
 
@@ -50,6 +51,17 @@ def unaddressed(sender: CardPlan, to: CardPlan, other: CardPlan) -> set[str]:
         for name in spoofed(sender, to, other)
         if "mac" in name or name.startswith("dhcp") or "fragment" in name or "router-adv" in name
     } | {"redirect", "vlan", "spanning-tree", "unknown-protocol"}
+
+
+def begins(sender: CardPlan, router: str, target: IPv6Address, port: int) -> bytes:
+    """The first segment of a TCP connection to an address behind the network's router."""
+    assert sender.ipv6
+    ends = sender.ipv6.packed + target.packed
+    segment = struct.pack("!HHIIBBHHH", 999, port, 1, 0, 0x50, 2, 1024, 0, 0)
+    total = internet_checksum(ends + struct.pack("!II", len(segment), 6) + segment)
+    segment = segment[:16] + struct.pack("!H", total) + segment[18:]
+    head = struct.pack("!IHBB", 0x6000_0000, len(segment), 6, 64)
+    return _ether(router, sender.mac, _IP6, head + ends + segment)
 
 
 def link_local(card: CardPlan) -> IPv6Address:

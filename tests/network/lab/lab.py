@@ -165,7 +165,9 @@ class Lab:
             "gateway6": GATEWAY6,
         }
         directory = self.directory / name
-        return NetworkPlan(f"{name}0000-id", name, uplink, directory, **{**fields, **other})
+        # Networks of other trials have other control groups.
+        identity = f"{name}0000-{os.getpid()}"
+        return NetworkPlan(identity, name, uplink, directory, **{**fields, **other})
 
     def network(self, plan: NetworkPlan | None = None) -> Network:
         """A network that runs."""

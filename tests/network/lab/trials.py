@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -195,6 +195,8 @@ def _reaches_outside(lab: Lab, uplink: Uplink) -> Network:
     assert not machine.connect(outside.HOST4, own)
     _sh(f"ip addr add {_NEW_ADDRESS}/32 dev lo") if not os.geteuid() else None
     eventually(lambda: not machine.connect(_NEW_ADDRESS, own))
+    if not closed:
+        _forms_are_closed(lab, machine)
     # The host's loopback is closed but for the port that was asked for.
     open_port, closed_port = machine.plan.host_ports[0], _serve_host()
     assert machine.connect(GATEWAY4, open_port) == "host"
@@ -204,6 +206,18 @@ def _reaches_outside(lab: Lab, uplink: Uplink) -> Network:
         assert not machine.connect(address, closed_port)
         assert not other.connect(address, open_port)
     return network
+
+
+def _forms_are_closed(lab: Lab, machine: Machine) -> None:
+    """No other form of the host's loopback leads there."""
+    router = _inside(lab, "ip -br link show net0").split()[2]
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+        listener.settimeout(0.5)
+        for form in ("::ffff:127.0.0.1", "::127.0.0.1", "::", "64:ff9b::127.0.0.1"):
+            address, port = IPv6Address(form), listener.getsockname()[1]
+            machine.send_frame(frames.begins(machine.plan, router, address, port))
+            with pytest.raises(TimeoutError):
+                print(form, listener.accept())
 
 
 def published(lab: Lab) -> None:
