@@ -17,6 +17,7 @@ from cerne.engine import cards
 from cerne.engine.plan import DiskPlan, FirmwareBoot, LaunchPlan, PortForward, UserNic
 from cerne.engine.qemu import QemuEngine
 from cerne.engine.qemu.accelerator import Accelerator
+from cerne.engine.qemu.command_line import PID_FILE
 from cerne.engine.qmp import QmpClient
 from cerne.errors import (
     ConflictError,
@@ -157,6 +158,15 @@ def test_the_process_has_a_session_and_an_environment_of_its_own(
     assert (proc / "cwd").readlink() == Path("/")
     assert (proc / "fd/0").readlink() == Path("/dev/null")
     assert "Seccomp:\t2" in (proc / "status").read_text()
+
+
+def test_what_a_former_process_made_beside_its_pid_does_not_keep_it_from_a_start(
+    engine: QemuEngine, make_plan: MakePlan
+) -> None:
+    plan = make_plan()
+    (plan.logs / PID_FILE / "nothing").mkdir(parents=True)
+    process = engine.start(plan).process
+    assert int((plan.logs / PID_FILE).read_text()) == process.pid
 
 
 def test_the_process_of_root_has_its_own_user_and_root(

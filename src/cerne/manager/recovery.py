@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from cerne.host.cell import Cell
 from cerne.host.members import Members
+from cerne.host.removal import remove_tree
 from cerne.manager.lock import held
 
 if TYPE_CHECKING:
@@ -47,4 +47,4 @@ def names_in(directory: Path) -> set[str]:
 def discard(directory: Path) -> None:
     """Remove a directory and all in it; nothing happens where there is none."""
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree(directory)
+        remove_tree(directory)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from cerne.host.members import MACHINE
 from cerne.host.process import ProcessIdentity
 from cerne.host.processor import processor_fingerprint
 from cerne.host.programs import require_program
+from cerne.host.removal import remove_tree
 from cerne.host.supply import require_hugepages
 from cerne.network.ports import require_free
 from cerne.network.tap import require_tap
@@ -67,8 +69,11 @@ def start(
     """
     series = None if plan.saved is None else installed_series(require_program(_BINARY), kept)
     reads_memory = series is not None and maps_read_files(series)
-    (plan.logs / PID_FILE).parent.mkdir(mode=0o700, exist_ok=True)
-    (plan.logs / PID_FILE).unlink(missing_ok=True)
+    own = (plan.logs / PID_FILE).parent
+    with contextlib.suppress(FileNotFoundError):
+        # The process before may have made anything in it.
+        remove_tree(own)
+    own.mkdir(mode=0o700)
     saved = None if plan.saved is None else SavedMachine.read(plan.saved)
     with Opened() as opened:
         state = None if plan.saved is None else opened.existing(plan.saved / STATE_FILE)
