@@ -70,6 +70,10 @@ class Forks:
                 except TimeoutError:
                     os.kill(pid, signal.SIGKILL)
                     raise subprocess.TimeoutExpired(list(words), timeout) from None
+                except BaseException:
+                    # Whoever ends the tests waits for no command.
+                    os.kill(pid, signal.SIGKILL)
+                    raise
             return subprocess.CompletedProcess(
                 list(words), status, output.result(), errors.result()
             )
