@@ -71,9 +71,36 @@ def test_memory_is_plugged_and_given_back_while_it_runs(
     assert _total(cerne) > before + 100 * MIB
 
 
-def _total(cerne: Cerne) -> int:
+@pytest.mark.slow
+@pytest.mark.not_if_emulated("test_resources_at_speed.py does it, in a tenth of the time")
+def test_plugged_memory_is_forked_saved_and_restored(
+    cerne: Cerne, engine: Engine, eventually: Eventually, own_kernel: None
+) -> None:
+    cerne.ok("run", "-d", "--name", "q", *engine.options, "tiny")
+    cerne.ok("set", "q", "--memory", "256M")
+    eventually(lambda: _free_of_plugged(cerne) > 100 * MIB)
+    before = _free_of_plugged(cerne)
+    cerne.ok("exec", "q", "--", "dd", "if=/dev/urandom", "of=/tmp/f", "bs=1M", "count=8")
+    assert _free_of_plugged(cerne) <= before - 8 * MIB
+    total, digest = _total(cerne), cerne.ok("exec", "q", "md5sum", "/tmp/f")
+    cerne.ok("fork", "q", "--name", "r")
+    cerne.ok("exec", "q", "rm", "/tmp/f")
+    assert (_total(cerne, "r"), cerne.ok("exec", "r", "md5sum", "/tmp/f")) == (total, digest)
+    cerne.ok("snapshot", "create", "r", "s")
+    cerne.ok("exec", "r", "rm", "/tmp/f")
+    cerne.ok("snapshot", "restore", "s")
+    assert (_total(cerne, "r"), cerne.ok("exec", "r", "md5sum", "/tmp/f")) == (total, digest)
+
+
+def _free_of_plugged(cerne: Cerne) -> int:
+    """Free bytes of the zone that has the plugged memory, which the guest uses first."""
+    script = "/zone +Movable/ { z = 1 } z && /pages free/ { print $3; exit }"
+    return int(cerne.ok("exec", "q", "--", "awk", script, "/proc/zoneinfo") or 0) * 4096
+
+
+def _total(cerne: Cerne, name: str = "q") -> int:
     """Bytes of memory that the guest's kernel has."""
-    line = cerne.ok("exec", "q", "--", "grep", "MemTotal", "/proc/meminfo")
+    line = cerne.ok("exec", name, "--", "grep", "MemTotal", "/proc/meminfo")
     return int(line.split()[1]) * 1024
 
 
