@@ -29,6 +29,7 @@ _MAX_ARGUMENTS = 65535 - 2
 _LONGEST_FREEZE = 3600
 _MOST_GATHERED = 256 * MIB
 _LONGEST_NAME = 256
+_LONGEST_RENEWAL = 4096
 _INFO_NAMES = ("hostname", "kernel", "architecture", "system", "boot_id", "agent_version")
 
 
@@ -46,6 +47,18 @@ class GuestInfo:
     uptime: float
     """Seconds since the guest booted."""
     agent_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Renewal:
+    """What a guest did that was told who it is."""
+
+    clone: bool
+    """Whether its disk was another machine's, whose identity it has given up."""
+    failed: tuple[str, ...]
+    """The steps of that which failed: files, programs and hooks of the guest."""
+    kept: bool = False
+    """Whether its agent is older, and left all of that as it was."""
 
 
 class GuestAgent:
@@ -89,6 +102,7 @@ class GuestAgent:
         user: str | None = None,
         stdin: bytes | BinaryIO | Iterable[bytes] | None = None,
         timeout: float | None = None,
+        answer_timeout: float = _ANSWER_TIMEOUT,
         started: Callable[[GuestProcess], None] | None = None,
     ) -> ExecResult:
         """Run a command and collect its output, up to 256 MiB.
@@ -100,6 +114,7 @@ class GuestAgent:
             user: ``NAME``, ``UID``, ``NAME:GROUP`` or ``UID:GID``; by default root.
             stdin: its standard input; by default empty.
             timeout: seconds after which the command is killed.
+            answer_timeout: seconds that the agent has to answer and to start it.
             started: is called with the process when it runs; another thread may signal it.
 
         Raises:
@@ -108,7 +123,9 @@ class GuestAgent:
             GuestError: the guest failed to start it (in the guest's words), or went away.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        with self.popen(argv, env=env, cwd=cwd, user=user) as process:
+        with self.popen(
+            argv, env=env, cwd=cwd, user=user, answer_timeout=answer_timeout
+        ) as process:
             if started is not None:
                 started(process)
             feeder = _Feeder(process, stdin)
@@ -130,6 +147,7 @@ class GuestAgent:
         cwd: str | None = None,
         user: str | None = None,
         terminal: TerminalSize | None = None,
+        answer_timeout: float = _ANSWER_TIMEOUT,
     ) -> GuestProcess:
         """Start a command, with streams or on a terminal; otherwise as `run`."""
         variables = _variables(env or {})
@@ -146,11 +164,11 @@ class GuestAgent:
         strings = [cwd or "", user or "", *argv, *variables]
         if len(argv) > _MAX_ARGUMENTS:
             raise InputError(f"{len(argv)} arguments are too many for a command in a guest")
-        session = self._open(_ANSWER_TIMEOUT)
+        session = self._open(answer_timeout)
         try:
             session.send_strings(strings)
             session.send(FrameType.EXEC, request)
-            started = _started(session, cwd)
+            started = _started(session, cwd, answer_timeout)
             return GuestProcess(session, _count(started))
         except BaseException:
             session.close()
@@ -210,12 +228,20 @@ class GuestAgent:
         self._ask(FrameType.ENTROPY, data)
 
     def renew(
-        self, *, hostname: str, mac: str | None = None, timeout: float = _ANSWER_TIMEOUT
-    ) -> None:
+        self,
+        *,
+        hostname: str,
+        mac: str | None = None,
+        machine: str = "",
+        machine_id: str = "",
+        timeout: float = _ANSWER_TIMEOUT,
+    ) -> Renewal:
         """Give a forked or restored guest its own identity, in one request.
 
         The guest gets fresh entropy, this host's time, its name, and the address of its first
-        network card if `mac` is given (six bytes in hexadecimal, with colons between).
+        network card if `mac` is given (six bytes in hexadecimal, with colons between). If `machine`
+        is given and the guest's disk says that it is another machine's, it gets this `machine_id`
+        (machine-id(5)) and new keys of SSH, and its hooks are run.
 
         Raises:
             InputError: the host name or the address is not valid.
@@ -231,8 +257,24 @@ class GuestAgent:
         with self._open(timeout) as session:
             now = divmod(time.time_ns(), 10**9)
             renewal = wire.RENEWAL.pack(*now, mac is not None, address, entropy)
-            session.send(FrameType.RENEW, renewal + name)
-            session.expect(FrameType.DONE, max(0.0, deadline - time.monotonic()))
+            knows = session.version >= wire.IDENTITY_VERSION
+            strings = b"\0".join((name, machine.encode(), machine_id.encode(), b""))
+            session.send(FrameType.RENEW, renewal + (strings if knows else name))
+            said = session.expect(FrameType.DONE, max(0.0, deadline - time.monotonic()))
+        return _renewal(said, knows=knows or not machine)
+
+    def grow_root(self) -> None:
+        """Have the guest grow its root file system to the size of its disk.
+
+        Raises:
+            GuestError: it is of a kind that does not grow, or is on a partition; or the agent is
+                older.
+        """
+        with self._open(_ANSWER_TIMEOUT) as session:
+            if session.version < wire.IDENTITY_VERSION:
+                raise GuestError("the guest's agent is older, and does not grow file systems")
+            session.send(FrameType.GROW)
+            session.expect(FrameType.DONE, _ANSWER_TIMEOUT)
 
     def freeze(self, timeout: float = 10.0) -> int:
         """Freeze the guest's file systems for at most `timeout` seconds; return their number."""
@@ -350,10 +392,10 @@ def _check_directory(cwd: str | None) -> None:
         )
 
 
-def _started(session: Session, cwd: str | None) -> bytes:
+def _started(session: Session, cwd: str | None, timeout: float = _ANSWER_TIMEOUT) -> bytes:
     """The agent's answer about a command that it has started."""
     try:
-        return session.expect(FrameType.STARTED, _ANSWER_TIMEOUT)
+        return session.expect(FrameType.STARTED, timeout)
     except GuestError as error:
         if cwd is None or error.message != f"cannot start in {cwd}: Not a directory":
             raise
@@ -385,6 +427,11 @@ def _count(payload: bytes) -> int:
         raise wire.nonsense("a number of a wrong length")
     number: int = wire.COUNT.unpack(payload)[0]
     return number
+
+
+def _renewal(said: bytes, *, knows: bool) -> Renewal:
+    lines = [wire.readable(line, _LONGEST_NAME) for line in said[:_LONGEST_RENEWAL].splitlines()]
+    return Renewal(bool(lines), tuple(lines[1:]), kept=not knows)
 
 
 def _seconds(text: str) -> float:

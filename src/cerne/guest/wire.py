@@ -1,4 +1,4 @@
-"""Frames of the guest agent's protocol, versions 1 and 2 (``docs/agent.md``).
+"""Frames of the guest agent's protocol, versions 1 to 3 (``docs/agent.md``).
 
 A frame is a type, a length and a payload, little-endian. The guest's data is hostile: every length
 is checked before it is used.
@@ -14,11 +14,13 @@ from enum import IntEnum
 from cerne.errors import GuestError
 from cerne.units import counted
 
-VERSION = 2
+VERSION = 3
 """The newest version; an agent answers with it or an older one, which both sides then speak."""
 OLDEST_VERSION = 1
 HOLES_VERSION = 2
 """The first version with holes in files and a frame that ends a file."""
+IDENTITY_VERSION = 3
+"""The first version whose renewals say whose guest it is, and that grows the root file system."""
 MAGIC = b"cerne\0ag"
 NONCE_SIZE = 16
 HEADER = struct.Struct("<B3xI")
@@ -74,6 +76,7 @@ class FrameType(IntEnum):
     """Both ways."""
     FILE_END = 22
     """Both ways."""
+    GROW = 23
     WELCOME = 65
     STARTED = 66
     STDOUT = 67

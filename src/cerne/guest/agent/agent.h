@@ -11,10 +11,11 @@
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the protocol is little-endian");
 
-#define AGENT_VERSION "3"
+#define AGENT_VERSION "4"
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-#define PROTOCOL_VERSION 2u
+#define PROTOCOL_VERSION 3u
 #define HOLES_VERSION 2u /* since when a file has holes, and says where it ends */
+#define IDENTITY_VERSION 3u /* since when a renewal says whose guest it is */
 #define PROTOCOL_MAGIC "cerne\0ag"
 
 enum {
@@ -54,6 +55,7 @@ enum frame_type {
 	FRAME_RENEW = 20,
 	FRAME_HOLE = 21,     /* both ways */
 	FRAME_FILE_END = 22, /* both ways */
+	FRAME_GROW = 23,
 	/* from the guest */
 	FRAME_WELCOME = 65,
 	FRAME_STARTED = 66,
@@ -69,7 +71,11 @@ enum {
 	RENEWED_ENTROPY = 64,
 };
 
-/* What a guest that was forked or restored must not share with others; its host name follows. */
+/*
+ * What a guest that was forked or restored must not share with others; its host name follows. Since
+ * version 3 it ends with a zero, and after it come the machine's id and the guest's machine-id, each
+ * with a final zero; they are empty where the guest is to stay a true copy.
+ */
 struct renewal {
 	int64_t seconds;
 	uint32_t nanoseconds;
@@ -238,6 +244,19 @@ void system_shut_down(bool again);
 void system_frame(struct system_state *state, struct wire *wire, const struct frame *frame);
 void system_tick(struct system_state *state);
 int system_timeout(const struct system_state *state);
+
+/* identity.c: what a clone must not keep of its source. */
+
+/*
+ * Make this guest the machine's of this id; whether it was another's. The names of the steps that
+ * failed, each with a line's end, are in failed.
+ */
+bool identity_renew(const char *name, const char *machine, const char *machine_id, char *failed,
+		    size_t size);
+
+/* grow.c: the root file system, after its disk has grown; answers the host. */
+
+void grow_root(struct wire *wire);
 
 /* session.c: requests from one port, one after another, for ever (or until a socket ends). */
 

@@ -227,14 +227,53 @@ static int put_mac(const uint8_t mac[6])
 	return error;
 }
 
+/* The strings after a renewal: one, without an end, before version 3. */
+static bool take_names(const struct wire *wire, const char *text, size_t length,
+		       char names[3][HOST_NAME_MAX + 1])
+{
+	const char *end = text + length;
+
+	memset(names, 0, 3 * (HOST_NAME_MAX + 1));
+	if (wire->protocol < IDENTITY_VERSION) {
+		if (length > HOST_NAME_MAX)
+			return false;
+		memcpy(names[0], text, length);
+		return true;
+	}
+	for (int i = 0; i < 3; i++) {
+		size_t size = strnlen(text, (size_t)(end - text));
+
+		if (text + size == end || size > HOST_NAME_MAX)
+			return false;
+		memcpy(names[i], text, size);
+		text += size + 1;
+	}
+	return text == end;
+}
+
+/* Say whether this guest was a clone, and which steps failed. */
+static void become(struct wire *wire, char names[3][HOST_NAME_MAX + 1])
+{
+	char text[1024] = "clone\n";
+	const size_t said = strlen(text);
+
+	if (*names[1] && identity_renew(names[0], names[1], names[2], text + said,
+					sizeof text - said))
+		wire_send(wire, FRAME_DONE, text, strlen(text));
+	else
+		wire_send(wire, FRAME_DONE, NULL, 0);
+}
+
 static void renew(struct wire *wire, const struct frame *frame)
 {
 	const size_t name_at = offsetof(struct renewal, entropy) + RENEWED_ENTROPY;
-	const char *name = (const char *)frame->payload + name_at;
+	char names[3][HOST_NAME_MAX + 1];
 	struct renewal new;
 	int error;
 
-	if (frame->length < name_at) {
+	if (frame->length < name_at ||
+	    !take_names(wire, (const char *)frame->payload + name_at, frame->length - name_at,
+			names)) {
 		wire_error(wire, EINVAL, "cannot renew this guest");
 		return;
 	}
@@ -244,12 +283,12 @@ static void renew(struct wire *wire, const struct frame *frame)
 		wire_error(wire, error, "cannot add entropy");
 	else if ((error = put_time(new.seconds, new.nanoseconds)))
 		wire_error(wire, error, "cannot set the clock");
-	else if ((error = put_hostname(name, frame->length - name_at)))
+	else if ((error = put_hostname(names[0], strlen(names[0]))))
 		wire_error(wire, error, "cannot set the host name");
 	else if (new.has_mac && (error = put_mac(new.mac)))
 		wire_error(wire, error, "cannot set the network card's address");
 	else
-		wire_send(wire, FRAME_DONE, NULL, 0);
+		become(wire, names);
 }
 
 /* The file systems that live on a device of this guest, in the order in which they were mounted. */
@@ -515,7 +554,7 @@ static void take_shutdown(struct wire *wire, const struct frame *frame)
 
 bool system_takes(uint8_t type)
 {
-	return type >= FRAME_INFO && type <= FRAME_RENEW;
+	return (type >= FRAME_INFO && type <= FRAME_RENEW) || type == FRAME_GROW;
 }
 
 void system_frame(struct system_state *state, struct wire *wire, const struct frame *frame)
@@ -540,6 +579,9 @@ void system_frame(struct system_state *state, struct wire *wire, const struct fr
 		break;
 	case FRAME_RENEW:
 		renew(wire, frame);
+		break;
+	case FRAME_GROW:
+		grow_root(wire);
 		break;
 	case FRAME_FREEZE:
 		freeze(state, wire, frame);
