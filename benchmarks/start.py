@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cerne-", dir="/tmp") as home:
         os.environ |= {"CERNE_HOME": home, "CERNE_TEMPLATES": "never"}
         manager = Manager()
-        for image in ("tiny", "debian:12"):
+        for image in ("tiny", "debian:12-minimal"):
             manager.ensure_image(image)
             _compare(manager, image)
         _command(manager)

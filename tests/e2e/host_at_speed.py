@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 import cerne
 from cerne.host.programs import require_program
 from cerne.images import tiny
-from cerne.images.debian import minimal_system
+from cerne.images.debian import debian_system
 from cerne.images.progress import silent
 from cerne.images.store import ImageStore
 from cerne.units import GIB
@@ -155,7 +155,7 @@ def report_from(
     root = work / "root"
     root.mkdir()
     packages = f"{_PACKAGES},{shape.packages}" if shape.packages else _PACKAGES
-    archive = minimal_system("bookworm", cache, silent, packages)
+    archive = debian_system("bookworm", cache, silent, packages)
     subprocess.run(
         ["tar", "-xpf", archive, "-C", root, "--numeric-owner", "--exclude=./dev/*"], check=True
     )

@@ -14,7 +14,7 @@ from tests.e2e.host_at_speed import Report, add_cerne, boot_files, read_report
 from tests.host import cell_trials
 
 from cerne.host.programs import require_program
-from cerne.images.debian import minimal_system
+from cerne.images.debian import debian_system
 from cerne.images.progress import silent
 from cerne.units import GIB
 
@@ -100,7 +100,7 @@ def make_disk(cache: Path, work: Path) -> Path:
     """The disk of such a host, beside its kernel and initrd."""
     root = work / "root"
     root.mkdir()
-    archive = minimal_system("bookworm", cache, silent, _PACKAGES)
+    archive = debian_system("bookworm", cache, silent, _PACKAGES)
     subprocess.run(
         ["tar", "-xpf", archive, "-C", root, "--numeric-owner", "--exclude=./dev/*"], check=True
     )

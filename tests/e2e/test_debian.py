@@ -31,9 +31,9 @@ def debian(request: pytest.FixtureRequest, port: int) -> Iterator[Cerne]:
             " test_a_debian_forks_with_its_disk has one"
         )
     built: Cerne = request.getfixturevalue(f"_{request.param}")
-    built.ok("image", "build", "debian:12", timeout=280)
+    built.ok("image", "build", "debian:12-minimal", timeout=280)
     options = ("--engine", request.param, "--publish", f"{port}:80")
-    built.ok("run", "-d", "--name", "deb", *options, "debian:12")
+    built.ok("run", "-d", "--name", "deb", *options, "debian:12-minimal")
     yield built
     built("rm", "--force", "deb")
 
@@ -101,7 +101,9 @@ def test_its_disk_lasts_and_is_its_own(debian: Cerne) -> None:
     debian.ok("start", "deb")
     assert _exec(debian, "cat", "/root/kept") == "kept\n"
     engine = str(debian.machine("deb")["engine"])
-    other = debian("run", "--rm", "--engine", engine, "debian:12", "--", "cat", "/root/kept")
+    other = debian(
+        "run", "--rm", "--engine", engine, "debian:12-minimal", "--", "cat", "/root/kept"
+    )
     assert other.returncode != 0
 
 

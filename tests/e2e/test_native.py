@@ -142,9 +142,9 @@ def test_directories_of_the_host_are_mounted(
 
 @pytest.mark.slow_if_emulated
 def test_a_debian_forks_with_its_disk(cerne: Cerne, engine: Engine, no_templates: None) -> None:
-    cerne.ok("image", "build", "debian:12", timeout=280)
+    cerne.ok("image", "build", "debian:12-minimal", timeout=280)
     options = ("--engine", engine.name, "--memory", "256M", "--timeout", "280s")
-    cerne.ok("run", "-d", "--name", "d", *options, "debian:12", timeout=300)
+    cerne.ok("run", "-d", "--name", "d", *options, "debian:12-minimal", timeout=300)
     cerne.ok("exec", "d", "--", "sh", "-c", "echo before >/root/f; sync")
     cerne.ok("fork", "d", "--count", "2")
     for name in ("d", "d-1", "d-2"):

@@ -38,7 +38,7 @@ class Kind:
         return ("--memory", self.memory)
 
 
-DEBIAN = Kind("debian:12", "256M")
+DEBIAN = Kind("debian:12-minimal", "256M")
 """With a disk that keeps what is written."""
 TINY = Kind("tiny", "128M")
 """Boots in seconds where kernels are emulated too, and has no disk."""

@@ -45,7 +45,7 @@ def test_what_runs_once_proc_is_gone_is_named_by_its_path(tmp_path: Path) -> Non
     write_loader(tmp_path / "loader", [])
     script = (tmp_path / "loader").read_bytes().split(b"umount /proc /sys\n")[1]
     # Commands that are not on the path are run from /proc/self/exe.
-    assert b"exec /usr/bin/busybox switch_root /newroot /usr/sbin/cerne-agent\n" in script
+    assert b'exec /usr/bin/busybox switch_root /newroot "$init"\n' in script
 
 
 def test_programs_are_run_by_their_path_in_a_name_space(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,7 +220,10 @@ def test_a_name_that_is_not_there_is_answered_with_those_that_are(
     assert "did you mean debian:12" in unknown.value.hint
     with pytest.raises(NotFoundError) as unknown:
         _ensured(store, "ubuntu")
-    assert "debian:12, debian:13, mine, tiny" in unknown.value.hint
+    assert (
+        "debian:12, debian:12-minimal, debian:13, debian:13-minimal, mine, tiny"
+        in unknown.value.hint
+    )
     assert "did you mean" not in unknown.value.hint
 
 

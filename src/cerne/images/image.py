@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+SYSTEMD = "systemd"
+"""The first process of an image that systemd manages."""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageBoot:
@@ -49,3 +52,10 @@ class Image:
     """Whether it contains Cerne's agent."""
     least_memory: int = 0
     """The least memory with which it boots, in bytes; 0 if that is unknown."""
+    init: str = ""
+    """``systemd`` if that is its first process; empty if it is the agent, or unknown."""
+
+    @property
+    def has_systemd(self) -> bool:
+        """Whether systemd is its first process."""
+        return self.init == SYSTEMD

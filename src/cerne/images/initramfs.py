@@ -40,10 +40,12 @@ mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
 for module in @MODULES@; do insmod "/modules/$module.ko"; done
 root=
+init=/sbin/init
 read -r line < /proc/cmdline
 for word in $line; do
     case $word in
     root=*) root=${word#root=} ;;
+    init=*) init=${word#init=} ;;
     ip=*)
         IFS=: read -r address _ gateway mask name device _ dns _ <<PARAMETER
 ${word#ip=}
@@ -68,7 +70,7 @@ if [ -n "$root" ]; then
     umount /proc /sys
     mount -o move /dev /newroot/dev
     # The shell would look for it in /proc/self/exe.
-    exec /usr/bin/busybox switch_root /newroot /usr/sbin/cerne-agent
+    exec /usr/bin/busybox switch_root /newroot "$init"
 fi
 exec /usr/sbin/cerne-agent
 """

@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict, dataclass
 
 from cerne.errors import DamagedError
+from cerne.images.image import SYSTEMD
 
 _VERSION = 1
 _DIGEST = re.compile("[0-9a-f]{64}")
@@ -27,6 +28,8 @@ class Manifest:
     agent: bool
     least_memory: int = 0
     """The least memory with which it boots, in bytes; 0 if that is unknown."""
+    init: str = ""
+    """``systemd`` if that is its first process; empty if it is the agent, or unknown."""
 
     def files(self) -> set[str]:
         """The digests of all its files."""
@@ -38,6 +41,8 @@ class Manifest:
         if not self.least_memory:
             # Manifests from before this field existed keep their digest.
             del fields["least_memory"]
+        if not self.init:
+            del fields["init"]
         return json.dumps(fields, sort_keys=True, indent=1).encode()
 
     def digest(self) -> str:
@@ -69,6 +74,7 @@ def _checked(fields: dict[str, object]) -> Manifest:
     command_line, disk_format = fields.pop("command_line"), fields.pop("disk_format")
     disk_size, agent = fields.pop("disk_size"), fields.pop("agent")
     least_memory = fields.pop("least_memory", 0)
+    init = fields.pop("init", "")
     if fields:
         raise ValueError(f"{', '.join(fields)} is unknown")
     if not isinstance(command_line, str) or disk_format not in ("raw", "qcow2"):
@@ -77,8 +83,18 @@ def _checked(fields: dict[str, object]) -> Manifest:
         raise ValueError("its disk's size or its agent is not valid")
     if not isinstance(least_memory, int) or least_memory < 0:
         raise ValueError("its least memory is not valid")
+    if init not in ("", SYSTEMD):
+        raise ValueError("its first process is unknown")
     return Manifest(
-        kernel, initrd, command_line, disk, str(disk_format), disk_size, agent, least_memory
+        kernel,
+        initrd,
+        command_line,
+        disk,
+        str(disk_format),
+        disk_size,
+        agent,
+        least_memory,
+        str(init),
     )
 
 

@@ -22,6 +22,8 @@ class Parts:
     agent: bool = False
     least_memory: int = 0
     """The least memory with which it boots, in bytes; 0 if that is unknown."""
+    init: str = ""
+    """``systemd`` if that is its first process; empty if it is the agent, or unknown."""
 
     def manifest(self) -> Manifest:
         """The manifest of the image of these parts; reads all of them."""
@@ -34,6 +36,7 @@ class Parts:
             disk_size=self.disk_size,
             agent=self.agent,
             least_memory=self.least_memory,
+            init=self.init,
         )
 
     def keep(self, manifest: Manifest, files: Path) -> None:

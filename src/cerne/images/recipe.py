@@ -34,7 +34,8 @@ class Recipe:
 def _sources_digest() -> str:
     images = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in sorted([*images.glob("*.py"), *(images.parent / "guest" / "agent").iterdir()]):
+    parts = (*images.glob("*.py"), *images.glob("*.service"))
+    for path in sorted([*parts, *(images.parent / "guest" / "agent").iterdir()]):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -47,9 +48,18 @@ def _tiny(work: Path, cache: Path, progress: Progress) -> Parts:
 
 def _debian(suite: str) -> Build:
     def made(work: Path, cache: Path, progress: Progress) -> Parts:
-        from cerne.images.debian import build
+        from cerne.images.debian import SERVER, build
 
-        return build(suite, work, cache, progress)
+        return build(suite, SERVER, work, cache, progress)
+
+    return made
+
+
+def _minimal_debian(suite: str) -> Build:
+    def made(work: Path, cache: Path, progress: Progress) -> Parts:
+        from cerne.images.debian import MINIMAL, build
+
+        return build(suite, MINIMAL, work, cache, progress)
 
     return made
 
@@ -58,7 +68,9 @@ RECIPES = {
     recipe.name: recipe
     for recipe in (
         Recipe("tiny", "busybox in memory, boots in a moment", _tiny),
-        Recipe("debian:12", "Debian 12 (bookworm), minimal, with apt", _debian("bookworm")),
-        Recipe("debian:13", "Debian 13 (trixie), minimal, with apt", _debian("trixie")),
+        Recipe("debian:12", "Debian 12 (bookworm) with systemd", _debian("bookworm")),
+        Recipe("debian:12-minimal", "Debian 12 without an init", _minimal_debian("bookworm")),
+        Recipe("debian:13", "Debian 13 (trixie) with systemd", _debian("trixie")),
+        Recipe("debian:13-minimal", "Debian 13 without an init", _minimal_debian("trixie")),
     )
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -188,7 +189,7 @@ class ImageStore:
 
         chosen = name or name_of(source)
         # Checked before anything is fetched; `add` checks again.
-        self._require_free(chosen, replace=replace)
+        self.require_free(chosen, replace=replace)
         with (
             storage_errors(f"importing {source}", self._root),
             work_directory(self._root / _WORK) as work,
@@ -225,19 +226,35 @@ class ImageStore:
                 hint="fetch it again, or ask its publisher for the right digest",
             )
         with locked(self._files_lock):
-            self._require_free(name, replace=replace)
+            self.require_free(name, replace=replace)
             return self._keep(name, parts, manifest, source, "")
 
-    def _require_free(self, name: str, *, replace: bool) -> None:
+    @contextlib.contextmanager
+    def making(self, what: str) -> Iterator[Path]:
+        """A work directory on the file system of the images, for what `add` is to store.
+
+        Raises:
+            StorageError: in the words of `what`, in place of an OSError in the block.
+        """
+        with storage_errors(what, self._root), work_directory(self._root / _WORK) as work:
+            yield work
+
+    def require_free(self, name: str, *, replace: bool) -> None:
+        """Refuse a name that a new image cannot have.
+
+        Raises:
+            InputError: the name is not valid for an image, or is a recipe's.
+            ConflictError: the name is another image's, and `replace` was not given.
+        """
         if name in RECIPES:
             raise InputError(
                 f"{name} is the name of an image that Cerne builds",
-                hint="give another name: --name NAME",
+                hint="give another name",
             )
         if (self._root / _NAMES / _checked_name(name)).exists() and not replace:
             raise ConflictError(
                 f"there is an image named {name} already",
-                hint=f"take another name with --name, remove that one: cerne image rm {name},"
+                hint=f"give another name, remove that one: cerne image rm {name},"
                 " or give its name to the new one: --replace",
             )
 
@@ -372,6 +389,7 @@ class ImageStore:
             disk,
             agent=manifest.agent,
             least_memory=manifest.least_memory,
+            init=manifest.init,
         )
 
     def _unnamed(self, reference: str) -> Path:
