@@ -62,13 +62,13 @@ def test_a_system_that_is_there_does_not_wait_for_another_one(
     def fetch(suite: str, packages: str, archive: Path, progress: Progress) -> None:
         if packages == "b":
             with ThreadPoolExecutor() as workers:
-                there = workers.submit(debian.minimal_system, suite, tmp_path, silent, "a")
+                there = workers.submit(debian.debian_system, suite, tmp_path, silent, "a")
                 assert there.result(PATIENCE).read_text() == "a"
         archive.write_text(packages)
 
     monkeypatch.setattr(debian, "_mmdebstrap", fetch)
     for packages in ("a", "b"):
-        made = debian.minimal_system("bookworm", tmp_path, silent, packages)
+        made = debian.debian_system("bookworm", tmp_path, silent, packages)
         assert made.read_text() == packages
 
 

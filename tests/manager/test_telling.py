@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from tests.manager.conftest import FakeEngine, FakeInstance
@@ -14,8 +15,17 @@ from tests.manager.test_faults import run_killed_at
 
 from cerne.engine.base import RunState
 from cerne.engine.record import InstanceRecord
-from cerne.errors import EngineError, GuestError, GuestTimeoutError, StateError
+from cerne.errors import (
+    CerneError,
+    ConflictError,
+    EngineError,
+    GuestError,
+    GuestTimeoutError,
+    InputError,
+    StateError,
+)
 from cerne.guest import ExecResult
+from cerne.guest.client import Renewal
 from cerne.images.parts import Parts
 from cerne.images.store import ImageStore
 from cerne.manager import Machine, Manager, State
@@ -30,10 +40,15 @@ class FakeAgent:
     """An agent that writes what it is told to a file of its machine, which other processes see."""
 
     failure: GuestError | None = None
+    growing: GuestError | None = None
+    renewal = Renewal(clone=False, failed=())
+    machines: ClassVar[list[str]] = []
+    """Of which machine guests were told that they are."""
     waits: Callable[[], None] | None = None
 
     def __init__(self, instance: FakeInstance) -> None:
         self._log = instance.record.logs / "told"
+        self._process = instance.process
 
     def wait_ready(self, _timeout: float, alive: Callable[[], bool]) -> None:
         if FakeAgent.waits is not None:
@@ -41,16 +56,26 @@ class FakeAgent:
         alive()
         self._say("ready")
 
-    def renew(self, *, hostname: str, mac: str | None = None, timeout: float = 30.0) -> None:
+    def renew(self, *, hostname: str, machine: str, **_values: object) -> Renewal:
         if FakeAgent.failure is not None:
             raise FakeAgent.failure
+        FakeAgent.machines.append(machine)
         self._say(f"name {hostname}")
+        return FakeAgent.renewal
+
+    def grow_root(self) -> None:
+        self._say("grow")
+        if FakeAgent.growing is not None:
+            raise FakeAgent.growing
 
     def set_time(self) -> None:
         self._say("time")
 
-    def run(self, argv: Sequence[str]) -> ExecResult:
-        self._say(f"mount {argv[4]}")
+    def shutdown(self) -> None:
+        self._process.send(signal.SIGKILL)
+
+    def run(self, argv: Sequence[str], **_values: object) -> ExecResult:
+        self._say(f"mount {argv[4]}" if len(argv) > 4 else "script")
         return ExecResult(0, None, b"", b"")
 
     def _say(self, what: str) -> None:
@@ -64,6 +89,7 @@ def agents(monkeypatch: pytest.MonkeyPatch, asked: list[str]) -> list[str]:
     monkeypatch.setattr(FakeInstance, "agent", lambda instance: FakeAgent(instance))
     monkeypatch.setattr(FakeAgent, "failure", None)
     monkeypatch.setattr(FakeAgent, "waits", None)
+    monkeypatch.setattr(FakeAgent, "machines", [])
     monkeypatch.setenv("CERNE_TEMPLATES", "yes")
     return asked
 
@@ -434,3 +460,99 @@ def test_a_start_from_a_template_keeps_to_its_time(
     assert len(times) == 1
     assert 1 <= times[0] <= 5
     assert manager.get("web").state is State.FAILED
+
+
+def test_each_guest_is_told_whose_it_is(manager: Manager, web: Machine) -> None:
+    _running(manager, web)
+    web.fork(1, names=["own"])
+    web.kill()
+    manager.create(machine_spec(name="true", image="with-agent", memory="64M", identity="kept"))
+    manager.get("true").start(cold=True)
+    manager.get("true").fork(1, names=["copy"])
+    assert FakeAgent.machines == [web.id, manager.get("own").id, "", ""]
+
+
+@pytest.mark.parametrize(
+    ("renewal", "said"),
+    [
+        (Renewal(clone=True, failed=("ssh-keygen -A",)), "in its guest this failed: ssh-keygen -A"),
+        (Renewal(clone=False, failed=(), kept=True), "kept its source's machine-id"),
+    ],
+)
+def test_what_a_clone_kept_is_said(
+    manager: Manager,
+    web: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    renewal: Renewal,
+    said: str,
+) -> None:
+    _running(manager, web)
+    monkeypatch.setattr(FakeAgent, "renewal", renewal)
+    web.fork(1)
+    assert said in caplog.text
+
+
+def test_a_larger_root_disk_is_grown_into_or_it_is_said_why_not(
+    manager: Manager,
+    web: Machine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    web.start(cold=True)
+    assert "grow" not in _told(manager, web)
+    web.kill()
+    web.adjust(disk="2M")
+    web.start()
+    assert "grow" in _told(manager, web)
+    web.kill()
+    monkeypatch.setattr(FakeAgent, "growing", GuestError("the root is on partition 1"))
+    web.start()
+    assert "did not grow: the root is on partition 1" in caplog.text
+
+
+def _create_image(manager: Manager) -> None:
+    manager.get("web").create_image("gold")
+
+
+def test_an_image_of_a_machine_is_made_whole_or_not_at_all(
+    manager: Manager, web: Machine, qemu: Path
+) -> None:
+    steps = 0
+    for step in range(_MOST_STEPS):
+        if not run_killed_at(step, _create_image, manager.home):
+            break
+        steps += 1
+        names = [image.name for image in manager.images.list()]
+        assert [machine.name for machine in manager.machines()] == ["web"]
+        assert "gold" not in names
+        manager.get("web").rename("web2")
+        manager.get("web2").rename("web")
+    assert steps >= 4
+    image = manager.images.get("gold")
+    assert (image.agent, image.source) == (True, "machine web")
+    assert manager.operations()[-1].result == {"image": "gold", "digest": image.digest}
+    manager.create(machine_spec(name="of-gold", image="gold", memory="64M"))
+    with pytest.raises(ConflictError, match="in use by the machine of-gold"):
+        manager.remove_image("gold")
+    web.remove()
+    manager.get("of-gold").remove()
+    manager.remove_image("gold")
+
+
+@pytest.mark.parametrize(("name", "error"), [("tiny", InputError), ("with-agent", ConflictError)])
+def test_names_that_an_image_of_a_machine_cannot_have(
+    manager: Manager, web: Machine, name: str, error: type[CerneError]
+) -> None:
+    with pytest.raises(error):
+        web.create_image(name)
+    assert [machine.name for machine in manager.machines()] == ["web"]
+
+
+def test_no_image_is_made_of_a_machine_that_runs_or_has_no_disk(
+    manager: Manager, web: Machine
+) -> None:
+    web.start(cold=True)
+    with pytest.raises(StateError, match="is made of a machine that is stopped") as refused:
+        web.create_image("gold")
+    assert refused.value.hint.startswith("cerne stop web")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cerne.cli.complete import image_names
+from cerne.cli.complete import image_names, machine_names
 from cerne.cli.failure import Failures
 from cerne.cli.fields import field_options, make_spec
 from cerne.cli.options import (
@@ -59,13 +59,37 @@ def list_images(json: JsonOption = False) -> None:
 
 @app.command()
 def build(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="tiny, debian:12 or debian:13.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="A name of `cerne image ls`."),
+    ],
 ) -> None:
     """Build a built-in image, again if it is there already."""
     from cerne.client import connect
 
     with progress() as report:
         image = connect().build_image(recipe, report)
+    print(f"{image.name}  {image.digest}")
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The name of the new image.")],
+    machine: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="MACHINE", help="The machine.", autocompletion=machine_names
+        ),
+    ],
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Take the name from the image that has it now.")
+    ] = False,
+) -> None:
+    """Make an image of a stopped machine's root disk, without the machine's identity."""
+    from cerne.client import connect
+
+    with progress() as report:
+        image = connect().get(machine).create_image(name, replace=replace, progress=report)
     print(f"{image.name}  {image.digest}")
 
 

@@ -110,6 +110,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "balloon": "" if spec.balloon is None else f"leaves {format_size(spec.balloon)}",
         **{word.replace("_", " "): text for word, text in resources.items()},
         "isolation": spec.isolation if spec.strict else "",
+        "identity": "" if spec.identity == "own" else spec.identity,
         "engine": record.engine or spec.engine,
         "process": str(record.process.pid) if record.process else "",
         "network": ", ".join(nic.network for nic in spec.nics) or spec.network,
@@ -129,6 +130,7 @@ def inspect(name: NameArgument, json: JsonOption = False) -> None:
         "created": _moment(record.created) or "",
         "started": _moment(record.started) or "",
         "ready": _moment(record.ready) or "",
+        "systemd": machine.system_state,
         "control groups": _groups(machine),
         **{f"walls of {each.role}": _walls(each) for each in machine.walls},
         "vsock": machine.vsock,
@@ -287,6 +289,7 @@ def _egress(spec: MachineSpec) -> str:
 def _details(machine: Machine, record: Record) -> dict[str, object]:
     return _summary(machine, record, machine.ports) | {
         "spec": machine.spec.model_dump(mode="json"),
+        "systemd": machine.system_state or None,
         "vsock": machine.vsock or None,
         "control_groups": machine.cell or None,
         "control_group_paths": [str(path) for path in machine.groups],

@@ -37,7 +37,7 @@ from cerne.manager.machines.disks import settle_disks
 from cerne.manager.machines.machine import Machine
 from cerne.manager.machines.plan import wanted_engine
 from cerne.manager.machines.recovery import current_record, sweep_abandoned
-from cerne.manager.machines.telling import READY_TIMEOUT
+from cerne.manager.machines.telling import ready_timeout
 from cerne.manager.names import made_up_name
 from cerne.manager.networks import Network, ensure_networks, list_networks
 from cerne.manager.networks import create as create_network
@@ -223,7 +223,7 @@ class Manager:
         with recorded(
             self._store, Kind.IMAGE_WARM, Subject.IMAGE, spec.image, progress
         ) as operation:
-            limit = READY_TIMEOUT if timeout is None else timeout
+            limit = ready_timeout(image) if timeout is None else timeout
             self.templates.make(spec, image, engine, limit, operation)
         return True
 

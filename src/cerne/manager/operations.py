@@ -33,6 +33,7 @@ class Kind(StrEnum):
 
     IMAGE_BUILD = "image build"
     IMAGE_IMPORT = "image import"
+    IMAGE_CREATE = "image create"
     IMAGE_WARM = "image warm"
     SNAPSHOT_CREATE = "snapshot create"
     SNAPSHOT_RESTORE = "snapshot restore"

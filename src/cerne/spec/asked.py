@@ -92,5 +92,7 @@ class MachineFields(ResourceFields, ShapeFields, total=False):
     """Free texts, which ``cerne inspect`` shows."""
     isolation: Literal["standard", "strict"]
     """``strict``: it shares no core's threads and no memory with others."""
+    identity: Literal["own", "kept"]
+    """``kept``: machines made of it keep its machine-id and keys of SSH."""
     engine: Literal["auto", "native", "qemu"]
     """The engine that runs it; ``auto`` takes the faster one for this host."""

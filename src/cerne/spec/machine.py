@@ -213,6 +213,13 @@ class MachineSpec(Part):
             metavar="standard|strict",
         ),
     ] = "standard"
+    identity: Annotated[
+        Literal["own", "kept"],
+        Flag(
+            "own, or kept: the guest of a machine that was made of it keeps its source's machine-id"
+            " and keys of SSH."
+        ),
+    ] = "own"
     engine: Annotated[
         Literal["auto", "native", "qemu"],
         Flag(

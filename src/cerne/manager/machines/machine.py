@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from cerne.engine.base import Vsock
     from cerne.guest import ExecResult, ExecTextResult, GuestAgent, GuestProcess, TerminalSize
     from cerne.host.process_walls import ProcessWalls
-    from cerne.images import Progress
+    from cerne.images import Image, Progress
     from cerne.manager.store import CardRow
     from cerne.manager.store.changes import Changes
     from cerne.spec.asked import Adjustment
@@ -420,6 +420,27 @@ class Machine:
         """
         rename(self._context, name)
 
+    def create_image(
+        self, name: str, *, replace: bool = False, progress: Progress | None = None
+    ) -> Image:
+        """Make an image of its root disk, without its identity, while it does not run.
+
+        Host name, machine-id, keys of SSH, leases of DHCP and the journal are removed; all other
+        files are the image's. `replace` takes the name from another image that has it.
+
+        Raises:
+            InputError: the name is not valid for an image, or it has no disk.
+            ConflictError: the name is another image's, and `replace` was not given.
+            StateError: it runs.
+            CerneError: making it failed; nothing of it is left.
+        """
+        from cerne.manager.machines.as_image import create_image
+
+        with recorded(self._store, Kind.IMAGE_CREATE, Subject.IMAGE, name, progress) as operation:
+            image = create_image(self._context, name, replace_other=replace, progress=operation)
+            operation.result |= {"image": image.name, "digest": image.digest}
+        return image
+
     def adjust(self, **values: Unpack[Adjustment]) -> None:
         """Change the given values, at once if it runs, and for its next start.
 
@@ -604,6 +625,13 @@ class Machine:
         """Where its sockets are while it runs: a directory, or a CID; empty where it has none."""
         way = vsock(self._context)
         return "" if way is None else way.place
+
+    @property
+    def system_state(self) -> str:
+        """What ``systemctl is-system-running`` prints in its guest; empty without systemd."""
+        from cerne.manager.machines.boot import reported_state
+
+        return reported_state(self._context)
 
     def vsock_connect(self, port: int, timeout: float = VSOCK_TIMEOUT) -> socket.socket:
         """A connection to a port that a program in its guest listens at (AF_VSOCK).

@@ -42,7 +42,7 @@ def launch_plan(
         name=record.name,
         cpus=record.cpus,
         memory=record.memory,
-        boot=_boot(image),
+        boot=_boot(image, record, spec),
         disks=disk_plans(home, record.id, spec, has_root=image.disk is not None),
         nics=nic_plans(record.id, spec, named),
         shares=shares,
@@ -134,9 +134,18 @@ def share_tag(index: int) -> str:
     return f"share{index}"
 
 
-def _boot(image: Image) -> KernelBoot | FirmwareBoot:
+def _boot(image: Image, record: Record, spec: MachineSpec) -> KernelBoot | FirmwareBoot:
     from cerne.engine.plan import FirmwareBoot, KernelBoot
 
     if image.boot is None:
         return FirmwareBoot()
-    return KernelBoot(image.boot.kernel, image.boot.initrd, image.boot.command_line)
+    told = image.boot.command_line
+    if image.has_systemd:
+        from cerne.manager.machines.machine_id import has_own_identity, machine_id
+
+        # Services have the machine's own name and id from the first one on
+        # (kernel-command-line(7)).
+        told += f" systemd.hostname={record.name}"
+        if has_own_identity(spec, has_disk=image.disk is not None):
+            told += f" systemd.machine_id={machine_id(record.id)}"
+    return KernelBoot(image.boot.kernel, image.boot.initrd, told)

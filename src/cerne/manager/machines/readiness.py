@@ -51,11 +51,16 @@ def introduce(context: MachineContext) -> None:
     if instance.record.agent:
         # The guest answers at once: it was ready when it was saved.
         from cerne.manager.machines.addresses import configure_cards
+        from cerne.manager.machines.identity import HOOKS_TIMEOUT, renew
 
         agent = instance.agent()
-        agent.renew(hostname=context.last.name, mac=context.first_mac())
+        renew(context, agent, restored=True, timeout=HOOKS_TIMEOUT)
         faults.step("renewed")
         configure_cards(context, agent, restored=True)
+    else:
+        from cerne.manager.machines.identity import warn_without_agent
+
+        warn_without_agent(context)
     context.last = context.store.set_process(context.last, process)
     if instance.record.agent:
         context.last = context.store.set_ready(context.last)

@@ -13,7 +13,7 @@ from cerne.manager.machines.readiness import await_ready
 from cerne.manager.machines.recovery import current_record
 from cerne.manager.machines.states import require_state
 from cerne.manager.machines.suspend import wake
-from cerne.manager.machines.telling import READY_TIMEOUT
+from cerne.manager.machines.telling import ready_timeout
 from cerne.manager.store import State
 from cerne.manager.warm.template import Templates
 
@@ -29,13 +29,12 @@ def start(
     progress: Progress | None = None,
 ) -> None:
     """Start a machine and wait until its guest is ready (see `Machine.start`)."""
-    ready_timeout = READY_TIMEOUT if timeout is None else timeout
     if current_record(context).state is State.SUSPENDED:
         wake(context)
         return
     if context.last.state is State.RUNNING and context.last.untold:
         # A command was killed while it waited for this guest.
-        await_ready(context, ready_timeout, progress)
+        await_ready(context, _limit(context, timeout), progress)
         return
     with operation(context, "start") as record:
         if record.state.live:
@@ -52,4 +51,8 @@ def start(
         templates = Templates(context.manager)
         template = templates.find(context.spec, image, engine) if new else None
         start_new(context, engine, template)
-    await_ready(context, ready_timeout, progress)
+    await_ready(context, _limit(context, timeout), progress)
+
+
+def _limit(context: MachineContext, timeout: float | None) -> float:
+    return ready_timeout(context.image()) if timeout is None else timeout

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cerne.guest import GuestAgent
-    from cerne.images import Progress
+    from cerne.images import Image, Progress
     from cerne.manager.store import Record
     from cerne.spec.nic import Nic
 
@@ -43,6 +43,14 @@ _LEAST_TIME = 1.0
 
 READY_TIMEOUT = 120.0
 """Seconds that a guest may take to become ready, unless a command says otherwise."""
+
+SYSTEMD_READY_TIMEOUT = 300.0
+"""The same where systemd boots: it waits up to 90 s for one device or one service."""
+
+
+def ready_timeout(image: Image) -> float:
+    """Seconds that a guest of this image may take to become ready, if no command says it."""
+    return SYSTEMD_READY_TIMEOUT if image.has_systemd else READY_TIMEOUT
 
 
 class Untold(StrEnum):
@@ -100,24 +108,45 @@ def _say(
     deadline = time.monotonic() + timeout
     untold = record.untold.split(",")
     agent = context.instance(record).agent()
+    watch = _watch(context, record)
+    goes_on = partial(_goes_on, context, record, watch, progress)
     if Untold.BOOT in untold:
-        watch = _watch(context, record)
-        agent.wait_ready(timeout, alive=partial(_goes_on, context, record, watch, progress))
+        agent.wait_ready(timeout, alive=goes_on)
         _log.debug("the agent of %s answers", record.name)
         _mount_shares(context, agent)
     if untold == [Untold.TIME]:
         agent.set_time()
         return
     from cerne.manager.machines.addresses import configure_cards
+    from cerne.manager.machines.identity import renew
 
     restored = Untold.IDENTITY in untold
-    agent.renew(
-        hostname=record.name,
-        mac=context.first_mac() if restored else None,
-        timeout=max(_LEAST_TIME, deadline - time.monotonic()),
-    )
+    left = max(_LEAST_TIME, deadline - time.monotonic())
+    renew(context, agent, restored=restored, timeout=left)
     faults.step("renewed")
     configure_cards(context, agent, restored=restored)
+    if Untold.BOOT not in untold:
+        return
+    image = context.image()
+    if image.disk is not None and (context.spec.root_size or 0) > image.disk.virtual_size:
+        grow_root(agent, record.name)
+    if image.has_systemd:
+        from cerne.manager.machines.boot import await_boot_target
+
+        left = max(_LEAST_TIME, deadline - time.monotonic())
+        await_boot_target(agent, record.name, left, goes_on)
+
+
+def grow_root(agent: GuestAgent, name: str) -> None:
+    """Have the guest of a machine of this name use all of a root disk that is larger than its
+    image's."""
+    try:
+        agent.grow_root()
+    except GuestError as error:
+        _log.warning(
+            "the root disk of %s is larger than its file system, which did not grow: %s",
+            *(name, error.message),
+        )
 
 
 def tell_of_card(context: MachineContext, nic: Nic) -> None:

@@ -21,7 +21,7 @@ from cerne.manager.machines.operation import operation
 from cerne.manager.machines.readiness import await_ready, introduce
 from cerne.manager.machines.remove import undo
 from cerne.manager.machines.start import start
-from cerne.manager.machines.telling import READY_TIMEOUT, tell
+from cerne.manager.machines.telling import ready_timeout, tell
 from cerne.manager.networks import ensure_networks
 from cerne.manager.recovery import discard
 from cerne.manager.snapshots.kept import KeptSnapshot
@@ -56,7 +56,7 @@ def restore(kept: KeptSnapshot, progress: Progress) -> Record:
             context.last = kill(context, present, f"killed, to go back to {kept.name}")
         launch(context, engine, kept.memory, kept.layers)
     if kept.memory is None:
-        await_ready(context, READY_TIMEOUT, progress)
+        await_ready(context, ready_timeout(context.image()), progress)
     else:
         tell(context)
     collect(context.manager)
@@ -93,6 +93,10 @@ def restore_as(
         if manifest.has_memory:
             return _continued(kept, record)
         context = MachineContext(kept.context, _defined(kept, record))
+    if not context.image().agent:
+        from cerne.manager.machines.identity import warn_without_agent
+
+        warn_without_agent(context)
     try:
         start(context, None, cold=False, progress=progress)
     except BaseException as error:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 import uuid
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.creation import creating, new_record
 from cerne.manager.machines.ending import KILL_TIMEOUT, abandon
+from cerne.manager.machines.telling import grow_root
 from cerne.manager.machines.watch import BootWatch
 from cerne.manager.recovery import discard
 from cerne.manager.warm.template_files import Template, read_template, templates_of, write_template
@@ -44,6 +46,8 @@ _KIND = {"version", "name", "image", "cpus", "max_cpus", "memory", "disks", "eng
 
 # It has none; but it is as incomplete as a fork is, and removed like one where it is left behind.
 _PARENT = "template"
+_LEAST_TIME = 1.0
+"""Seconds for a boot target after an agent that answered late."""
 _log = logging.getLogger(__name__)
 
 
@@ -204,7 +208,15 @@ def _boot_and_save(
         progress(f"booting {context.last.image} once", 0, None)
         return watch.check()
 
-    instance.agent().wait_ready(timeout, alive=goes_on)
+    agent, deadline = instance.agent(), time.monotonic() + timeout
+    agent.wait_ready(timeout, alive=goes_on)
+    if image.disk is not None and (context.spec.root_size or 0) > image.disk.virtual_size:
+        grow_root(agent, context.last.name)
+    if image.has_systemd:
+        from cerne.manager.machines.boot import await_boot_target
+
+        left = max(_LEAST_TIME, deadline - time.monotonic())
+        await_boot_target(agent, context.last.name, left, goes_on)
     instance.save(directory, plan.disks, resume=False)
     instance.kill()
     instance.wait(KILL_TIMEOUT)
