@@ -637,7 +637,7 @@ def bridge(lab: Lab) -> None:
 
 def vlan(lab: Lab) -> None:
     """Machines are a part of a VLAN of the host's network, and get their addresses there."""
-    for parent in ("trunk0", "lan0"):
+    for parent in ("lan0", "trunk0"):
         _require_vlans()
         _sh("ip link add trunk0 type veth peer name far1")
         if parent == "lan0":
@@ -666,7 +666,8 @@ def vlan(lab: Lab) -> None:
             assert not network.state().faults
             machine.end()
             network.stop()
-        _sh("ip link del trunk0")
+        # It goes with the namespace of its other end, if that is quicker.
+        subprocess.run(["ip", "link", "del", "trunk0"], capture_output=True, check=False)
 
 
 def _require_vlans() -> None:
