@@ -2,6 +2,10 @@
 
 It is Ubuntu's, and has what a host needs to boot built in. It finds the threads of cores that TCG
 emulates, for which it has to be 6.17 or later: TCG does not have AMD's topology extensions.
+
+Its KVM may end a guest that writes to a device (KVM_INTERNAL_ERROR_DELIVERY_EV): it seems to take
+an exception that it injected before, whose type TCG leaves in the VMCB without the valid bit, for
+one that is being delivered. So tests that need no such kernel have Debian's 6.1.
 """
 
 from __future__ import annotations
