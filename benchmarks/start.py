@@ -41,11 +41,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="cerne-", dir="/tmp") as home:
         os.environ |= {"CERNE_HOME": home, "CERNE_TEMPLATES": "never"}
         manager = Manager()
-        for image in ("tiny", "debian:12-minimal"):
-            manager.ensure_image(image)
-            _compare(manager, image)
-        _command(manager)
-        _many(manager)
+        try:
+            for image in ("tiny", "debian:12-minimal"):
+                manager.ensure_image(image)
+                _compare(manager, image)
+            _command(manager)
+            _many(manager)
+        finally:
+            for machine in manager.machines():
+                machine.remove(force=True)
 
 
 def _compare(manager: Manager, image: str) -> None:
@@ -147,9 +151,14 @@ def _many(manager: Manager) -> None:
             )
             for name in names
         ]
-        for command in commands:
-            if command.wait() != 0:
+        try:
+            ended = [command.wait() for command in commands]
+            if any(ended):
                 raise SystemExit("a machine did not start")
+        finally:
+            for command in commands:
+                command.kill()
+                command.wait()
 
     started = seconds(start_all)
     removed = seconds(lambda: subprocess.run([_CERNE, "rm", "--force", *names], check=True))
