@@ -47,6 +47,11 @@ _TARGET, _AFTER_TARGET = 64, 192
 """The bits at which a message about a neighbour has its target, and its first option after it."""
 _OWN_MAC, _TARGETS_MAC = 0x0101, 0x0201
 """The beginnings of options with the MAC of the sender, and of the target (RFC 4861, 4.6.1)."""
+_DHCP_SERVER, _DHCP6_SERVER = 67, 547
+_DHCP_MAC = 8 * (8 + 28)
+"""The bit after a UDP header at which DHCP has the MAC of the client (RFC 2131, section 2)."""
+_RELAYED = 12
+"""The type of DHCPv6's messages in the name of others (RFC 8415, section 7.3)."""
 _LINK_LOCAL = 0xFE80
 _NEIGHBOURS = "neighbours"
 """The chain with the link-local addresses that the cards' kernels make of their MACs."""
@@ -176,7 +181,9 @@ def _foreign_rules(card: CardPlan) -> Iterable[list[Json]]:
     """The rules of a card whose addresses are given by a network of others: its MAC is known."""
     arp, ip, six = (_is(_payload("ether", "type"), kind) for kind in ("arp", "ip", "ip6"))
     yield [arp, _is(_payload("arp", "saddr ether"), card.mac), _ACCEPT]
-    yield from _dhcp_answers(ip, 67, 68)
+    yield from _dhcp_answers(ip, _DHCP_SERVER, 68)
+    yield [ip, *_dhcp_question(card), _ACCEPT]
+    yield [ip, _is(_payload("udp", "dport"), _DHCP_SERVER), _DROP]
     yield [ip, _ACCEPT]
     yield from _router_rules(six)
     yield from _mac_rules(six, card)
@@ -195,11 +202,14 @@ def _arp_rules(card: CardPlan) -> Iterable[list[Json]]:
 
 def _ipv4_rules(card: CardPlan) -> Iterable[list[Json]]:
     ip = _is(_payload("ether", "type"), "ip")
-    yield from _dhcp_answers(ip, 67, 68)
+    yield from _dhcp_answers(ip, _DHCP_SERVER, 68)
     if card.ipv4 is not None:
-        yield [ip, _is(_payload("ip", "saddr"), str(card.ipv4)), _ACCEPT]
-        asking = [_is(_payload("udp", "sport"), 68), _is(_payload("udp", "dport"), 67)]
+        asking = [_is(_payload("udp", "sport"), 68), *_dhcp_question(card)]
         yield [ip, _is(_payload("ip", "saddr"), "0.0.0.0"), *asking, _ACCEPT]
+        own = _is(_payload("ip", "saddr"), str(card.ipv4))
+        yield [ip, own, *_dhcp_question(card), _ACCEPT]
+        yield [ip, _is(_payload("udp", "dport"), _DHCP_SERVER), _DROP]
+        yield [ip, own, _ACCEPT]
     yield [ip, _DROP]
 
 
@@ -237,13 +247,27 @@ def _neighbour_rules(card: Card) -> Iterable[list[Json]]:
 
     Guests may choose others (RFC 7217), which no rule knows.
     """
-    address = IPv6Network("fe80::/64")[interface_identifier(card.plan.mac)]
+    address = _link_local(card.plan)
     other = _isnt(_meta("iifname"), card.tap)
     yield [other, _is(_payload("ip6", "saddr"), str(address)), _DROP]
     kind = _payload("icmpv6", "type")
     yield [other, _is(kind, _NEIGHBOUR_ADVERTISEMENT), *_target(address), _DROP]
     asking = [_is(kind, _NEIGHBOUR_SOLICITATION), _is(_payload("ip6", "saddr"), "::")]
     yield [other, *asking, *_target(address), _DROP]
+
+
+def _link_local(card: CardPlan) -> IPv6Address:
+    """The link-local address that a card's kernel makes of its MAC."""
+    return IPv6Network("fe80::/64")[interface_identifier(card.mac)]
+
+
+def _dhcp_question(card: CardPlan) -> list[Json]:
+    """Matches a message to a DHCP server in the name of the card's own MAC.
+
+    With another's, a machine could decline the address of that one (RFC 2131, section 3.1).
+    """
+    mac = int(card.mac.replace(":", ""), 16)
+    return [_is(_payload("udp", "dport"), _DHCP_SERVER), _is(_word(_DHCP_MAC, 48), mac)]
 
 
 def _dhcp_answers(protocol: Json, server: int, client: int) -> Iterable[list[Json]]:
@@ -256,7 +280,7 @@ def _router_rules(six: Json) -> Iterable[list[Json]]:
     """No card is a router, or answers DHCPv6."""
     kinds = {"set": [_ROUTER_ADVERTISEMENT, _REDIRECT]}
     yield [six, _is(_payload("icmpv6", "type"), kinds), _DROP]
-    yield from _dhcp_answers(six, 547, 546)
+    yield from _dhcp_answers(six, _DHCP6_SERVER, 546)
 
 
 def _mac_rules(six: Json, card: CardPlan) -> Iterable[list[Json]]:
@@ -294,17 +318,24 @@ def _word(offset: int, size: int) -> Json:
 
 def _input_rules(plan: NetworkPlan, cards: Sequence[Card]) -> Iterable[list[Json]]:
     yield [_is(_meta("iifname"), "lo"), _ACCEPT]
+    inside = _is(_meta("iifname"), BRIDGE)
+    yield from _closed_questions(inside, cards, _DROP)
+    relayed = [_is(_payload("udp", "dport"), _DHCP6_SERVER), _is(_word(64, 8), _RELAYED)]
+    yield [inside, *relayed, _DROP]
     yield [_ct_state("established", "related"), _ACCEPT]
     # Neighbours are found on each interface.
     kind = _payload("icmpv6", "type")
     yield [_is(kind, {"set": [*_SOLICITATIONS, _NEIGHBOUR_ADVERTISEMENT]}), _ACCEPT]
-    inside = _is(_meta("iifname"), BRIDGE)
     yield [_isnt(_meta("iifname"), BRIDGE), _DROP]
     if plan.uplink is Uplink.BRIDGE:
         return
     yield [inside, _is(_payload("icmp", "type"), "echo-request"), _ACCEPT]
     yield [inside, _is(kind, 128), _ACCEPT]
-    yield [inside, _is(_payload("udp", "dport"), {"set": [53, 67, 547, CLOSED_PORT]}), _ACCEPT]
+    yield [
+        inside,
+        _is(_payload("udp", "dport"), {"set": [53, _DHCP_SERVER, _DHCP6_SERVER, CLOSED_PORT]}),
+        _ACCEPT,
+    ]
     yield [inside, _is(_payload("tcp", "dport"), {"set": [53, CLOSED_PORT]}), _ACCEPT]
     for card in cards:
         if card.plan.host_ports:
@@ -354,13 +385,26 @@ def _question_rules(cards: Sequence[Card]) -> Iterable[list[Json]]:
     """Questions of machines that may not reach everything go to the name server for them."""
     inside = _is(_meta("iifname"), BRIDGE)
     to_gateway = _is({"fib": {"result": "type", "flags": ["daddr"]}}, "local")
-    for card in cards:
-        if card.plan.egress is None:
-            continue
-        for source in _sources(card.plan):
-            for protocol in ("udp", "tcp"):
-                dns = _is(_payload(protocol, "dport"), 53)
-                yield [inside, source, to_gateway, dns, {"redirect": {"port": CLOSED_PORT}}]
+    yield from _closed_questions(inside, cards, to_gateway, {"redirect": {"port": CLOSED_PORT}})
+
+
+def _closed_questions(inside: Json, cards: Sequence[Card], *then: Json) -> Iterable[list[Json]]:
+    """What becomes of questions to the name server that no machine asks that reaches everything.
+
+    A machine may ask from any link-local address, so that those that may ask are named.
+    """
+    if all(card.plan.egress is None for card in cards):
+        return
+    free = [card for card in cards if card.plan.egress is None]
+    four = [str(card.plan.ipv4) for card in free if card.plan.ipv4 is not None]
+    six = [str(card.plan.ipv6) for card in free if card.plan.ipv6 is not None]
+    six += [str(_link_local(card.plan)) for card in free]
+    for kind, protocol, sources in (("ipv4", "ip", four), ("ipv6", "ip6", six)):
+        strange = _isnt(_payload(protocol, "saddr"), {"set": sources}) if sources else None
+        for transport in ("udp", "tcp"):
+            dns = _is(_payload(transport, "dport"), 53)
+            version = _is(_meta("nfproto"), kind)
+            yield [inside, version, *([strange] if strange else []), dns, *then]
 
 
 def _egress_rules(card: Card) -> Iterable[list[Json]]:

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 
 A, PTR, AAAA = 1, 12, 28
 _HEADER = struct.Struct("!6H")
-_PATIENCE = 5.0
+_PATIENCE = 3.0
 
 
 def _name(text: str) -> bytes:
@@ -30,12 +30,15 @@ def _read_name(packet: bytes, at: int) -> tuple[str, int]:
     return ".".join(labels), (at + 1 if end < 0 else end)
 
 
-def ask(server: str, name: str, kind: int) -> list[str]:
+def ask(server: str, name: str, kind: int, source: str = "", port: int = 0) -> list[str]:
     """The answers of a server, as texts; raises OSError if it does not answer."""
     family = socket.AF_INET6 if ":" in server else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as asking:
         asking.settimeout(_PATIENCE)
-        asking.connect((server, 53))
+        # Link-local addresses have a scope, which a pair has no place for.
+        if source:
+            asking.bind(socket.getaddrinfo(source, port, family)[0][4])
+        asking.connect(socket.getaddrinfo(server, 53, family)[0][4])
         asking.send(_HEADER.pack(7, 0x0100, 1, 0, 0, 0) + _name(name) + struct.pack("!2H", kind, 1))
         packet = asking.recv(4096)
     count = _HEADER.unpack_from(packet)[3]
@@ -71,4 +74,5 @@ def answer(packet: bytes, names: dict[str, list[str]]) -> bytes:
 
 
 if __name__ == "__main__":
-    print("\n".join(ask(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    server, name, kind, source, port = sys.argv[1:]
+    print("\n".join(ask(server, name, int(kind), source, int(port))))

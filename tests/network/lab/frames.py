@@ -126,10 +126,50 @@ def spoofed(sender: CardPlan, to: CardPlan, other: CardPlan) -> dict[str, bytes]
 
 
 def _ether(target: str, source: str, kind: int, content: bytes) -> bytes:
-    def packed(mac: str) -> bytes:
-        return bytes.fromhex(mac.replace(":", ""))
+    return _mac(target) + _mac(source) + struct.pack("!H", kind) + content
 
-    return packed(target) + packed(source) + struct.pack("!H", kind) + content
+
+def datagram(sender: CardPlan, to: str, target: IPv6Address, port: int, content: bytes) -> bytes:
+    """A whole UDP datagram of a machine, to a MAC."""
+    assert sender.ipv6 is not None
+    ends, size = sender.ipv6.packed + target.packed, 8 + len(content)
+    udp = struct.pack("!3H", 999, port, size)
+    checksum = internet_checksum(ends + struct.pack("!2I", size, _UDP) + udp + b"\0\0" + content)
+    head = struct.pack("!IHBB", 0x6000_0000, size, _UDP, 64)
+    packet = head + ends + udp + struct.pack("!H", checksum) + content
+    return _ether(to, sender.mac, _IP6, packet)
+
+
+def relayed(sender: CardPlan, to: str, gateway: IPv6Address, other: CardPlan) -> bytes:
+    """A question of DHCPv6 in the name of another machine (RFC 8415, RFC 6939)."""
+    assert sender.ipv6 is not None
+    asked = _dhcp6_option(1, b"\0\3\0\1" + _mac(other.mac)) + _dhcp6_option(3, bytes(12))
+    question = b"\1\0\0\7" + asked
+    content = b"\x0c\0" + gateway.packed + sender.ipv6.packed
+    content += _dhcp6_option(79, b"\0\1" + _mac(other.mac)) + _dhcp6_option(9, question)
+    return datagram(sender, to, gateway, 547, content)
+
+
+def declined(sender: CardPlan, to: str, other: CardPlan) -> bytes:
+    """A message that another machine does not take its address (RFC 2131, section 3.1)."""
+    assert sender.ipv4 is not None
+    assert other.ipv4 is not None
+    options = bytes([53, 1, 4, 50, 4]) + other.ipv4.packed + bytes([54, 4]) + GATEWAY4.packed
+    content = struct.pack("!BBBBI20x", 1, 1, 6, 0, 7) + _mac(other.mac) + bytes(202)
+    content += b"\x63\x82\x53\x63" + options + b"\xff"
+    udp = struct.pack("!4H", 68, 67, 8 + len(content), 0) + content
+    head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 1, 0, 64, _UDP, 0)
+    ends = sender.ipv4.packed + GATEWAY4.packed
+    head = head[:10] + struct.pack("!H", internet_checksum(head + ends))
+    return _ether(to, sender.mac, _IP, head + ends + udp)
+
+
+def _dhcp6_option(kind: int, content: bytes) -> bytes:
+    return struct.pack("!2H", kind, len(content)) + content
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
 
 
 def _udp4(source: IPv4Address, target: IPv4Address, sport: int = 999, dport: int = 9) -> bytes:

@@ -114,12 +114,24 @@ class Machine:
         """Answer TCP and UDP at a port."""
         self.require(sys.executable, "-c", _SERVE, str(port))
 
-    def resolve(self, name: str, kind: int = dns.A, server: object = GATEWAY4) -> list[str]:
+    def resolve(
+        self,
+        name: str,
+        kind: int = dns.A,
+        server: object = GATEWAY4,
+        source: str = "",
+        port: int = 0,
+    ) -> list[str]:
         """The answers of the network's name server."""
-        status, output = self.run(
-            sys.executable, "-m", "tests.network.lab.dns", str(server), name, str(kind)
-        )
+        question = (str(server), name, str(kind), source, str(port))
+        status, output = self.run(sys.executable, "-m", "tests.network.lab.dns", *question)
         return output.split() if status == 0 else ["no answer"]
+
+    def gateway_mac(self) -> str:
+        """The MAC of the network's own address."""
+        self.require("busybox", "ping", "-c", "1", "-W", "10", str(GATEWAY4))
+        (found,) = json.loads(self.require("ip", "-j", "neigh", "show", str(GATEWAY4)))
+        return str(found["lladdr"])
 
     def send_frame(self, frame: bytes) -> None:
         """Send a frame as the guest is: with any content."""

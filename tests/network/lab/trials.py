@@ -108,6 +108,19 @@ def addresses(lab: Lab) -> None:
     assert str(SUBNET4[5]) in _leased(lab, machine)
     unknown = lab.connected(network, card_plan(6, ipv4=None, ipv6=None, name="unknown"))
     assert unknown.run("busybox", "udhcpc", "-i", "eth0", "-n", "-q", "-t", "2", "-T", "1")[0] != 0
+    _keeps_its_lease(lab, machine, lab.machine(network, 7))
+
+
+def _keeps_its_lease(lab: Lab, machine: Machine, bad: Machine) -> None:
+    """A machine says nothing to the DHCP servers in the name of another one."""
+    gateway, theirs = bad.gateway_mac(), machine.plan.ipv6
+    assert theirs is not None
+    bad.send_frame(frames.relayed(bad.plan, gateway, GATEWAY6, machine.plan))
+    bad.send_frame(frames.declined(bad.plan, gateway, machine.plan))
+    machine.require("ip", "addr", "flush", "dev", "eth0")
+    assert str(SUBNET4[5]) in _leased(lab, machine)
+    # The option with an address is 24 bytes long (RFC 8415, section 21.6).
+    assert not bad.seen(bytes([0, 5, 0, 24]) + theirs.packed)
 
 
 def _leased(lab: Lab, machine: Machine, *more: str) -> str:
@@ -340,6 +353,10 @@ def egress(lab: Lab) -> None:
     lab.machine(network, 6)
     eventually(lambda: machine.resolve("m6") == [str(SUBNET4[6])])
     assert machine.resolve("outside.example") == []
+    machine.require("ip", "addr", "add", "fe80::5/64", "dev", "eth0", "nodad")
+    chosen = partial(machine.resolve, server="fe80::1%eth0", source="fe80::5%eth0")
+    eventually(lambda: chosen("m6") == [str(SUBNET4[6])])
+    assert chosen("outside.example") == []
 
     def allow(*texts: str) -> None:
         network.set_card(replace(machine.plan, egress=tuple(map(parse_allowed, texts))))
@@ -361,6 +378,11 @@ def egress(lab: Lab) -> None:
     network.set_card(replace(machine.plan, egress=None))
     assert machine.connect(*here)
     eventually(lambda: machine.resolve("outside.example") == [outside.ADDRESS4])
+    # What was asked before does not keep the way open.
+    way = partial(machine.resolve, "outside.example", source=str(SUBNET4[5]), port=5555)
+    assert way() == [outside.ADDRESS4]
+    network.set_card(machine.plan)
+    assert way() == ["no answer"]
 
 
 def allowed_names(lab: Lab) -> None:
