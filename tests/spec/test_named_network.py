@@ -51,6 +51,18 @@ def test_what_is_no_network_is_refused(name: str, asked: dict[str, object], said
         network_spec(name, **asked)
 
 
+def test_an_address_in_place_of_a_subnet_is_answered_with_its_subnet() -> None:
+    with pytest.raises(InputError) as refused:
+        network_spec("lan", ipv4="10.20.0.1/24")
+    assert refused.value.hint == "its subnet is 10.20.0.0/24"
+
+
+@pytest.mark.parametrize("ports", ["0", "00-0", "0-80", "70000", "90-80"])
+def test_ports_that_no_rule_can_allow_are_refused(ports: str) -> None:
+    with pytest.raises(InputError, match="ports that are not valid"):
+        parse_allowed(f"192.0.2.7:{ports}")
+
+
 def test_a_card_has_addresses_and_what_it_may_reach() -> None:
     spec = machine_spec(
         name="web",

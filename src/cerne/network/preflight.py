@@ -48,7 +48,9 @@ def lacks(uplink: Uplink) -> tuple[Lack, ...]:
 
 def _no_tun() -> Lack:
     if TUN_DEVICE.exists():
-        return Lack(f"this user may not open {TUN_DEVICE}", f"sudo chmod 0666 {TUN_DEVICE}")
+        return Lack(
+            f"this user may not open {TUN_DEVICE}", f"sudo setfacl -m u:$USER:rw {TUN_DEVICE}"
+        )
     return Lack(f"there is no {TUN_DEVICE}", "sudo modprobe tun")
 
 

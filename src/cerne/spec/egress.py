@@ -66,6 +66,8 @@ def parse_allowed(text: str) -> Allowed:
     subnet = _subnet(target)
     if subnet is None and (not _DNS_NAME.fullmatch(target) or target.split(".")[-1].isdigit()):
         raise _refusal(text)
+    if match["first"] is not None and int(match["first"]) == 0:
+        raise InputError(f"{text!r} has ports that are not valid", hint=_HINT)
     first = int(match["first"] or 0)
     last = int(match["last"] or first)
     allowed = Allowed(

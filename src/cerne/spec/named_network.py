@@ -42,10 +42,18 @@ def _subnet(value: str) -> IPv4Network | IPv6Network:
     try:
         found = ip_network(value.strip())
     except ValueError as error:
-        raise InputError(f"{value!r} is not a subnet: {error}", hint=_HINT) from error
+        raise InputError(f"{value!r} is not a subnet: {error}", hint=_subnet_hint(value)) from error
     if found.is_multicast or found.is_loopback or found.is_link_local or found.is_unspecified:
         raise InputError(f"{value} has no addresses for machines", hint=_HINT)
     return found
+
+
+def _subnet_hint(value: str) -> str:
+    """How to write a subnet; the one that an address is in, if that was given."""
+    try:
+        return f"its subnet is {ip_network(value.strip(), strict=False)}"
+    except ValueError:
+        return _HINT
 
 
 class NetworkSpec(Part):
