@@ -151,7 +151,8 @@ def test_a_network_in_use_stays(store: Store, lan: NetworkRow, new_record: NewRe
     store.add(record)
     with pytest.raises(ConflictError, match="lan is in use by a") as refused:
         store.remove_network(lan)
-    assert "cerne network disconnect lan a" in refused.value.hint
+    assert "cerne stop a; cerne network disconnect lan a\n" in refused.value.hint
+    assert "cerne rm --force a" in refused.value.hint
     store.remove(record)
     store.remove_network(lan)
     store.remove_network(lan)

@@ -130,8 +130,8 @@ def _require_unused(connection: sqlite3.Connection, row: NetworkRow) -> None:
         names = ", ".join(user[0] for user in users)
         raise ConflictError(
             f"the network {row.name} is in use by {names}",
-            hint=f"disconnect each machine first: cerne network disconnect {row.name}"
-            f" {users[0][0]}; or remove it: cerne rm {users[0][0]}",
+            hint=f"stop each machine, and disconnect it: cerne stop {users[0][0]}; cerne network"
+            f" disconnect {row.name} {users[0][0]}\nor remove it: cerne rm --force {users[0][0]}",
         )
 
 
