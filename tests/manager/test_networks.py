@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 import pytest
@@ -14,8 +14,10 @@ from tests.manager.test_faults import run_killed_at
 from cerne.client.local import LocalHost
 from cerne.engine.plan import LaunchPlan, NetworkNic
 from cerne.errors import ConflictError, HostError, InputError, NotFoundError, StateError
+from cerne.guest import ExecResult
 from cerne.host.process import ProcessIdentity
 from cerne.manager import Machine, Manager
+from cerne.manager.machines.addresses import configure_cards
 from cerne.manager.store.promises import NETWORK_MEMORY
 from cerne.network import addresses, preflight
 from cerne.network import network as mechanism
@@ -439,3 +441,28 @@ def test_clients_keep_their_addresses_on_the_card_with_the_default_route(
     second.start()
     second.attach_nic("lan")
     assert {card.name: card.keeps_clients for card in _cards(manager)} == {"a": True, "b": False}
+
+
+def test_the_only_card_of_a_machine_gives_the_gateway_whichever_number_it_has(
+    manager: LocalHost,
+) -> None:
+    for name in ("lan", "dmz"):
+        manager.create_network(network_spec(name))
+    machine = _create(manager, "a", "lan", "dmz")
+    context, agent = machine._context, _Agent()
+    configure_cards(context, agent, restored=True)  # type: ignore[arg-type]
+    assert agent.gateways == ["10.64.0.1", ""]
+    machine.disconnect("lan")
+    configure_cards(context, agent, restored=True)  # type: ignore[arg-type]
+    assert agent.gateways == ["10.64.0.1", "", "10.64.1.1"]
+
+
+class _Agent:
+    """Notes the IPv4 gateway that each card of its guest gets."""
+
+    def __init__(self) -> None:
+        self.gateways: list[str] = []
+
+    def run(self, argv: Sequence[str]) -> ExecResult:
+        self.gateways.append(argv[8])
+        return ExecResult(0, None, b"", b"")

@@ -84,7 +84,8 @@ def configure_card(
     network = context.store.network(card.network)
     ipv4 = f"{card.ipv4}/{_prefix4(network)}" if card.ipv4 else ""
     ipv6 = f"{card.ipv6}/64" if card.ipv6 else ""
-    first = nic.number == 0
+    # The first card can be another one than 0, which goes while the machine is stopped.
+    first = nic.number == context.spec.nics[0].number
     gateways = (str(network.gateway4 or ""), str(network.gateway6 or "")) if first else ("", "")
     argv = ["sh", "-c", _CONFIGURE, "sh", _former_mac(context, card), card.mac, ipv4, ipv6]
     done = agent.run([*argv, *gateways, "former" if restored else ""])
