@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from cerne.client import Host
-from cerne.errors import CerneError, EngineError, GuestError, GuestTimeoutError, InputError
+from cerne.errors import (
+    CerneError,
+    ConflictError,
+    EngineError,
+    GuestError,
+    GuestTimeoutError,
+    InputError,
+    NotFoundError,
+)
 from cerne.images.parts import Parts
 from cerne.manager import Machine, Manager
 from cerne.manager.machines.watch import quote_logs
@@ -72,5 +80,13 @@ def test_memory_in_which_an_image_does_not_boot_is_refused(
 
 def test_an_image_without_agent_is_refused_before_a_machine_is_made(host: Host) -> None:
     with pytest.raises(GuestError, match="no agent") as refused:
-        host.require_agent("blank")
+        host.require_agent(machine_spec(name="web", image="blank"))
     assert "cerne run -d" in refused.value.hint
+
+
+def test_a_wrong_network_or_name_is_refused_before_an_image_is_made(host: Host) -> None:
+    host.create(machine_spec(name="taken", image="blank", memory="64M"))
+    with pytest.raises(NotFoundError, match="no network named lan"):
+        host.require_agent(machine_spec(name="web", image="missing", network="lan"))
+    with pytest.raises(ConflictError, match="taken"):
+        host.require_agent(machine_spec(name="taken", image="missing"))

@@ -94,7 +94,7 @@ def run(
         with ExitStack() as lent:
             with progress() as report:
                 if remove:
-                    host.require_agent(spec.image, report)
+                    host.require_agent(spec, report)
                     running = host.running(spec, timeout=limit, cold=cold, progress=report)
                     machine = lent.enter_context(running)
                 else:

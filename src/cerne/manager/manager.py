@@ -323,15 +323,7 @@ class Manager:
             CapacityError: this host could never run it.
             NotFoundError, ImageError: its image is missing, and making it failed.
         """
-        if self._store.find(spec.name) is not None:
-            raise name_in_use(spec.name)
-        spec = found_spec(spec)
-        check_host(self._context, spec)
-        ensure_networks(self._context, spec.nics)
-        if spec.data_disks:
-            from cerne.manager.machines.attach import require_not_ours
-
-            require_not_ours(self.home, spec.data_disks)
+        spec = self._checked(spec)
         self._sweep()
         image = self.ensure_image(spec.image, progress)
         check_image(spec, image)
@@ -419,18 +411,32 @@ class Manager:
                     with contextlib.suppress(NotFoundError):
                         machine.remove(force=True)
 
-    def require_agent(self, image: str, progress: Progress | None = None) -> None:
-        """Refuse an image in whose machines no command can be run.
+    def require_agent(self, spec: MachineSpec, progress: Progress | None = None) -> None:
+        """Refuse a machine in which no command can be run, because its image has no agent.
 
         Raises:
-            GuestError: it has no agent.
-            NotFoundError, ImageError: it is missing, and making it failed.
+            GuestError: its image has no agent.
+            CerneError: as `create`, before the image is made.
         """
-        if not self.ensure_image(image, progress).agent:
+        self._checked(spec)
+        if not self.ensure_image(spec.image, progress).agent:
             raise GuestError(
-                f"{image} contains no agent, so no command runs in it",
-                hint=f"use its console: cerne run -d --name NAME {image}; cerne console NAME",
+                f"{spec.image} contains no agent, so no command runs in it",
+                hint=f"use its console: cerne run -d --name NAME {spec.image}; cerne console NAME",
             )
+
+    def _checked(self, spec: MachineSpec) -> MachineSpec:
+        """The specification of a new machine, with its files found, before anything is made."""
+        if self._store.find(spec.name) is not None:
+            raise name_in_use(spec.name)
+        spec = found_spec(spec)
+        check_host(self._context, spec)
+        ensure_networks(self._context, spec.nics)
+        if spec.data_disks:
+            from cerne.manager.machines.attach import require_not_ours
+
+            require_not_ours(self.home, spec.data_disks)
+        return spec
 
     def capacity(self) -> Capacity:
         """What this host has for machines, what is promised to them, and what is free."""
