@@ -131,6 +131,7 @@ _EXAMPLES: Mapping[str, Sequence[Example]] = {
     "image ls": (("cerne image ls", ""),),
     "image build": (("cerne image build debian:12", ""),),
     "image warm": (("cerne image warm tiny --memory 1G", "for machines with 1G"),),
+    "image create": (("cerne image create gold --from web", "web is stopped"),),
     "image import": (
         ("cerne image import ./disk.qcow2 --name base", ""),
         ("cerne image import https://example.org/disk.img", ""),
