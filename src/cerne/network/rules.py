@@ -21,6 +21,7 @@ from cerne.network.mac import interface_identifier
 from cerne.network.plan import CardPlan, NetworkPlan
 from cerne.spec.egress import Allowed
 from cerne.spec.network import Uplink
+from cerne.spec.ports import Protocols
 
 TABLE = "cerne"
 BRIDGE = "net0"
@@ -55,6 +56,9 @@ _RELAYED = 12
 _LINK_LOCAL = 0xFE80
 _NEIGHBOURS = "neighbours"
 """The chain with the link-local addresses that the cards' kernels make of their MACs."""
+# A system without netbase has no /etc/protocols, from which nft knows their names.
+_ICMP6 = 58
+_NUMBERS = {Protocols.TCP: 6, Protocols.UDP: 17}
 _IN_FRAGMENTS = [6, 17, 50, 132]
 """The protocols whose packets may be sent in fragments: TCP, UDP, ESP, SCTP."""
 _RESERVED = 255
@@ -225,7 +229,7 @@ def _ipv6_rules(card: CardPlan) -> Iterable[list[Json]]:
     yield [six, _is(source, ROUTER), _DROP]
     yield [six, _isnt(source, sources), _DROP]
     solicits = {"set": list(_SOLICITATIONS)}
-    yield [six, _is(source, "::"), _isnt(_meta("l4proto"), "ipv6-icmp"), _DROP]
+    yield [six, _is(source, "::"), _isnt(_meta("l4proto"), _ICMP6), _DROP]
     yield [six, _is(source, "::"), _isnt(kind, solicits), _DROP]
     yield [six, _is(source, _prefix("fe80::/64")), {"jump": {"target": _NEIGHBOURS}}]
     # Who asks for its own address looks for another that has it (RFC 4862, section 5.4).
@@ -431,7 +435,7 @@ def _targets(card: Card, allowed: Allowed) -> Iterable[Json]:
 
 def _ports(allowed: Allowed) -> Iterable[list[Json]]:
     if not allowed.first_port:
-        yield [_is(_meta("l4proto"), allowed.protocol.value)] if allowed.protocol else []
+        yield [_is(_meta("l4proto"), _NUMBERS[allowed.protocol])] if allowed.protocol else []
         return
     first, last = allowed.first_port, allowed.last_port
     wanted: object = first if first == last else {"range": [first, last]}
