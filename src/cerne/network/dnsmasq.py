@@ -20,6 +20,8 @@ CARDS, LEASES = "cards", "leases"
 """Names of the files. dnsmasq reads `HOSTS` and `CARDS` again when it gets SIGHUP."""
 LEASE_TIME = "1h"
 _DNS = 53
+_MOST_QUESTIONS = 10_000
+"""Open questions, each up to ten seconds: what four machines may ask in this time (`rules`)."""
 _LOCAL_NAME = re.compile("[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?", re.ASCII | re.IGNORECASE)
 
 
@@ -92,6 +94,7 @@ def _answering(plan: NetworkPlan, directory: str, port: int) -> list[str]:
         "pid-file",
         "log-facility=-",
         "cache-size=1000",
+        f"dns-forward-max={_MOST_QUESTIONS}",
         f"domain={plan.domain}",
         f"local=/{plan.domain}/",
         f"addn-hosts={directory}/{HOSTS}",

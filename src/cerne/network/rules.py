@@ -175,10 +175,20 @@ def _card_rules(plan: NetworkPlan, card: CardPlan) -> Iterable[list[Json]]:
     if not addressed and card.ipv4 is None and card.ipv6 is None:
         yield from _foreign_rules(card)
         return
+    yield from _crowding_rules(plan)
     yield from _arp_rules(card)
     yield from _ipv4_rules(card)
     yield from _ipv6_rules(card)
     yield [_DROP]
+
+
+def _crowding_rules(plan: NetworkPlan) -> Iterable[list[Json]]:
+    """A card asks the name server only so often that others' questions have room there."""
+    ports = _is(_payload("udp", "dport"), {"set": [53, CLOSED_PORT]})
+    for protocol, addresses in (("ip", (plan.gateway4,)), ("ip6", (plan.gateway6, ROUTER))):
+        known = [str(address) for address in addresses if address is not None]
+        if known:
+            yield [_is(_payload(protocol, "daddr"), {"set": known}), ports, _OFTEN, _DROP]
 
 
 def _foreign_rules(card: CardPlan) -> Iterable[list[Json]]:
@@ -450,6 +460,7 @@ def _sources(card: CardPlan) -> Iterable[Json]:
         yield _is(_payload("ip6", "saddr"), str(card.ipv6))
 
 
+_OFTEN: Json = {"limit": {"rate": 100, "per": "second", "burst": 200, "inv": True}}
 _DROP: Json = {"drop": None}
 _ACCEPT: Json = {"accept": None}
 _REJECT: Json = {"reject": {"type": "icmpx", "expr": "admin-prohibited"}}

@@ -16,6 +16,8 @@ OTHER4 = "198.51.100.3"
 HOST4, HOST6 = "198.51.100.2", "2001:db8:51::2"
 METADATA = "169.254.169.254"
 PORT = 8000
+SILENT = "silent"
+"""A part of names for which the name server never answers."""
 NAMES = {
     "outside.example": [ADDRESS4, ADDRESS6],
     "other.example": [OTHER4],
@@ -52,7 +54,8 @@ class _EchoDatagram(socketserver.BaseRequestHandler):
 
 class _Names(socketserver.BaseRequestHandler):
     def handle(self) -> None:
-        self.request[1].sendto(dns.answer(self.request[0], NAMES), self.client_address)
+        if SILENT.encode() not in self.request[0]:
+            self.request[1].sendto(dns.answer(self.request[0], NAMES), self.client_address)
 
 
 class _Tcp6(socketserver.ThreadingTCPServer):

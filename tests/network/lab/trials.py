@@ -81,6 +81,15 @@ privileged() or enter_user_namespace(anchor)
 run = Inside(anchor).call
 print(run(subprocess.run, sys.argv[2:], check=True, capture_output=True, text=True).stdout)
 """
+_ASK_OFTEN = """
+import socket, struct, sys
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+s.connect((sys.argv[1], 53))
+for number in range(1000):
+    label = b"%06d" % number + sys.argv[2].encode()
+    name = bytes([len(label)]) + label + b"\\7example\\0"
+    s.send(struct.pack("!6H", number, 0x100, 1, 0, 0, 0) + name + struct.pack("!2H", 1, 1))
+"""
 _BURST = """
 import socket, sys
 s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -147,6 +156,9 @@ def names(lab: Lab) -> None:
     assert first.resolve("outside.example") == [outside.ADDRESS4]
     network.remove_card(card_plan(6).mac)
     eventually(lambda: first.resolve("db") == [])
+    # A machine that asks without end leaves others their answers.
+    lab.machine(network, 7).require(sys.executable, "-c", _ASK_OFTEN, str(GATEWAY4), outside.SILENT)
+    assert first.resolve("other.example") == [outside.OTHER4]
 
 
 def _resolves(machine: Machine, name: str, address: str) -> bool:
