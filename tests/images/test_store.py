@@ -24,7 +24,7 @@ from cerne.errors import (
 )
 from cerne.images import Image, ImageStore, Parts, Progress
 from cerne.images import recipe as recipes
-from cerne.images.files import work_directory
+from cerne.images.files import locked, work_directory
 from cerne.images.manifest import Manifest, decoded
 from cerne.images.recipe import Recipe
 
@@ -315,3 +315,24 @@ def test_a_recipe_that_is_not_built_says_how_to_build_it(store: ImageStore) -> N
         with pytest.raises(NotFoundError, match="debian:12 is not built") as refused:
             action("debian:12")
         assert refused.value.hint == "build it: cerne image build debian:12"
+
+
+def test_who_waits_for_the_build_of_another_command_says_so(tmp_path: Path) -> None:
+    said: list[str] = []
+    waits = threading.Event()
+
+    def report(what: str, done: int, total: int | None) -> None:
+        said.append(what)
+        waits.set()
+
+    def wait() -> None:
+        with locked(tmp_path / "lock", report):
+            said.append("had it")
+
+    with locked(tmp_path / "lock", report):
+        assert said == []
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        assert waits.wait(PATIENCE)
+    waiting.join(PATIENCE)
+    assert said == ["Waiting for another command that makes the same", "had it"]

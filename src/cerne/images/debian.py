@@ -128,7 +128,7 @@ def debian_system(suite: str, cache: Path, progress: Progress, packages: str = _
     digest = hashlib.sha256(contents.encode()).hexdigest()[:12]
     target = directory / f"{suite}-{digest}.tar"
     # A lock of its own: a system that is there does not wait for another one that is fetched.
-    with locked(target.with_suffix(".lock")):
+    with locked(target.with_suffix(".lock"), progress):
         if not target.exists() or time.time() - target.stat().st_mtime > _FRESH:
             with work_directory(directory) as work:
                 archive = work / "root.tar"

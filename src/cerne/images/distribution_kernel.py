@@ -67,7 +67,7 @@ def distribution_kernel(cache: Path, progress: Progress) -> DistributionKernel:
     """
     directory = cache / "kernel"
     directory.mkdir(parents=True, exist_ok=True)
-    with locked(directory / "distribution.lock"):
+    with locked(directory / "distribution.lock", progress):
         package = _package()
         target = directory / package
         if not target.exists():

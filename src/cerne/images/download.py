@@ -40,7 +40,7 @@ def fetch(url: str, checksum: str | None, cache: Path, progress: Progress) -> Pa
     directory.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(f"{url}\n{checksum or ''}".encode()).hexdigest()[:32]
     whole, part = directory / name, directory / f"{name}.part"
-    with locked(directory / f"{name}.lock"):
+    with locked(directory / f"{name}.lock", progress):
         if whole.exists() and checksum is not None:
             return whole
         try:

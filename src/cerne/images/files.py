@@ -22,6 +22,7 @@ from typing import BinaryIO
 
 from cerne.errors import CerneError, ChecksumError, StorageError
 from cerne.host.own_ids import as_root, has_own_ids
+from cerne.images.progress import Progress, silent
 
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -112,11 +113,17 @@ def sync_directory(directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a file's lock; others wait for it. The kernel frees it when this process ends."""
+def locked(path: Path, progress: Progress = silent) -> Iterator[None]:
+    """Hold a file's lock; others wait for it, and say so. The kernel frees it when this process
+    ends.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("Waiting for another command that makes the same", 0, None)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

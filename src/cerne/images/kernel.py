@@ -75,7 +75,7 @@ def build_kernel(cache: Path, progress: Progress | None = None) -> BuiltKernel:
     directory = cache / "kernel"
     directory.mkdir(parents=True, exist_ok=True)
     report = progress or silent
-    with locked(directory / "build.lock"):
+    with locked(directory / "build.lock", report):
         current = current_kernel(cache)
         if current is not None:
             return current

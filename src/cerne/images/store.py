@@ -146,7 +146,7 @@ class ImageStore:
         if recipe is None:
             raise self._unknown(reference)
         asked = time.time()
-        with locked(self._root / _WORK / f"{reference}.lock"):
+        with locked(self._root / _WORK / f"{reference}.lock", progress or silent):
             current = self._current(recipe)
             if current is not None and current.created >= asked:
                 return current
