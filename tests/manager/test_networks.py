@@ -169,6 +169,11 @@ def test_what_a_card_may_reach_and_its_ports_are_given_to_its_network(
     assert [port.host_port for port in _cards(manager)[0].ports] == [8080, 9090, 9091]
     with pytest.raises(NotFoundError, match="does not publish port 9090/tcp"):
         machine.unpublish("9090/tcp")
+    with pytest.raises(ConflictError, match="8080/tcp already"):
+        machine.publish("70:70", "8080:80")
+    with pytest.raises(NotFoundError, match="does not publish port 71"):
+        machine.unpublish("8080", "71")
+    assert [port.host_port for port in machine.ports] == [8080, 9090, 9091]
     networks.failure = ConflictError("it is in use", hint="publish another")
     with pytest.raises(ConflictError):
         machine.publish("70:70")

@@ -350,10 +350,7 @@ def add_port(
     """Publish more ports of a machine, and print all that it publishes."""
     from cerne.client import connect
 
-    machine = connect().get(name)
-    for port in ports:
-        machine.publish(port)
-    _print_ports(machine.ports)
+    _print_ports(connect().get(name).publish(*ports))
 
 
 @publish_app.command("rm", epilog=_REMOVE_EXAMPLES)
@@ -367,10 +364,7 @@ def remove_port(
     """Publish ports of a machine no longer, and print those that are left."""
     from cerne.client import connect
 
-    machine = connect().get(name)
-    for port in ports:
-        machine.unpublish(port)
-    _print_ports(machine.ports)
+    _print_ports(connect().get(name).unpublish(*ports))
 
 
 @publish_app.command("ls")

@@ -313,8 +313,8 @@ class Machine:
 
         return change_nic(self._context, number, fields)
 
-    def publish(self, port: str) -> tuple[PublishedPort, ...]:
-        """Publish another port, or a range of them; its ports with their numbers now.
+    def publish(self, *ports: str) -> tuple[PublishedPort, ...]:
+        """Publish more ports, or ranges of them, all or none; its ports with their numbers now.
 
         Raises:
             InputError: it is not a port, or no card publishes ports.
@@ -323,10 +323,10 @@ class Machine:
         """
         from cerne.manager.machines.nics import publish
 
-        return publish(self._context, port)
+        return publish(self._context, ports)
 
-    def unpublish(self, port: str) -> tuple[PublishedPort, ...]:
-        """Publish a port no longer, as ``[ADDRESS:]HOST[/udp]``; those that are left.
+    def unpublish(self, *ports: str) -> tuple[PublishedPort, ...]:
+        """Publish ports no longer, each as ``[ADDRESS:]HOST[/udp]``; those that are left.
 
         Raises:
             NotFoundError: it publishes no such port.
@@ -334,7 +334,7 @@ class Machine:
         """
         from cerne.manager.machines.nics import unpublish
 
-        return unpublish(self._context, port)
+        return unpublish(self._context, ports)
 
     def card_on(self, network: str) -> int:
         """The number of its card on the network of this name.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from cerne import faults
@@ -31,11 +31,12 @@ def change_nic(context: MachineContext, number: int, fields: Mapping[str, object
         return _changed(context, number, fields)
 
 
-def publish(context: MachineContext, text: str) -> Ports:
-    """Publish another port, or a range of them (see `Machine.publish`)."""
-    if not isinstance(text, str):
-        raise InputError(f"{text!r} is not a text", hint="write one port as '8080:80'")
-    new = parse_publishes(text)
+def publish(context: MachineContext, texts: Sequence[str]) -> Ports:
+    """Publish more ports, or ranges of them, all or none (see `Machine.publish`)."""
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{text!r} is not a text", hint="write one port as '8080:80'")
+    new = [port for text in texts for port in parse_publishes(text)]
     with operation(context, "publish"):
         nic = _publishing_card(context)
         for port in new:
@@ -44,20 +45,24 @@ def publish(context: MachineContext, text: str) -> Ports:
         return context.ports
 
 
-def unpublish(context: MachineContext, text: str) -> Ports:
-    """Publish a port no longer (see `Machine.unpublish`)."""
+def unpublish(context: MachineContext, texts: Sequence[str]) -> Ports:
+    """Publish ports no longer, all or none of them (see `Machine.unpublish`)."""
     with operation(context, "publish"):
         published = context.published
+        for text in texts:
+            if not any(names_port(text, port) for port in context.ports):
+                raise NotFoundError(
+                    f"{context.last.name} does not publish port {text}",
+                    hint=f"see: cerne publish ls {context.last.name}",
+                )
         for nic in context.spec.nics:
             both = zip(nic.ports, published[nic.number], strict=True) if nic.ports else ()
-            left = tuple(asked for asked, port in both if not names_port(text, port))
+            left = tuple(
+                asked for asked, port in both if not any(names_port(text, port) for text in texts)
+            )
             if len(left) < len(nic.ports):
                 _changed(context, nic.number, {"ports": left})
-                return context.ports
-        raise NotFoundError(
-            f"{context.last.name} does not publish port {text}",
-            hint=f"see: cerne publish ls {context.last.name}",
-        )
+        return context.ports
 
 
 def _require_unpublished(context: MachineContext, port: PublishedPort) -> None:
