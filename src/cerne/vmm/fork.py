@@ -127,8 +127,12 @@ def fork(machine: Machine, request: Request) -> object:
 
     def finish() -> object:
         with report:
-            _close(former)
-            return {"pids": _pids(report, len(configs)), "pause": pause}
+            try:
+                pids = _pids(report, len(configs))
+            finally:
+                # Afterwards, because to count clusters keeps the disk's thread waiting.
+                _close(former)
+            return {"pids": pids, "pause": pause}
 
     return Later(finish)
 

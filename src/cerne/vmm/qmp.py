@@ -180,7 +180,9 @@ class QmpServer:
         if isinstance(answer, Later):
             client.busy = True
             finishing = partial(self._finish_later, running, answer)
-            threading.Thread(target=finishing, name=running.name).start()
+            thread = threading.Thread(target=finishing, name=running.name)
+            # Not from here: a start waits for the thread, and disks may rest until this returns.
+            self._loop.ask(thread.start)
         elif client.busy:
             # Not from here, because many commands that need not wait would call one another.
             self._loop.ask(partial(self._tell, running, answer))
