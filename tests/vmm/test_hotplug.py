@@ -254,7 +254,7 @@ def test_what_is_restored_has_the_same_devices_in_the_same_slots(bench: Bench, d
     bench.devices.restore(state)
     assert bench.devices.state() == state
     file = FileConfig(os.open(disk, os.O_RDWR | os.O_CLOEXEC), "raw")
-    with pytest.raises(DamagedError, match="and their slots"):
+    with pytest.raises(DamagedError, match="for other slots"):
         bench.devices.switch_disks((DiskConfig((file,), "s", slot=4),))
     (former,) = bench.devices.switch_disks((DiskConfig((file,), "s", slot=5),))
     former.close()
