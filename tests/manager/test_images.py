@@ -46,6 +46,21 @@ def test_the_image_of_a_suspended_machine_is_kept(
     machine.wake()
 
 
+@pytest.mark.parametrize(("parent", "made"), [("template", "a template"), ("image", "another")])
+def test_the_image_of_what_is_being_made_is_kept_without_names_that_nobody_gave(
+    manager: Manager, machine: Machine, parent: str, made: str
+) -> None:
+    store = manager._store
+    helper = replace(machine.record, id="0" * 12, name="template-1", parent=parent)
+    machine.remove()
+    store.add(helper)
+    with pytest.raises(ConflictError, match=f"{made}.* of it is being made") as refused:
+        manager.remove_image("blank")
+    assert "template-1" not in refused.value.message + refused.value.hint
+    store.remove(helper)
+    manager.remove_image("blank")
+
+
 def test_the_image_of_a_pool_is_kept_by_its_name(manager: Manager, tmp_path: Path) -> None:
     manager.images.import_(str(tmp_path / "blank.raw"), "other")
     pool = manager.create_pool("ready", _spec("of-a-pool"), 0)

@@ -14,6 +14,7 @@ import pytest
 from tests.manager.conftest import FakeEngine
 from tests.waiting import PATIENCE
 
+from cerne.cli.lifecycle import _tell_if_killed
 from cerne.cli.listing import ls
 from cerne.client import Host
 from cerne.engine.base import Ending
@@ -46,6 +47,16 @@ def _spec(**fields: object) -> MachineSpec:
 def _state(machine: Machine) -> State:
     # Asked anew each time, which a type checker would not do for an attribute.
     return machine.state
+
+
+def test_a_guest_that_does_not_shut_down_is_killed_and_that_is_said(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine.start()
+    machine.stop(0.05)
+    assert machine.state is State.STOPPED
+    _tell_if_killed(machine)
+    assert capsys.readouterr().err == "cerne: web was killed: it did not shut down within 0.05 s\n"
 
 
 def _pid(machine: Machine) -> int:

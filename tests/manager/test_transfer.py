@@ -104,6 +104,20 @@ def test_it_arrives_as_it_was(
     assert elsewhere.import_snapshot(exported, "again").name == "again"
 
 
+def test_what_arrives_is_of_no_machine_here_whatever_its_name(
+    exported: Path, elsewhere: Manager, engine: FakeEngine, tmp_path: Path
+) -> None:
+    elsewhere.images.import_(str(tmp_path / "blank.raw"), "blank")
+    own = elsewhere.create(machine_spec(name="web", image="blank", memory="64M"))
+    disk = elsewhere.home.root_disk(own.id)
+    _write(disk, "write -P 9 64k 64k")
+    before = disk.read_bytes()
+    with pytest.raises(NotFoundError, match="its machine is on another host"):
+        elsewhere.import_snapshot(exported).restore()
+    assert disk.read_bytes() == before
+    assert elsewhere.get("web").state is State.DEFINED
+
+
 def test_a_snapshot_of_a_disk_alone(machine: Machine, elsewhere: Manager, tmp_path: Path) -> None:
     machine.snapshot("disk").export(tmp_path / "disk.cerne")
     arrived = elsewhere.import_snapshot(tmp_path / "disk.cerne")

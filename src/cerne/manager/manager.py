@@ -45,6 +45,7 @@ from cerne.manager.on_host import check_image, found_spec
 from cerne.manager.operations import Kind, Operation, end_abandoned, recorded
 from cerne.manager.recovery import discard, discard_runtime, names_in
 from cerne.manager.store import (
+    HELPERS,
     CardRow,
     Event,
     ImageUsers,
@@ -625,7 +626,7 @@ class Manager:
             return
         for digest in unnamed:
             with self._store.image_users("", digest) as users:
-                if users.machines or users.snapshots:
+                if users.machines or users.helpers or users.snapshots:
                     continue
                 self.templates.remove_of(digest)
                 # Another command may have removed it meanwhile, or given it a name.
@@ -719,6 +720,12 @@ class Manager:
 
 
 def _require_unused(reference: str, users: ImageUsers, *, last: bool) -> None:
+    if last and users.helpers:
+        made = " and ".join(HELPERS[each] for each in users.helpers)
+        raise ConflictError(
+            f"the image {reference} is in use: {made} of it is being made",
+            hint="try again when that is done; see: cerne operation ls",
+        )
     found = {"machine": users.machines, "snapshot": users.snapshots} if last else {}
     found |= {"pool": users.pools}
     commands = {"machine": "cerne rm", "snapshot": "cerne snapshot rm", "pool": "cerne pool rm"}

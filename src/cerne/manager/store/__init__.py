@@ -9,6 +9,7 @@ from cerne.manager.store.events import working_on
 from cerne.manager.store.machines import name_in_use
 from cerne.manager.store.networks import unknown_network
 from cerne.manager.store.rows import (
+    HELPERS,
     CardRow,
     Event,
     ImageUsers,
@@ -25,6 +26,7 @@ from cerne.manager.store.snapshots import snapshot_name_in_use
 from cerne.manager.store.store import Store
 
 __all__ = [
+    "HELPERS",
     "CardRow",
     "Changes",
     "Event",

@@ -7,7 +7,9 @@ import sqlite3
 from collections.abc import Iterator
 
 from cerne.manager.store.database import Repository
-from cerne.manager.store.rows import ImageUsers
+from cerne.manager.store.rows import HELPERS, ImageUsers
+
+_HELPS = f"parent IN ({', '.join(repr(each) for each in HELPERS)})"
 
 
 class Images(Repository):
@@ -22,7 +24,8 @@ class Images(Repository):
         """
         with self._database.transaction() as connection:
             yield ImageUsers(
-                machines=_names(connection, "machines WHERE digest = ?", digest),
+                machines=_names(connection, f"machines WHERE NOT {_HELPS} AND digest = ?", digest),
+                helpers=_parents(connection, digest),
                 # One whose manifest could not be read may be of any image.
                 snapshots=_names(connection, "snapshots WHERE ifnull(digest = ?, TRUE)", digest),
                 pools=_names(connection, "pools WHERE image = ?", reference),
@@ -43,3 +46,8 @@ def refer_to_image(connection: sqlite3.Connection, digest: str) -> None:
 def _names(connection: sqlite3.Connection, what: str, value: str) -> tuple[str, ...]:
     rows = connection.execute(f"SELECT name FROM {what} ORDER BY name", (value,))
     return tuple(row["name"] for row in rows)
+
+
+def _parents(connection: sqlite3.Connection, digest: str) -> tuple[str, ...]:
+    what = f"SELECT DISTINCT parent FROM machines WHERE {_HELPS} AND digest = ? ORDER BY parent"
+    return tuple(row["parent"] for row in connection.execute(what, (digest,)))

@@ -247,11 +247,17 @@ class Event:
 _WORDS = {"pid": "process {}", "to": "to {}"}
 
 
+HELPERS = {"template": "a template", "image": "another image"}
+"""The parents of machines that exist while something is made by them, and what that is."""
+
+
 @dataclass(frozen=True, slots=True)
 class ImageUsers:
     """What is made of an image, by name."""
 
     machines: tuple[str, ...]
+    helpers: tuple[str, ...]
+    """What machines of it that nobody made for themselves are for (`HELPERS`)."""
     snapshots: tuple[str, ...]
     pools: tuple[str, ...]
     """Those whose machines are of this image's name."""
