@@ -32,6 +32,7 @@ PORTS = ("8088", "8090")
 """Ports of this host that pages publish; free ones take their places."""
 
 SLOW_PAGES = {
+    "images": "boots a Debian with systemd, and makes an image of it",
     "machines": "boots what test_attachments.py and test_cpus.py boot too",
     "snapshots": "starts six machines",
     "templates": "boots five machines",
@@ -46,6 +47,7 @@ VARYING = {
     "cerne capacity": "has what this host has",
     "cerne balance": "has what this host has",
     "cerne image ls": "lists what can be built, too",
+    "cerne image create": "names the digest of what it made",
     "cerne kernel ls": "names the kernel of this host",
     "cerne create --name huge": "is refused with what this host has",
     "cerne stats": "has what the engine measures",
