@@ -16,33 +16,6 @@ if TYPE_CHECKING:
     from cerne.client import Network
     from cerne.spec.ports import PublishedPort
 
-_CREATE_EXAMPLES = """\b
-Examples:
-  cerne network create lan
-  cerne network create lan --ipv4 10.20.0.0/24 --uplink none
-  sudo cerne network create office --uplink bridge --parent br0
-"""
-_CONNECT_EXAMPLES = """\b
-Examples:
-  cerne network connect lan web --address 10.20.0.5 --publish 8080:80
-  cerne network connect lan web --allow deb.debian.org:80 --rate 10M/2M
-"""
-_SET_EXAMPLES = """\b
-Examples:
-  cerne network set lan web --allow deb.debian.org:80 --allow 192.0.2.0/24:443
-  cerne network set lan web --egress none --rate none
-"""
-_ADD_EXAMPLES = """\b
-Examples:
-  cerne publish add web 8080:80
-  cerne publish add web 0.0.0.0:5353:53/udp 18500-18502:80-82
-"""
-_REMOVE_EXAMPLES = """\b
-Examples:
-  cerne publish rm web 8080
-  cerne publish rm web 127.0.0.1:5353/udp
-"""
-
 app = typer.Typer(
     help="Networks: machines on one reach each other by name, and have addresses that stay.",
     no_args_is_help=True,
@@ -89,7 +62,7 @@ RateOption = Annotated[
 ]
 
 
-@app.command(epilog=_CREATE_EXAMPLES)
+@app.command()
 def create(
     name: Annotated[str, typer.Argument(metavar="NETWORK", help="Its name.")],
     uplink: Annotated[
@@ -241,7 +214,7 @@ def rm(
     failures.end()
 
 
-@app.command("connect", epilog=_CONNECT_EXAMPLES)
+@app.command("connect")
 def connect_machine(
     network: NetworkArgument,
     name: NameArgument,
@@ -286,7 +259,7 @@ def disconnect_machine(
     print(name)
 
 
-@app.command("set", epilog=_SET_EXAMPLES)
+@app.command("set")
 def set_card(
     network: NetworkArgument,
     name: NameArgument,
@@ -337,7 +310,7 @@ def repair(network: NetworkArgument) -> None:
         print(printable(done))
 
 
-@publish_app.command("add", epilog=_ADD_EXAMPLES)
+@publish_app.command("add")
 def add_port(
     name: NameArgument,
     ports: Annotated[
@@ -353,7 +326,7 @@ def add_port(
     _print_ports(connect().get(name).publish(*ports))
 
 
-@publish_app.command("rm", epilog=_REMOVE_EXAMPLES)
+@publish_app.command("rm")
 def remove_port(
     name: NameArgument,
     ports: Annotated[

@@ -149,8 +149,7 @@ def _require_disk(path: Path, disk_format: str, size: int) -> None:
     if (found, virtual_size) != (disk_format, size):
         raise ImageError(
             f"{path} is {found} of {counted(virtual_size, 'byte')}, and its index says"
-            f" {disk_format} of"
-            f" {counted(size, 'byte')}"
+            f" {disk_format} of {counted(size, 'byte')}"
         )
     require_whole(path, disk_format)
 
