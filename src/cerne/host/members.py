@@ -35,7 +35,7 @@ from typing import NamedTuple
 
 from cerne.errors import HostError
 from cerne.host.cell_note import NOTE, CellNote
-from cerne.host.process import ProcessIdentity, boot_id
+from cerne.host.process import ProcessIdentity, boot_id, status_of
 from cerne.vmm.registration import FORKED, boot_ticks
 
 MACHINE = "machine"
@@ -110,14 +110,13 @@ class Expected(NamedTuple):
     def fits(self, process: ProcessIdentity, supervisor: int | None) -> bool:
         """Whether it is such a process; `supervisor` is the pid of the one that starts it."""
         try:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            said = status_of(Path(f"/proc/{process.pid}"))
         except OSError:
             # It has ended, so that nothing happens to it.
             return not process.alive()
-        said = {name: value.split() for name, _, value in (line.partition(":") for line in lines)}
-        confined = said["NoNewPrivs"] == ["1"] and process.start_time >= self.since
-        child = supervisor is not None and said["PPid"] == [str(supervisor)]
-        fits = confined and (child or said["Uid"][0] == str(self.user))
+        confined = said["NoNewPrivs"] == "1" and process.start_time >= self.since
+        child = supervisor is not None and said["PPid"] == str(supervisor)
+        fits = confined and (child or said["Uid"].split()[0] == str(self.user))
         # What was read is of this process, and of no later one with its pid.
         return fits or not process.alive()
 

@@ -23,6 +23,16 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def status_of(place: Path) -> dict[str, str]:
+    """What a process's directory in /proc says of it (proc(5), status).
+
+    Raises:
+        OSError: it has ended.
+    """
+    lines = (place / "status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessIdentity:
     """The identity of one process, which no other process has, even after a reboot."""
@@ -61,9 +71,8 @@ class ProcessIdentity:
     def user(self) -> int | None:
         """Its real user id (proc(5), status); None if it has ended."""
         with contextlib.suppress(OSError):
-            for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
-                if line.startswith("Uid:") and self.alive():
-                    return int(line.split()[1])
+            user = int(status_of(Path(f"/proc/{self.pid}"))["Uid"].split()[0])
+            return user if self.alive() else None
         return None
 
     def stopped(self) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cerne.host.process import status_of
 from cerne.host.walls import landlock
 from cerne.vmm.jail.walls import Wall
 
@@ -54,7 +55,7 @@ def walls_of(role: str, pid: int, log: Path, root: Path = _PROCESSES) -> Process
     """
     place = root / str(pid)
     try:
-        status = _status(place)
+        status = status_of(place)
         # Root, if no process of its user may read its memory.
         owner = (place / "stat").stat().st_uid
     except (OSError, ValueError):
@@ -85,11 +86,6 @@ def walls_of(role: str, pid: int, log: Path, root: Path = _PROCESSES) -> Process
     }
     up = tuple(str(wall) for wall, why in found.items() if not why)
     return ProcessWalls(role, pid, user, up, missing)
-
-
-def _status(place: Path) -> dict[str, str]:
-    lines = (place / "status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
 
 
 def _limits(place: Path) -> str:
