@@ -280,8 +280,15 @@ def _dhcp_question(card: CardPlan) -> list[Json]:
 
     With another's, a machine could decline the address of that one (RFC 2131, section 3.1).
     """
-    mac = int(card.mac.replace(":", ""), 16)
-    return [_is(_payload("udp", "dport"), _DHCP_SERVER), _is(_word(_DHCP_MAC, 48), mac)]
+    return [
+        _is(_payload("udp", "dport"), _DHCP_SERVER),
+        _is(_word(_DHCP_MAC, 48), _number(card.mac)),
+    ]
+
+
+def _number(mac: str) -> int:
+    """A MAC as nft compares it with bits of a packet."""
+    return int(mac.replace(":", ""), 16)
 
 
 def _dhcp_answers(protocol: Json, server: int, client: int) -> Iterable[list[Json]]:
@@ -305,8 +312,13 @@ def _mac_rules(six: Json, card: CardPlan) -> Iterable[list[Json]]:
         (_NEIGHBOUR_ADVERTISEMENT, _AFTER_TARGET, _TARGETS_MAC),
     ):
         message = _is(_payload("icmpv6", "type"), kind)
-        mac = int(card.mac.replace(":", ""), 16)
-        yield [six, message, _is(_word(at, 16), option), _isnt(_word(at + 16, 48), mac), _DROP]
+        yield [
+            six,
+            message,
+            _is(_word(at, 16), option),
+            _isnt(_word(at + 16, 48), _number(card.mac)),
+            _DROP,
+        ]
         # One without an option is too short for this rule.
         if kind == _NEIGHBOUR_ADVERTISEMENT:
             yield [six, message, _isnt(_word(at, 16), option), _DROP]
