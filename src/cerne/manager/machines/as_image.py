@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -17,15 +16,14 @@ from typing import TYPE_CHECKING
 
 from cerne import faults
 from cerne.errors import CerneError, GuestError, InputError, StateError
-from cerne.manager.machines.cards import connecting
 from cerne.manager.machines.context import MachineContext
 from cerne.manager.machines.creation import creating, new_record
 from cerne.manager.machines.ending import abandon
+from cerne.manager.machines.helper import boots_on, start_helper
 from cerne.manager.machines.operation import operation
 from cerne.manager.machines.plan import wanted_engine
 from cerne.manager.machines.telling import READY_TIMEOUT
-from cerne.manager.machines.watch import BootWatch
-from cerne.manager.store import State
+from cerne.manager.store import IMAGE, State
 from cerne.units import MIB
 
 if TYPE_CHECKING:
@@ -38,7 +36,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_PARENT = "image"
 _MEMORY = 256 * MIB
 _FORGETTING_LIMIT = 120.0
 _SHUTDOWN_LIMIT = 60.0
@@ -137,7 +134,7 @@ def _forgotten(context: MachineContext, image: Image, disk: Path, progress: Prog
     engine = context.manager.choose_engine(wanted_engine(context.spec, image))
     spec = _helper_spec(context, image)
     record = new_record(
-        spec, context.last.image, image.digest, engine=engine.name, parent=_PARENT, incomplete=True
+        spec, context.last.image, image.digest, engine=engine.name, parent=IMAGE, incomplete=True
     )
     with creating(context.manager, [record], engine) as (helper,):
         own = helper.home.root_disk(helper.id)
@@ -173,30 +170,15 @@ def _helper_spec(context: MachineContext, image: Image) -> MachineSpec:
 
 
 def _run_helper(helper: MachineContext, engine: Engine, progress: Progress) -> None:
-    plan = _agent_first(helper.plan())
-    engine.require(plan)
-    with connecting(helper) as cards:
-        instance = engine.start(cards.in_plan(plan))
-    kept = instance.record.to_json()
-    helper.last = helper.store.note_process(helper.last, instance.process, instance=kept)
-    faults.step("image helper booting")
-    watch = BootWatch(helper.last.name, instance.process, helper.console_log)
+    instance = start_helper(helper, engine, _agent_first(helper.plan()), IMAGE)
     agent = instance.agent()
-    agent.wait_ready(READY_TIMEOUT, alive=_with_progress(watch, progress))
+    agent.wait_ready(READY_TIMEOUT, alive=boots_on(helper, instance, "booting a copy", progress))
     progress("removing the identity", 0, None)
     done = agent.run(["sh", "-c", _FORGET], timeout=_FORGETTING_LIMIT)
     if done.status != 0:
         said = done.stderr.decode(errors="replace").strip()[-300:]
         raise GuestError(f"removing the machine's identity failed in a copy of its guest: {said}")
     _shut_down(instance)
-
-
-def _with_progress(watch: BootWatch, progress: Progress) -> Callable[[], bool]:
-    def goes_on() -> bool:
-        progress("booting a copy", 0, None)
-        return watch.check()
-
-    return goes_on
 
 
 def _shut_down(instance: Instance) -> None:

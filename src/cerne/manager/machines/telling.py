@@ -22,6 +22,7 @@ from cerne.manager.machines.watch import BootWatch
 from cerne.manager.store import State
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from cerne.guest import GuestAgent
@@ -125,19 +126,33 @@ def _say(
     renew(context, agent, restored=restored, timeout=left)
     faults.step("renewed")
     configure_cards(context, agent, restored=restored)
-    if Untold.BOOT not in untold:
-        return
-    image = context.image()
+    if Untold.BOOT in untold:
+        complete_boot(context, context.image(), agent, deadline, goes_on)
+
+
+def complete_boot(
+    context: MachineContext,
+    image: Image,
+    agent: GuestAgent,
+    deadline: float,
+    goes_on: Callable[[], bool],
+) -> None:
+    """What is left of a boot once the agent answers: the root's size, and systemd's boot target.
+
+    Raises:
+        GuestError: it is not there at the `deadline` (`time.monotonic`), or the guest is gone.
+    """
+    name = context.last.name
     if image.disk is not None and (context.spec.root_size or 0) > image.disk.virtual_size:
-        grow_root(agent, record.name)
+        _grow_root(agent, name)
     if image.has_systemd:
         from cerne.manager.machines.boot import await_boot_target
 
         left = max(_LEAST_TIME, deadline - time.monotonic())
-        await_boot_target(agent, record.name, left, goes_on)
+        await_boot_target(agent, name, left, goes_on)
 
 
-def grow_root(agent: GuestAgent, name: str) -> None:
+def _grow_root(agent: GuestAgent, name: str) -> None:
     """Have the guest of a machine of this name use all of a root disk that is larger than its
     image's."""
     try:

@@ -10,6 +10,8 @@ from cerne.manager.store.machines import name_in_use
 from cerne.manager.store.networks import unknown_network
 from cerne.manager.store.rows import (
     HELPERS,
+    IMAGE,
+    TEMPLATE,
     CardRow,
     Event,
     ImageUsers,
@@ -27,6 +29,8 @@ from cerne.manager.store.store import Store
 
 __all__ = [
     "HELPERS",
+    "IMAGE",
+    "TEMPLATE",
     "CardRow",
     "Changes",
     "Event",

@@ -247,7 +247,8 @@ class Event:
 _WORDS = {"pid": "process {}", "to": "to {}"}
 
 
-HELPERS = {"template": "a template", "image": "another image"}
+TEMPLATE, IMAGE = "template", "image"
+HELPERS = {TEMPLATE: "a template", IMAGE: "another image"}
 """The parents of machines that exist while something is made by them, and what that is."""
 
 

@@ -21,14 +21,14 @@ from cerne.errors import DamagedError
 from cerne.images.files import storage_errors, sync_directory
 from cerne.manager.background import run_later
 from cerne.manager.lock import held, is_held
-from cerne.manager.machines.cards import connecting
 from cerne.manager.machines.collection import collect
 from cerne.manager.machines.context import MachineContext, ManagerContext
 from cerne.manager.machines.creation import creating, new_record
 from cerne.manager.machines.ending import KILL_TIMEOUT, abandon
-from cerne.manager.machines.telling import grow_root
-from cerne.manager.machines.watch import BootWatch
+from cerne.manager.machines.helper import boots_on, start_helper
+from cerne.manager.machines.telling import complete_boot
 from cerne.manager.recovery import discard
+from cerne.manager.store import TEMPLATE
 from cerne.manager.warm.template_files import Template, read_template, templates_of, write_template
 from cerne.spec.network import NetworkKind, is_named, parse_network
 
@@ -44,10 +44,6 @@ _FORMAT = 1
 _KIND = {"version", "name", "image", "cpus", "max_cpus", "memory", "disks", "engine"}
 """The fields of a specification that tell one template from another."""
 
-# It has none; but it is as incomplete as a fork is, and removed like one where it is left behind.
-_PARENT = "template"
-_LEAST_TIME = 1.0
-"""Seconds for a boot target after an agent that answered late."""
 _log = logging.getLogger(__name__)
 
 
@@ -137,7 +133,7 @@ class Templates:
             spec.image,
             image.digest,
             engine=engine.name,
-            parent=_PARENT,
+            parent=TEMPLATE,
             incomplete=True,
         )
         with (
@@ -196,27 +192,11 @@ def _boot_and_save(
 
         create_overlay(image.disk.path, image.disk.format, disk, context.spec.root_size)
     plan = replace(context.plan(), memory_file=directory / "memory")
-    engine.require(plan)
-    with connecting(context) as cards:
-        instance = engine.start(cards.in_plan(plan))
-    kept = instance.record.to_json()
-    context.last = context.store.note_process(context.last, instance.process, instance=kept)
-    faults.step("template booting")
-    watch = BootWatch(context.last.name, instance.process, context.console_log)
-
-    def goes_on() -> bool:
-        progress(f"booting {context.last.image} once", 0, None)
-        return watch.check()
-
+    instance = start_helper(context, engine, plan, TEMPLATE)
+    goes_on = boots_on(context, instance, f"booting {context.last.image} once", progress)
     agent, deadline = instance.agent(), time.monotonic() + timeout
     agent.wait_ready(timeout, alive=goes_on)
-    if image.disk is not None and (context.spec.root_size or 0) > image.disk.virtual_size:
-        grow_root(agent, context.last.name)
-    if image.has_systemd:
-        from cerne.manager.machines.boot import await_boot_target
-
-        left = max(_LEAST_TIME, deadline - time.monotonic())
-        await_boot_target(agent, context.last.name, left, goes_on)
+    complete_boot(context, image, agent, deadline, goes_on)
     instance.save(directory, plan.disks, resume=False)
     instance.kill()
     instance.wait(KILL_TIMEOUT)
