@@ -8,25 +8,30 @@ run commands of a shell; what each says, and its exit status, come by the second
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import distribution
 from pathlib import Path
 
+import pytest
 from packaging.requirements import Requirement
 
 import cerne
-from cerne.host.programs import require_program
+from cerne.host.programs import find_program, install_command, require_program
 from cerne.images import tiny
 from cerne.images.debian import debian_system
 from cerne.images.progress import silent
 from cerne.images.store import ImageStore
+from cerne.manager import Home
 from cerne.units import GIB
 
-PYTHON = (3, 11)
+_PYTHON = (3, 11)
 """Debian 12's; parts of our dependencies are compiled for one version."""
 
 GUEST = "guest"
@@ -133,25 +138,40 @@ class Report:
         return step.said
 
 
+def require_disk_maker() -> None:
+    """Skip the test if the disk of such a host is not made here."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to make the host's disk")
+    if sys.version_info[:2] != _PYTHON:
+        pytest.skip("the host's Python is 3.11, and pydantic is here for another")
+    if find_program("mmdebstrap") is None:
+        pytest.skip(f"mmdebstrap is not installed: {install_command('mmdebstrap')}")
+
+
 def report_from(
-    steps: Mapping[str, str],
-    *,
-    cache: Path,
-    work: Path,
-    qemu: Path,
-    timeout: float,
-    shape: Shape = Shape(),
+    steps: Mapping[str, str], *, qemu: Path, timeout: float, shape: Shape = Shape()
 ) -> Report:
     """Boot a host at speed, have it run steps by name, and return what it says of them.
 
     In a step, a failed command ends it. Beside a shell's own it has `cerne`, `inside MACHINE
     WORDS…` that has a guest's shell run words, and `eventually COMMAND…` that tries for a minute.
 
+    It prints the report too. The test is skipped if the host's disk is not made here.
+
     Args:
-        cache: where the guest kernel is, and the agent and Debian are or are put.
-        work: a directory for its disk and logs.
         timeout: seconds after which it is ended, wherever it is.
     """
+    require_disk_maker()
+    with tempfile.TemporaryDirectory(prefix="cerne-host-") as work:
+        report = _report_from(steps, Path(work), qemu, timeout, shape)
+    print(report.text)
+    return report
+
+
+def _report_from(
+    steps: Mapping[str, str], work: Path, qemu: Path, timeout: float, shape: Shape
+) -> Report:
+    cache = Home.of_this_user().cache
     root = work / "root"
     root.mkdir()
     packages = f"{_PACKAGES},{shape.packages}" if shape.packages else _PACKAGES

@@ -6,18 +6,15 @@ Each boot of such a host (tests/e2e/host_with_groups.py) runs the trials of
 
 from __future__ import annotations
 
-import os
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.e2e.host_at_speed import PYTHON, Report
+from tests.e2e.host_at_speed import Report, require_disk_maker
 from tests.e2e.host_with_groups import make_disk, report_of
 from tests.host.cell_trials import TRIALS
 
-from cerne.host.programs import find_program, install_command
 from cerne.manager import Home
 
 _LIMIT = 1800
@@ -28,12 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(2 * _LIMIT + 600)]
 
 @pytest.fixture(scope="module")
 def disk() -> Iterator[Path]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to make the host's disk")
-    if sys.version_info[:2] != PYTHON:
-        pytest.skip("the host's Python is 3.11, and pydantic is here for another")
-    if find_program("mmdebstrap") is None:
-        pytest.skip(f"mmdebstrap is not installed: {install_command('mmdebstrap')}")
+    require_disk_maker()
     with tempfile.TemporaryDirectory(prefix="cerne-host-") as work:
         yield make_disk(Home.of_this_user().cache, Path(work))
 

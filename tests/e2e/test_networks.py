@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.addresses import own_address
 from tests.e2e.conftest import Cerne, built_home
 from tests.waiting import PATIENCE, eventually
 
@@ -210,7 +211,7 @@ def test_the_same_addresses_are_used_twice_on_one_host(lan: Cerne) -> None:
 @pytest.mark.slow
 def test_a_client_keeps_its_address_and_the_host_is_closed(lan: Cerne) -> None:
     """The client is this host, by an address of its own."""
-    address = _own_address()
+    address = own_address()
     make = r"printf '#!/bin/sh\necho; echo $REMOTE_ADDR\n' >/w/cgi-bin/who; chmod +x /w/cgi-bin/who"
     lan.ok("exec", "web", "--", "sh", "-c", f"mkdir -p /w/cgi-bin; {make}")
     lan.ok("publish", "add", "web", f"{address}:0:80")
@@ -221,16 +222,6 @@ def test_a_client_keeps_its_address_and_the_host_is_closed(lan: Cerne) -> None:
         assert address in web.makefile("rb").read().decode()
     assert not _reaches(lan, "web", f"{address}:{port}")
     lan.ok("publish", "rm", "web", f"{address}:{port}")
-
-
-def _own_address() -> str:
-    """An address of this host that is not of its loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        try:
-            asking.connect(("192.0.2.254", 9))
-        except OSError:
-            pytest.skip("this host has no network")
-        return str(asking.getsockname()[0])
 
 
 def test_a_fork_has_its_own_address(lan: Cerne) -> None:

@@ -7,18 +7,13 @@ core scheduling. One boot runs all the steps, in the order in which they stand h
 from __future__ import annotations
 
 import json
-import os
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.e2e.host_at_speed import GUEST, PYTHON, Report, Shape, report_from
+from tests.e2e.host_at_speed import GUEST, Report, Shape, report_from, require_disk_maker
 from tests.e2e.host_kernel import kernel_with_core_scheduling
 
-from cerne.host.programs import find_program, install_command
 from cerne.manager import Home
 from cerne.units import MIB
 
@@ -152,21 +147,11 @@ name=m-1
 
 
 @pytest.fixture(scope="module")
-def report(qemu: Path, own_kernel: None) -> Iterator[Report]:
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to make the host's disk")
-    if sys.version_info[:2] != PYTHON:
-        pytest.skip("the host's Python is 3.11, and pydantic is here for another")
-    if find_program("mmdebstrap") is None:
-        pytest.skip(f"mmdebstrap is not installed: {install_command('mmdebstrap')}")
-    cache = Home.of_this_user().cache
-    shape = Shape("qemu-system-x86,util-linux", kernel_with_core_scheduling(cache), _NODES)
-    with tempfile.TemporaryDirectory(prefix="cerne-host-") as work:
-        report = report_from(
-            _STEPS, cache=cache, work=Path(work), qemu=qemu, timeout=_LIMIT, shape=shape
-        )
-    print(report.text)
-    yield report
+def report(qemu: Path, own_kernel: None) -> Report:
+    require_disk_maker()
+    kernel = kernel_with_core_scheduling(Home.of_this_user().cache)
+    shape = Shape("qemu-system-x86,util-linux", kernel, _NODES)
+    return report_from(_STEPS, qemu=qemu, timeout=_LIMIT, shape=shape)
 
 
 @pytest.fixture(params=_ENGINES)
