@@ -31,7 +31,7 @@ INCOMPATIBLE_AT, COMPATIBLE_AT = 72, 80
 """Where the header has its features."""
 ENTRY = 8
 """Bytes of an entry of a table."""
-LARGEST_SIZE = 1 << 56
+_LARGEST_SIZE = 1 << 56
 
 
 def mark_in_use(descriptor: int) -> None:
@@ -148,5 +148,5 @@ def require_known(
             "zstd or subclusters",
             hint=hint,
         )
-    if not 9 <= cluster_bits <= 21 or not 0 < size <= LARGEST_SIZE:
+    if not 9 <= cluster_bits <= 21 or not 0 < size <= _LARGEST_SIZE:
         raise ImageError("the disk's header is damaged", hint=hint)
