@@ -27,6 +27,7 @@ int main(int argc, char **argv)
 	return 0;
 }
 """
+_PARTS = ("identity.c", "clock.c", "line.c")
 _FIRST, _OTHER = "1" * 32, "2" * 32
 
 Renew = Callable[[str, str], list[str]]
@@ -40,7 +41,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("needs a C compiler, and root for a root directory of its own")
     directory = tmp_path_factory.mktemp("identity")
     (directory / "main.c").write_text(_MAIN)
-    sources = [directory / "main.c", _SOURCE / "identity.c", _SOURCE / "clock.c"]
+    sources = [directory / "main.c", *(_SOURCE / name for name in _PARTS)]
     flags = ("-static", "-std=gnu11", "-Wall", "-Werror", f"-I{_SOURCE}")
     words = [compiler, *flags, *sources, "-o", directory / "renew"]
     subprocess.run([str(word) for word in words], check=True)

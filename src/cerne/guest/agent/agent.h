@@ -274,6 +274,10 @@ void init_prepare(void);
 
 void console_start(void);
 
+/* line.c */
+/* Read the first line of a file; false, and an empty text, where there is none. */
+bool read_line(const char *path, char *text, size_t size);
+
 /* clock.c */
 
 int64_t now_milliseconds(void);

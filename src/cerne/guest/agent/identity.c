@@ -43,18 +43,6 @@ static const struct {
 	{"/etc/ssh", "ssh_host_", "_key"},
 };
 
-static bool read_word(const char *path, char *word, size_t size)
-{
-	FILE *file = fopen(path, "re");
-
-	if (!file || !fgets(word, (int)size, file))
-		*word = 0;
-	if (file)
-		fclose(file);
-	word[strcspn(word, "\n")] = 0;
-	return *word != 0;
-}
-
 static bool write_word(const char *path, const char *word)
 {
 	char fresh[PATH_MAX];
@@ -136,7 +124,7 @@ static void renew_machine_id(const char *machine_id, char *failed, size_t size)
 
 	/* It is empty in an image that was made of a machine. */
 	if (access(MACHINE_ID, F_OK) != 0 ||
-	    (read_word(MACHINE_ID, former, sizeof former) && strcmp(former, machine_id) == 0))
+	    (read_line(MACHINE_ID, former, sizeof former) && strcmp(former, machine_id) == 0))
 		return;
 	if (!write_word(MACHINE_ID, machine_id))
 		note(failed, size, MACHINE_ID);
@@ -206,10 +194,10 @@ static bool is_clone(const char *machine, const char *machine_id)
 {
 	char former[64];
 
-	if (read_word(MACHINE, former, sizeof former))
+	if (read_line(MACHINE, former, sizeof former))
 		return strcmp(former, machine) != 0;
 	/* At the first boot of an image there is none, and systemd has the id that it was given. */
-	return read_word(MACHINE_ID, former, sizeof former) && strcmp(former, machine_id) != 0;
+	return read_line(MACHINE_ID, former, sizeof former) && strcmp(former, machine_id) != 0;
 }
 
 bool identity_renew(const char *name, const char *machine, const char *machine_id, char *failed,
@@ -219,7 +207,7 @@ bool identity_renew(const char *name, const char *machine, const char *machine_i
 	bool clone;
 
 	*failed = 0;
-	if (read_word(MACHINE, former, sizeof former) && strcmp(former, machine) == 0)
+	if (read_line(MACHINE, former, sizeof former) && strcmp(former, machine) == 0)
 		return false;
 	clone = is_clone(machine, machine_id);
 	if (clone) {

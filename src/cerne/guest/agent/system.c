@@ -41,17 +41,6 @@ enum {
 	LOOK_AGAIN = 20,  /* ms */
 };
 
-static void read_line(const char *path, char *text, size_t size)
-{
-	FILE *file = fopen(path, "re");
-
-	if (!file || !fgets(text, (int)size, file))
-		*text = 0;
-	if (file)
-		fclose(file);
-	text[strcspn(text, "\n")] = 0;
-}
-
 static void read_system_name(char *name, size_t size)
 {
 	static const char key[] = "PRETTY_NAME=";
